@@ -1,0 +1,16 @@
+"""Tests run on eight fake CPU devices, with shapes checked and implicit rank promotion an error."""
+
+import os
+import pathlib
+
+os.environ['JAX_PLATFORMS'] = 'cpu'
+os.environ.setdefault('JAX_NUM_CPU_DEVICES', '8')
+os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
+os.environ.setdefault(
+  'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path.home() / '.cache' / 'jaxgen' / 'test_compilation_cache')
+)
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+
+from jaxtyping import install_import_hook
+
+install_import_hook('jaxgen', 'beartype.beartype')
