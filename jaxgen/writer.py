@@ -1,0 +1,313 @@
+"""What a run leaves behind and what a person sees of it while it runs.
+
+  config.json       the resolved config, written once
+  metrics.jsonl     one JSON object per line, {"step": 100, "loss": 0.31}; a value that is not finite is null
+  tensorboard/      the same scalars and images as event files
+  samples/          NAME_STEP.png, grids of images
+  NAME.txt          longer texts, e.g. the table of parameters
+
+A run that resumes at step s goes on as if it had never died: what an earlier process wrote beyond s is
+dropped first. One process writes; the others get `silent()`.
+"""
+
+import json
+import math
+import os
+import pathlib
+import re
+import shutil
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from jaxgen.typing import UInt8
+
+_GAP = 2  # pixels between the images of a grid
+_VIEWABLE = 64  # smaller images are enlarged by a whole factor, so that a grid can be looked at
+_REDRAW_SECONDS = 0.1  # how often the live line is redrawn at most
+_SAMPLE = re.compile(r'.+_(\d{8})\.png$')
+
+
+class Writer:
+  """Writes a run's folder; text and progress go to standard output.
+
+  Args:
+    workdir: the run's folder, made if missing. None writes nothing at all.
+    resume_step: the step the run goes on from; records of later steps are dropped. None is a new run, which
+      drops all of them.
+  """
+
+  def __init__(self, workdir: str | os.PathLike | None, *, resume_step: int | None = None):
+    self._workdir = None if workdir is None else pathlib.Path(workdir)
+    self._line = _ProgressLine(sys.stdout)
+    if self._workdir is None:
+      return
+    last = -1 if resume_step is None else resume_step
+    (self._workdir / 'samples').mkdir(parents=True, exist_ok=True)
+    _drop_records_beyond(self._workdir / 'metrics.jsonl', last)
+    _drop_samples_beyond(self._workdir / 'samples', last)
+    # Line buffered: a record reaches the file whole, and a reader sees it at once.
+    self._metrics = open(self._workdir / 'metrics.jsonl', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    self._tensorboard = _tensorboard(self._workdir / 'tensorboard', last + 1)
+
+  def config(self, config: Mapping[str, Any]) -> None:
+    """Writes config.json; what JSON cannot hold is written as its repr."""
+    if self._workdir is not None:
+      text = json.dumps(dict(config), indent=2, default=repr) + '\n'
+      _replace(self._workdir / 'config.json', text)
+
+  def scalars(self, step: int, values: Mapping[str, Any]) -> None:
+    """Appends one record; values are numbers or arrays of one element."""
+    if self._workdir is None:
+      return
+    numbers = {name: float(np.asarray(value).reshape(())) for name, value in values.items()}
+    record = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
+    self._metrics.write(json.dumps({'step': int(step), **record}, allow_nan=False) + '\n')
+    if self._tensorboard is not None:
+      for name, value in numbers.items():
+        self._tensorboard.add_scalar(name, value, int(step))
+
+  def images(
+    self, step: int, name: str, images: UInt8[np.ndarray, 'n h w c'], *, rows: Sequence[str] | None = None
+  ) -> None:
+    """Saves samples/NAME_STEP.png.
+
+    Args:
+      step: the step of the weights that made them.
+      name: what they are, e.g. 'samples'.
+      images: 1 or 3 channels.
+      rows: a label for each row of the grid, which divide the images evenly; a near-square grid without.
+    """
+    if self._workdir is None:
+      return
+    picture = grid(images, rows=rows)
+    path = self._workdir / 'samples' / f'{name}_{int(step):08d}.png'
+    save_png(path, picture)
+    if self._tensorboard is not None:
+      self._tensorboard.add_image(name, picture, int(step), dataformats='HWC')
+
+  def text(self, text: str, *, name: str | None = None) -> None:
+    """Prints lines above the progress line; with a name, keeps them as NAME.txt in the run's folder."""
+    if self._workdir is None:
+      return
+    self._line.above(text)
+    if name is not None:
+      _replace(self._workdir / f'{name}.txt', text.rstrip('\n') + '\n')
+
+  def progress(self, step: int, total: int, values: Mapping[str, Any] | None = None) -> None:
+    """Shows where the run is.
+
+    In a terminal one live line is redrawn, with the last known values. Elsewhere a line is printed for each
+    call that brings values, so that a log stays readable.
+
+    Args:
+      step: steps done.
+      total: steps of the whole run.
+      values: numbers by name; `images_per_second`, `input_wait` (a fraction of the time) and `seconds_left`
+        are shown in their units. Without `seconds_left` it is estimated from the calls so far.
+    """
+    if self._workdir is not None:
+      self._line.update(int(step), int(total), values or {})
+
+  def close(self) -> None:
+    """Ends the progress line and closes the files; calling it again does nothing."""
+    if self._workdir is None:
+      return
+    self._line.end()
+    self._metrics.close()
+    if self._tensorboard is not None:
+      self._tensorboard.close()
+      self._tensorboard = None
+
+  def __enter__(self) -> 'Writer':
+    return self
+
+  def __exit__(self, *_: object) -> None:
+    self.close()
+
+
+def silent() -> Writer:
+  """The writer of every process but the first: it writes and says nothing."""
+  return Writer(None)
+
+
+def grid(
+  images: UInt8[np.ndarray, 'n h w c'],
+  *,
+  columns: int | None = None,
+  scale: int | None = None,
+  rows: Sequence[str] | None = None,
+) -> UInt8[np.ndarray, 'H W 3']:
+  """Lays images out in rows on white, two pixels apart.
+
+  Args:
+    images: 1 or 3 channels; the last row may be short.
+    columns: images in a row; unless given, what makes the grid near square, or one row for each label.
+    scale: whole factor of enlargement by nearest neighbour; unless given, small images are enlarged until
+      they can be seen.
+    rows: labels drawn left of the rows.
+  """
+  n, height, width, channels = images.shape
+  if n == 0 or channels not in (1, 3):
+    raise ValueError(f'a grid needs at least one image of 1 or 3 channels; got shape {images.shape}')
+  if rows is not None and n % len(rows):
+    raise ValueError(f'{n} images do not divide over {len(rows)} labelled rows')
+  columns = columns or (n // len(rows) if rows else math.ceil(math.sqrt(n)))
+  scale = scale or max(1, _VIEWABLE // max(height, width))
+  images = np.repeat(images, 3, axis=3) if channels == 1 else images
+  images = images.repeat(scale, axis=1).repeat(scale, axis=2)
+  height, width, lines = height * scale, width * scale, math.ceil(n / columns)
+  picture = np.full((lines * (height + _GAP) + _GAP, columns * (width + _GAP) + _GAP, 3), 255, np.uint8)
+  for i, image in enumerate(images):
+    top, left = _GAP + i // columns * (height + _GAP), _GAP + i % columns * (width + _GAP)
+    picture[top : top + height, left : left + width] = image
+  return np.concatenate([_labels(rows, height, lines), picture], axis=1) if rows else picture
+
+
+def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, 'h w 3']) -> None:
+  """Writes a PNG whole or not at all."""
+  from PIL import Image
+
+  path = pathlib.Path(path)
+  partial = path.with_name(f'.{path.name}.tmp')
+  Image.fromarray(image).save(partial, format='PNG')
+  os.replace(partial, path)
+
+
+def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
+  """The records of a metrics.jsonl; a last line that a kill cut in half is left out."""
+  records = []
+  for line in pathlib.Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
+    try:
+      record = json.loads(line)
+    except json.JSONDecodeError:
+      continue
+    if isinstance(record, dict) and isinstance(record.get('step'), int):
+      records.append(record)
+  return records
+
+
+def _labels(rows: Sequence[str], height: int, lines: int) -> UInt8[np.ndarray, 'H W 3']:
+  """The column of row labels, right-aligned, of the height of the grid."""
+  from PIL import Image, ImageDraw, ImageFont
+
+  font = ImageFont.load_default(size=14)
+  width = 12 + max(int(font.getlength(row)) for row in rows)
+  column = Image.new('RGB', (width, lines * (height + _GAP) + _GAP), 'white')
+  draw = ImageDraw.Draw(column)
+  for i, row in enumerate(rows):
+    middle = _GAP + i * (height + _GAP) + height // 2
+    draw.text((width - 6, middle), row, fill='black', font=font, anchor='rm')
+  return np.array(column)
+
+
+def _tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
+  """A tensorboardX writer, or None where tensorboardX is not installed."""
+  try:
+    from tensorboardX import SummaryWriter
+  except ModuleNotFoundError:
+    return None
+  if purge_step == 0 and folder.exists():
+    shutil.rmtree(folder)
+  # The suffix keeps two processes apart that started in one second: file names carry only the time.
+  return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f'.from_{purge_step}')
+
+
+def _drop_records_beyond(path: pathlib.Path, last: int) -> None:
+  if path.exists():
+    kept = [record for record in read_metrics(path) if record['step'] <= last]
+    _replace(path, ''.join(json.dumps(record) + '\n' for record in kept))
+
+
+def _drop_samples_beyond(folder: pathlib.Path, last: int) -> None:
+  for path in folder.glob('*.png'):
+    match = _SAMPLE.match(path.name)
+    if match and int(match.group(1)) > last:
+      path.unlink()
+
+
+def _replace(path: pathlib.Path, text: str) -> None:
+  """Writes a file so that a kill leaves either the old one or the new one."""
+  partial = path.with_name(f'.{path.name}.tmp')
+  with open(partial, 'w', encoding='utf-8') as file:
+    file.write(text)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+
+
+class _ProgressLine:
+  """One line that is redrawn in a terminal, or plain lines anywhere else."""
+
+  def __init__(self, stream: Any):
+    self._stream = stream
+    self._live = stream.isatty()
+    self._shown = ''
+    self._values: dict[str, Any] = {}
+    self._start: tuple[float, int] | None = None  # time and step of the first call, for the time left
+    self._drawn = 0.0
+
+  def update(self, step: int, total: int, values: Mapping[str, Any]) -> None:
+    now = time.monotonic()
+    self._start = self._start or (now, step)
+    self._values.update(values)
+    if not self._live and not values:
+      return
+    if self._live and not values and step < total and now - self._drawn < _REDRAW_SECONDS:
+      return
+    self._drawn = now
+    elapsed, steps = now - self._start[0], step - self._start[1]
+    left = self._values.get('seconds_left')
+    if left is None and steps > 0:
+      left = elapsed / steps * (total - step)
+    line = progress_text(step, total, {**self._values, 'seconds_left': left})
+    if not self._live:
+      print(line, file=self._stream, flush=True)
+      return
+    # The last column stays free: a terminal would wrap when it is filled.
+    line = line[: shutil.get_terminal_size().columns - 1]
+    self._stream.write('\r' + line + '\x1b[K')
+    self._stream.flush()
+    self._shown = line
+
+  def above(self, text: str) -> None:
+    if self._shown:
+      self._stream.write('\r\x1b[K')
+    print(text, file=self._stream, flush=True)
+    if self._shown:
+      self._stream.write(self._shown)
+      self._stream.flush()
+
+  def end(self) -> None:
+    if self._shown:
+      print(file=self._stream, flush=True)
+    self._shown = ''
+
+
+def progress_text(step: int, total: int, values: Mapping[str, Any]) -> str:
+  """`step 1,200/20,000  6%  loss 0.213  1,204 images/s  input 0.4%  left 12:03`."""
+  values = dict(values)
+  left = values.pop('seconds_left', None)
+  rate, wait = values.pop('images_per_second', None), values.pop('input_wait', None)
+  parts = [f'step {step:,}/{total:,}', f'{100 * step // max(total, 1)}%']
+  parts += [f'{name} {float(value):.4g}' for name, value in values.items()]
+  if rate is not None:
+    parts.append(f'{float(rate):,.0f} images/s' if rate >= 100 else f'{float(rate):.3g} images/s')
+  if wait is not None:
+    parts.append(f'input wait {100 * float(wait):.1f}%')
+  if left is not None and step < total:
+    parts.append(f'{duration(left)} left')
+  return '  '.join(parts)
+
+
+def duration(seconds: float) -> str:
+  """`0:42`, `12:03`, `3:07:09` or `2d 03:07`."""
+  minutes, second = divmod(round(float(seconds)), 60)
+  hours, minute = divmod(minutes, 60)
+  days, hour = divmod(hours, 24)
+  if days:
+    return f'{days}d {hour:02d}:{minute:02d}'
+  return f'{hours}:{minute:02d}:{second:02d}' if hours else f'{minutes}:{second:02d}'
