@@ -1,0 +1,34 @@
+"""Sinusoidal embeddings of time and of place.
+
+e(s)_i = cos(s w_i) and sin(s w_i),  w_i = 10000^(-i / m),  i = 0 ... m - 1        (1)    m half the width
+"""
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.typing import Array, Float
+
+
+def timestep_embedding(t: Float[Array, 'b'], width: int) -> Float[Array, 'b d']:
+  """Eq. 1 of the number `t`, cosines first, float32; `t` is of the order of 0 to 1000."""
+  half = width // 2
+  frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+  angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+  return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def sincos_2d(height: int, width: int, features: int) -> np.ndarray:
+  """Fixed positions of a `height` by `width` grid in row-major order, float32 [height * width, features].
+
+  A quarter of the features each: sine and cosine (Eq. 1) of the column, sine and cosine of the row.
+  """
+  if features % 4:
+    raise ValueError(f'2-D sin-cos positions need a width divisible by 4, got {features}')
+  quarter = features // 4
+  frequencies = 1.0 / 10000 ** (np.arange(quarter, dtype=np.float64) / quarter)
+  row, column = np.meshgrid(np.arange(height), np.arange(width), indexing='ij')
+  parts = []
+  for place in (column, row):
+    angles = place.reshape(-1, 1) * frequencies
+    parts += [np.sin(angles), np.cos(angles)]
+  return np.concatenate(parts, axis=1).astype(np.float32)
