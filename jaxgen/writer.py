@@ -1,6 +1,7 @@
 """What a run leaves behind and what a person sees of it while it runs.
 
-  config.json       the resolved config, written once
+  config.json       the resolved config, and the environment it ran in
+  status.json       {"step": 100, "total": 20000, "time": seconds since 1970}, as of the last progress
   metrics.jsonl     one JSON object per line, {"step": 100, "loss": 0.31}; a value that is not finite is null
   tensorboard/      the same scalars and images as event files
   samples/          NAME_STEP.png, grids of images
@@ -14,6 +15,7 @@ import json
 import math
 import os
 import pathlib
+import platform
 import re
 import shutil
 import sys
@@ -54,9 +56,9 @@ class Writer:
     self._tensorboard = _tensorboard(self._workdir / 'tensorboard', last + 1)
 
   def config(self, config: Mapping[str, Any]) -> None:
-    """Writes config.json; what JSON cannot hold is written as its repr."""
+    """Writes config.json, with the `environment` beside it; what JSON cannot hold is written as its repr."""
     if self._workdir is not None:
-      text = json.dumps(dict(config), indent=2, default=repr) + '\n'
+      text = json.dumps({**config, 'environment': environment()}, indent=2, default=repr) + '\n'
       _replace(self._workdir / 'config.json', text)
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
@@ -109,8 +111,12 @@ class Writer:
       values: numbers by name; `images_per_second`, `input_wait` (a fraction of the time) and `seconds_left`
         are shown in their units. Without `seconds_left` it is estimated from the calls so far.
     """
-    if self._workdir is not None:
-      self._line.update(int(step), int(total), values or {})
+    if self._workdir is None:
+      return
+    self._line.update(int(step), int(total), values or {})
+    if values:
+      status = {'step': int(step), 'total': int(total), 'time': round(time.time())}
+      _replace(self._workdir / 'status.json', json.dumps(status) + '\n')
 
   def close(self) -> None:
     """Ends the progress line and closes the files; calling it again does nothing."""
@@ -132,6 +138,22 @@ class Writer:
 def silent() -> Writer:
   """The writer of every process but the first: it writes and says nothing."""
   return Writer(None)
+
+
+def environment() -> dict[str, Any]:
+  """Versions and devices, for whoever reads the run's numbers later."""
+  import jax
+
+  from jaxgen import __version__
+
+  return {
+    'jaxgen': __version__,
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+    'platform': f'{platform.system()} {platform.machine()}, {os.cpu_count()} CPU cores',
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'processes': jax.process_count(),
+  }
 
 
 def grid(
@@ -232,10 +254,7 @@ def _drop_samples_beyond(folder: pathlib.Path, last: int) -> None:
 def _replace(path: pathlib.Path, text: str) -> None:
   """Writes a file so that a kill leaves either the old one or the new one."""
   partial = path.with_name(f'.{path.name}.tmp')
-  with open(partial, 'w', encoding='utf-8') as file:
-    file.write(text)
-    file.flush()
-    os.fsync(file.fileno())
+  partial.write_text(text, encoding='utf-8')
   os.replace(partial, path)
 
 

@@ -98,7 +98,9 @@ def test_tensorboard_holds_the_scalars_and_purges_on_resume(open_writer, tmp_pat
 def test_config_is_json_whole_or_absent(open_writer, tmp_path):
   with open_writer() as run:
     run.config({'steps': 5, 'model': {'width': 8}, 'dtype': np.float32})
-  assert json.loads((tmp_path / 'config.json').read_text())['model'] == {'width': 8}
+  kept = json.loads((tmp_path / 'config.json').read_text())
+  assert kept['model'] == {'width': 8}
+  assert kept['environment']['devices'] == '8 x cpu'
   assert not list(tmp_path.glob('.*'))
 
 

@@ -1,0 +1,123 @@
+"""The `jaxgen` program: finds the command, and turns a user's mistake into one line.
+
+Nothing heavy is imported here, so that `jaxgen --help` answers at once; each command imports what it needs.
+"""
+
+import dis
+import importlib
+import os
+import pathlib
+import sys
+import traceback
+
+_COMMANDS = {
+  'train': ('jaxgen.cli.train', 'train a config, or go on with a run'),
+  'sample': ('jaxgen.cli.sample', "make images with a run's model"),
+  'evaluate': ('jaxgen.cli.evaluate', 'FID and other metrics between two folders of images'),
+  'data': ('jaxgen.cli.data', 'list and prepare datasets'),
+  'weights': ('jaxgen.cli.weights', 'list and get pretrained weights'),
+  'bench': ('jaxgen.cli.bench', 'time the train step and print JSON'),
+  'report': ('jaxgen.cli.report', "write a run's report.html again"),
+}
+_OURS = ('jaxgen', 'configs', 'config_file')  # top-level modules whose raised errors are meant for the user
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command.
+
+  Returns:
+    0 when done, 2 for a user's mistake, 75 for a run that was preempted and can go on, 130 for Ctrl-C.
+  """
+  argv = list(sys.argv[1:] if argv is None else argv)
+  show_traceback = bool(os.environ.get('JAXGEN_TRACEBACK')) or '--traceback' in argv
+  argv = [arg for arg in argv if arg != '--traceback']
+  if not argv or argv[0] in ('-h', '--help', 'help'):
+    print(_help())
+    return 0
+  if argv[0] in ('-V', '--version'):
+    from jaxgen import __version__
+
+    print(f'jaxgen {__version__}')
+    return 0
+  try:
+    return _run(argv[0], argv[1:])
+  except KeyboardInterrupt:
+    print('\njaxgen: interrupted', file=sys.stderr)
+    return 130
+  except BrokenPipeError:  # `jaxgen data list | head`
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return 1
+  except Exception as error:
+    if show_traceback or not is_message(error):
+      traceback.print_exc()
+      return 1
+    print(f'jaxgen: error: {_one_line(error)}', file=sys.stderr)
+    return 2
+
+
+def is_message(error: Exception) -> bool:
+  """Whether an error is a message to the user rather than a bug.
+
+  It is when the system refused a file (OSError: missing, no permission, disk full), or when a `raise`
+  statement of jaxgen or of a config gave it. The same class of error from inside a library, or from an
+  expression, is a bug and keeps its traceback.
+  """
+  if isinstance(error, OSError):
+    return True
+  if not isinstance(error, ValueError | ArithmeticError | RuntimeError) or error.__traceback__ is None:
+    return False
+  innermost = error.__traceback__
+  while innermost.tb_next is not None:
+    innermost = innermost.tb_next
+  frame = innermost.tb_frame
+  raised = dis.opname[frame.f_code.co_code[innermost.tb_lasti]] == 'RAISE_VARARGS'
+  return raised and frame.f_globals.get('__name__', '').split('.')[0] in _OURS
+
+
+def _run(command: str, argv: list[str]) -> int:
+  if command not in _COMMANDS:
+    import difflib
+
+    close = difflib.get_close_matches(command, _COMMANDS, n=1)
+    raise ValueError(
+      f'unknown command {command!r}; '
+      + (f'did you mean {close[0]!r}?' if close else f'the commands are: {", ".join(_COMMANDS)}')
+    )
+  _set_environment()
+  return importlib.import_module(_COMMANDS[command][0]).main(argv)
+
+
+def _set_environment() -> None:
+  """Settings that JAX reads when it is imported; what the user has set stays."""
+  from jaxgen import xla_flags
+
+  home = pathlib.Path(os.environ.get('JAXGEN_HOME') or pathlib.Path.home() / '.cache' / 'jaxgen')
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(home / 'compilation'))
+  os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
+  xla_flags.set_defaults()
+
+
+def _one_line(error: Exception) -> str:
+  if isinstance(error, OSError) and error.strerror:
+    where = f': {error.filename}' if error.filename is not None else ''
+    return f'{error.strerror}{where}'
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def _help() -> str:
+  commands = '\n'.join(f'  {name:10}{text}' for name, (_, text) in _COMMANDS.items())
+  return f"""jaxgen trains image generators in JAX.
+
+usage: jaxgen COMMAND [options]
+
+{commands}
+
+`jaxgen COMMAND --help` tells more. --version prints the version; --traceback (or JAXGEN_TRACEBACK=1) shows
+where an error came from. Downloads, weights and compiled programs are kept in ~/.cache/jaxgen (JAXGEN_HOME).
+
+  jaxgen train --config emoji_dit --config.steps=1000
+  jaxgen sample --run runs/emoji_dit --num 64 --out grid.png"""
+
+
+if __name__ == '__main__':
+  sys.exit(main())

@@ -1,0 +1,41 @@
+"""`jaxgen train`: trains a config, or goes on with the run in its folder."""
+
+import argparse
+import pathlib
+import sys
+
+
+def main(argv: list[str]) -> int:
+  parser = argparse.ArgumentParser(
+    prog='jaxgen train',
+    description='Trains a config. The same command goes on with a run that was stopped or killed.',
+    epilog='Any field of the config can be changed: --config.steps=1000 --config.model.depth=4',
+    allow_abbrev=False,
+  )
+  parser.add_argument('--config', required=True, help='path of a config file, or the bare name of one in configs/')
+  parser.add_argument('--workdir', type=pathlib.Path, help="the run's folder (default: runs/NAME)")
+  parser.add_argument(
+    '--allow-changes',
+    action='store_true',
+    help='go on with a run although its dataset, seed, batch size or config differ',
+  )
+  args, overrides = parser.parse_known_args(argv)
+
+  from jaxgen.cli.config import load_config, record
+
+  config, module = load_config(args.config, overrides)
+
+  from jaxgen import distributed
+  from jaxgen.train import train
+
+  distributed.start()
+  about = record(config, module)
+  workdir = args.workdir or pathlib.Path('runs') / about['name']
+  try:
+    train(module.build(config), workdir, record=about, allow_changes=args.allow_changes)
+  except distributed.Preempted as stopped:
+    print(f'jaxgen: {stopped}', file=sys.stderr)
+    return stopped.exit_code
+  if distributed.is_first():
+    print(f'Done. Open {workdir / "report.html"}')
+  return 0
