@@ -13,4 +13,6 @@ os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
 
 from jaxtyping import install_import_hook
 
-install_import_hook('jaxgen', 'beartype.beartype')
+import tests.typecheck  # noqa: F401  the hook finds the checker by its name
+
+install_import_hook('jaxgen', 'tests.typecheck.checked')

@@ -1,0 +1,35 @@
+"""What runs beside training: an evaluator is a name, an interval and a function of the run's state."""
+
+import pathlib
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+from jaxgen.train_state import TrainState
+
+
+class Context(NamedTuple):
+  """What an evaluator sees.
+
+  Attributes:
+    step: train steps done.
+    state: the sharded state.
+    frozen: the frozen networks.
+    writer: `writer.Writer`; silent on every process but the first.
+    workdir: the run's folder.
+    pause: call it between pieces of long work; it raises when the run has been told to stop.
+  """
+
+  step: int
+  state: TrainState
+  frozen: Any
+  writer: Any
+  workdir: pathlib.Path
+  pause: Callable[[], None] = lambda: None
+
+
+class Evaluator(NamedTuple):
+  """Attributes: `name` of its metrics; `every` so many steps, and after the last; `run`: Context -> scalars by name."""
+
+  name: str
+  every: int
+  run: Callable[[Context], dict[str, float]]

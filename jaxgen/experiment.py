@@ -1,0 +1,74 @@
+"""What a config builds: everything a run needs, as plain values.
+
+A run is an Experiment, or a tuple of them: stages, run one after the other (progressive growing, 256 then 512,
+distillation). Steps are counted across stages.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import optax
+
+from jaxgen import sharding
+from jaxgen.checkpoint import Policy
+from jaxgen.ema import Average
+from jaxgen.evaluators.base import Evaluator
+from jaxgen.objectives.base import Objective
+
+
+class Experiment(NamedTuple):
+  """One stage of a run.
+
+  Attributes:
+    objective: what is learned.
+    optimizers: `{params key: optax transformation}`.
+    averages: `{name: ema.Average}`; one named like its network is what is sampled.
+    data: a `data.loader.Loader`: the batch of step s is a function of (dataset, seed, s).
+    steps: train steps of this stage.
+    mesh: from `sharding.make_mesh`.
+    seed: of the initial parameters and of every step's randomness.
+    rules: sharding rules of the state, by path.
+    frozen: networks that are used, not trained: an argument of the step, sharded by the same rules.
+    evaluators: run while training, each at its own interval and after the last step.
+    accumulate: micro-batches in a batch.
+    clip_norm: global-norm clipping; None for none.
+    max_bad_steps: the run stops when this many steps in a row were not finite.
+    log_every: steps between two lines of metrics.
+    checkpoints: when to save and what to keep.
+  """
+
+  objective: Objective
+  optimizers: Mapping[str, optax.GradientTransformation]
+  averages: Mapping[str, Average]
+  data: Any
+  steps: int
+  mesh: jax.sharding.Mesh
+  seed: int = 0
+  rules: Sequence[sharding.Rule] = ()
+  frozen: Mapping[str, Any] = {}
+  evaluators: Sequence[Evaluator] = ()
+  accumulate: int = 1
+  clip_norm: float | None = None
+  max_bad_steps: int = 10
+  log_every: int = 50
+  checkpoints: Policy = Policy()
+
+
+def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment, ...]:
+  """The stages of a run, checked.
+
+  Raises:
+    ValueError: a stage cannot run as configured.
+  """
+  stages = (experiment,) if isinstance(experiment, Experiment) else tuple(experiment)
+  if not stages:
+    raise ValueError('a run needs at least one Experiment, got none; build() must return one')
+  for stage in stages:
+    for name in ('steps', 'accumulate', 'log_every', 'max_bad_steps'):
+      if getattr(stage, name) < 1:
+        raise ValueError(f'{name} is {getattr(stage, name)}; it must be 1 or more')
+    sharding.check_batch_size(stage.data.identity['batch_size'], stage.mesh, accumulate=stage.accumulate)
+    sizes = {key: leaf.shape[0] for key, leaf in stage.data.spec.items()}
+    assert len(set(sizes.values())) == 1, sizes
+  return stages

@@ -1,0 +1,115 @@
+"""Where arrays live: the mesh, and a NamedSharding for every leaf of the state.
+
+Axes of the mesh, slowest first:
+
+  data    copies of the model; the batch is split. Across slices or nodes this is the slow axis.
+  fsdp    the batch is split, and so are parameters, moments and averages (fully sharded data parallel).
+  tensor  heads and hidden units are split.
+
+A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest
+dimension that divides goes over `fsdp`. Paths are joined with '/', and a parameter, its Adam moments and its average
+end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them. This is the only module
+that writes a PartitionSpec.
+"""
+
+import math
+import re
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+AXES = ('data', 'fsdp', 'tensor')
+BATCH_AXES = ('data', 'fsdp')
+
+# (pattern, axes): one entry for each dimension of the leaf, an axis name or None.
+Rule = tuple[str, tuple[str | None, ...]]
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+  """The mesh over all devices; one size may be -1, and is then whatever is left.
+
+  Raises:
+    ValueError: the sizes do not multiply to the number of devices.
+  """
+  devices = jax.devices() if devices is None else devices
+  sizes = [data, fsdp, tensor]
+  known = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and len(devices) % known == 0:
+    sizes[sizes.index(-1)] = len(devices) // known
+  if -1 in sizes or math.prod(sizes) != len(devices):
+    raise ValueError(
+      f'mesh data={data} fsdp={fsdp} tensor={tensor} does not cover {len(devices)} devices; '
+      'set config.mesh so that the sizes multiply to that number (one of them may be -1)'
+    )
+  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The first axis is split over all devices that hold a copy or a shard of the model."""
+  return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
+  """Raises ValueError where a batch does not split evenly over the mesh and the accumulation steps."""
+  parts = accumulate * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
+  if batch_size % parts:
+    raise ValueError(
+      f'batch_size {batch_size} does not divide over {parts // accumulate} devices'
+      + (f' times {accumulate} accumulation steps' if accumulate > 1 else '')
+      + f'; use a multiple of {parts}'
+    )
+
+
+def path_name(path: Sequence[Any]) -> str:
+  """A key path of `jax.tree_util` as 'params/net/blocks/mlp/up/kernel'."""
+  return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
+
+
+def _default_axes(shape: Sequence[int], fsdp: int) -> tuple[str | None, ...]:
+  """The largest dimension that divides over `fsdp`; of equal ones, the last."""
+  divisible = [i for i, size in enumerate(shape) if size % fsdp == 0 and size >= fsdp]
+  if fsdp == 1 or not divisible:
+    return (None,) * len(shape)
+  largest = max(divisible, key=lambda i: (shape[i], i))
+  return tuple('fsdp' if i == largest else None for i in range(len(shape)))
+
+
+def _leaf_axes(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule]):
+  for pattern, axes in rules:
+    if re.search(pattern, name) is None:
+      continue
+    if len(axes) != len(shape):
+      # Factored or scalar optimizer statistics end like their parameter but have another rank.
+      continue
+    for size, axis in zip(shape, axes, strict=True):
+      if axis is not None and size % mesh.shape[axis]:
+        raise ValueError(
+          f'{name} of shape {tuple(shape)} does not divide over {axis}={mesh.shape[axis]} '
+          f'by the rule {pattern!r} -> {axes}; change config.mesh or the rule'
+        )
+    return axes
+  return _default_axes(shape, mesh.shape['fsdp'])
+
+
+def shard_tree(tree: Any, mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
+  """A NamedSharding for each leaf of a tree of arrays or ShapeDtypeStructs.
+
+  Raises:
+    ValueError: a rule matches no leaf, or splits a dimension that does not divide.
+  """
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  names = [path_name(path) for path, _ in leaves]
+  for pattern, axes in rules:
+    if not any(re.search(pattern, name) for name in names):
+      raise ValueError(f'sharding rule {pattern!r} -> {axes} matches no parameter; the paths are like {names[0]!r}')
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: NamedSharding(mesh, PartitionSpec(*_leaf_axes(path_name(path), np.shape(leaf), mesh, rules))),
+    tree,
+  )
