@@ -1,0 +1,140 @@
+"""Parameterisations: what number a network puts out, and what it says about the data and the noise.
+
+With a = alpha(t), s = sigma(t), their rates a', s', and x_t = a x0 + s eps, each member is a `target` of (x0, eps)
+and its inverse given x_t, `predict`:
+
+  eps       (1)  target  eps                (2)  x0 = (x_t - s eps) / a
+  x0        (3)  target  x0                 (4)  eps = (x_t - a x0) / s
+  v         (5)  target  v = a eps - s x0   (6)  x0 = (a x_t - s v) / D,    eps = (s x_t + a v) / D,    D = a^2 + s^2
+  velocity  (7)  target  u = a' x0 + s' eps (8)  x0 = (s' x_t - s u) / D,   eps = (a u - a' x_t) / D,   D = a s' - a' s
+
+v is of Salimans & Ho 2022 (D = 1 for VP); the velocity is d x_t/dt (eps - x0, D = 1, for rectified flow). Others:
+
+  (9)  score = -eps / s
+
+Three conversions are singular at an end of time: Eq. 2 where a = 0, Eq. 4 where s = 0, Eqs. 7 and 8 where s' is
+infinite (t = 0 of VP). Their coefficients are taken at the time nearest to t that is at least `margin` from that end:
+everything stays finite, and exact elsewhere. A large margin is a method: JiT (Li & He 2025) predicts x0, takes the loss
+on the velocity, and divides by no less than sigma = 0.05, which is `x0(process, margin=0.05)` of rectified flow.
+
+Learned variance (Nichol & Dhariwal 2021): `learned_range` wraps any of them for a network with twice the channels.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax.numpy as jnp
+
+from jaxgen.processes.process import Prediction, Process, expand, rates
+from jaxgen.typing import Array, Cond, Float
+
+MARGIN = 1e-5
+
+
+class Parameterisation(NamedTuple):
+  """A pair of inverse maps, for one process.
+
+  Attributes:
+    predict: `(output, x_t, t) -> Prediction`.
+    target: `(x0, eps, t) ->` the output of a perfect network.
+  """
+
+  predict: Callable[[Array, Array, Array], Prediction]
+  target: Callable[[Array, Array, Array], Array]
+
+
+def eps(process: Process, *, margin: float = MARGIN) -> Parameterisation:
+  """The network predicts the noise (Ho et al. 2020); says nothing of the data where alpha = 0."""
+
+  def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
+    a, s = _coefficients(process, jnp.minimum(t, 1 - margin), x_t)
+    return Prediction(x0=(x_t - s * output) / a, eps=output)  # Eq. 2
+
+  return Parameterisation(predict, lambda x0, eps, t: eps)  # Eq. 1
+
+
+def x0(process: Process, *, margin: float = MARGIN) -> Parameterisation:
+  """The network predicts the data; says nothing of the noise where sigma = 0."""
+
+  def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
+    a, s = _coefficients(process, jnp.maximum(t, margin), x_t)
+    return Prediction(x0=output, eps=(x_t - a * output) / s)  # Eq. 4
+
+  return Parameterisation(predict, lambda x0, eps, t: x0)  # Eq. 3
+
+
+def v(process: Process) -> Parameterisation:
+  """The network predicts v, a mix of noise and data that is regular at both ends."""
+
+  def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
+    a, s = _coefficients(process, t, x_t)
+    d = a * a + s * s
+    return Prediction(x0=(a * x_t - s * output) / d, eps=(s * x_t + a * output) / d)  # Eq. 6
+
+  def target(x0: Float[Array, 'b ...'], eps: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Array:
+    a, s = _coefficients(process, t, x0)
+    return a * eps - s * x0  # Eq. 5
+
+  return Parameterisation(predict, target)
+
+
+def velocity(process: Process, *, margin: float = MARGIN) -> Parameterisation:
+  """The network predicts d x_t/dt (flow matching)."""
+
+  def inside(t: Array) -> Array:
+    return jnp.clip(t, margin, 1 - margin)
+
+  def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
+    a, s = _coefficients(process, t, x_t)
+    da, ds = (expand(rate, x_t) for rate in rates(process, inside(t)))
+    d = a * ds - da * s
+    return Prediction(x0=(ds * x_t - s * output) / d, eps=(a * output - da * x_t) / d)  # Eq. 8
+
+  def target(x0: Float[Array, 'b ...'], eps: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Array:
+    da, ds = (expand(rate, x0) for rate in rates(process, inside(t)))
+    return da * x0 + ds * eps  # Eq. 7
+
+  return Parameterisation(predict, target)
+
+
+def learned_range(parameterisation: Parameterisation) -> Parameterisation:
+  """The network has twice the channels: the second half places the reverse step's variance in its range."""
+
+  def predict(output: Float[Array, 'b *s c'], x_t: Float[Array, 'b *s d'], t: Float[Array, ' b']) -> Prediction:
+    channels = x_t.shape[-1]
+    if output.shape[-1] != 2 * channels:
+      raise ValueError(
+        f'the network puts out {output.shape[-1]} channels for {channels}; a learned variance needs {2 * channels}: '
+        "double the network's output channels, or leave learned_range out"
+      )
+    prediction = parameterisation.predict(output[..., :channels], x_t, t)
+    return prediction._replace(variance=output[..., channels:])
+
+  return Parameterisation(predict, parameterisation.target)
+
+
+def denoiser(
+  apply: Callable[[Array, Array, Cond], Array], process: Process, parameterisation: Parameterisation
+) -> Callable[[Array, Array, Cond], Prediction]:
+  """Joins a network to its process: `denoise(x_t, t, cond) -> Prediction`, in float32 whatever the network's dtype.
+
+  Args:
+    apply: `(x_t, network_time, cond) -> output`.
+    process: what corrupted x_t.
+    parameterisation: what the output means.
+  """
+
+  def denoise(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
+    output = apply(x_t, process.network_time(t), cond)
+    return parameterisation.predict(output.astype(jnp.float32), x_t, t)
+
+  return denoise
+
+
+def score(process: Process, prediction: Prediction, t: Float[Array, ' b']) -> Float[Array, 'b ...']:
+  """The gradient of log p_t(x_t); infinite where sigma = 0.  # Eq. 9"""
+  return -prediction.eps / expand(process.sigma(t), prediction.eps)
+
+
+def _coefficients(process: Process, t: Array, like: Array) -> tuple[Array, Array]:
+  return expand(process.alpha(t), like), expand(process.sigma(t), like)
