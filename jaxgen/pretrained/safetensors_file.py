@@ -1,0 +1,38 @@
+"""Reads and writes safetensors files as flat dictionaries of numpy arrays, bfloat16 included."""
+
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+
+def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The arrays of a file by name.
+
+  Raises:
+    ValueError: the file is damaged or no safetensors file.
+  """
+  try:
+    with safetensors.safe_open(os.fspath(path), framework='np') as file:
+      return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
+
+
+def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata: Mapping[str, str]) -> None:
+  """Writes a file that is either complete or not there, whenever the process is killed."""
+  path = Path(path)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  os.close(handle)
+  try:
+    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
+    os.chmod(temporary, 0o644)
+    os.replace(temporary, path)
+  finally:
+    Path(temporary).unlink(missing_ok=True)

