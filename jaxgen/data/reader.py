@@ -1,0 +1,97 @@
+"""Reads decoded records with a pool of threads, and deals with the ones that are damaged."""
+
+import functools
+import os
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+
+from jaxgen.data.dataset import BadRecord, Dataset, Record
+
+
+class Reader:
+  """Records of a dataset by number, as arrays only.
+
+  Decoding and reading leave Python's lock, so threads are enough; there are no worker processes to start, to feed
+  and to outlive a killed run. The arguments are described at `Loader`.
+  """
+
+  def __init__(
+    self,
+    dataset: Dataset,
+    *,
+    transform: Callable[[Record], Record] | None,
+    cache: bool,
+    threads: int | None,
+    max_bad_records: int,
+  ):
+    if not dataset.num_examples:
+      raise ValueError(f'{dataset.name} has no records in split {dataset.split!r}')
+    self._dataset, self._transform = dataset, transform
+    self._threads = threads or min(os.cpu_count() or 1, 16)
+    self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix='jaxgen-data')
+    self._read = functools.cache(self._read_record) if cache else self._read_record
+    self._max_bad_records = max_bad_records
+    self._bad: set[int] = set()
+    self._lock = threading.Lock()
+
+  @property
+  def bad_records(self) -> int:
+    return len(self._bad)
+
+  @functools.cached_property
+  def example(self) -> Record:
+    """The first readable record: the shapes and dtypes of all of them."""
+    for index in range(self._dataset.num_examples):
+      record = self._read_or_count(index)
+      if record is not None:
+        return record
+    raise AssertionError('unreachable: the limit on bad records is below the number of records')
+
+  def read_or_other(self, index: int, rng: np.random.Generator) -> Record:
+    """The record, or if it is bad another one, chosen by `rng` alone."""
+    record = self._read_or_count(index)
+    while record is None:
+      record = self._read_or_count(int(rng.integers(self._dataset.num_examples)))
+    return record
+
+  def read_or_blank(self, index: int) -> Record:
+    """The record with 'mask' True, or zeros with 'mask' False where there is none or it is bad."""
+    record = self._read_or_count(index) if index < self._dataset.num_examples else None
+    mask = np.bool_(record is not None)
+    if record is None:
+      record = {name: np.zeros_like(value) for name, value in self.example.items()}
+    return record | {'mask': mask}
+
+  def stack(self, read: Callable[[int], Record], numbers: Sequence[int]) -> dict[str, np.ndarray]:
+    """`read` of each number, in this order, stacked; each thread takes a run of them."""
+    chunk = -(-len(numbers) // self._threads)
+    chunks = [numbers[first : first + chunk] for first in range(0, len(numbers), chunk)]
+    records = [record for part in self._pool.map(lambda c: [read(i) for i in c], chunks) for record in part]
+    return {name: np.stack([record[name] for record in records]) for name in records[0]}
+
+  def _read_or_count(self, index: int) -> Record | None:
+    """The record, or None if it is bad.
+
+    Raises:
+      ValueError: there are more bad records than allowed.
+    """
+    try:
+      return self._read(index)
+    except BadRecord as error:
+      with self._lock:
+        self._bad.add(index)
+        bad = len(self._bad)
+      if bad > self._max_bad_records or bad == self._dataset.num_examples:
+        raise ValueError(
+          f'{bad} unreadable records, and max_bad_records is {self._max_bad_records}; the last: {error}'
+        ) from error
+      return None
+
+  def _read_record(self, index: int) -> Record:
+    record = self._dataset.read(index)
+    record = record if self._transform is None else self._transform(record)
+    record = {name: np.asarray(value) for name, value in record.items()}
+    return {name: value for name, value in record.items() if value.dtype.kind in 'biuf'}

@@ -1,0 +1,116 @@
+"""From files as they are found to a prepared dataset on disk, and from there to a `Dataset`.
+
+A recipe says what a dataset holds and how to read its original files. `prepare` writes it once, through TFDS, as
+ArrayRecord files with PNG images, in `DATA_DIR/NAME/VERSION`; `load` opens what was written. TFDS writes into a
+folder of another name and renames it when all is there, so a killed preparation leaves nothing that could be read.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable, Iterator, Mapping
+from typing import NamedTuple
+
+import numpy as np
+
+from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.image import decode_image, to_float
+
+Examples = Mapping[str, Iterator[Record]]  # split -> examples
+
+
+class Recipe(NamedTuple):
+  """What a dataset holds and how to make it.
+
+  Attributes:
+    name: also the folder's name and the word after `jaxgen data prepare`.
+    version: of the recipe; raise it when the prepared records would differ.
+    about: one line for `jaxgen data list`.
+    license: of the images.
+    image_shape: h w c.
+    examples: original files (None: in the package) to the examples of each split, {'image': uint8 h w c,
+      'label': int, 'caption': str, ...}. It looks for the files when called, not when the first example is asked for.
+    class_names: the labels' names in order; empty for a dataset without labels.
+    texts: names of the fields that are text.
+  """
+
+  name: str
+  version: str
+  about: str
+  license: str
+  image_shape: tuple[int, int, int]
+  examples: Callable[[pathlib.Path | None], Examples]
+  class_names: tuple[str, ...] = ()
+  texts: tuple[str, ...] = ()
+
+
+def folder(recipe: Recipe, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
+  """Where the dataset is, or would be, prepared."""
+  return pathlib.Path(data_dir or default_data_dir()).expanduser() / recipe.name / recipe.version
+
+
+def prepare(
+  recipe: Recipe,
+  *,
+  source: str | pathlib.Path | None = None,
+  data_dir: str | pathlib.Path | None = None,
+  progress: bool = False,
+) -> pathlib.Path:
+  """Writes the dataset unless it is there already; returns its folder.
+
+  Args:
+    recipe: the dataset.
+    source: the original files, a folder.
+    data_dir: the folder of prepared datasets; `default_data_dir()` when None.
+    progress: whether bars are shown.
+  """
+  path = folder(recipe, data_dir)
+  if not path.exists():
+    from jaxgen.data import tfds_builder
+
+    examples = recipe.examples(None if source is None else pathlib.Path(source).expanduser())
+    try:
+      tfds_builder.write(recipe, examples, path.parent.parent, progress=progress)
+    except OSError:
+      if not path.exists():  # else another process was first with the same content
+        raise
+  return path
+
+
+def load(recipe: Recipe, split: str, data_dir: str | pathlib.Path | None = None) -> Dataset:
+  """Opens a prepared dataset.
+
+  Raises:
+    FileNotFoundError: it is not prepared; the message has the command.
+    ValueError: there is no such split.
+  """
+  from jaxgen.data import tfds_builder
+
+  path = folder(recipe, data_dir)
+  if not path.exists():
+    option = f' --data-dir {data_dir}' if data_dir else ''
+    raise FileNotFoundError(
+      f'dataset {recipe.name} is not in {path}; run `jaxgen data prepare {recipe.name}{option}` first'
+    )
+  builder = tfds_builder.open_folder(path)
+  source = tfds_builder.data_source(builder, split, image_field='image')
+  digests = ' '.join(f'{name}={digest}' for name, digest in sorted(builder.info.metadata.items()))
+  return Dataset(
+    name=recipe.name,
+    split=split,
+    source=source,
+    decode=lambda record: _decode(record, builder.info.features['image'].shape[-1]),
+    fingerprint=hashlib.sha256(f'{split} {digests}'.encode()).hexdigest(),
+    class_names=tfds_builder.class_names(builder, 'label'),
+  )
+
+
+def _decode(record: Record, channels: int) -> Record:
+  """The image to floats, an integer to int32, bytes to text."""
+  return {
+    name: to_float(decode_image(value, channels=channels))
+    if name == 'image'
+    else value.decode()
+    if isinstance(value, bytes)
+    else np.int32(value)
+    for name, value in record.items()
+  }

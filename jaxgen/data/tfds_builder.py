@@ -1,0 +1,86 @@
+"""The one place that talks to TFDS: writes a recipe's examples, opens what is on disk as a data source.
+
+Nothing here needs TensorFlow: images are handed to TFDS as encoded bytes and taken back as they are.
+"""
+
+import contextlib
+import hashlib
+import io
+import pathlib
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+import tensorflow_datasets as tfds
+
+from jaxgen.data.dataset import Record
+from jaxgen.data.image import encode_png
+
+if TYPE_CHECKING:
+  from jaxgen.data.recipe import Examples, Recipe
+
+
+class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A TFDS builder of any recipe."""
+
+  def __init__(self, recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path):
+    self.name = recipe.name
+    self.VERSION = tfds.core.Version(recipe.version)
+    self._recipe, self._examples = recipe, examples
+    super().__init__(data_dir=data_dir, file_format='array_record')
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    recipe = self._recipe
+    features = {'image': tfds.features.Image(shape=recipe.image_shape, encoding_format='png')}
+    if recipe.class_names:
+      features['label'] = tfds.features.ClassLabel(names=recipe.class_names)
+    features |= {text: tfds.features.Text() for text in recipe.texts}
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=recipe.about,
+      license=recipe.license,
+      features=tfds.features.FeaturesDict(features),
+      # The loader shuffles over the whole dataset, so the files keep the order of the recipe.
+      disable_shuffling=True,
+      metadata=tfds.core.MetadataDict(),
+    )
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    return {split: self._generate_examples(split) for split in self._examples}
+
+  def _generate_examples(self, split: str) -> Iterator[tuple[int, Record]]:
+    """Numbers the examples, encodes their images, and leaves the digest of all of them in the metadata."""
+    digest = hashlib.sha256(repr((self._recipe.name, self._recipe.version, self._recipe.class_names)).encode())
+    for i, example in enumerate(self._examples[split]):
+      for name, value in sorted(example.items()):
+        digest.update(f'{name} '.encode())
+        digest.update(value.tobytes() if name == 'image' else str(value).encode())
+      yield i, example | {'image': io.BytesIO(encode_png(example['image']))}
+    self.info.metadata[split] = digest.hexdigest()
+
+
+def write(recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, progress: bool) -> None:
+  """Writes every split of the recipe as ArrayRecord files; `progress` shows TFDS's bars."""
+  tfds.display_progress_bar(progress)
+  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads that do not happen
+    Builder(recipe, examples, data_dir).download_and_prepare()
+
+
+def open_folder(path: pathlib.Path) -> tfds.core.DatasetBuilder:
+  """The builder of a prepared dataset, made from its folder alone."""
+  return tfds.builder_from_directory(path)
+
+
+def data_source(builder: tfds.core.DatasetBuilder, split: str, *, image_field: str) -> Sequence[Any]:
+  """Random access to the records of a split, with the image as encoded bytes."""
+  name = builder.info.name
+  try:
+    return builder.as_data_source(split=split, decoders={image_field: tfds.decode.SkipDecoding()})
+  except (ValueError, KeyError) as error:
+    splits = ', '.join(builder.info.splits)
+    raise ValueError(f'{name} has no split {split!r}; it has {splits} (slices as in train[:100])') from error
+
+
+def class_names(builder: tfds.core.DatasetBuilder, field: str) -> tuple[str, ...]:
+  """Names of a label's values; empty where there is no such label."""
+  feature = dict(builder.info.features).get(field)
+  return tuple(feature.names) if isinstance(feature, tfds.features.ClassLabel) else ()
