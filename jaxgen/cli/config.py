@@ -80,6 +80,7 @@ def find_config(name: str | os.PathLike) -> types.ModuleType:
   if path.parent in folders and path.stem in available_configs():
     return importlib.import_module(f'configs.{path.stem}')
   spec = importlib.util.spec_from_file_location(f'config_file.{path.stem}', path)
+  assert spec is not None and spec.loader is not None, path
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

