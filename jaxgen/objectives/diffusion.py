@@ -5,13 +5,17 @@
 F is the space of the loss (eps, x0, v or velocity); x_hat is the network's prediction, and x what a perfect network's
 output would be read as. The network may predict in one space and be judged in another (`loss_in`), as in JiT.
 
-  (2)  L_hybrid = L + lambda T L_vb,   L_vb with the mean held fixed   (IDDPM, Nichol & Dhariwal 2021)
+If the parameterisation learns a variance, the bound of objectives/variational.py trains it (IDDPM, Nichol & Dhariwal
+2021), with the mean held fixed; T times the mean of its terms estimates the bound if t is uniform:
+
+  (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
 
 Classifier-free guidance: with probability `drop_rate` the whole condition of an image is replaced by `null`.
 Time, noise and drops of image i of step s depend on the step's key and on i alone, not on the devices.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -19,12 +23,13 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.variational import vlb_term
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, denoiser
-from jaxgen.processes.process import Process, corrupt, expand, image_noise
+from jaxgen.processes.process import Prediction, Process, corrupt, expand, image_noise
 from jaxgen.processes.times import TimeSampler
 from jaxgen.samplers.guidance import nothing
-from jaxgen.typing import Array, Cond, Float, Key, Metrics
+from jaxgen.typing import Array, Batch, Cond, Float, Key, Metrics
 
 
 def diffusion(
@@ -39,6 +44,7 @@ def diffusion(
   weighting: weightings.Weighting = weightings.uniform,
   null: dict[str, Any] | None = None,
   drop_rate: float = 0.0,
+  vlb_weight: float = 1e-3,
   guide: Callable[[Callable], Callable] = lambda denoise: denoise,
   limit: float | None = 1.0,
 ) -> Objective:
@@ -56,49 +62,61 @@ def diffusion(
     null: the null value of each conditioning entry, `{'label': 1000}`. Its names are the entries of the batch that
       the network sees; {} is unconditional.
     drop_rate: share of images trained without their condition.
+    vlb_weight: lambda of Eq. 2, for a parameterisation that learns a variance.
     guide: denoiser to denoiser, when sampling, such as `partial(guided, null=null, scale=4.0)`.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
   null = null or {}
   if not 0 <= drop_rate < 1:
     raise ValueError(f'drop_rate is {drop_rate}; it is a probability, in [0, 1)')
-  space = loss_in or parameterisation
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
     cond = {name: jnp.zeros((1, *batch[name].shape[1:]), batch[name].dtype) for name in null}
     variables = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)
     return {'params': {'net': variables['params']}, 'extra': {}}
 
-  def loss(params: dict, state: Any, frozen: Any, batch: dict, key: Key[Array, '']) -> tuple[Array, Aux]:
-    time_key, noise_key, drop_key, net_key = jax.random.split(key, 4)
+  def denoiser_of(params: dict[str, Any], **kwargs: Any) -> Callable[..., Prediction]:
+    apply = partial(net.apply, {'params': params['net']}, **kwargs)
+    return denoiser(apply, process, parameterisation)
+
+  def loss(
+    params: dict[str, Any], state: Any, frozen: Any, batch: Batch, key: Key[Array, '']
+  ) -> tuple[Float[Array, ''], Aux]:
+    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
     x0 = batch['image'].astype(jnp.float32)
     t = times(time_key, len(x0))
     eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
     x_t = corrupt(process, x0, eps, t)
     cond = drop({name: batch[name] for name in null}, null, drop_rate, drop_key)
-
-    def apply(x: Array, network_time: Array, cond: Cond) -> Array:
-      rngs = {'dropout': net_key}
-      return net.apply({'params': params['net']}, x, network_time, cond, train=True, rngs=rngs)
-
-    prediction = denoiser(apply, process, parameterisation)(x_t, t, cond)
+    prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
     perfect = parameterisation.predict(parameterisation.target(x0, eps, t), x_t, t)
-    error = space.target(prediction.x0, prediction.eps, t) - space.target(perfect.x0, perfect.eps, t)
-    each = weighting(process, t) * jnp.mean(error**2, axis=tuple(range(1, error.ndim)))  # Eq. 1
-    total = jnp.mean(each)
-    return total, Aux({'loss': total, **by_time(each, t)})
+    each = weighting(process, t) * squared_error(loss_in or parameterisation, prediction, perfect, t)  # Eq. 1
+    total, metrics = jnp.mean(each), by_time(each, t)
+    if prediction.variance is not None:
+      fixed = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
+      bound = process.num_steps * jnp.mean(vlb_term(process, fixed, x0, x_t, t))
+      total, metrics = total + vlb_weight * bound, {**metrics, 'vlb': bound}  # Eq. 2
+    return total, Aux({'loss': total, **metrics})
 
-  def sample(params: dict, frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
-    def apply(x: Array, network_time: Array, cond: Cond) -> Array:
-      return net.apply({'params': params['net']}, x, network_time, cond, train=False)
-
+  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     x = process.sigma(jnp.float32(1)) * image_noise(noise_keys, shape)
-    denoise = guide(denoiser(apply, process, parameterisation))
-    x0 = sampler(denoise, x=x, cond={name: cond[name] for name in null}, keys=step_keys)
+    cond = {name: cond[name] for name in null}
+    x0 = sampler(guide(denoiser_of(params, train=False)), x=x, cond=cond, keys=step_keys)
     return x0 if limit is None else jnp.clip(x0, -limit, limit)
 
   return Objective(init, (Phase('diffusion', 'net', loss),), sample)
+
+
+def squared_error(
+  space: Parameterisation, prediction: Prediction, perfect: Prediction, t: Float[Array, ' b']
+) -> Float[Array, ' b']:
+  """The mean squared error of each image in one space; float32.
+
+  `perfect` went through the same conversion as `prediction`, so the error of a perfect network is 0 at any t.
+  """
+  error = space.target(prediction.x0, prediction.eps, t) - space.target(perfect.x0, perfect.eps, t)
+  return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
 
 
 def drop(cond: Cond, null: dict[str, Any], rate: float, key: Key[Array, '']) -> Cond:

@@ -17,7 +17,7 @@ infinite (t = 0 of VP). Their coefficients are taken at the time nearest to t th
 everything stays finite, and exact elsewhere. A large margin is a method: JiT (Li & He 2025) predicts x0, takes the loss
 on the velocity, and divides by no less than sigma = 0.05, which is `x0(process, margin=0.05)` of rectified flow.
 
-Learned variance (Nichol & Dhariwal 2021): `learned_range` wraps any of them for a network with twice the channels.
+Learned variance (Nichol & Dhariwal 2021): `learned_variance` wraps any of them for a network with twice the channels.
 """
 
 from collections.abc import Callable
@@ -97,7 +97,7 @@ def velocity(process: Process, *, margin: float = MARGIN) -> Parameterisation:
   return Parameterisation(predict, target)
 
 
-def learned_range(parameterisation: Parameterisation) -> Parameterisation:
+def learned_variance(parameterisation: Parameterisation) -> Parameterisation:
   """The network has twice the channels: the second half places the reverse step's variance in its range."""
 
   def predict(output: Float[Array, 'b *s c'], x_t: Float[Array, 'b *s d'], t: Float[Array, ' b']) -> Prediction:
@@ -105,7 +105,7 @@ def learned_range(parameterisation: Parameterisation) -> Parameterisation:
     if output.shape[-1] != 2 * channels:
       raise ValueError(
         f'the network puts out {output.shape[-1]} channels for {channels}; a learned variance needs {2 * channels}: '
-        "double the network's output channels, or leave learned_range out"
+        "double the network's output channels, or leave learned_variance out"
       )
     prediction = parameterisation.predict(output[..., :channels], x_t, t)
     return prediction._replace(variance=output[..., channels:])
