@@ -20,7 +20,16 @@ setuptools.setup(
   license_files=['LICENSE'],
   python_requires='>=3.11,<3.14',
   packages=setuptools.find_packages(include=['jaxgen', 'jaxgen.*']),
-  package_data={'jaxgen': ['data/**/*.npz', 'data/**/*.txt', 'data/**/NOTICE*', 'data/**/LICENSE*', 'py.typed']},
+  package_data={
+    'jaxgen': [
+      'data/**/*.npz',
+      'data/**/*.txt',
+      'data/**/NOTICE*',
+      'data/**/LICENSE*',
+      'report_template.html',
+      'py.typed',
+    ]
+  },
   data_files=[('share/jaxgen/configs', sorted(glob.glob('configs/*.py')))],
   entry_points={'console_scripts': ['jaxgen=jaxgen.cli.main:main']},
   install_requires=[

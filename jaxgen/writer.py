@@ -3,6 +3,7 @@
   config.json       the resolved config, and the environment it ran in
   status.json       {"step": 100, "total": 20000, "time": seconds since 1970}, as of the last progress
   metrics.jsonl     one JSON object per line, {"step": 100, "loss": 0.31}; a value that is not finite is null
+  protocols.json    how each metric of quality is measured, by the metric's name
   tensorboard/      the same scalars and images as event files
   samples/          NAME_STEP.png, grids of images
   NAME.txt          longer texts, e.g. the table of parameters
@@ -71,6 +72,14 @@ class Writer:
     if self._tensorboard is not None:
       for name, value in numbers.items():
         self._tensorboard.add_scalar(name, value, int(step))
+
+  def protocol(self, metric: str, how: Mapping[str, Any]) -> None:
+    """Keeps in protocols.json how a metric is measured: without that its numbers cannot be compared."""
+    if self._workdir is None:
+      return
+    path = self._workdir / 'protocols.json'
+    protocols = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+    _replace(path, json.dumps({**protocols, metric: dict(how)}, indent=2, default=repr) + '\n')
 
   def images(
     self, step: int, name: str, images: UInt8[np.ndarray, 'n h w c'], *, rows: Sequence[str] | None = None

@@ -1,0 +1,208 @@
+"""A run's folder as one page, report.html: it loads nothing from elsewhere and opens from disk.
+
+The page is report_template.html with its placeholders filled: tables are written here, the series and the sample
+grids travel as JSON and are drawn by the page's own script.
+"""
+
+import base64
+import html
+import json
+import os
+import pathlib
+import re
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from jaxgen.writer import duration, read_metrics
+
+_TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
+_MOST_POINTS = 600  # of a series; longer ones are thinned to the mean of each bucket
+_MOST_FRAMES = 24  # sample grids under one name
+_MOST_BYTES = 16 << 20  # of all sample grids, before base64
+_QUALITY = re.compile(r'(?:.*/)?(fid|kid|inception_score|precision|recall|clip_score)\w*')
+_SAMPLE = re.compile(r'(.+)_(\d{8})\.png')
+_FIRST = ('loss', 'grad_norm', 'learning_rate', 'images_per_second', 'input_wait')  # order of the curves
+_COUNTS = ('skipped', 'bad_steps')  # shown only when something happened
+
+Series = dict[str, list[tuple[int, float | None]]]
+
+
+def write(workdir: str | os.PathLike) -> pathlib.Path:
+  """Writes report.html from what the run's folder holds; returns its path.
+
+  Raises:
+    FileNotFoundError: `workdir` is not the folder of a run.
+  """
+  workdir = pathlib.Path(workdir)
+  if not (workdir / 'metrics.jsonl').exists():
+    raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no metrics.jsonl')
+  record = _read_json(workdir / 'config.json')
+  series = _series(read_metrics(workdir / 'metrics.jsonl'))
+  quality = {name: points for name, points in series.items() if _QUALITY.fullmatch(name)}
+  status = _read_json(workdir / 'status.json')
+  step = max((points[-1][0] for points in series.values()), default=0)
+  total = int(status.get('total') or step)
+  curves = {name: points for name, points in series.items() if name not in quality and _is_curve(name, points)}
+  data = {
+    'quality': {name: _thinned(points) for name, points in quality.items()},
+    'curves': {name: _thinned(curves[name]) for name in sorted(curves, key=_order)},
+    'samples': _samples(workdir / 'samples'),
+  }
+  fields = {
+    'TITLE': html.escape(str(record.get('name') or workdir.resolve().name)),
+    'WORKDIR': html.escape(str(workdir)),
+    'STATUS': _status(step, total, status),
+    'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
+    'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record)),
+    'PROTOCOLS': _protocols(_read_json(workdir / 'protocols.json')),
+    'CONFIG': _table(_flat(record.get('config', {}))),
+    'ENVIRONMENT': _table(record.get('environment', {})),
+    'PARAMETERS': _parameters(workdir / 'parameters.txt'),
+    # `<` would end the script element where a text holds `</script>`.
+    'DATA': json.dumps(data, allow_nan=False).replace('<', '\\u003c'),
+  }
+  template = _TEMPLATE.read_text(encoding='utf-8')
+  page = re.sub(r'\{\{(\w+)\}\}', lambda match: fields[match[1]], template)
+  partial = workdir / '.report.html.tmp'
+  partial.write_text(page, encoding='utf-8')
+  os.replace(partial, workdir / 'report.html')
+  return workdir / 'report.html'
+
+
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+  """A file's object; {} where there is none, as in a run that has just begun."""
+  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+
+
+def _series(records: Sequence[Mapping[str, Any]]) -> Series:
+  """Every metric's (step, value), in order of steps; None where it was not finite."""
+  series: Series = {}
+  for record in sorted(records, key=lambda record: record['step']):
+    for name, value in record.items():
+      if name != 'step':
+        series.setdefault(name, []).append((record['step'], value))
+  return series
+
+
+def _is_curve(name: str, points: Sequence[tuple[int, float | None]]) -> bool:
+  """Evaluation times and counts of nothing are left out."""
+  nothing = name.rpartition('/')[2] in _COUNTS and not any(value for _, value in points)
+  return not name.endswith('/seconds') and not nothing
+
+
+def _order(name: str) -> tuple[int, str]:
+  last = name.rpartition('/')[2]
+  return (_FIRST.index(last) if last in _FIRST else 0 if last.endswith('loss') else len(_FIRST), name)
+
+
+def _thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float | None]]:
+  """At most `_MOST_POINTS` points: each the last step and the mean of its bucket."""
+  size = -(-len(points) // _MOST_POINTS)
+  thin: list[list[float | None]] = []
+  for begin in range(0, len(points), size):
+    bucket = points[begin : begin + size]
+    known = [value for _, value in bucket if value is not None]
+    thin.append([bucket[-1][0], float(f'{sum(known) / len(known):.6g}') if known else None])
+  return thin
+
+
+def _samples(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+  """Grids by name, each a step and a data URL: the first, the last and some evenly between."""
+  grids: dict[str, list[tuple[int, pathlib.Path]]] = {}
+  for path in sorted(folder.glob('*.png')):
+    if match := _SAMPLE.fullmatch(path.name):
+      grids.setdefault(match[1], []).append((int(match[2]), path))
+  most = _MOST_FRAMES
+  chosen = {name: _evenly(frames, most) for name, frames in grids.items()}
+  while most > 2 and sum(path.stat().st_size for _, path in _all(chosen)) > _MOST_BYTES:
+    most -= 1
+    chosen = {name: _evenly(frames, most) for name, frames in grids.items()}
+  return {name: [{'step': step, 'url': _data_url(path)} for step, path in frames] for name, frames in chosen.items()}
+
+
+def _all(chosen: Mapping[str, Sequence[tuple[int, pathlib.Path]]]) -> Iterator[tuple[int, pathlib.Path]]:
+  for frames in chosen.values():
+    yield from frames
+
+
+def _evenly(frames: Sequence[Any], most: int) -> list[Any]:
+  if len(frames) <= most:
+    return list(frames)
+  return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
+
+
+def _data_url(path: pathlib.Path) -> str:
+  return 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
+
+
+def _status(step: int, total: int, status: Mapping[str, Any]) -> str:
+  when = time.strftime('%Y-%m-%d %H:%M', time.localtime(status['time'])) if 'time' in status else ''
+  state = 'finished' if total and step >= total else f'step {step:,} of {total:,}'
+  return f'<b>{state}</b>' + (f' <span>{step:,} steps</span>' if state == 'finished' else '') + f' <span>{when}</span>'
+
+
+def _tiles(series: Series, quality: Series, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+  """Label, number and remark of each tile."""
+  for name, points in quality.items():
+    known = [value for _, value in points if value is not None]
+    if known:
+      change = f'{100 * (known[-1] - known[0]) / abs(known[0]):+.0f}% ' if len(known) > 1 and known[0] else ''
+      yield name, _number(known[-1]), f'{change}from {_number(known[0])}' if len(known) > 1 else 'first value'
+  for name in ('loss', 'images_per_second', 'input_wait'):
+    known = [value for _, value in series.get(name, []) if value is not None]
+    if not known:
+      continue
+    if name == 'loss':
+      yield 'loss', _number(known[-1]), f'lowest {_number(min(known))}'
+    elif name == 'images_per_second':
+      yield 'images/s', _number(known[-1]), f'median {_number(sorted(known)[len(known) // 2])}'
+    else:
+      yield 'waiting for input', f'{100 * known[-1]:.1f}%', f'most {100 * max(known):.1f}%'
+  seconds = sum(value or 0 for name, points in series.items() if name.endswith('/seconds') for _, value in points)
+  if seconds:
+    yield 'evaluations', duration(seconds), 'in all'
+  if 'devices' in record.get('environment', {}):
+    environment = record['environment']
+    yield 'devices', html.escape(environment['devices']), html.escape(f'jax {environment.get("jax", "?")}')
+
+
+def _tile(label: str, number: str, remark: str) -> str:
+  return f'<div class="tile"><small>{html.escape(label)}</small><b>{number}</b><span>{remark}</span></div>'
+
+
+def _number(value: float) -> str:
+  return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
+
+
+def _protocols(protocols: Mapping[str, Mapping[str, Any]]) -> str:
+  return ''.join(
+    f'<details><summary>How <code>{html.escape(metric)}</code> is measured</summary>{_table(_flat(how))}</details>'
+    for metric, how in protocols.items()
+  )
+
+
+def _parameters(path: pathlib.Path) -> str:
+  if not path.exists():
+    return ''
+  text = html.escape(path.read_text(encoding='utf-8'))
+  return f'<section><h2>Parameters</h2><pre>{text}</pre></section>'
+
+
+def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  flat: dict[str, Any] = {}
+  for key, value in values.items():
+    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
+  return flat
+
+
+def _table(values: Mapping[str, Any]) -> str:
+  """Names and values, a group's own fields under its name."""
+  if not values:
+    return '<p class="none">Not recorded.</p>'
+  rows = ''
+  for name, value in values.items():
+    group, dot, field = name.rpartition('.')
+    shown = html.escape(value if isinstance(value, str) else json.dumps(value))
+    rows += f'<tr><th><i>{html.escape(group + dot)}</i>{html.escape(field)}</th><td>{shown}</td></tr>'
+  return f'<table>{rows}</table>'
