@@ -27,6 +27,17 @@ BATCH_AXES = ('data', 'fsdp')
 # (pattern, axes): one entry for each dimension of the leaf, an axis name or None.
 Rule = tuple[str, tuple[str | None, ...]]
 
+# DiT over `tensor`: whole heads and hidden units on a device, one all-reduce after each pair of products
+# (Shoeybi et al. 2019, Megatron-LM). The first axis is the scan's, over depth.
+DIT_RULES: tuple[Rule, ...] = (
+  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
+  (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
+  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
+  (r'blocks/mlp/in/kernel$', (None, 'fsdp', 'tensor')),
+  (r'blocks/mlp/in/bias$', (None, 'tensor')),
+  (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
+)
+
 
 def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
   """The mesh over all devices; one size may be -1, and is then whatever is left.

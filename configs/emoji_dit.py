@@ -1,0 +1,95 @@
+"""A DiT learns 1,125 emoji of 7 classes at 32x32, in under ten minutes on two CPU cores. The default config.
+
+  ./launch/local train
+
+Rectified flow; the network predicts x0 and is judged on the velocity, as JiT (Li & He 2025).
+"""
+
+from functools import partial
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxgen import ema, sharding
+from jaxgen.checkpoint import Policy
+from jaxgen.data.datasets.emoji32 import emoji32
+from jaxgen.data.loader import Loader
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.samples import samples
+from jaxgen.experiment import Experiment
+from jaxgen.models.dit import DiT
+from jaxgen.objectives.diffusion import diffusion
+from jaxgen.optimizers import kernels
+from jaxgen.processes import parameterisation, times
+from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.samplers import grids
+from jaxgen.samplers.euler import euler
+from jaxgen.samplers.guidance import guided
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      'seed': 0,
+      'steps': 1200,
+      'batch_size': 64,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2, 'unroll': 5},
+      'time': {'mean': -0.4, 'std': 1.0},
+      'margin': 0.05,  # of x0 prediction: the velocity divides by no less than this sigma
+      'drop_rate': 0.1,
+      'optimizer': {'learning_rate': 1e-3, 'warmup': 50, 'b2': 0.95, 'weight_decay': 0.01},
+      'ema': 0.995,
+      'clip_norm': 1.0,
+      'sampling': {'steps': 40, 'scale': 2.0, 'batch_size': 64},
+      'samples': {'every': 200, 'per_class': 8},
+      'log_every': 25,
+      'checkpoint': {'every': 200, 'keep': 2},
+    }
+  )
+
+
+def build(c: ConfigDict) -> Experiment:
+  mesh = sharding.make_mesh(**c.mesh)
+  dataset = emoji32('train')
+  null = {'label': dataset.num_classes}
+  process = rectified_flow()
+  objective = diffusion(
+    DiT(num_classes=dataset.num_classes, **c.model),
+    process,
+    shape=(32, 32, 3),
+    parameterisation=parameterisation.x0(process, margin=c.margin),
+    loss_in=parameterisation.velocity(process),
+    times=times.logit_normal(c.time.mean, c.time.std, draw=times.stratified),
+    sampler=partial(euler, process=process, times=grids.uniform(c.sampling.steps)),
+    guide=partial(guided, null=null, scale=c.sampling.scale),
+    null=null,
+    drop_rate=c.drop_rate,
+  )
+  o = c.optimizer
+  rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, min(o.warmup, c.steps // 2), c.steps)
+  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+  classes = np.repeat(np.arange(dataset.num_classes, dtype=np.int32), c.samples.per_class)
+  return Experiment(
+    objective=objective,
+    optimizers={'net': optax.adamw(rate, b2=o.b2, weight_decay=o.weight_decay, mask=kernels)},
+    averages={'net': ema.Average('net', ema.warmup(c.ema))},
+    data=Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=True, cache=True),
+    steps=c.steps,
+    mesh=mesh,
+    seed=c.seed,
+    clip_norm=c.clip_norm,
+    log_every=c.log_every,
+    checkpoints=Policy(every=c.checkpoint.every, keep=c.checkpoint.keep),
+    evaluators=(
+      samples(
+        generate,
+        mesh=mesh,
+        cond={'label': classes},
+        num=len(classes),
+        every=c.samples.every,
+        rows=dataset.class_names,
+      ),
+    ),
+  )

@@ -1,0 +1,66 @@
+"""Images from a trained generator, in batches over the mesh.
+
+Image i of a set is a function of (params, cond_i, seed, i) alone: its key is fold_in(key(seed), i). So neither the
+batch size nor the number of devices or processes changes it, beyond floating-point reassociation.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import sharding
+from jaxgen.typing import Array, Float, UInt8
+
+# (params, frozen, cond, *, seed, num) -> batches of images, with how many of each are meant
+Generate = Callable[..., Iterator[tuple[Array, int]]]
+
+
+def make_generate(sample: Callable[..., Array], *, mesh: jax.sharding.Mesh, batch_size: int) -> Generate:
+  """Returns `generate(params, frozen, cond, *, seed, num)`, compiled once for its batch size.
+
+  Args:
+    sample: an objective's, `(params, frozen, cond, keys) -> images`.
+    mesh: the batch is split over its `data` and `fsdp` axes.
+    batch_size: images at a time.
+
+  `generate` takes `cond` as host arrays of `num` rows each, on every process, and yields `(images, count)`: float
+  images of the full batch, sharded over the mesh, of which the first `count` are meant (the last batch is padded).
+  """
+  sharding.check_batch_size(batch_size, mesh)
+  place = sharding.batch_sharding(mesh)
+
+  @jax.jit
+  def run(params, frozen, cond, root, indices):
+    keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+    images = sample(params, frozen, cond, keys)
+    return jax.lax.with_sharding_constraint(images, place)
+
+  def generate(
+    params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
+  ) -> Iterator[tuple[Array, int]]:
+    root = jax.random.key(seed)
+    for begin in range(0, num, batch_size):
+      indices = np.arange(begin, begin + batch_size)
+      rows = np.minimum(indices, num - 1)
+      part = {name: _global(np.asarray(values)[rows], place) for name, values in cond.items()}
+      yield run(params, frozen, part, root, _global(indices.astype(np.int32), place)), min(batch_size, num - begin)
+
+  return generate
+
+
+def _global(values: np.ndarray, place: jax.sharding.Sharding) -> Array:
+  """The host array that every process has, as one array over the mesh."""
+  return jax.make_array_from_callback(values.shape, place, lambda index: values[index])
+
+
+def to_uint8(images: Float[Array, 'b h w c']) -> UInt8[Array, 'b h w c']:
+  """[-1, 1] to 0..255, rounded, as files hold images."""
+  return jnp.clip(jnp.round((images + 1.0) * 127.5), 0, 255).astype(jnp.uint8)
+
+
+def to_host(images: Float[Array, 'b h w c'], mesh: jax.sharding.Mesh) -> UInt8[np.ndarray, 'b h w c']:
+  """A sharded batch of images as uint8 on every process."""
+  return np.asarray(jax.jit(to_uint8, out_shardings=sharding.replicated(mesh))(images))

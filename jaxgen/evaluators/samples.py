@@ -1,0 +1,45 @@
+"""A grid of samples, drawn from the same noise each time, so that a person can watch each image form."""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import numpy as np
+
+from jaxgen.evaluators.base import Context, Evaluator
+from jaxgen.evaluators.generate import Generate, to_host
+from jaxgen.train_state import sampling_params
+
+
+def samples(
+  generate: Generate,
+  *,
+  mesh: jax.sharding.Mesh,
+  cond: Mapping[str, np.ndarray],
+  num: int,
+  every: int,
+  seed: int = 0,
+  rows: Sequence[str] | None = None,
+  name: str = 'samples',
+) -> Evaluator:
+  """Saves samples/NAME_STEP.png from the averaged parameters.
+
+  Args:
+    generate: from `make_generate`.
+    mesh: the mesh it was made for.
+    cond: conditioning of the `num` images, as host arrays.
+    num: images in the grid.
+    every: interval in steps.
+    seed: of the noise.
+    rows: a label for each row of the grid; None for a near-square grid.
+    name: of the files.
+  """
+
+  def run(context: Context) -> dict[str, float]:
+    images = []
+    for batch, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num):
+      images.append(to_host(batch, mesh)[:count])
+      context.pause()
+    context.writer.images(context.step, name, np.concatenate(images), rows=rows)
+    return {}
+
+  return Evaluator(name, every, run)

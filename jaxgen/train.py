@@ -1,0 +1,335 @@
+"""The one train loop. It knows no network, no objective and no dataset.
+
+A run is a pure function of (config, seed, step): the batch of step s comes from the loader's random access, the
+randomness of step s is fold_in(key(seed), s), and the state is in the checkpoint. So a run that is killed and
+started again is bit-identical, on the same mesh, to one that was not.
+"""
+
+import contextlib
+import functools
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import distributed, report, sharding
+from jaxgen import writer as writers
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.distributed import Preempted
+from jaxgen.evaluators.base import Context
+from jaxgen.experiment import Experiment, as_stages
+from jaxgen.train_state import TrainState, init_state
+from jaxgen.train_step import Mean, make_train_step
+
+
+class RunError(RuntimeError):
+  """The run cannot go on, for a reason that the message tells."""
+
+
+def train(
+  experiment: Experiment | Sequence[Experiment],
+  workdir: str | pathlib.Path,
+  *,
+  record: Mapping[str, Any] | None = None,
+  allow_changes: bool = False,
+) -> TrainState:
+  """Trains until the last step, from the newest checkpoint in `workdir` if there is one.
+
+  Args:
+    experiment: what `build(config)` returns; several are stages.
+    workdir: the run's folder.
+    record: what is written as config.json: the config's name and its resolved values.
+    allow_changes: go on although dataset, seed, batch size or config are not those of the checkpoint.
+
+  Returns:
+    The state after the last step.
+
+  Raises:
+    ValueError: the experiment cannot run as configured, or `workdir` holds another run.
+    RunError: too many steps in a row were not finite.
+    CheckpointError: a checkpoint cannot be read or written.
+    Preempted: SIGTERM came; the state is saved.
+  """
+  stages = as_stages(experiment)
+  workdir = pathlib.Path(workdir)
+  record = dict(record or {})
+  checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
+  start = checkpoints.latest()
+  if start is not None and not allow_changes:
+    check_identity(checkpoints.identity(), identity(stages[stage_of(stages, start)], record), workdir)
+  total = sum(stage.steps for stage in stages)
+  speaks = distributed.is_first()
+  with writers.Writer(workdir, resume_step=start) if speaks else writers.silent() as writer:
+    writer.config(record)
+    run = _Run(workdir, writer, checkpoints, distributed.stop_signal(), record, total)
+    try:
+      state = run.stages(stages, start)
+    finally:
+      checkpoints.close()
+      if speaks:
+        report.write(workdir)
+  return state
+
+
+def identity(stage: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
+  """What must not change while a run goes on, as JSON."""
+  return {'config': record.get('name'), 'run_seed': stage.seed} | dict(stage.data.identity)
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path) -> None:
+  """Raises ValueError, naming every difference, where a checkpoint belongs to another run."""
+  different = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+  if different:
+    changes = ', '.join(f'{key} was {saved.get(key)!r}, is {now.get(key)!r}' for key in different)
+    raise ValueError(
+      f'{workdir} holds another run: {changes}. Use another --workdir, set these back, '
+      'or pass --allow-changes to go on all the same'
+    )
+
+
+def stage_of(stages: Sequence[Experiment], step: int) -> int:
+  """The stage that a checkpoint of `step` belongs to; the last step of a stage is still its own."""
+  end = 0
+  for index, stage in enumerate(stages):
+    end += stage.steps
+    if step <= end:
+      return index
+  return len(stages) - 1
+
+
+def abstract_state(stage: Experiment) -> TrainState:
+  """Shapes, dtypes and shardings of a stage's state; nothing is computed."""
+  shapes = jax.eval_shape(_init_fn(stage), jax.random.key(stage.seed))
+  shardings = sharding.shard_tree(shapes, stage.mesh, stage.rules)
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+  )
+
+
+def initial_state(stage: Experiment, abstract: TrainState) -> TrainState:
+  """The state before the first step, made where it will live."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(_init_fn(stage), out_shardings=shardings)(jax.random.key(stage.seed))
+
+
+def _init_fn(stage: Experiment):
+  def init(key):
+    batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in stage.data.spec.items()}
+    return init_state(stage.objective, stage.optimizers, stage.averages, batch, key)
+
+  return init
+
+
+def carry_over(old: TrainState, new: TrainState) -> TrainState:
+  """The next stage's state: every array that `old` has under the same path and shape, placed as in `new`."""
+  have = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
+
+  def pick(path, leaf):
+    before = have.get(sharding.path_name(path))
+    same = before is not None and (before.shape, before.dtype) == (leaf.shape, leaf.dtype)
+    return jax.device_put(before, leaf.sharding) if same else leaf
+
+  return jax.tree_util.tree_map_with_path(pick, new)
+
+
+def place_frozen(stage: Experiment) -> dict[str, Any]:
+  """The frozen networks on the mesh, sharded like parameters."""
+  frozen = dict(stage.frozen)
+  return jax.device_put(frozen, sharding.shard_tree(frozen, stage.mesh))
+
+
+def compile_step(stage: Experiment, abstract: TrainState, frozen: Any):
+  """The train step of a stage, compiled for its mesh; the state is donated."""
+  step = make_train_step(
+    stage.objective,
+    stage.optimizers,
+    stage.averages,
+    accumulate=stage.accumulate,
+    clip_norm=stage.clip_norm,
+  )
+  place = sharding.batch_sharding(stage.mesh)
+  batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in stage.data.spec.items()}
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh)))
+  return jitted.lower(abstract, frozen, batch, jax.random.key(stage.seed)).compile()
+
+
+class _Run:
+  """What a run's steps share: where they write, where they save, when they stop."""
+
+  def __init__(self, workdir, writer, checkpoints, stop, record, total):
+    self.workdir = workdir
+    self.writer = writer
+    self.checkpoints = checkpoints
+    self.stop = stop
+    self.record = record
+    self.total = total
+
+  def stages(self, stages: Sequence[Experiment], start: int | None) -> TrainState:
+    first = 0 if start is None else stage_of(stages, start)
+    state = None
+    begin = sum(stage.steps for stage in stages[:first])
+    for stage in stages[first:]:
+      abstract = abstract_state(stage)
+      if state is None and start is not None:
+        state = self.checkpoints.restore(abstract, start)
+        self.writer.text(f'Going on from step {start:,} of {self.total:,} in {self.workdir}')
+      else:
+        fresh = initial_state(stage, abstract)
+        state = fresh if state is None else carry_over(state, fresh)
+      state = self.stage(stage, abstract, state, begin, begin + stage.steps)
+      begin += stage.steps
+    assert state is not None
+    return state
+
+  def stage(self, stage: Experiment, abstract, state: TrainState, begin: int, end: int) -> TrainState:
+    done = int(state.step)
+    frozen = place_frozen(stage)
+    self.describe(stage, abstract, done)
+    if done > begin and not self.evaluated(stage, done):
+      self.evaluate(stage, state, frozen, done)  # killed between this step's checkpoint and its evaluation
+    if done >= end:
+      return state
+    began = time.perf_counter()
+    step_fn = compile_step(stage, abstract, frozen)
+    self.writer.text(f'Compiled the train step in {time.perf_counter() - began:.1f} s')
+    root = jax.random.key(stage.seed)
+    batches = stage.data.iterate(done, sharding.batch_sharding(stage.mesh))
+    window = _Window(stage.data.identity['batch_size'])
+    try:
+      while done < end:
+        batch = window.next(batches)
+        state, metrics = step_fn(state, frozen, batch, jax.random.fold_in(root, done))
+        done += 1
+        window.add(metrics)
+        self.after_step(stage, state, frozen, window, done, end)
+    finally:
+      batches.close()
+    return state
+
+  def after_step(self, stage, state, frozen, window, done, end) -> None:
+    """Progress, metrics, checkpoint, evaluation: each when it is due."""
+    self.writer.progress(done, self.total)
+    if done % stage.log_every == 0 or done == end:
+      values = window.read()
+      self.writer.scalars(done, values)
+      shown = [name for name in values if name.endswith('loss')] + ['images_per_second', 'input_wait']
+      self.writer.progress(done, self.total, {name: values[name] for name in shown if name in values})
+      self.check_finite(stage, state, done)
+    stopped = self.stop(done)
+    with window.pause():
+      if done % stage.checkpoints.every == 0 or done == end or stopped:
+        self.checkpoints.save(state, identity(stage, self.record))
+      if stopped:
+        self.leave(done)
+      if any(self.due(evaluator, done) for evaluator in stage.evaluators):
+        self.evaluate(stage, state, frozen, done)
+
+  def due(self, evaluator, done: int) -> bool:
+    return done % evaluator.every == 0 or done == self.total
+
+  def evaluate(self, stage: Experiment, state: TrainState, frozen: Any, done: int) -> None:
+    for evaluator in stage.evaluators:
+      if not self.due(evaluator, done):
+        continue
+      pause = functools.partial(self.pause, stage, state, done)
+      began = time.perf_counter()
+      values = evaluator.run(Context(done, state, frozen, self.writer, self.workdir, pause))
+      values = dict(values) | {f'{evaluator.name}/seconds': time.perf_counter() - began}
+      self.writer.scalars(done, values)
+      shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+      self.writer.text(f'step {done:,}  {shown}')
+    if distributed.is_first():
+      report.write(self.workdir)
+
+  def evaluated(self, stage: Experiment, done: int) -> bool:
+    """Whether the evaluations that are due at this step are all on record."""
+    due = {f'{evaluator.name}/seconds' for evaluator in stage.evaluators if self.due(evaluator, done)}
+    path = self.workdir / 'metrics.jsonl'
+    records = writers.read_metrics(path) if distributed.is_first() and path.exists() else []
+    seen = {name for line in records if line['step'] == done for name in line}
+    return bool(distributed.agree(int(due <= seen)))
+
+  def pause(self, stage: Experiment, state: TrainState, done: int) -> None:
+    if self.stop(done):
+      self.checkpoints.save(state, identity(stage, self.record))
+      self.leave(done)
+
+  def leave(self, done: int) -> None:
+    self.checkpoints.wait()
+    self.writer.text(f'Told to stop: saved at step {done:,}. The same command goes on from there.')
+    raise Preempted(f'stopped at step {done}')
+
+  def check_finite(self, stage: Experiment, state: TrainState, done: int) -> None:
+    bad = int(state.bad_steps)
+    if bad >= stage.max_bad_steps:
+      raise RunError(
+        f'the last {bad} steps before step {done} were not finite (max_bad_steps {stage.max_bad_steps}); the '
+        f'parameters are those before them. Lower the learning rate or clip_norm, or use a wider dtype; the newest '
+        f'checkpoint is of step {self.checkpoints.latest()}'
+      )
+
+  def describe(self, stage: Experiment, abstract: TrainState, done: int) -> None:
+    """A table of the parameters, once, before the first step."""
+    from clu import parameter_overview
+
+    if done == 0:
+      self.writer.text(
+        parameter_overview.get_parameter_overview(abstract.params, include_stats=False), name='parameters'
+      )
+    mesh = ' x '.join(f'{name} {size}' for name, size in stage.mesh.shape.items() if size > 1) or 'one device'
+    self.writer.text(f'{jax.device_count()} {jax.devices()[0].device_kind} device(s): {mesh}')
+
+
+class _Window:
+  """The steps since the last log line: their metrics, still on the device, and where the time went."""
+
+  def __init__(self, batch_size: int):
+    self._batch_size = batch_size
+    self._start()
+
+  def _start(self) -> None:
+    self._metrics: list[dict[str, Mean]] = []
+    self._waited = self._paused = 0.0
+    self._since = time.perf_counter()
+
+  def next(self, batches) -> Any:
+    """The next batch. Its time counts as waiting for input where the device had run out of work by the end of it."""
+    began = time.perf_counter()
+    batch = next(batches)
+    if not self._metrics or self._metrics[-1]['skipped'].total.is_ready():
+      self._waited += time.perf_counter() - began
+    return batch
+
+  def add(self, metrics: dict[str, Mean]) -> None:
+    self._metrics.append(metrics)
+
+  @contextlib.contextmanager
+  def pause(self):
+    """Time in here is not training's."""
+    began = time.perf_counter()
+    yield
+    self._paused += time.perf_counter() - began
+
+  def read(self) -> dict[str, float]:
+    """The means over the window, from the device; starts the next window."""
+    from clu.metrics import Average
+
+    fetched = jax.device_get(self._metrics)
+    seconds = time.perf_counter() - self._since - self._paused
+    values = {}
+    for name in fetched[0]:
+      mean = Average(
+        total=np.sum([metrics[name].total for metrics in fetched]),
+        count=np.sum([metrics[name].count for metrics in fetched]),
+      )
+      if mean.count > 0:
+        values[name] = float(mean.compute())
+    values['images_per_second'] = len(fetched) * self._batch_size / seconds
+    values['input_wait'] = self._waited / seconds
+    self._start()
+    return values
