@@ -37,6 +37,7 @@ setuptools.setup(
     'array-record>=0.8; sys_platform == "linux"',
     'clu>=0.0.12',
     'flax>=0.12',
+    'grain>=0.2.10',
     'jax>=0.10,<0.13',
     'jaxtyping>=0.3.2',
     'ml-collections>=1.0',

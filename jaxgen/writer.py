@@ -70,8 +70,9 @@ class Writer:
     record = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
     self._metrics.write(json.dumps({'step': int(step), **record}, allow_nan=False) + '\n')
     if self._tensorboard is not None:
-      for name, value in numbers.items():
-        self._tensorboard.add_scalar(name, value, int(step))
+      for name, value in record.items():
+        if value is not None:
+          self._tensorboard.add_scalar(name, value, int(step))
 
   def protocol(self, metric: str, how: Mapping[str, Any]) -> None:
     """Keeps in protocols.json how a metric is measured: without that its numbers cannot be compared."""
@@ -198,12 +199,13 @@ def grid(
   return np.concatenate([_labels(rows, height, lines), picture], axis=1) if rows else picture
 
 
-def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, 'h w 3']) -> None:
-  """Writes a PNG whole or not at all."""
+def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, 'h w c']) -> None:
+  """Writes a PNG of 1 or 3 channels, whole or not at all."""
   from PIL import Image
 
   path = pathlib.Path(path)
   partial = path.with_name(f'.{path.name}.tmp')
+  image = image[..., 0] if image.shape[-1] == 1 else image
   Image.fromarray(image).save(partial, format='PNG')
   os.replace(partial, path)
 

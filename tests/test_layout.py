@@ -1,0 +1,176 @@
+"""The shape of the house: who may import whom, what every module may mention, what the package ships."""
+
+import ast
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import pytest
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+
+# Imports point down only. In the first three levels they also never go sideways, but for FROM_SIDE.
+LEVELS = [
+  {'typing', 'xla_flags'},
+  {'processes', 'models', 'data', 'metrics', 'sharding'},
+  {'samplers', 'adapters', 'pretrained', 'objectives'},
+  {
+    'train_state',
+    'train_step',
+    'ema',
+    'optimizers',
+    'checkpoint',
+    'distributed',
+    'evaluators',
+    'writer',
+    'report',
+  },
+  {'experiment', 'train', 'sample', 'bench'},
+  {'configs'},
+  {'cli'},
+]
+FROM_SIDE = {('objectives', 'samplers')}
+FOREIGN = {'torch', 'tensorflow', 'diffusers', 'transformers', 'torch_fidelity'}
+
+
+def level(part):
+  return next((i for i, parts in enumerate(LEVELS) if part in parts), None)
+
+
+def part_of(module):
+  """'jaxgen.models.dit' -> 'models'; 'configs.emoji_dit' -> 'configs'; None for other packages."""
+  names = module.split('.')
+  if names[0] == 'configs':
+    return 'configs'
+  return names[1] if names[0] == 'jaxgen' and len(names) > 1 else None
+
+
+def imported(tree):
+  """Every module that is imported anywhere in a file, functions included."""
+  for node in ast.walk(tree):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      assert node.level == 0, 'relative import'
+      yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def violations(module, source):
+  """What a module may not import or mention, as sentences."""
+  part, tree = part_of(module), ast.parse(source)
+  if part is None:
+    return
+  if level(part) is None:
+    yield f'{module}: {part} has no level; add it to DESIGN section 2 and LEVELS'
+    return
+  for name in imported(tree):
+    if name.split('.')[0] in FOREIGN:
+      yield f'{module} imports {name}; reference implementations belong in tests'
+    other = part_of(name)
+    if other is None or other == part or level(other) is None:
+      continue
+    sideways = level(other) == level(part) < 3 and (part, other) not in FROM_SIDE
+    if level(other) > level(part) or sideways:
+      yield f'{module} imports {name}: {part} (level {level(part)}) may not see {other} (level {level(other)})'
+  names = {node.id for node in ast.walk(tree) if isinstance(node, ast.Name)}
+  names |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+  names |= {name.rpartition('.')[2] for name in imported(tree)}
+  if 'PartitionSpec' in names and part != 'sharding':
+    yield f'{module} writes a PartitionSpec; only sharding.py does'
+
+
+def modules():
+  for path in [*ROOT.glob('jaxgen/**/*.py'), *ROOT.glob('configs/*.py')]:
+    name = '.'.join(path.relative_to(ROOT).with_suffix('').parts)
+    yield name.removesuffix('.__init__'), path
+
+
+@pytest.mark.parametrize(('module', 'path'), sorted(modules()))
+def test_imports_point_down(module, path):
+  assert list(violations(module, path.read_text(encoding='utf-8'))) == []
+
+
+@pytest.mark.parametrize(
+  ('module', 'source'),
+  [
+    ('jaxgen.models.dit', 'from jaxgen.data import loader'),
+    ('jaxgen.models.dit', 'import jaxgen.sharding'),
+    ('jaxgen.models.dit', 'def f():\n  from jaxgen import train'),
+    ('jaxgen.samplers.euler', 'from jaxgen.objectives import diffusion'),
+    ('jaxgen.train_step', 'from jaxgen.experiment import Experiment'),
+    ('jaxgen.train', 'import configs.emoji_dit'),
+    ('configs.emoji_dit', 'from jaxgen.cli.config import load_config'),
+    ('jaxgen.objectives.gan', 'from jax.sharding import PartitionSpec as P'),
+    ('jaxgen.models.dit', 'import jax\njax.sharding.PartitionSpec()'),
+    ('jaxgen.metrics.fid', 'import torch'),
+    ('jaxgen.utils', 'x = 1'),
+  ],
+)
+def test_the_rule_sees_what_breaks_it(module, source):
+  assert list(violations(module, source))
+
+
+@pytest.mark.parametrize(
+  ('module', 'source'),
+  [
+    ('jaxgen.objectives.diffusion', 'from jaxgen.samplers.euler import euler'),
+    ('jaxgen.train_step', 'from jaxgen.ema import Average\nfrom jaxgen.objectives.base import Objective'),
+    ('jaxgen.models.dit', 'from jaxgen.models.layers.attention import attention'),
+    ('jaxgen.sharding', 'from jax.sharding import PartitionSpec'),
+    ('configs.emoji_dit_flow', 'from configs import emoji_dit'),
+  ],
+)
+def test_the_rule_allows_what_the_design_allows(module, source):
+  assert list(violations(module, source)) == []
+
+
+def test_there_is_no_drawer_for_everything():
+  names = {path.stem for _, path in modules()}
+  assert not names & {'utils', 'util', 'helpers', 'common', 'misc'}
+
+
+def test_every_shell_script_passes_shellcheck():
+  beside = pathlib.Path(sys.executable).with_name('shellcheck')
+  tool = str(beside) if beside.exists() else shutil.which('shellcheck')
+  assert tool, "shellcheck is missing; install jaxgen's `dev` extra"
+  scripts = [ROOT / '.ci' / 'run', *(path for path in ROOT.glob('launch/*') if path.suffix in ('', '.sh'))]
+  result = subprocess.run([tool, *map(str, scripts)], capture_output=True, text=True)
+  assert result.returncode == 0, result.stdout
+  for script in scripts:
+    assert script.stat().st_mode & 0o100, f'{script} is not executable'
+
+
+@pytest.fixture(scope='module')
+def metadata(tmp_path_factory):
+  """What setup.py tells pip, without building anything."""
+  folder = tmp_path_factory.mktemp('egg')
+  subprocess.run(
+    [sys.executable, 'setup.py', '-q', 'egg_info', '--egg-base', str(folder)], cwd=ROOT, check=True, timeout=60
+  )
+  return folder / 'jaxgen.egg-info'
+
+
+def test_setup_allows_the_supported_versions_and_pulls_neither_torch_nor_tensorflow(metadata):
+  requires = (metadata / 'requires.txt').read_text()
+  info = (metadata / 'PKG-INFO').read_text()
+  base = requires.split('[cuda]')[0]
+  assert 'jax<0.13,>=0.10' in base
+  assert not re.search(r'^(torch|tensorflow(-cpu)?)\b(?!-)', base, re.MULTILINE)
+  assert set(re.findall(r'^Provides-Extra: (.+)$', info, re.MULTILINE)) >= {'tpu', 'cuda', 'parity', 'dev'}
+  assert re.search(r'^Requires-Python: (<3.14,>=3.11|>=3.11,<3.14)$', info, re.MULTILINE)
+  assert 'jaxgen = jaxgen.cli.main:main' in (metadata / 'entry_points.txt').read_text()
+
+
+def test_every_requirement_has_a_pinned_version_and_every_file_that_is_not_python_is_shipped(metadata):
+  pinned = {
+    re.split('[=;]', line)[0].strip() for line in (ROOT / 'launch' / 'constraints.txt').read_text().splitlines()
+  }
+  lines = (metadata / 'requires.txt').read_text().split('[parity]')[0].splitlines()
+  lines += (metadata / 'requires.txt').read_text().split('[dev]')[1].split('[')[0].splitlines()
+  names = {re.split(r'[\[<>=]', line)[0].lower() for line in lines if line and not line.startswith('[')}
+  assert names - pinned == set()
+  shipped = set((metadata / 'SOURCES.txt').read_text().splitlines())
+  files = subprocess.run(['git', 'ls-files', 'jaxgen'], cwd=ROOT, capture_output=True, text=True).stdout.split()
+  assert {name for name in files if not name.endswith('.py')} - shipped == set()
