@@ -58,7 +58,8 @@ def test_two_processes_train_and_one_goes_on(tmp_path):
 
 def _start(**env: str) -> subprocess.CompletedProcess:
   code = (
-    'from jaxgen import distributed as d; d.start(); import jax; print(jax.process_count(), d.is_first(), d.agree(3))'
+    'from jaxgen import distributed as d; d.start(); import jax;'
+    'print(jax.distributed.is_initialized(), jax.process_count(), d.is_first(), d.agree(3))'
   )
   return subprocess.run([sys.executable, '-c', code], cwd=ROOT, env=os.environ | env, capture_output=True, text=True)
 
@@ -70,11 +71,11 @@ def test_a_process_without_its_number_is_told_what_to_set():
 
 
 def test_a_single_process_starts_alone():
-  assert _start().stdout.split() == ['1', 'True', '3']
+  assert _start().stdout.split() == ['False', '1', 'True', '3']
 
 
 def test_slurm_is_found_by_its_environment():
   slurm = {'SLURM_JOB_ID': '7', 'SLURM_STEP_NODELIST': 'localhost', 'SLURM_STEP_NUM_NODES': '1', 'SLURM_NTASKS': '1'}
   port = {'JAX_COORDINATOR_PORT': str(_free_port())}
   started = _start(**slurm, **port, SLURM_PROCID='0', SLURM_LOCALID='0')
-  assert started.stdout.split()[-3:] == ['1', 'True', '3'], started.stderr[-2000:]
+  assert started.stdout.split()[-4:] == ['True', '1', 'True', '3'], started.stderr[-2000:]
