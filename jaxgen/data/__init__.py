@@ -7,6 +7,25 @@ for batch in loader.iterate(step, sharding): ...   # {'image': [64, 32, 32, 3] i
 
 from jaxgen.data.dataset import BadRecord, Dataset
 from jaxgen.data.datasets.emoji32 import emoji32
+from jaxgen.data.datasets.emoji64 import emoji64
+from jaxgen.data.datasets.fashion_mnist import fashion_mnist
+from jaxgen.data.datasets.image_folder import image_folder, prepare_image_folder
+from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset
 from jaxgen.data.loader import Batches, Loader, epoch
+from jaxgen.data.recipe import prepare
 
-__all__ = ['BadRecord', 'Batches', 'Dataset', 'Loader', 'emoji32', 'epoch']
+__all__ = [
+  'BadRecord',
+  'Batches',
+  'Dataset',
+  'Loader',
+  'emoji32',
+  'emoji64',
+  'epoch',
+  'fashion_mnist',
+  'image_folder',
+  'prepare',
+  'prepare_image_folder',
+  'prepare_tfds',
+  'tfds_dataset',
+]

@@ -7,6 +7,7 @@ folder of another name and renames it when all is there, so a killed preparation
 
 import hashlib
 import pathlib
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -54,6 +55,7 @@ def prepare(
   source: str | pathlib.Path | None = None,
   data_dir: str | pathlib.Path | None = None,
   progress: bool = False,
+  overwrite: bool = False,
 ) -> pathlib.Path:
   """Writes the dataset unless it is there already; returns its folder.
 
@@ -62,8 +64,11 @@ def prepare(
     source: the original files, a folder.
     data_dir: the folder of prepared datasets; `default_data_dir()` when None.
     progress: whether bars are shown.
+    overwrite: makes it again where it is there already.
   """
   path = folder(recipe, data_dir)
+  if overwrite:
+    shutil.rmtree(path, ignore_errors=True)
   if not path.exists():
     from jaxgen.data import tfds_builder
 
@@ -76,41 +81,46 @@ def prepare(
   return path
 
 
-def load(recipe: Recipe, split: str, data_dir: str | pathlib.Path | None = None) -> Dataset:
+def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
   """Opens a prepared dataset.
+
+  Args:
+    path: its folder, DATA_DIR/NAME/VERSION.
+    split: as TFDS writes it.
+    command: what follows `jaxgen data prepare` to make it; its name when empty.
 
   Raises:
     FileNotFoundError: it is not prepared; the message has the command.
     ValueError: there is no such split.
   """
+  name, data_dir = path.parent.name, path.parent.parent
+  if not path.exists():
+    option = '' if data_dir == default_data_dir() else f' --data-dir {data_dir}'
+    raise FileNotFoundError(
+      f'dataset {name} is not in {data_dir}; run `jaxgen data prepare {command or name}{option}` first'
+    )
   from jaxgen.data import tfds_builder
 
-  path = folder(recipe, data_dir)
-  if not path.exists():
-    option = f' --data-dir {data_dir}' if data_dir else ''
-    raise FileNotFoundError(
-      f'dataset {recipe.name} is not in {path}; run `jaxgen data prepare {recipe.name}{option}` first'
-    )
   builder = tfds_builder.open_folder(path)
   source = tfds_builder.data_source(builder, split, image_field='image')
+  channels = builder.info.features['image'].shape[-1]
   digests = ' '.join(f'{name}={digest}' for name, digest in sorted(builder.info.metadata.items()))
   return Dataset(
-    name=recipe.name,
+    name=name,
     split=split,
     source=source,
-    decode=lambda record: _decode(record, builder.info.features['image'].shape[-1]),
+    decode=lambda record: decode(record, image='image', channels=channels),
     fingerprint=hashlib.sha256(f'{split} {digests}'.encode()).hexdigest(),
     class_names=tfds_builder.class_names(builder, 'label'),
   )
 
 
-def _decode(record: Record, channels: int) -> Record:
-  """The image to floats, an integer to int32, bytes to text."""
-  return {
-    name: to_float(decode_image(value, channels=channels))
-    if name == 'image'
-    else value.decode()
-    if isinstance(value, bytes)
-    else np.int32(value)
-    for name, value in record.items()
-  }
+def decode(record: Record, *, image: str, channels: int, size: int | None = None) -> Record:
+  """The field `image` to floats, integers to int32, bytes to text."""
+
+  def value(name: str) -> np.ndarray | np.int32 | str:
+    if name == image:
+      return to_float(decode_image(record[name], channels=channels, size=size))
+    return record[name].decode() if isinstance(record[name], bytes) else np.int32(record[name])
+
+  return {name: value(name) for name in record}

@@ -14,6 +14,7 @@ import tensorflow_datasets as tfds
 
 from jaxgen.data.dataset import Record
 from jaxgen.data.image import encode_png
+from jaxgen.data.parallel import parallel_map
 
 if TYPE_CHECKING:
   from jaxgen.data.recipe import Examples, Recipe
@@ -49,13 +50,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Record]]:
     """Numbers the examples, encodes their images, and leaves the digest of all of them in the metadata."""
-    digest = hashlib.sha256(repr((self._recipe.name, self._recipe.version, self._recipe.class_names)).encode())
-    for i, example in enumerate(self._examples[split]):
+    recipe = self._recipe
+    digest = hashlib.sha256(repr((recipe.name, recipe.version, recipe.class_names)).encode())
+    for i, (example, png) in enumerate(parallel_map(_with_png, self._examples[split])):
       for name, value in sorted(example.items()):
         digest.update(f'{name} '.encode())
-        digest.update(value.tobytes() if name == 'image' else str(value).encode())
-      yield i, example | {'image': io.BytesIO(encode_png(example['image']))}
+        digest.update(value.tobytes() if name == 'image' else f'{value} '.encode())
+      yield i, example | {'image': io.BytesIO(png)}
     self.info.metadata[split] = digest.hexdigest()
+
+
+def _with_png(example: Record) -> tuple[Record, bytes]:
+  return example, encode_png(example['image'])
 
 
 def write(recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, progress: bool) -> None:

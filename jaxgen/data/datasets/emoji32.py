@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from jaxgen.data.dataset import Dataset, Record
-from jaxgen.data.recipe import Examples, Recipe, load, prepare
+from jaxgen.data.recipe import Examples, Recipe, folder, load, prepare
 
 FILE = pathlib.Path(__file__).parent / 'noto_emoji32.npz'
 CLASSES = (
@@ -28,7 +28,7 @@ CLASSES = (
 def emoji32(split: str = 'train', *, data_dir: str | pathlib.Path | None = None) -> Dataset:
   """Opens emoji32, preparing it first (a second) where that has not been done."""
   prepare(RECIPE, data_dir=data_dir)
-  return load(RECIPE, split, data_dir)
+  return load(folder(RECIPE, data_dir), split)
 
 
 def is_test(base: str) -> bool:

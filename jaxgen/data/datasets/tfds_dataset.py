@@ -1,0 +1,115 @@
+"""Any dataset that TFDS itself knows or has prepared, read as a data source.
+
+It must be in the ArrayRecord format, which can be read in any order. Most of TFDS's own builders need TensorFlow to
+prepare a dataset; none is needed to read it.
+"""
+
+import hashlib
+import json
+import pathlib
+from typing import TYPE_CHECKING
+
+from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.recipe import decode
+
+if TYPE_CHECKING:
+  import tensorflow_datasets as tfds
+
+
+def tfds_dataset(
+  name: str,
+  split: str = 'train',
+  *,
+  size: int | None = None,
+  image: str = 'image',
+  label: str | None = 'label',
+  caption: str | None = None,
+  data_dir: str | pathlib.Path | None = None,
+) -> Dataset:
+  """Opens a dataset of TFDS.
+
+  Args:
+    name: as for `tfds.load`: 'NAME', 'NAME/CONFIG', 'NAME/CONFIG:VERSION'.
+    split: as TFDS writes it.
+    size: crops and resizes to size x size as ADM does; None where all images have one size already.
+    image: name of the image field, `image` in the batch.
+    label: name of the label field, `label` in the batch; None for none.
+    caption: name of a text field, `caption` in the record; None for none.
+    data_dir: where it is prepared; `default_data_dir()`, then TFDS's own folder, when None.
+
+  Raises:
+    FileNotFoundError: it is not prepared.
+    ValueError: it cannot be read at random, or lacks a field or the split.
+  """
+  from jaxgen.data import tfds_builder
+
+  builder = _find(name, data_dir)
+  fields = {image: 'image', label: 'label', caption: 'caption'}
+  fields.pop(None, None)
+  features = dict(builder.info.features)
+  missing = sorted(fields.keys() - features.keys())
+  if missing:
+    raise ValueError(f'{name} has no field {missing[0]!r}; it has {", ".join(features)}')
+  channels = 1 if features[image].shape[-1] == 1 else 3
+
+  def read(record: Record) -> Record:
+    wanted = {field: record[field] for field in fields}
+    return {fields[field]: value for field, value in decode(wanted, image=image, channels=channels, size=size).items()}
+
+  return Dataset(
+    name=name,
+    split=split,
+    source=tfds_builder.data_source(builder, split, image_field=image),
+    decode=read,
+    fingerprint=_fingerprint(builder, split, size, fields),
+    class_names=tfds_builder.class_names(builder, label) if label else (),
+  )
+
+
+def prepare_tfds(
+  name: str, *, data_dir: str | pathlib.Path | None = None, progress: bool = False, overwrite: bool = False
+) -> pathlib.Path:
+  """Downloads and prepares a dataset with TFDS's own builder, as ArrayRecord files.
+
+  Raises:
+    ValueError: TFDS knows no such dataset, or its builder needs TensorFlow, which is not installed.
+  """
+  import tensorflow_datasets as tfds
+
+  directory = pathlib.Path(data_dir or default_data_dir()).expanduser()
+  tfds.display_progress_bar(progress)
+  mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
+  try:
+    builder = tfds.builder(name, data_dir=directory, file_format='array_record')
+    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(download_mode=mode))
+  except tfds.core.DatasetNotFoundError as error:
+    raise ValueError(f'neither jaxgen nor TFDS knows a dataset {name!r}; see `jaxgen data list`') from error
+  except ImportError as error:
+    raise ValueError(
+      f"TFDS's builder of {name} needs {error.name or error}; where that is installed, run "
+      f'`tfds build {name} --file_format=array_record --data_dir={directory}`'
+    ) from error
+  return pathlib.Path(builder.data_dir)
+
+
+def _find(name: str, data_dir: str | pathlib.Path | None) -> 'tfds.core.DatasetBuilder':
+  """The prepared dataset's builder."""
+  import tensorflow_datasets as tfds
+
+  for place in [data_dir] if data_dir else [default_data_dir(), None]:
+    try:
+      builder = tfds.builder(name, data_dir=place)
+    except (tfds.core.DatasetNotFoundError, ImportError):
+      continue
+    if builder.is_prepared():
+      return builder
+  option = f' --data-dir {data_dir}' if data_dir else ''
+  where = data_dir or f"{default_data_dir()} nor in TFDS's own folder"
+  raise FileNotFoundError(f'dataset {name} is not in {where}; run `jaxgen data prepare {name}{option}` first')
+
+
+def _fingerprint(builder: 'tfds.core.DatasetBuilder', split: str, size: int | None, fields: dict[str, str]) -> str:
+  """From what TFDS keeps of the files, since it keeps no hash of the records."""
+  files = {name: [info.num_bytes, info.shard_lengths] for name, info in builder.info.splits.items()}
+  parts = [builder.info.full_name, files, split, size, sorted(fields.items())]
+  return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
