@@ -172,5 +172,6 @@ def test_every_requirement_has_a_pinned_version_and_every_file_that_is_not_pytho
   names = {re.split(r'[\[<>=]', line)[0].lower() for line in lines if line and not line.startswith('[')}
   assert names - pinned == set()
   shipped = set((metadata / 'SOURCES.txt').read_text().splitlines())
-  files = subprocess.run(['git', 'ls-files', 'jaxgen'], cwd=ROOT, capture_output=True, text=True).stdout.split()
-  assert {name for name in files if not name.endswith('.py')} - shipped == set()
+  files = [path for path in (ROOT / 'jaxgen').rglob('*') if path.is_file() and path.suffix not in ('.py', '.pyc')]
+  assert files
+  assert {path.relative_to(ROOT).as_posix() for path in files} - shipped == set()

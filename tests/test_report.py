@@ -103,6 +103,14 @@ def test_what_a_config_says_is_text_and_never_markup(run, page):
   assert page.tags.count('script') == 2
 
 
+def test_a_metrics_name_cannot_end_the_script(run):
+  with writer.Writer(run, resume_step=2010) as out:
+    out.scalars(2020, {'a</script><img>': 1.0})
+  page = Page(report.write(run).read_text(encoding='utf-8'))
+  assert page.data['curves']['a</script><img>'] == [[2020, 1.0]]
+  assert page.tags.count('script') == 2
+
+
 def test_a_count_that_happened_is_shown(run):
   with writer.Writer(run, resume_step=2010) as out:
     out.scalars(2020, {'skipped': 0.5})

@@ -1,0 +1,91 @@
+"""`jaxgen sample`: makes images with a run's model."""
+
+import argparse
+import json
+import pathlib
+from collections.abc import Sequence
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+  args, overrides = _parser().parse_known_args(argv)
+  if args.num < 1:
+    raise ValueError(f'--num is {args.num}; it must be 1 or more')
+
+  from jaxgen.cli.config import load_run
+
+  config, module = load_run(args.run, overrides)
+
+  from jaxgen import distributed, sample
+
+  distributed.start()
+  trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
+  names = trained.stage.data.class_names
+  labels = _labels(args.label, names)
+  cond = sample.conditioning(trained.stage, args.num, labels=labels)
+  images = sample.sample(trained, cond, num=args.num, seed=args.seed, batch_size=args.batch_size)
+  if distributed.is_first():
+    _save(args.out, images, cond, names)
+    print(f'{args.num} images of step {trained.step:,} in {args.out}')
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='jaxgen sample',
+    description="Makes images with a run's model, with the sampler and guidance of its config.",
+    epilog="Any field of the run's config can be changed, e.g. --config.sampling.steps=100",
+    allow_abbrev=False,
+  )
+  parser.add_argument('--run', type=pathlib.Path, required=True, help="the run's folder")
+  parser.add_argument('--out', type=pathlib.Path, required=True, help='a folder, or a .png file for one grid')
+  parser.add_argument('--num', type=int, default=64, help='images (default: 64)')
+  parser.add_argument(
+    '--label',
+    action='append',
+    help="a class, by name or number; may be repeated, and 'all' is every class; the images take them in turn "
+    '(default: as in the training data)',
+  )
+  parser.add_argument('--seed', type=int, default=0, help='of the noise (default: 0)')
+  parser.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
+  parser.add_argument('--ema', help="the average to sample with, or 'none' (default: the network's own)")
+  parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
+  return parser
+
+
+def _labels(labels: Sequence[str] | None, names: Sequence[str]) -> list[int] | None:
+  """Class numbers of names or numbers."""
+  if labels is None:
+    return None
+  if 'all' in labels:
+    return list(range(len(names)))
+  numbers = []
+  for label in labels:
+    if label in names:
+      numbers.append(list(names).index(label))
+    elif label.isdecimal() and int(label) < len(names):
+      numbers.append(int(label))
+    else:
+      known = ', '.join(f'{i} {name!r}' for i, name in enumerate(names[:50])) or 'none'
+      raise ValueError(f'--label {label!r} is no class of this run; its classes are {known}')
+  return numbers
+
+
+def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[str]) -> None:
+  """One grid, or a folder of numbered files with metadata.jsonl beside them."""
+  from jaxgen import writer
+
+  if out.suffix.lower() == '.png':
+    out.parent.mkdir(parents=True, exist_ok=True)
+    writer.save_png(out, writer.grid(images))
+    return
+  out.mkdir(parents=True, exist_ok=True)
+  lines = []
+  for i, image in enumerate(images):
+    writer.save_png(out / f'{i:06d}.png', image)
+    line: dict[str, Any] = {'file_name': f'{i:06d}.png'}
+    if 'label' in cond:
+      label = int(cond['label'][i])
+      line |= {'label': label, 'class': names[label]} if names else {'label': label}
+    lines.append(json.dumps(line) + '\n')
+  (out / 'metadata.jsonl').write_text(''.join(lines), encoding='utf-8')

@@ -1,0 +1,101 @@
+"""Images from a run's folder: restores what it trained, and samples it as its config says.
+
+Image i depends on the weights, its conditioning and fold_in(key(seed), i) alone, so asking for more images, or in
+other batches, gives the same ones.
+"""
+
+import os
+import pathlib
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from jaxgen import sharding, train
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.evaluators.generate import make_generate, to_host
+from jaxgen.experiment import Experiment, as_stages
+from jaxgen.train_state import TrainState, sampling_params
+from jaxgen.typing import UInt8
+
+
+class Trained(NamedTuple):
+  """A restored run: the stage it was in, and what to sample with."""
+
+  stage: Experiment
+  params: dict[str, Any]
+  frozen: dict[str, Any]
+  step: int
+
+
+def restore(
+  experiment: Experiment | Sequence[Experiment],
+  workdir: str | os.PathLike,
+  *,
+  step: int | None = None,
+  average: str | None = None,
+) -> Trained:
+  """Reads parameters and averages; optimizer state is not read.
+
+  Args:
+    experiment: what the run's config builds.
+    workdir: the run's folder.
+    step: of the checkpoint; the newest by default.
+    average: sample with this average of `state.ema`; 'none' is the parameters themselves. By default each network
+      with an average of its own name is sampled with that.
+
+  Raises:
+    FileNotFoundError: there is no such checkpoint.
+    ValueError: there is no such average.
+    CheckpointError: it is damaged, or of another network.
+  """
+  stages = as_stages(experiment)
+  checkpoints = Checkpoints(pathlib.Path(workdir) / 'checkpoints', None)
+  try:
+    step = checkpoints.latest() if step is None else step
+    stage = stages[train.stage_of(stages, step or 0)]
+    if average not in (None, 'none', *stage.averages):
+      raise ValueError(f'no average named {average!r}; this run keeps {sorted(stage.averages)}, and none')
+    state = checkpoints.restore_model(train.abstract_state(stage), step)
+  finally:
+    checkpoints.close()
+  return Trained(stage, _params(stage, state, average), train.place_frozen(stage), int(state.step))
+
+
+def _params(stage: Experiment, state: TrainState, average: str | None) -> dict[str, Any]:
+  if average is None:
+    return sampling_params(state)
+  if average == 'none':
+    return state.params
+  return {**state.params, stage.averages[average].of: state.ema[average]}
+
+
+def conditioning(stage: Experiment, num: int, *, labels: Sequence[int] | None = None) -> dict[str, np.ndarray]:
+  """Conditioning of `num` images: that of the training data's first records, or the given labels in turn."""
+  fields = stage.data.rows(0, range(num))
+  cond = {name: value for name, value in fields.items() if name != 'image'}
+  if labels is not None:
+    if 'label' not in cond:
+      raise ValueError(f'labels were given, but the data has no label; it has {sorted(cond) or "no conditioning"}')
+    cond['label'] = np.resize(np.asarray(labels, np.int32), num)
+  return cond
+
+
+def sample(
+  trained: Trained, cond: Mapping[str, np.ndarray], *, num: int, seed: int = 0, batch_size: int | None = None
+) -> UInt8[np.ndarray, 'n h w c']:
+  """Draws `num` images, on every process.
+
+  Args:
+    trained: from `restore`.
+    cond: host arrays of `num` rows each; see `conditioning`.
+    num: images.
+    seed: of their noise.
+    batch_size: images at a time; by default 64, or what the mesh asks for.
+  """
+  mesh = trained.stage.mesh
+  batch_size = batch_size or -(-min(num, 64) // mesh.size) * mesh.size
+  sharding.check_batch_size(batch_size, mesh)
+  generate = make_generate(trained.stage.objective.sample, mesh=mesh, batch_size=batch_size)
+  batches = generate(trained.params, trained.frozen, cond, seed=seed, num=num)
+  return np.concatenate([to_host(images, mesh)[:count] for images, count in batches])
