@@ -8,6 +8,7 @@ started again is bit-identical, on the same mesh, to one that was not.
 import contextlib
 import functools
 import pathlib
+import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -16,7 +17,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import distributed, report, sharding
+from jaxgen import __version__, distributed, report, sharding
 from jaxgen import writer as writers
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.distributed import Preempted
@@ -64,7 +65,7 @@ def train(
   total = sum(stage.steps for stage in stages)
   speaks = distributed.is_first()
   with writers.Writer(workdir, resume_step=start) if speaks else writers.silent() as writer:
-    writer.config(record)
+    writer.config(record | {'environment': environment()})
     run = _Run(workdir, writer, checkpoints, distributed.stop_signal(), record, total)
     try:
       state = run.stages(stages, start)
@@ -89,6 +90,17 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: pa
       f'{workdir} holds another run: {changes}. Use another --workdir, set these back, '
       'or pass --allow-changes to go on all the same'
     )
+
+
+def environment() -> dict[str, Any]:
+  """What a number may depend on besides the config."""
+  return {
+    'jaxgen': __version__,
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
+    'processes': jax.process_count(),
+  }
 
 
 def stage_of(stages: Sequence[Experiment], step: int) -> int:
