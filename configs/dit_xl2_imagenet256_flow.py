@@ -1,0 +1,47 @@
+"""DiT-XL/2 by flow matching on ImageNet latents: the linear path and velocity of SiT (Ma et al. 2024).
+
+  jaxgen train --config dit_xl2_imagenet256_flow --config.data_dir=DIR --config.mesh.fsdp=-1 --config.mesh.data=1
+
+Hardware and data as dit_xl2_imagenet256. Result: not run.
+"""
+
+from functools import partial
+
+import jax.numpy as jnp
+from ml_collections import ConfigDict
+
+from configs import dit_xl2_imagenet256 as base
+from jaxgen.experiment import Experiment
+from jaxgen.models import dit
+from jaxgen.models.layers import remat
+from jaxgen.objectives.base import Objective
+from jaxgen.objectives.diffusion import diffusion
+from jaxgen.processes import parameterisation, times
+from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.samplers import grids
+from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.heun import heun
+
+get_config = base.get_config
+
+
+def objective(c: ConfigDict) -> Objective:
+  process = rectified_flow()
+  null = {'label': base.NUM_CLASSES}
+  net = dit.dit(c.size, num_classes=base.NUM_CLASSES, dtype=jnp.dtype(c.dtype), remat=remat.policy(c.remat))
+  return diffusion(
+    net,
+    process,
+    shape=base.LATENT,
+    parameterisation=parameterisation.velocity(process),
+    times=times.uniform(),
+    sampler=partial(heun, process=process, times=grids.uniform(c.sampling.steps // 2)),
+    guide=partial(guided, null=null, scale=c.sampling.scale),
+    null=null,
+    drop_rate=c.drop_rate,
+    limit=None,
+  )
+
+
+def build(c: ConfigDict) -> Experiment:
+  return base.build(c, objective(c))

@@ -1,0 +1,19 @@
+"""fashion_mnist_dit by flow matching: straight paths, logit-normal times, the loss on the velocity.
+
+  ./launch/local train --config fashion_mnist_dit_flow
+
+Result: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji_dit
+
+build = emoji_dit.build
+
+
+def get_config() -> ConfigDict:
+  c = emoji_dit.get_config()
+  c.dataset = 'fashion_mnist'
+  c.process = 'flow'
+  return c
