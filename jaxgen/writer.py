@@ -278,21 +278,22 @@ class _ProgressLine:
     self._shown = ''
     self._values: dict[str, Any] = {}
     self._start: tuple[float, int] | None = None  # time and step of the first call, for the time left
+    self._seconds_per_step: float | None = None
     self._drawn = 0.0
 
   def update(self, step: int, total: int, values: Mapping[str, Any]) -> None:
     now = time.monotonic()
     self._start = self._start or (now, step)
     self._values.update(values)
-    if not self._live and not values:
-      return
-    if self._live and not values and step < total and now - self._drawn < _REDRAW_SECONDS:
+    too_soon = step < total and now - self._drawn < _REDRAW_SECONDS
+    if not values and (not self._live or too_soon):
       return
     self._drawn = now
-    elapsed, steps = now - self._start[0], step - self._start[1]
+    if values and step > self._start[1]:  # the device has caught up; elsewhere steps are only on their way to it
+      self._seconds_per_step = (now - self._start[0]) / (step - self._start[1])
     left = self._values.get('seconds_left')
-    if left is None and steps > 0:
-      left = elapsed / steps * (total - step)
+    if left is None and self._seconds_per_step is not None:
+      left = self._seconds_per_step * (total - step)
     line = progress_text(step, total, {**self._values, 'seconds_left': left})
     if not self._live:
       print(line, file=self._stream, flush=True)

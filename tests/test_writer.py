@@ -4,6 +4,7 @@ import functools
 import io
 import json
 import math
+import types
 
 import numpy as np
 import pytest
@@ -163,6 +164,16 @@ def test_a_log_gets_a_plain_line_for_each_call_with_values(open_writer, capsys):
   assert log.count('\n') == 3
   assert '\r' not in log
   assert '\x1b' not in log
+
+
+def test_time_left_counts_only_steps_that_are_known_to_be_done(open_writer, capsys, monkeypatch):
+  clock = iter([0.0, 10.0, 20.0])
+  run = open_writer()
+  monkeypatch.setattr(writer, 'time', types.SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0))
+  run.progress(100, 1000)
+  run.progress(200, 1000)  # handed to the device, which may be far behind
+  run.progress(200, 1000, {'loss': 0.5})
+  assert capsys.readouterr().out == 'step 200/1,000  20%  loss 0.5  2:40 left\n'
 
 
 def test_progress_says_everything_a_person_waits_for():
