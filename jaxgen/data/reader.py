@@ -60,7 +60,7 @@ class Reader:
   def read_or_blank(self, index: int) -> Record:
     """The record with 'mask' True, or zeros with 'mask' False where there is none or it is bad."""
     record = self._read_or_count(index) if index < self._dataset.num_examples else None
-    mask = np.bool_(record is not None)
+    mask = np.asarray(record is not None)
     if record is None:
       record = {name: np.zeros_like(value) for name, value in self.example.items()}
     return record | {'mask': mask}
@@ -70,7 +70,16 @@ class Reader:
     chunk = -(-len(numbers) // self._threads)
     chunks = [numbers[first : first + chunk] for first in range(0, len(numbers), chunk)]
     records = [record for part in self._pool.map(lambda c: [read(i) for i in c], chunks) for record in part]
-    return {name: np.stack([record[name] for record in records]) for name in records[0]}
+    return {name: self._stack(name, [record[name] for record in records]) for name in records[0]}
+
+  def _stack(self, name: str, values: list[np.ndarray]) -> np.ndarray:
+    shapes = sorted({value.shape for value in values})
+    if len(shapes) > 1:
+      raise ValueError(
+        f'{name}s of {self._dataset.name} ({self._dataset.split}) have different shapes, {shapes[0]} and {shapes[-1]}; '
+        'open the dataset with a size, so that all are cropped to it'
+      )
+    return np.stack(values)
 
   def _read_or_count(self, index: int) -> Record | None:
     """The record, or None if it is bad.
@@ -86,7 +95,8 @@ class Reader:
         bad = len(self._bad)
       if bad > self._max_bad_records or bad == self._dataset.num_examples:
         raise ValueError(
-          f'{bad} unreadable records, and max_bad_records is {self._max_bad_records}; the last: {error}'
+          f'{bad} unreadable records, and max_bad_records is {self._max_bad_records}; the last: {error}. '
+          'Prepare the dataset again (`jaxgen data prepare ... --overwrite`), or raise max_bad_records'
         ) from error
       return None
 

@@ -171,14 +171,17 @@ def _code(unified: str) -> str:
 
 def _split(archives: dict[Archive, pathlib.Path], emoji: dict[str, Emoji], *, test: bool) -> Iterator[Record]:
   for archive, path in archives.items():
-    files = {_code(pathlib.PurePath(name).stem): data for name, data in sorted(_read(path, archive.images).items())}
-    chosen = [code for code in files if code in emoji and is_test(emoji[code].base) == test]
-    images = parallel_map(_image, [files[code] for code in chosen])
-    for code, image in zip(chosen, images, strict=True):
+    files = [
+      (emoji[code], data)
+      for name, data in sorted(_read(path, archive.images).items())
+      if (code := _code(pathlib.PurePath(name).stem)) in emoji and is_test(emoji[code].base) == test
+    ]
+    images = parallel_map(_image, [data for _, data in files])
+    for (found, _), image in zip(files, images, strict=True):
       yield {
         'image': image,
-        'label': CLASSES.index(emoji[code].category),
-        'caption': emoji[code].caption,
+        'label': CLASSES.index(found.category),
+        'caption': found.caption,
         'vendor': archive.vendor,
       }
 
