@@ -5,6 +5,7 @@ import hashlib
 import io
 import json
 import pathlib
+import shutil
 import struct
 import subprocess
 import sys
@@ -247,10 +248,12 @@ def test_fashion_mnist_holds_the_idx_files(place):
   for split, images in CLOTHES.items():
     dataset = data.fashion_mnist(split, data_dir=place / 'data')
     assert dataset.num_examples == len(images)
-    for i, image in enumerate(images):
-      record = dataset.read(i)
-      np.testing.assert_array_equal(record['image'][..., 0], image / np.float32(127.5) - 1)
-      assert record['label'] == i % 10
+    records = [dataset.read(i) for i in range(len(images))]
+    wanted = [image / np.float32(127.5) - 1 for image in images]
+    order = [next(i for i, image in enumerate(wanted) if (image == r['image'][..., 0]).all()) for r in records]
+    assert sorted(order) == list(range(len(images)))
+    assert [int(record['label']) for record in records] == [i % 10 for i in order]
+    assert order != sorted(order)  # else train[90%:] of a folder of classes would be its last classes
 
 
 @pytest.mark.parametrize(
@@ -275,9 +278,11 @@ def test_image_folder_reads_classes_and_captions_and_leaves_out_a_broken_file(pl
   dataset = data.image_folder(place / 'pictures', size=16, data_dir=place / 'data')
   records = [dataset.read(i) for i in range(dataset.num_examples)]
   assert dataset.class_names == ('cats', 'dogs')
-  assert [(int(r['label']), r['caption']) for r in records] == [(0, 'a cat'), (0, ''), (1, 'a dog'), (1, '')]
+  found = sorted((int(r['label']), r['caption']) for r in records)
+  assert found == [(0, ''), (0, 'a cat'), (1, ''), (1, 'a dog')]
+  dog = next(record for record in records if record['caption'] == 'a dog')
   with Image.open(place / 'pictures' / 'dogs' / 'c.webp') as image:
-    np.testing.assert_array_equal(records[2]['image'], to_float(np.asarray(center_crop(image.convert('RGB'), 16))))
+    np.testing.assert_array_equal(dog['image'], to_float(np.asarray(center_crop(image.convert('RGB'), 16))))
   listed = image_folder.list_images(place / 'pictures')
   with pytest.raises(ValueError, match=r'1 unreadable images, and max_bad_images is 0; the last: .*broken.png'):
     list(image_folder._examples(listed, ['cats', 'dogs'], True, 16, max_bad_images=0))
@@ -321,6 +326,14 @@ def test_tfds_dataset_reads_what_tfds_has_prepared(place):
     assert dataset.read(i).keys() == {'image', 'label'}
   with pytest.raises(ValueError, match="no field 'text'; it has caption, image, label"):
     data.tfds_dataset('emoji32', caption='text', data_dir=place / 'data')
+
+
+def test_tfds_dataset_wants_a_format_that_is_read_in_any_order(place, tmp_path):
+  shutil.copytree(place / 'data' / 'emoji32', tmp_path / 'emoji32')
+  info = tmp_path / 'emoji32' / '1.0.0' / 'dataset_info.json'
+  info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
+  with pytest.raises(ValueError, match='not in the ArrayRecord format'):
+    data.tfds_dataset('emoji32', data_dir=tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -36,11 +36,13 @@ def decode_image(data: bytes, *, channels: int = 3, size: int | None = None) -> 
   Raises:
     ValueError: these bytes are not a whole image.
   """
-  from PIL import Image
+  from PIL import Image, UnidentifiedImageError
 
   try:
     with Image.open(io.BytesIO(data)) as image:
       image = on_white(image).convert('RGB' if channels == 3 else 'L')
+  except UnidentifiedImageError as error:
+    raise ValueError('not a readable image: of no known format') from error
   except Exception as error:  # Pillow's plugins raise about anything on a damaged file.
     raise ValueError(f'not a readable image: {error}') from error
   if size is not None:

@@ -64,9 +64,8 @@ class Loader:
       raise ValueError(f'batch_size is {batch_size}; it must be at least 1')
     if not 0 <= seed < 2**32:
       raise ValueError(f'seed of the data is {seed}; it must be in [0, 2**32)')
-    self._dataset, self._batch_size, self._prefetch = dataset, batch_size, prefetch
+    self._batch_size, self._prefetch, self._flip = batch_size, prefetch, flip
     self._reader = Reader(dataset, transform=transform, cache=cache, threads=threads, max_bad_records=max_bad_records)
-    self._flip = flip
     self._identity = {
       'dataset': dataset.fingerprint,
       'data_seed': seed,

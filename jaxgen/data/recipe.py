@@ -63,7 +63,7 @@ def prepare(
     recipe: the dataset.
     source: the original files, a folder.
     data_dir: the folder of prepared datasets; `default_data_dir()` when None.
-    progress: whether bars are shown.
+    progress: whether a bar is shown, in a terminal.
     overwrite: makes it again where it is there already.
   """
   path = folder(recipe, data_dir)

@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import tensorflow_datasets as tfds
+import tqdm
 
 from jaxgen.data.dataset import Record
 from jaxgen.data.image import encode_png
@@ -21,12 +22,15 @@ if TYPE_CHECKING:
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A TFDS builder of any recipe."""
+  """A TFDS builder of any recipe.
 
-  def __init__(self, recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path):
+  TFDS orders the records by a hash of their number, so that a slice such as train[90%:] is a fair sample.
+  """
+
+  def __init__(self, recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, progress: bool):
     self.name = recipe.name
     self.VERSION = tfds.core.Version(recipe.version)
-    self._recipe, self._examples = recipe, examples
+    self._recipe, self._examples, self._progress = recipe, examples, progress
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
@@ -40,8 +44,6 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       description=recipe.about,
       license=recipe.license,
       features=tfds.features.FeaturesDict(features),
-      # The loader shuffles over the whole dataset, so the files keep the order of the recipe.
-      disable_shuffling=True,
       metadata=tfds.core.MetadataDict(),
     )
 
@@ -52,7 +54,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Numbers the examples, encodes their images, and leaves the digest of all of them in the metadata."""
     recipe = self._recipe
     digest = hashlib.sha256(repr((recipe.name, recipe.version, recipe.class_names)).encode())
-    for i, (example, png) in enumerate(parallel_map(_with_png, self._examples[split])):
+    examples = tqdm.tqdm(
+      parallel_map(_with_png, self._examples[split]),
+      desc=f'{recipe.name} {split}',
+      unit=' images',
+      disable=None if self._progress else True,  # None: shown in a terminal only
+    )
+    for i, (example, png) in enumerate(examples):
       for name, value in sorted(example.items()):
         digest.update(f'{name} '.encode())
         digest.update(value.tobytes() if name == 'image' else f'{value} '.encode())
@@ -65,10 +73,10 @@ def _with_png(example: Record) -> tuple[Record, bytes]:
 
 
 def write(recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, progress: bool) -> None:
-  """Writes every split of the recipe as ArrayRecord files; `progress` shows TFDS's bars."""
-  tfds.display_progress_bar(progress)
+  """Writes every split of the recipe as ArrayRecord files; `progress` shows a bar in a terminal."""
+  tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads that do not happen
-    Builder(recipe, examples, data_dir).download_and_prepare()
+    Builder(recipe, examples, data_dir, progress=progress).download_and_prepare()
 
 
 def open_folder(path: pathlib.Path) -> tfds.core.DatasetBuilder:
@@ -81,6 +89,11 @@ def data_source(builder: tfds.core.DatasetBuilder, split: str, *, image_field: s
   name = builder.info.name
   try:
     return builder.as_data_source(split=split, decoders={image_field: tfds.decode.SkipDecoding()})
+  except NotImplementedError as error:
+    raise ValueError(
+      f'{name} in {builder.data_dir} is not in the ArrayRecord format, which alone is read in any order; prepare it '
+      'in another folder with `tfds build --file_format=array_record`, or use `tfds convert_format`'
+    ) from error
   except (ValueError, KeyError) as error:
     splits = ', '.join(builder.info.splits)
     raise ValueError(f'{name} has no split {split!r}; it has {splits} (slices as in train[:100])') from error

@@ -1,7 +1,8 @@
 """emoji32: 1,250 Noto Emoji at 32 x 32 with class and caption, a part of the package.
 
 Faces, animals, food, places, activities, objects and symbols on white; no people and no flags. One image for each
-caption. Noto Emoji is Google's, under the Apache License 2.0 (NOTICE and LICENSE beside this file).
+caption. Noto Emoji is Google's, under the Apache License 2.0: NOTICE.noto_emoji and LICENSE.noto_emoji are beside this
+file.
 """
 
 import hashlib
@@ -37,7 +38,9 @@ def is_test(base: str) -> bool:
 
 
 def examples(source: pathlib.Path | None) -> Examples:
-  with np.load(source or FILE, allow_pickle=False) as file:
+  if source is not None:
+    raise ValueError(f'emoji32 is in the package and needs no --source; got {source}')
+  with np.load(FILE, allow_pickle=False) as file:
     arrays = {name: file[name] for name in ('images', 'labels', 'captions', 'classes')}
   in_test = np.array([is_test(str(caption)) for caption in arrays['captions']])
   return {'train': _split(arrays, ~in_test), 'test': _split(arrays, in_test)}

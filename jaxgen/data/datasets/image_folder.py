@@ -74,7 +74,7 @@ def prepare_image_folder(
     name: of the prepared dataset, so that it can be opened where the folder is not; made from the path when None.
     max_bad_images: unreadable files that are left out, with a warning each, before it is an error.
     data_dir: the folder of prepared datasets.
-    progress: whether bars are shown.
+    progress: whether a bar is shown, in a terminal.
     overwrite: makes it again where it is there already.
   """
   listed = list_images(pathlib.Path(source).expanduser())

@@ -49,7 +49,10 @@ def tfds_dataset(
   features = dict(builder.info.features)
   missing = sorted(fields.keys() - features.keys())
   if missing:
-    raise ValueError(f'{name} has no field {missing[0]!r}; it has {", ".join(sorted(features))}')
+    raise ValueError(
+      f'{name} has no field {missing[0]!r}; it has {", ".join(sorted(features))}: say which are the image, label '
+      '(or None) and caption'
+    )
   channels = 1 if features[image].shape[-1] == 1 else 3
 
   def read(record: Record) -> Record:
