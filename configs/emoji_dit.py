@@ -17,6 +17,7 @@ from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.loader import Loader
+from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
@@ -55,6 +56,7 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'sampling': {'steps': 40, 'scale': 2.0, 'batch_size': 64},
       'samples': {'every': 200, 'per_class': 8},
+      'fid': {'every': 400, 'num_samples': 256, 'batch_size': 16},
       'log_every': 25,
       'checkpoint': {'every': 200, 'keep': 2},
     }
@@ -74,7 +76,7 @@ def build(c: ConfigDict) -> Experiment:
     parameterisation=parameterisation.x0(process, margin=c.margin),
     loss_in=loss_in(process),
     times=time_sampler,
-    sampler=partial(euler, process=process, times=grids.uniform(c.sampling.steps)),
+    sampler=partial(euler, process=process, times=grids.uniform(c.sampling.steps), clip=1.0),
     guide=partial(guided, null=null, scale=c.sampling.scale),
     null=null,
     drop_rate=c.drop_rate,
@@ -83,6 +85,20 @@ def build(c: ConfigDict) -> Experiment:
   rate = optax.warmup_cosine_decay_schedule(0.0, o.learning_rate, min(o.warmup, c.steps // 2), c.steps)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   classes = np.repeat(np.arange(dataset.num_classes, dtype=np.int32), c.samples.per_class)
+  grid = samples(
+    generate,
+    mesh=mesh,
+    cond={'label': classes},
+    num=len(classes),
+    every=c.samples.every,
+    rows=dataset.class_names,
+  )
+  protocol = {
+    'labels': 'of the training data',
+    'sampler': f'Euler, {c.sampling.steps} steps, x0 clipped to [-1, 1]',
+    'guidance': c.sampling.scale,
+  }
+  labels = {'label': data.rows(0, range(c.fid.num_samples))['label']}
   return Experiment(
     objective=objective,
     optimizers={'net': optax.adamw(rate, b2=o.b2, weight_decay=o.weight_decay, mask=kernels)},
@@ -94,14 +110,5 @@ def build(c: ConfigDict) -> Experiment:
     clip_norm=c.clip_norm,
     log_every=c.log_every,
     checkpoints=Policy(every=c.checkpoint.every, keep=c.checkpoint.keep),
-    evaluators=(
-      samples(
-        generate,
-        mesh=mesh,
-        cond={'label': classes},
-        num=len(classes),
-        every=c.samples.every,
-        rows=dataset.class_names,
-      ),
-    ),
+    evaluators=(grid, fid(generate, dataset, mesh=mesh, cond=labels, protocol=protocol, **c.fid)),
   )

@@ -63,6 +63,8 @@ def train(
   if start is not None and not allow_changes:
     check_identity(checkpoints.identity(), identity(stages[stage_of(stages, start)], record), workdir)
   total = sum(stage.steps for stage in stages)
+  for evaluator in (evaluator for stage in stages for evaluator in stage.evaluators):
+    evaluator.check()
   speaks = distributed.is_first()
   with writers.Writer(workdir, resume_step=start) if speaks else writers.silent() as writer:
     writer.config(record | {'environment': environment()})

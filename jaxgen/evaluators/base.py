@@ -28,8 +28,16 @@ class Context(NamedTuple):
 
 
 class Evaluator(NamedTuple):
-  """Attributes: `name` of its metrics; `every` so many steps, and after the last; `run`: Context -> scalars by name."""
+  """Something to look at now and then.
+
+  Attributes:
+    name: of its files and clocks.
+    every: interval in steps; it also runs after the last one.
+    run: Context -> scalars by name.
+    check: called before training; raises where the evaluator cannot run, for want of weights for instance.
+  """
 
   name: str
   every: int
   run: Callable[[Context], dict[str, float]]
+  check: Callable[[], Any] = lambda: None

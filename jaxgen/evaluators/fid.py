@@ -4,13 +4,21 @@ Every process ends with all features, so statistics are the same numbers on each
 i depends on (params, cond_i, seed, i) alone, so the batch size does not matter either.
 """
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import distributed, sharding
+from jaxgen.data.dataset import Dataset
+from jaxgen.data.loader import epoch
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import Generate
+from jaxgen.metrics import inception, reference
+from jaxgen.metrics.features import Extract, feature_extractor
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.statistics import FeatureStatistics, Moments
 from jaxgen.train_state import sampling_params
@@ -27,41 +35,92 @@ def fid_name(num_samples: int) -> str:
 
 def fid(
   generate: Generate,
+  dataset: Dataset,
   *,
-  extract: Callable[[Any], np.ndarray],
-  reference: Callable[[], Moments],
+  mesh: jax.sharding.Mesh,
   cond: Mapping[str, np.ndarray],
   num_samples: int,
   every: int,
+  batch_size: int,
   protocol: Mapping[str, Any],
   seed: int = 0,
 ) -> Evaluator:
-  """Fréchet Inception Distance, written with its protocol to protocols.json.
+  """Fréchet Inception Distance to a dataset, written with its protocol to protocols.json.
 
   Args:
     generate: from `make_generate`.
-    extract: float images, sharded over the mesh, to features on every process.
-    reference: statistics of the data; called once, at the first evaluation.
+    dataset: the reference; its statistics are computed once and kept.
+    mesh: the mesh `generate` was made for.
     cond: conditioning of the samples, as host arrays of `num_samples` rows: the labels' distribution.
     num_samples: 50,000 for a number that compares with the literature.
     every: interval in steps.
-    protocol: how the number comes about, for people: weights, resize, reference, sampler, guidance.
+    batch_size: reference images at a time.
+    protocol: what else the number depends on, for people: labels, sampler, guidance.
     seed: of the noise.
+
+  Raises:
+    ValueError: too few samples.
+
+  Its `check` raises FileNotFoundError where there are no Inception weights, and says how to get them.
   """
   if num_samples < 2:
     raise ValueError(f'FID of {num_samples} samples is not defined; set fid.num_samples to 50000, or to at least 2')
+  load = functools.cache(inception.load)
   name = fid_name(num_samples)
-  kept: list[Moments] = []
+  kept: list[Moments | None] = []
+  extractors: list[Extract] = []
+
+  def prepare(context: Context) -> None:
+    network = load()
+    place, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+    extractors.append(
+      feature_extractor(network.params, batch_size=batch_size, batch_sharding=place, replicated=everywhere)
+    )
+    key = {'dataset': dataset.fingerprint, 'split': dataset.split, 'resize': 'tf1', 'weights': network.hash}
+    kept.append(_on_first(key, lambda: _moments(dataset, _rgb(extractors[0]), batch_size, mesh, context.pause)))
+    how = {
+      'reference': f'{dataset.num_examples} images of {dataset.name} ({dataset.split})',
+      'reference_fingerprint': dataset.fingerprint,
+      'samples': num_samples,
+      'seed': seed,
+      'network': 'Inception 2015-12-05, pool3, 2048 features',
+      'network_hash': network.hash,
+      'resize': 'TensorFlow 1 bilinear, from 8-bit images',
+    }
+    context.writer.protocol(name, how | dict(protocol))
 
   def run(context: Context) -> dict[str, float]:
     if not kept:
-      kept.append(reference())
-      context.writer.protocol(name, dict(protocol) | {'samples': num_samples, 'seed': seed, 'reference': kept[0].n})
-    statistics = FeatureStatistics()
-    batches = generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num_samples)
-    for images, count in batches:
+      prepare(context)
+    extract, statistics = _rgb(extractors[0]), FeatureStatistics()
+    for images, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num_samples):
       statistics.update(extract(images)[:count])
       context.pause()
-    return {name: frechet_distance(statistics.finalize(), kept[0])}
+    moments = kept[0]
+    return {} if moments is None else {name: frechet_distance(statistics.finalize(), moments)}
 
-  return Evaluator(name, every, run)
+  return Evaluator(name, every, run, check=load)
+
+
+def _on_first(key: Mapping[str, str], compute: Callable[[], Moments]) -> Moments | None:
+  """Kept or computed statistics on the first process, which alone has use for them; all of them compute."""
+  first = distributed.is_first()
+  if distributed.agree(int(reference.cached_path(key).exists())):
+    return reference.read(reference.cached_path(key)) if first else None
+  return reference.cached(key, compute, write=first)
+
+
+def _moments(dataset: Dataset, extract, batch_size: int, mesh: jax.sharding.Mesh, pause: Callable) -> Moments:
+  """Statistics of every record of the dataset once."""
+  statistics = FeatureStatistics()
+  with epoch(dataset, batch_size=batch_size, sharding=sharding.batch_sharding(mesh)) as batches:
+    for batch in batches:
+      mask = np.asarray(jax.device_put(batch['mask'], sharding.replicated(mesh)))
+      statistics.update(extract(batch['image'])[mask])
+      pause()
+  return statistics.finalize()
+
+
+def _rgb(extract: Extract) -> Callable[[Any], np.ndarray]:
+  """Gray images as three equal channels."""
+  return lambda images: extract(jnp.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images)
