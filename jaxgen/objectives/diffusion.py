@@ -69,6 +69,8 @@ def diffusion(
   null = null or {}
   if not 0 <= drop_rate < 1:
     raise ValueError(f'drop_rate is {drop_rate}; it is a probability, in [0, 1)')
+  if parameterisation.learns_variance and process.num_steps is None:
+    raise ValueError('a learned variance is trained by a bound over steps; give the process num_steps')
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
     cond = {name: jnp.zeros((1, *batch[name].shape[1:]), batch[name].dtype) for name in null}

@@ -37,10 +37,12 @@ class Parameterisation(NamedTuple):
   Attributes:
     predict: `(output, x_t, t) -> Prediction`.
     target: `(x0, eps, t) ->` the output of a perfect network.
+    learns_variance: the network appends as many channels again, which are Prediction.variance.
   """
 
   predict: Callable[[Array, Array, Array], Prediction]
   target: Callable[[Array, Array, Array], Array]
+  learns_variance: bool = False
 
 
 def eps(process: Process, *, margin: float = MARGIN) -> Parameterisation:
@@ -99,18 +101,7 @@ def velocity(process: Process, *, margin: float = MARGIN) -> Parameterisation:
 
 def learned_variance(parameterisation: Parameterisation) -> Parameterisation:
   """The network has twice the channels: the second half places the reverse step's variance in its range."""
-
-  def predict(output: Float[Array, 'b *s c'], x_t: Float[Array, 'b *s d'], t: Float[Array, ' b']) -> Prediction:
-    channels = x_t.shape[-1]
-    if output.shape[-1] != 2 * channels:
-      raise ValueError(
-        f'the network puts out {output.shape[-1]} channels for {channels}; a learned variance needs {2 * channels}: '
-        "double the network's output channels, or leave learned_variance out"
-      )
-    prediction = parameterisation.predict(output[..., :channels], x_t, t)
-    return prediction._replace(variance=output[..., channels:])
-
-  return Parameterisation(predict, parameterisation.target)
+  return parameterisation._replace(learns_variance=True)
 
 
 def denoiser(
@@ -125,8 +116,16 @@ def denoiser(
   """
 
   def denoise(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
-    output = apply(x_t, process.network_time(t), cond)
-    return parameterisation.predict(output.astype(jnp.float32), x_t, t)
+    output = apply(x_t, process.network_time(t), cond).astype(jnp.float32)
+    channels = x_t.shape[-1]
+    wanted = 2 * channels if parameterisation.learns_variance else channels
+    if output.shape[-1] != wanted:
+      raise ValueError(
+        f'the network puts out {output.shape[-1]} channels for images of {channels}, and {wanted} are wanted: '
+        'a learned variance takes twice the channels, anything else takes as many'
+      )
+    prediction = parameterisation.predict(output[..., :channels], x_t, t)
+    return prediction._replace(variance=output[..., channels:]) if parameterisation.learns_variance else prediction
 
   return denoise
 

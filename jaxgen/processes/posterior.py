@@ -45,8 +45,8 @@ def large_variance(process: Process, t: Float[Array, ' b'], s: Float[Array, ' b'
 
 def log_small_variance(process: Process, t: Float[Array, ' b'], s: Float[Array, ' b']) -> Float[Array, ' b']:
   """The logarithm of Eq. 4; at s = 0, that of the step from 2t to t."""
-  last = s <= 0
-  from_t, to_s = jnp.where(last, jnp.minimum(2 * t, 1), t), jnp.where(last, t, s)
+  before = jnp.minimum(2 * t, 1)
+  from_t, to_s = jnp.where(s > 0, t, before), jnp.where(s > 0, s, before / 2)
   return jnp.log(jnp.maximum(small_variance(process, from_t, to_s), 1e-20))
 
 

@@ -70,6 +70,11 @@ def from_betas(betas: Float[np.ndarray, ' k']) -> Process:
     betas: the variance each step adds, float64, in (0, 1); their number is T.
   """
   num_steps = len(betas)
+  if not np.all((betas > 0) & (betas < 1)):
+    raise ValueError(
+      f'betas go from {betas.min():.3g} to {betas.max():.3g} in {num_steps} steps; each must be in (0, 1): '
+      'use more steps or a smaller beta_max'
+    )
   table = np.append(0.0, np.cumsum(np.log1p(-betas))).astype(np.float32)  # Eq. 4
 
   def position(t: Array) -> Array:

@@ -49,10 +49,10 @@ def ddim(
   def step(x: Array, i_t_s: tuple[Array, Array, Array]) -> tuple[Array, None]:
     i, t, s = i_t_s[0], *(jnp.full(x.shape[:1], time) for time in i_t_s[1:])
     prediction = denoise(x, t, cond or {})
-    variance = eta**2 * posterior.small_variance(process, t, s)  # Eq. 2
+    variance = eta**2 * posterior.small_variance(process, t, s) if eta else jnp.zeros_like(t)  # Eq. 2
     of_eps = jnp.sqrt(process.sigma(s) ** 2 - variance)
     x_s = expand(process.alpha(s), x) * prediction.x0 + expand(of_eps, x) * prediction.eps
-    if eta > 0:
+    if eta:
       x_s += expand(jnp.sqrt(variance), x) * step_noise(required(keys, 'ddim with eta > 0'), i, x)
     return x_s, None  # Eq. 1
 

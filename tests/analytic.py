@@ -1,0 +1,58 @@
+"""Denoisers that are known in closed form, against which samplers and losses are exact.
+
+For data N(m, v), with a = alpha(t), s = sigma(t), and total variance d = a^2 v + s^2:
+
+  (1)  E[x0 | x_t] = m + a v / d (x_t - a m),   E[eps | x_t] = s / d (x_t - a m)
+  (2)  Var[x0 | x_t] = v s^2 / d
+  (3)  the probability-flow ODE:  x_s = a_s m + sqrt(d_s / d_t) (x_t - a_t m)
+"""
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.processes.process import Prediction, expand
+from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.processes.vp import vp_cosine, vp_linear
+
+PROCESSES = {
+  'vp_linear': vp_linear(),
+  'vp_linear_1000': vp_linear(1000),
+  'vp_cosine': vp_cosine(),
+  'vp_cosine_1000': vp_cosine(1000),
+  'rectified_flow': rectified_flow(),
+}
+
+
+def gaussian(process, mean, variance):
+  """The denoiser of N(mean, variance I); `mean` is a number or a function of cond -> [b].  # Eq. 1"""
+
+  def denoise(x_t, t, cond):
+    m = mean(cond) if callable(mean) else jnp.full(t.shape, mean)
+    m, a, s = expand(m, x_t), expand(process.alpha(t), x_t), expand(process.sigma(t), x_t)
+    centred = (x_t - a * m) / (a * a * variance + s * s)
+    return Prediction(x0=m + a * variance * centred, eps=s * centred)
+
+  return denoise
+
+
+def flow(process, mean, variance, x, t, s):
+  """Where the probability-flow ODE takes x from t to s.  # Eq. 3"""
+  (a_t, s_t), (a_s, s_s) = ((process.alpha(jnp.float32(u)), process.sigma(jnp.float32(u))) for u in (t, s))
+  ratio = jnp.sqrt((a_s**2 * variance + s_s**2) / (a_t**2 * variance + s_t**2))
+  return a_s * mean + ratio * (x - a_t * mean)
+
+
+def mixture(process, means, variance):
+  """The denoiser of one-dimensional pixels, each from an equal mixture of N(mean_i, variance)."""
+  means = jnp.asarray(means, jnp.float32)
+
+  def denoise(x_t, t, cond):
+    x, a, s = x_t[..., None], expand(process.alpha(t), x_t)[..., None], expand(process.sigma(t), x_t)[..., None]
+    m = means.reshape((1,) * x_t.ndim + (-1,))
+    d = a * a * variance + s * s
+    weight = jax.nn.softmax(-((x - a * m) ** 2) / (2 * d), axis=-1)
+    x0 = (weight * (m + a * variance / d * (x - a * m))).sum(-1)
+    eps = (weight * s / d * (x - a * m)).sum(-1)
+    return Prediction(x0=x0, eps=eps)
+
+  return denoise

@@ -1,0 +1,395 @@
+"""The contract of every sampler, on denoisers known in closed form; guidance, clipping and grids."""
+
+import functools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from jaxgen.processes import parameterisation, posterior, times
+from jaxgen.processes.process import Prediction, corrupt, image_noise
+from jaxgen.processes.vp import vp_linear
+from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clipped
+from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.ddpm import ddpm
+from jaxgen.samplers.euler import euler
+from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.heun import heun
+from tests.analytic import PROCESSES, flow, gaussian, mixture
+
+SAMPLERS = {
+  'ddpm': ddpm,
+  'ddpm_large': partial(ddpm, variance=posterior.large),
+  'ddim': ddim,
+  'ddim_noisy': partial(ddim, eta=1.0),
+  'euler': euler,
+  'heun': heun,
+}
+ODE = {'ddim': 1, 'euler': 1, 'heun': 2}  # deterministic, with their orders
+MEAN, VARIANCE = 0.4, 0.25
+N, STEPS = 2048, 100
+
+every_process = pytest.mark.parametrize('process', PROCESSES)
+every_sampler = pytest.mark.parametrize('sampler', SAMPLERS)
+every_ode = pytest.mark.parametrize('sampler', ODE)
+
+
+@functools.cache
+def _noise(n, seed=0):
+  keys = jax.random.split(jax.random.key(seed), n)
+  return image_noise(keys, (1, 1, 1)), keys
+
+
+def _run(sampler, denoise, process, x, grid, **kwargs):
+  return jax.jit(lambda x, grid, kwargs: sampler(denoise, process, x, grid, **kwargs))(x, grid, kwargs)
+
+
+@functools.cache
+def _program(process, sampler):
+  """One compiled program serves every test of a process and a sampler: N pixels, STEPS steps, a mixture of two."""
+  process, sampler = PROCESSES[process], SAMPLERS[sampler]
+
+  def program(x, keys, grid, means, variance):
+    return sampler(mixture(process, means, variance), process, x, grid, keys=keys)
+
+  return jax.jit(program)
+
+
+def _sample(process, sampler, *, means=(MEAN, MEAN), variance=VARIANCE, x=None, grid=None):
+  """N samples; equal means make one Gaussian. A grid that is too short stands still at first."""
+  noise, keys = _noise(N)
+  x = noise if x is None else jnp.resize(x, noise.shape)
+  grid = grids.quadratic(STEPS) if grid is None else grid
+  grid = np.append(np.full(STEPS + 1 - len(grid), grid[0], np.float32), grid)
+  return _program(process, sampler)(x, keys, grid, jnp.asarray(means), jnp.float32(variance))
+
+
+# Exactness
+
+
+@every_process
+@every_sampler
+def test_a_single_image_is_reached_from_any_noise(process, sampler):
+  got = _sample(process, sampler, variance=0.0)
+  np.testing.assert_allclose(got, jnp.full_like(got, MEAN), atol=5e-6)
+
+
+@every_process
+@every_sampler
+def test_a_gaussian_is_sampled(process, sampler):
+  """Mean and variance, within four standard errors and the bias of a sampler of order 1 at 100 steps."""
+  got = _sample(process, sampler)
+  assert abs(got.mean() - MEAN) < 4 * (VARIANCE / N) ** 0.5 + 0.005
+  assert abs(got.var() / VARIANCE - 1) < 4 * (2 / N) ** 0.5 + 0.04
+
+
+@every_process
+@every_sampler
+def test_a_mixture_is_sampled(process, sampler):
+  """The distribution function lies within the Kolmogorov-Smirnov band at p = 0.001, and 0.01 of bias."""
+  means, variance = (-0.8, 0.5), 0.02
+  got = np.ravel(_sample(process, sampler, means=means, variance=variance))
+  cdf = lambda y: np.mean([stats.norm(m, variance**0.5).cdf(y) for m in means], axis=0)  # noqa: E731
+  assert stats.kstest(got, cdf).statistic < 1.95 / N**0.5 + 0.01
+
+
+@every_process
+@every_ode
+def test_the_error_falls_with_the_order_of_the_method(process, sampler):
+  """Against the closed-form flow, away from the end where the last step of Heun is Euler's."""
+  x, start, end = jnp.linspace(-2, 2, N).reshape(N, 1, 1, 1), 0.9, 0.1
+  exact = flow(PROCESSES[process], MEAN, VARIANCE, x, start, end)
+
+  def error(steps):
+    grid = (start + (end - start) * np.arange(steps + 1) / steps).astype(np.float32)
+    return jnp.sqrt(jnp.mean((_sample(process, sampler, x=x, grid=grid) - exact) ** 2))
+
+  coarse, fine = {1: (25, 100), 2: (10, 40)}[ODE[sampler]]
+  order = jnp.log2(error(coarse) / error(fine)) / 2
+  assert abs(order - ODE[sampler]) < 0.25, f'order {order:.2f}'
+
+
+@every_process
+def test_heun_is_more_accurate_down_to_the_data(process):
+  x = jnp.linspace(-2, 2, N).reshape(N, 1, 1, 1)
+  exact = flow(PROCESSES[process], MEAN, VARIANCE, x, 1.0, 0.0)
+  of_euler, of_heun = (jnp.max(jnp.abs(_sample(process, s, x=x) - exact)) for s in ('euler', 'heun'))
+  assert of_heun < 2e-3
+  assert of_heun < of_euler / 5
+
+
+# Samplers among each other
+
+
+@every_process
+def test_ddim_with_eta_1_is_ddpm(process):
+  grid = grids.trailing(STEPS, 1000)
+  noisy, ancestral, still = (_sample(process, s, grid=grid) for s in ('ddim_noisy', 'ddpm', 'ddim'))
+  np.testing.assert_allclose(noisy, ancestral, atol=2e-5)
+  assert jnp.mean(jnp.abs(noisy - still)) > 0.01
+
+
+@every_process
+def test_euler_is_ddim_without_noise(process):
+  of_euler, of_ddim = (_sample(process, s) for s in ('euler', 'ddim'))
+  np.testing.assert_allclose(of_euler, of_ddim, atol=2e-5)
+
+
+def test_a_learned_variance_spans_small_to_large():
+  process, (x, keys) = PROCESSES['vp_linear_1000'], _noise(8)
+  base = gaussian(process, MEAN, VARIANCE)
+
+  def saying(value):
+    return lambda x_t, t, cond: base(x_t, t, cond)._replace(variance=jnp.full_like(x_t, value))
+
+  run = lambda denoise, variance: _run(  # noqa: E731
+    partial(ddpm, variance=variance), denoise, process, x, grids.spaced(10, 1000), keys=keys
+  )
+  np.testing.assert_allclose(run(saying(-1.0), posterior.learned), run(base, posterior.small), atol=1e-5)
+  np.testing.assert_allclose(run(saying(1.0), posterior.learned), run(base, posterior.large), atol=1e-5)
+  with pytest.raises(ValueError, match='predicts no variance'):
+    run(base, posterior.learned)
+
+
+def test_ddpm_follows_the_published_update_step_by_step():
+  """Ho et al.'s Algorithm 2 in float64, from the betas, with clipped x0."""
+  process, steps = vp_linear(50), 50
+  betas = np.linspace(0.1, 20, steps) / steps
+  bar = np.cumprod(1 - betas)
+  x, keys = _noise(3)
+  apply = lambda x_t, t, cond: jnp.sin(3 * x_t) + expand_like(t, x_t) / 100  # noqa: E731
+  denoise = parameterisation.denoiser(apply, process, parameterisation.eps(process))
+  got = _run(partial(ddpm, clip=1.0), denoise, process, x, grids.spaced(steps, steps), keys=keys)
+  want = np.asarray(x, np.float64)
+  for i, k in enumerate(reversed(range(steps))):
+    eps = np.sin(3 * want) + k / 100
+    x0 = np.clip((want - np.sqrt(1 - bar[k]) * eps) / np.sqrt(bar[k]), -1, 1)
+    before = bar[k - 1] if k else 1.0
+    mean = (np.sqrt(before) * betas[k] * x0 + np.sqrt(1 - betas[k]) * (1 - before) * want) / (1 - bar[k])
+    noise = image_noise(jax.vmap(jax.random.fold_in, (0, None))(keys, i), (1, 1, 1))
+    want = mean + np.sqrt(betas[k] * (1 - before) / (1 - bar[k])) * noise
+  np.testing.assert_allclose(got, want, atol=1e-4)
+
+
+def expand_like(t, x):
+  return t.reshape(-1, *(1,) * (x.ndim - 1))
+
+
+# Images depend on their own keys
+
+
+@pytest.mark.parametrize('sampler', ['ddpm', 'ddim_noisy'])
+def test_an_image_is_the_same_in_any_batch(sampler):
+  process, (x, keys) = PROCESSES['rectified_flow'], _noise(64)
+  denoise = mixture(process, (-0.8, 0.5), 0.02)
+  run = lambda n: _run(SAMPLERS[sampler], denoise, process, x[:n], grids.uniform(8), keys=keys[:n])  # noqa: E731
+  all_64 = run(64)
+  for n in (1, 7):
+    np.testing.assert_allclose(run(n), all_64[:n], atol=1e-6)
+
+
+@pytest.mark.parametrize('sampler', [ddpm, SAMPLERS['ddim_noisy']])
+def test_a_noisy_sampler_asks_for_keys(sampler):
+  process, (x, _) = PROCESSES['vp_linear'], _noise(2)
+  with pytest.raises(ValueError, match='got no keys'):
+    sampler(gaussian(process, MEAN, VARIANCE), process, x, grids.uniform(2))
+
+
+def test_eta_has_a_range():
+  process, (x, _) = PROCESSES['vp_linear'], _noise(2)
+  with pytest.raises(ValueError, match='eta is 2'):
+    ddim(gaussian(process, MEAN, VARIANCE), process, x, grids.uniform(2), eta=2.0)
+
+
+@every_process
+@pytest.mark.parametrize('sampler', ['ddpm', 'heun'])
+def test_a_wrong_network_cannot_make_nan(process, sampler):
+  """Images through eps, x0, v and velocity, one each, of a network that says the same at all times."""
+  process, (x, keys) = PROCESSES[process], _noise(4)
+  spaces = (parameterisation.eps, parameterisation.x0, parameterisation.v, parameterisation.velocity)
+
+  def denoise(x_t, t, cond):
+    predictions = [space(process).predict(0.3 * x_t + 0.1, x_t, t) for space in spaces]
+    return jax.tree.map(lambda *leaves: jnp.stack([leaf[i] for i, leaf in enumerate(leaves)]), *predictions)
+
+  got = _run(partial(SAMPLERS[sampler], clip=1.0), denoise, process, x, grids.uniform(4), keys=keys)
+  assert jnp.isfinite(got).all()
+  assert jnp.max(jnp.abs(got)) < 10
+
+
+# Guidance
+
+CLASS_MEANS, NULL = jnp.array([-0.5, 0.5, 0.1]), {'label': 2}
+LABELS = jnp.array([0, 1, 1, 0])
+
+
+def _by_class(process):
+  return gaussian(process, lambda cond: CLASS_MEANS[cond['label']], VARIANCE)
+
+
+@pytest.mark.parametrize('process', ['vp_cosine', 'rectified_flow'])
+@pytest.mark.parametrize('sampler', ['euler', 'heun'])
+def test_guided_gaussians_of_one_variance_are_a_gaussian_further_out(process, sampler):
+  """The guided denoiser is that of N(m + (w - 1)(m - m_null), v), so samples lie where its flow takes them."""
+  process, w, x = PROCESSES[process], 2.5, _noise(4)[0]
+  means = CLASS_MEANS[LABELS]
+  means = (means + (w - 1) * (means - CLASS_MEANS[2])).reshape(4, 1, 1, 1)
+  exact = flow(process, means, VARIANCE, x, 1.0, 0.0)
+  denoise = guided(_by_class(process), NULL, w)
+  got = _run(SAMPLERS[sampler], denoise, process, x, grids.quadratic(128), cond={'label': LABELS})
+  np.testing.assert_allclose(got, exact, atol=0.05 if ODE[sampler] == 1 else 0.005)
+
+
+def _counted(denoise):
+  sizes = []
+
+  def counting(x_t, t, cond):
+    sizes.append(len(x_t))
+    return denoise(x_t, t, cond)
+
+  return counting, sizes
+
+
+def _at(process, t=0.6):
+  x = _noise(4)[0]
+  return corrupt(process, 0.3 * x, x[::-1], jnp.full(4, t)), jnp.full(4, t), {'label': LABELS}
+
+
+def test_guidance_calls_the_network_once_for_both():
+  process = PROCESSES['rectified_flow']
+  base, sizes = _counted(_by_class(process))
+  guided(base, NULL, 3.0)(*_at(process))
+  assert sizes == [8]
+
+
+def test_scale_1_is_the_unguided_network():
+  process = PROCESSES['rectified_flow']
+  base = _by_class(process)
+  assert guided(base, NULL, 1.0) is base
+  want = base(*_at(process))
+  for got in (guided(base, NULL, jnp.float32(1))(*_at(process)), guided(base, NULL, jnp.ones(4))(*_at(process))):
+    np.testing.assert_array_equal(got.x0, want.x0)
+    np.testing.assert_array_equal(got.eps, want.eps)
+
+
+def test_guidance_acts_on_all_channels_and_keeps_x_t_consistent():
+  process = PROCESSES['vp_cosine']
+  x_t, t, cond = _at(process)
+  base, w = _by_class(process), jnp.array([0.0, 1.0, 2.0, 7.5])
+  got = guided(base, NULL, w)(x_t, t, cond)
+  with_condition, without = base(x_t, t, cond), base(x_t, t, {'label': jnp.full(4, 2)})
+  wide = w.reshape(4, 1, 1, 1)
+  np.testing.assert_allclose(got.x0, without.x0 + wide * (with_condition.x0 - without.x0), atol=1e-5)
+  np.testing.assert_allclose(corrupt(process, got.x0, got.eps, t), x_t, atol=1e-5)
+
+
+def test_guidance_keeps_the_conditional_variance():
+  def denoise(x_t, t, cond):
+    label = cond['label'].astype(jnp.float32).reshape(-1, 1, 1, 1)
+    return Prediction(x0=x_t + label, eps=x_t, variance=label)
+
+  x_t, t, cond = _at(PROCESSES['rectified_flow'])
+  np.testing.assert_array_equal(guided(denoise, NULL, 4.0)(x_t, t, cond).variance.ravel(), LABELS)
+
+
+def test_null_vectors_and_other_entries_of_cond():
+  def denoise(x_t, t, cond):
+    value = cond['text'].sum((1, 2)) + cond['size']
+    return Prediction(x0=x_t * 0 + value.reshape(-1, 1, 1, 1), eps=x_t)
+
+  x_t, t, _ = _at(PROCESSES['rectified_flow'])
+  cond = {'text': jnp.ones((4, 2, 3)), 'size': jnp.arange(4.0)}
+  got = guided(denoise, {'text': np.full((2, 3), 0.5)}, 2.0)(x_t, t, cond)  # text 6 against 3; size not dropped
+  np.testing.assert_allclose(got.x0.ravel(), 2 * (6 + cond['size']) - (3 + cond['size']))
+
+
+@pytest.mark.parametrize(('t', 'inside'), [(0.2, True), (0.6, True), (0.61, False), (0.1, False)])
+def test_guidance_in_an_interval(t, inside):
+  process = PROCESSES['rectified_flow']
+  base = _by_class(process)
+  got = jax.jit(guided(base, NULL, 3.0, interval=(0.2, 0.6)))(*_at(process, t))
+  want = (guided(base, NULL, 3.0) if inside else base)(*_at(process, t))
+  np.testing.assert_allclose(got.x0, want.x0, atol=1e-6)
+
+
+def test_guidance_in_an_interval_for_images_at_different_times():
+  process = PROCESSES['rectified_flow']
+  base, t = _by_class(process), jnp.array([0.1, 0.3, 0.5, 0.9])
+  x_t, _, cond = _at(process)
+  got = guided(base, NULL, 3.0, interval=(0.2, 0.6))(x_t, t, cond)
+  want, unguided = guided(base, NULL, 3.0)(x_t, t, cond), base(x_t, t, cond)
+  np.testing.assert_allclose(got.x0[1:3], want.x0[1:3], atol=1e-6)
+  np.testing.assert_allclose(got.x0[::3], unguided.x0[::3], atol=1e-6)
+
+
+def test_guided_denoisers_compose():
+  process = PROCESSES['rectified_flow']
+  base = _by_class(process)
+  twice = guided(clipped(guided(base, NULL, 2.0), process, 0.2), NULL, 3.0)
+  inner = clipped(guided(base, NULL, 2.0), process, 0.2)
+  x_t, t, cond = _at(process)
+  a, b = inner(x_t, t, cond), inner(x_t, t, {'label': jnp.full(4, 2)})
+  np.testing.assert_allclose(twice(x_t, t, cond).x0, b.x0 + 3 * (a.x0 - b.x0), atol=1e-5)
+
+
+def test_guidance_without_a_condition_says_so():
+  process = PROCESSES['rectified_flow']
+  x_t, t, _ = _at(process)
+  with pytest.raises(ValueError, match="guidance needs cond\\['label'\\]"):
+    guided(_by_class(process), NULL, 2.0)(x_t, t, {})
+
+
+# Clipping and grids
+
+
+def test_clipped_data_stays_in_range_and_eps_follows():
+  process = PROCESSES['vp_linear']
+  x_t, t, cond = _at(process, 0.3)
+  got = clipped(gaussian(process, 1.5, VARIANCE), process, 1.0)(x_t, t, cond)
+  assert jnp.max(jnp.abs(got.x0)) == 1
+  np.testing.assert_allclose(corrupt(process, got.x0, got.eps, t), x_t, atol=1e-6)
+
+
+def test_grids_visit_the_steps_of_their_papers():
+  k = lambda grid: (np.round(grid[:-1] * 1000).astype(int) - 1).tolist()  # noqa: E731
+  assert k(grids.leading(4, 1000)) == [750, 500, 250, 0]
+  assert k(grids.trailing(4, 1000)) == [999, 749, 499, 249]
+  assert k(grids.spaced(4, 1000)) == [999, 666, 333, 0]
+  assert k(grids.spaced(1, 1000)) == [999]
+  assert k(grids.trailing(1000, 1000)) == list(range(999, -1, -1))
+  # IDDPM's space_timesteps(1000, '250'), which DiT samples with.
+  stride, at, steps = 999 / 249, 0.0, []
+  for _ in range(250):
+    steps.append(round(at))
+    at += stride
+  assert k(grids.spaced(250, 1000)) == steps[::-1]
+
+
+@pytest.mark.parametrize(
+  'grid',
+  [
+    grids.uniform(7),
+    grids.quadratic(7),
+    times.shift(grids.uniform(7), 3.0),
+    grids.spaced(7, 1000),
+    grids.leading(7, 1000),
+    grids.trailing(7, 1000),
+  ],
+)
+def test_grids_decrease_to_the_data(grid):
+  assert grid.shape == (8,)
+  assert grid.dtype == np.float32
+  assert grid[-1] == 0
+  assert 0.85 < grid[0] <= 1
+  assert np.all(np.diff(grid) < 0)
+
+
+def test_more_sampling_steps_than_the_process_has_are_refused():
+  with pytest.raises(ValueError, match='2000 sampling steps of a process with 1000'):
+    grids.spaced(2000, 1000)
+  with pytest.raises(ValueError, match='2000 sampling steps of a process with 1000'):
+    grids.leading(2000, 1000)
