@@ -175,6 +175,7 @@ def test_overrides_change_one_field(arguments, field, value):
     ({'stesp': 5}, "no field 'stesp'; did you mean 'steps'?"),
     (['--config.optimizer.learning_rat=1'], "did you mean 'optimizer.learning_rate'?"),
     (['--config.learning_rate=1'], "did you mean 'optimizer.learning_rate'?"),
+    (['--config.bets=1'], "did you mean 'optimizer.betas'?"),
     (['--config.zzz=1'], 'it has: batch_size, checkpoint_every,'),
     (['--config.optimizer=adam'], "'optimizer' is a group; set one of its fields: optimizer.betas,"),
     (['--config.steps=many'], "'steps' is of type int (now 4); got 'many'"),
