@@ -20,7 +20,7 @@ import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 import ml_dtypes
 import numpy as np
@@ -116,7 +116,7 @@ _GLOBALS = {
 
 
 class _Unpickler(pickle.Unpickler):
-  def __init__(self, file: BinaryIO):
+  def __init__(self, file: io.BufferedIOBase):
     super().__init__(file)
     self.storages: dict[str, _Storage] = {}
 
@@ -137,7 +137,7 @@ class _Unpickler(pickle.Unpickler):
     return self.storages.setdefault(key, _Storage(kind.name, key))
 
 
-def _unpickle(file: BinaryIO) -> tuple[Any, dict[str, _Storage]]:
+def _unpickle(file: io.BufferedIOBase) -> tuple[Any, dict[str, _Storage]]:
   """Reads one pickle and the storages it refers to; leaves the file at the pickle's end."""
   start = file.tell()
   for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
@@ -180,7 +180,7 @@ def _resolve(content: Any, storage: Callable[[_Storage], np.ndarray]) -> Any:
   raise pickle.UnpicklingError(f'it holds a {type(content).__name__} outside a tensor')
 
 
-def _read_zip(path: Path, file: BinaryIO) -> Any:
+def _read_zip(path: Path, file: io.BufferedIOBase) -> Any:
   data = np.memmap(path, np.uint8, 'r')
   with zipfile.ZipFile(file) as archive:
     entries = {entry.filename: entry for entry in archive.infolist()}
@@ -209,7 +209,7 @@ def _read_zip(path: Path, file: BinaryIO) -> Any:
   return _resolve(content, storage)
 
 
-def _read_legacy(path: Path, file: BinaryIO) -> Any:
+def _read_legacy(path: Path, file: io.BufferedIOBase) -> Any:
   data = np.memmap(path, np.uint8, 'r')
   _, _, (machine, _), (content, wanted), (keys, _) = (_unpickle(file) for _ in range(5))
   order = '<' if machine['little_endian'] else '>'

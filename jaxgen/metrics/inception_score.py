@@ -1,0 +1,35 @@
+"""The Inception Score (Salimans et al., 2016, arXiv:1606.03498): are samples of clear and of many classes?
+
+IS = exp mean_x KL(p(y | x) || mean_x p(y | x)),  its mean and deviation over splits of the samples   (1)
+"""
+
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+
+class InceptionScore(NamedTuple):
+  mean: float
+  deviation: float
+
+
+def inception_score(logits: Float[np.ndarray, 'n k'], *, splits: int = 10) -> InceptionScore:
+  """Eq. 1 of logits in the order of the samples: shuffle them first if they come sorted by class.
+
+  Raises:
+    ValueError: fewer samples than splits.
+  """
+  n = len(logits)
+  if n < splits:
+    raise ValueError(f'{n} samples do not make {splits} splits; give more images or fewer splits')
+  logits = np.asarray(logits, np.float64)
+  logits = logits - logits.max(1, keepdims=True)
+  log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
+  p = np.exp(log_p)
+  scores = []
+  for i in range(splits):
+    part = slice(i * n // splits, (i + 1) * n // splits)
+    divergence = (p[part] * (log_p[part] - np.log(p[part].mean(0, keepdims=True)))).sum(1)
+    scores.append(np.exp(divergence.mean()))  # Eq. 1
+  return InceptionScore(float(np.mean(scores)), float(np.std(scores)))
