@@ -129,6 +129,15 @@ def test_interrupt_is_a_clean_line(run_command, capsys):
   assert capsys.readouterr().err == '\njaxgen: interrupted\n'
 
 
+def test_a_reader_that_leaves_is_no_error():
+  read, write = os.pipe()
+  os.close(read)
+  code = 'import sys; from jaxgen.cli.main import main; sys.exit(main(["--help"]))'
+  done = subprocess.run([sys.executable, '-c', code], cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True)
+  os.close(write)
+  assert (done.returncode, done.stderr) == (1, '')
+
+
 def test_unknown_command_says_what_was_meant(capsys):
   assert program.main(['trian']) == 2
   assert capsys.readouterr().err == "jaxgen: error: unknown command 'trian'; did you mean 'train'?\n"

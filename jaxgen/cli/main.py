@@ -31,16 +31,10 @@ def main(argv: list[str] | None = None) -> int:
   argv = list(sys.argv[1:] if argv is None else argv)
   show_traceback = bool(os.environ.get('JAXGEN_TRACEBACK')) or '--traceback' in argv
   argv = [arg for arg in argv if arg != '--traceback']
-  if not argv or argv[0] in ('-h', '--help', 'help'):
-    print(_help())
-    return 0
-  if argv[0] in ('-V', '--version'):
-    from jaxgen import __version__
-
-    print(f'jaxgen {__version__}')
-    return 0
   try:
-    return _run(argv[0], argv[1:])
+    code = _run(argv)
+    sys.stdout.flush()
+    return code
   except KeyboardInterrupt:
     print('\njaxgen: interrupted', file=sys.stderr)
     return 130
@@ -74,7 +68,16 @@ def is_message(error: Exception) -> bool:
   return raised and frame.f_globals.get('__name__', '').split('.')[0] in _OURS
 
 
-def _run(command: str, argv: list[str]) -> int:
+def _run(argv: list[str]) -> int:
+  command = argv[0] if argv else '--help'
+  if command in ('-h', '--help', 'help'):
+    print(_help())
+    return 0
+  if command in ('-V', '--version'):
+    from jaxgen import __version__
+
+    print(f'jaxgen {__version__}')
+    return 0
   if command not in _COMMANDS:
     import difflib
 
@@ -84,7 +87,7 @@ def _run(command: str, argv: list[str]) -> int:
       + (f'did you mean {close[0]!r}?' if close else f'the commands are: {", ".join(_COMMANDS)}')
     )
   _set_environment()
-  return importlib.import_module(_COMMANDS[command][0]).main(argv)
+  return importlib.import_module(_COMMANDS[command][0]).main(argv[1:])
 
 
 def _set_environment() -> None:
