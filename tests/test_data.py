@@ -170,7 +170,7 @@ def test_reading_twice_gives_the_same(member, place):
 def test_fingerprints_are_of_the_content(place, tmp_path):
   opened = [opened(place) for opened, *_ in DATASETS.values()]
   opened += [data.emoji32(split, data_dir=place / 'data') for split in ('test', 'train[:50%]', 'train+test')]
-  opened.append(data.tfds_dataset('emoji32', 'test', size=16, data_dir=place / 'data'))
+  opened.append(data.tfds_dataset('emoji32', 'test', size=16, caption='caption', data_dir=place / 'data'))
   assert len({dataset.fingerprint for dataset in opened}) == len(opened)
   assert data.emoji32(data_dir=tmp_path).fingerprint == data.emoji32(data_dir=place / 'data').fingerprint
 
