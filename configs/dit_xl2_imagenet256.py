@@ -73,7 +73,7 @@ def objective(c: ConfigDict) -> Objective:
     net,
     process,
     shape=LATENT,
-    parameterisation=parameterisation.learned_range(parameterisation.eps(process)),
+    parameterisation=parameterisation.learned_variance(parameterisation.eps(process)),
     times=times.discrete(1000),
     sampler=partial(ddpm, process=process, times=grids.spaced(c.sampling.steps, 1000), variance=posterior.learned),
     guide=partial(guided, null=null, scale=c.sampling.scale),

@@ -7,6 +7,7 @@ SLURM, Kubernetes, Open MPI).
 
 import os
 import signal
+import threading
 from collections.abc import Callable
 
 import jax
@@ -64,6 +65,8 @@ def stop_signal() -> Callable[[int], bool]:
   """
   if jax.distributed.is_initialized():
     return multihost_utils.reached_preemption_sync_point
-  told = []
+  told: list[bool] = []
+  if threading.current_thread() is not threading.main_thread():
+    return lambda step: False  # only the main thread may listen
   signal.signal(signal.SIGTERM, lambda *_: told.append(True))
   return lambda step: bool(told)

@@ -8,7 +8,6 @@ started again is bit-identical, on the same mesh, to one that was not.
 import contextlib
 import functools
 import pathlib
-import platform
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import __version__, distributed, report, sharding
+from jaxgen import distributed, report, sharding
 from jaxgen import writer as writers
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.distributed import Preempted
@@ -67,7 +66,7 @@ def train(
     evaluator.check()
   speaks = distributed.is_first()
   with writers.Writer(workdir, resume_step=start) if speaks else writers.silent() as writer:
-    writer.config(record | {'environment': environment()})
+    writer.config(record)
     run = _Run(workdir, writer, checkpoints, distributed.stop_signal(), record, total)
     try:
       state = run.stages(stages, start)
@@ -92,17 +91,6 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: pa
       f'{workdir} holds another run: {changes}. Use another --workdir, set these back, '
       'or pass --allow-changes to go on all the same'
     )
-
-
-def environment() -> dict[str, Any]:
-  """What a number may depend on besides the config."""
-  return {
-    'jaxgen': __version__,
-    'jax': jax.__version__,
-    'python': platform.python_version(),
-    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}',
-    'processes': jax.process_count(),
-  }
 
 
 def stage_of(stages: Sequence[Experiment], step: int) -> int:
@@ -315,7 +303,7 @@ class _Window:
     """The next batch. Its time counts as waiting for input where the device had run out of work by the end of it."""
     began = time.perf_counter()
     batch = next(batches)
-    if not self._metrics or self._metrics[-1]['skipped'].total.is_ready():
+    if not self._metrics or self._metrics[-1]['skipped'].total.is_ready():  # pyrefly: ignore[missing-attribute]
       self._waited += time.perf_counter() - began
     return batch
 

@@ -6,8 +6,7 @@ import flax.struct
 import jax.numpy as jnp
 
 
-@flax.struct.dataclass
-class TrainState:
+class TrainState(flax.struct.PyTreeNode):
   """The state of a run after `step` steps. Whatever is not here is a function of (config, seed, step).
 
   A tree of this class also holds shapes or shardings in place of the arrays, so its fields promise no array type.

@@ -116,11 +116,13 @@ def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
 
 
 def decode(record: Record, *, image: str, channels: int, size: int | None = None) -> Record:
-  """The field `image` to floats, integers to int32, bytes to text."""
+  """The field `image` to floats, integers to int32, bytes to text; an `image` that is an array is taken as it is."""
 
   def value(name: str) -> np.ndarray | np.int32 | str:
-    if name == image:
+    if name == image and isinstance(record[name], bytes):
       return to_float(decode_image(record[name], channels=channels, size=size))
+    if name == image:
+      return np.asarray(record[name], np.float32)
     return record[name].decode() if isinstance(record[name], bytes) else np.int32(record[name])
 
   return {name: value(name) for name in record}

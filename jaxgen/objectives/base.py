@@ -5,17 +5,17 @@ one subtree of the parameters. A GAN has two phases, a diffusion model one; a re
 16th step is a phase with `every=16`.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxgen.typing import Array, Metrics
+from jaxgen.typing import Array
 
 
 class Aux(NamedTuple):
   """What a loss says besides its value: scalars to log, and the entries of `state.extra` it replaces."""
 
-  metrics: Metrics = {}
-  extra: dict[str, Any] = {}
+  metrics: Mapping[str, Array] = {}
+  extra: Mapping[str, Any] = {}
 
 
 class Phase(NamedTuple):

@@ -1,0 +1,83 @@
+"""Every config builds, its state has shapes and places, and its step traces; none is run here."""
+
+import pathlib
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen import sharding
+from jaxgen.cli.config import available_configs, load_config
+from jaxgen.experiment import as_stages
+from jaxgen.train import abstract_state, place_frozen
+from jaxgen.train_step import make_train_step
+
+CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+PARAMETERS = {'dit_xl2_imagenet256': 674_834_720}
+
+
+@pytest.fixture(scope='session')
+def data_dir(tmp_path_factory):
+  """Stands for the datasets that do not come with jaxgen, in their own formats."""
+  import tensorflow_datasets as tfds
+
+  from jaxgen.data import prepare
+  from jaxgen.data.datasets.fashion_mnist import RECIPE
+
+  folder = tmp_path_factory.mktemp('home') / 'data'
+  fashion = tmp_path_factory.mktemp('idx')
+  rng = np.random.default_rng(0)
+  for prefix in ('train', 't10k'):
+    images = rng.integers(0, 256, (40, 28, 28), dtype=np.uint8)
+    labels = np.arange(40, dtype=np.uint8) % 10
+    for name, values in ((f'{prefix}-images-idx3-ubyte', images), (f'{prefix}-labels-idx1-ubyte', labels)):
+      head = bytes([0, 0, 8, values.ndim]) + b''.join(n.to_bytes(4, 'big') for n in values.shape)
+      (fashion / name).write_bytes(head + values.tobytes())
+  prepare(RECIPE, source=fashion, data_dir=folder)
+
+  class Imagenet256Latents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    pkg_dir_path = pathlib.Path(__file__).parent
+    VERSION = tfds.core.Version('1.0.0')
+
+    def _info(self):
+      features = {
+        'image': tfds.features.Tensor(shape=(32, 32, 4), dtype=np.float16),
+        'label': tfds.features.ClassLabel(num_classes=1000),
+      }
+      return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
+
+    def _split_generators(self, dl_manager):
+      return {'train': ((i, {'image': np.full((32, 32, 4), i, np.float16), 'label': i}) for i in range(300))}
+
+    def _generate_examples(self):
+      raise AssertionError
+
+  Imagenet256Latents(data_dir=folder, file_format='array_record').download_and_prepare()
+  return folder
+
+
+def test_all_configs_are_found():
+  assert set(CONFIGS) <= set(available_configs())
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
+  monkeypatch.setenv('JAXGEN_HOME', str(data_dir.parent))
+  config, module = load_config(name)
+  if 'data_dir' in config:
+    config.data_dir = str(data_dir)
+  assert module.__doc__.count('jaxgen train') or module.__doc__.count('launch/local train')
+  assert 'esult' in module.__doc__, 'the docstring says what came out, or "not run"'
+  for stage in as_stages(module.build(config)):
+    state = abstract_state(stage)
+    if name in PARAMETERS:
+      assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == PARAMETERS[name]
+    step = make_train_step(
+      stage.objective, stage.optimizers, stage.averages, accumulate=stage.accumulate, clip_norm=stage.clip_norm
+    )
+    after, metrics = jax.eval_shape(step, state, place_frozen(stage), stage.data.spec, jax.random.key(0))
+    assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
+      lambda leaf: (leaf.shape, leaf.dtype), state
+    )
+    assert {'loss', 'grad_norm', 'skipped'} <= metrics.keys()
+    assert next(iter(stage.data.iterate(0, sharding.batch_sharding(stage.mesh))))['image'].shape[0] == config.batch_size

@@ -1,0 +1,102 @@
+"""kill -9 at random moments: relaunched each time, the run ends where one that was never killed ends."""
+
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import numpy as np
+import pytest
+
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.cli.config import load_config
+from jaxgen.train import abstract_state
+from jaxgen.writer import read_metrics
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+OVERRIDES = [
+  '--config.steps=60',
+  '--config.batch_size=16',
+  '--config.model.depth=1',
+  '--config.model.width=32',
+  '--config.model.patch=8',
+  '--config.model.unroll=1',
+  '--config.sampling.steps=4',
+  '--config.sampling.batch_size=14',
+  '--config.samples.per_class=2',
+  '--config.samples.every=10',
+  '--config.log_every=5',
+  '--config.checkpoint.every=5',
+  '--config.fid.every=1000000',
+  '--config.fid.num_samples=0',
+]
+
+
+def _launch(workdir) -> subprocess.Popen:
+  command = [sys.executable, '-m', 'jaxgen.cli.main', 'train', '--config', 'emoji_dit', '--workdir', str(workdir)]
+  env = os.environ | {'JAX_NUM_CPU_DEVICES': '1'}
+  return subprocess.Popen(
+    command + OVERRIDES, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+  )
+
+
+def _finish(workdir) -> str:
+  process = _launch(workdir)
+  out, _ = process.communicate(timeout=600)
+  assert process.returncode == 0, out[-3000:]
+  return out
+
+
+def _state(workdir):
+  config, module = load_config('emoji_dit', OVERRIDES)
+  mesh = jax.sharding.Mesh(np.array(jax.devices()[:1]).reshape(1, 1, 1), ('data', 'fsdp', 'tensor'))
+  experiment = module.build(config)._replace(mesh=mesh)
+  return jax.device_get(Checkpoints(workdir / 'checkpoints').restore(abstract_state(experiment)))
+
+
+def _first_metrics(process: subprocess.Popen, workdir, seconds: float) -> None:
+  """Waits until the run is training, then a random while, and kills it."""
+  path, before = workdir / 'metrics.jsonl', time.time()
+  size = path.stat().st_size if path.exists() else 0
+  while process.poll() is None and time.time() - before < 300:
+    if path.exists() and path.stat().st_size != size:
+      break
+    time.sleep(0.005)
+  time.sleep(seconds)
+  process.send_signal(signal.SIGKILL)
+  process.communicate()
+
+
+def _killed_run_equals_whole(tmp_path, kills: int, seed: int) -> None:
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  began = time.time()
+  _finish(whole)
+  moments = random.Random(seed)
+  landed = []
+  for _ in range(kills):
+    process = _launch(killed)
+    _first_metrics(process, killed, moments.uniform(0, 1.5))
+    if process.returncode != -signal.SIGKILL:
+      break  # it was done before it was killed
+    landed.append(Checkpoints(killed / 'checkpoints').latest() if (killed / 'checkpoints').exists() else None)
+  print(f'killed with newest checkpoints {landed}; whole run took {time.time() - began:.0f} s with all')
+  _finish(killed)
+  jax.tree.map(np.testing.assert_array_equal, _state(whole), _state(killed))
+  losses = [{r['step']: r['loss'] for r in read_metrics(w / 'metrics.jsonl') if 'loss' in r} for w in (whole, killed)]
+  assert losses[0] == losses[1]
+  grids = [{p.name: p.read_bytes() for p in (w / 'samples').glob('*.png')} for w in (whole, killed)]
+  assert grids[0] == grids[1]
+  assert len(grids[0]) == 6
+
+
+def test_two_kills_change_nothing(tmp_path):
+  _killed_run_equals_whole(tmp_path, kills=2, seed=0)
+
+
+@pytest.mark.slow
+def test_twenty_kills_change_nothing(tmp_path):
+  _killed_run_equals_whole(tmp_path, kills=20, seed=1)
