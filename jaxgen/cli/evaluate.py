@@ -41,6 +41,7 @@ def _parse(argv: list[str]) -> argparse.Namespace:
 
 def _evaluate(options: argparse.Namespace):
   import jax
+  import jax.numpy as jnp
   import numpy as np
 
   from jaxgen import sharding
@@ -52,16 +53,19 @@ def _evaluate(options: argparse.Namespace):
   mesh = sharding.make_mesh()
   batch_size = options.batch_size or 16 * jax.device_count()
   sharding.check_batch_size(batch_size, mesh)
-  resize = {'tf1_bilinear': inception.tf1_bilinear, 'pil_bicubic': inception.pil_bicubic}[options.resize]
   extract = feature_extractor(
     network.params,
     batch_size=batch_size,
-    resize=resize,
+    resize={'tf1_bilinear': inception.tf1_bilinear, 'pil_bicubic': inception.pil_bicubic}[options.resize],
     batch_sharding=sharding.batch_sharding(mesh),
     replicated=sharding.replicated(mesh),
   )
+
+  def logits(features):
+    return np.asarray(inception.inception_logits(network.params, jnp.asarray(features)))
+
   if options.inception_score:
-    inception.inception_logits(network.params, np.zeros((1, 2048), np.float32))  # refuses before the long work
+    logits(np.zeros((1, 2048), np.float32))  # refuses weights without a classifier before the long work
   evaluation = evaluate(
     options.images,
     options.reference,
@@ -69,7 +73,7 @@ def _evaluate(options: argparse.Namespace):
     batch_size=batch_size,
     kernel=options.kid,
     coverage=options.precision_recall,
-    logits=(lambda f: np.asarray(inception.inception_logits(network.params, f))) if options.inception_score else None,
+    logits=logits if options.inception_score else None,
     report=_report if sys.stderr.isatty() else lambda message: None,
   )
   how = {'network': 'inception-2015-12-05', 'weights': network.hash, 'resize': options.resize}

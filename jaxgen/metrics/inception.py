@@ -116,8 +116,8 @@ def prepare(images: Float[Array, 'b h w 3'], *, resize: Resize) -> Float[Array, 
   return (resize(pixels) - 128) / 128  # Eq. 2
 
 
-def inception_logits(params: Params, features: Float[Array, 'b 2048']) -> Float[Array, 'b 1008']:
-  """Logits for the Inception Score: without the bias, as its own code computes them.
+def inception_logits(params: Params, features: Float[Array, 'b d']) -> Float[Array, 'b k']:
+  """The 1008 logits for the Inception Score: without the bias, as its own code computes them.
 
   Raises:
     ValueError: the weights' file has no classifier.

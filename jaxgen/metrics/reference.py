@@ -13,14 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 
 import numpy as np
-from jaxtyping import Float
 
 from jaxgen.metrics.features import Extract
 from jaxgen.metrics.statistics import FeatureStatistics, Moments
 from jaxgen.typing import Array
 
 
-def moments_of(batches: Iterable[Array | Float[np.ndarray, 'b h w 3']], extract: Extract) -> Moments:
+def moments_of(batches: Iterable[Array | np.ndarray], extract: Extract) -> Moments:
   """Statistics of the features of batches of images in [-1, 1]."""
   statistics = FeatureStatistics()
   for batch in batches:
