@@ -89,7 +89,7 @@ def _run_phase(phase: Phase, optimizer, state, frozen, batch, key, *, accumulate
   updates, new_opt_state = optimizer.update(grads, opt_state, params)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
   keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))  # Eq. 3
-  metrics = {'loss': loss, 'grad_norm': norm} | aux.metrics
+  metrics = {'loss': loss, 'grad_norm': norm, **aux.metrics}
   one = jnp.float32(finite)
   state = state.replace(
     params=state.params | {phase.trains: keep(optax.apply_updates(params, updates), params)},

@@ -15,7 +15,7 @@ The permutations (of index i in epoch e, without storing them) and the random nu
 import sys
 import time
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, cast
 
 import jax
 import numpy as np
@@ -99,7 +99,7 @@ class Loader:
   def rows(self, step: int, rows: Sequence[int]) -> HostBatch:
     """Some rows of the global batch of a step, in the order asked for."""
     positions = [step * self._batch_size + int(row) for row in rows]  # Eq. 1
-    return self._reader.stack(self._sequence.__getitem__, positions)
+    return self._reader.stack(lambda position: cast(Record, self._sequence[position]), positions)
 
   def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> 'Batches':
     """Global batches of `start_step`, `start_step + 1`, ... as arrays on the devices of `sharding`.
@@ -202,7 +202,7 @@ def held_rows(sharding: jax.sharding.Sharding, batch_size: int) -> list[int]:
   if batch_size % parts:
     raise ValueError(f'batch_size {batch_size} does not divide over {parts} devices; use a multiple of {parts}')
   held = sharding.addressable_devices_indices_map((batch_size,)).values()
-  return sorted({row for (rows,) in held for row in range(*rows.indices(batch_size))})
+  return sorted({row for index in held if index for row in range(*index[0].indices(batch_size))})
 
 
 def _parts(sharding: jax.sharding.Sharding) -> int:
@@ -217,7 +217,8 @@ def to_devices(
   """Makes global arrays of which this process has the given rows (increasing); moves no row between processes."""
 
   def put(local: np.ndarray) -> Array:
-    def shard(index: tuple[slice, ...]) -> np.ndarray:
+    def shard(index: tuple[slice, ...] | None) -> np.ndarray:
+      assert index is not None
       start, stop, _ = index[0].indices(batch_size)
       first = np.searchsorted(rows, start)
       return local[first : first + stop - start]

@@ -35,7 +35,8 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     recipe = self._recipe
-    features = {'image': tfds.features.Image(shape=recipe.image_shape, encoding_format='png')}
+    features: dict[str, tfds.features.FeatureConnector] = {}
+    features['image'] = tfds.features.Image(shape=recipe.image_shape, encoding_format='png')
     if recipe.class_names:
       features['label'] = tfds.features.ClassLabel(names=recipe.class_names)
     features |= {text: tfds.features.Text() for text in recipe.texts}

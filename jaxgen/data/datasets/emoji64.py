@@ -197,7 +197,8 @@ def _read(archive: pathlib.Path, prefix: str) -> dict[str, bytes]:
   """Files of a tar archive whose path starts with `prefix`, by their last name; nothing is written to disk."""
   with tarfile.open(archive) as tar:
     members = [member for member in tar if member.isfile() and member.name.startswith(prefix)]
-    return {pathlib.PurePath(member.name).name: tar.extractfile(member).read() for member in members}
+    files = {pathlib.PurePath(member.name).name: tar.extractfile(member) for member in members}
+    return {name: file.read() for name, file in files.items() if file is not None}
 
 
 RECIPE = Recipe(

@@ -172,8 +172,8 @@ def _examples(
           f'{bad} unreadable images, and max_bad_images is {max_bad_images}; the last: {image.path}: {pixels}'
         )
       continue
-    example = {'image': pixels}
-    if labels:
+    example: Record = {'image': pixels}
+    if image.label is not None:
       example['label'] = labels.index(image.label)
     if captions:
       example['caption'] = image.caption or ''

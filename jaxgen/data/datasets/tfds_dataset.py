@@ -44,8 +44,8 @@ def tfds_dataset(
   from jaxgen.data import tfds_builder
 
   builder = _find(name, data_dir)
-  fields = {image: 'image', label: 'label', caption: 'caption'}
-  fields.pop(None, None)
+  names = ((image, 'image'), (label, 'label'), (caption, 'caption'))
+  fields = {field: name for field, name in names if field is not None}
   features = dict(builder.info.features)
   missing = sorted(fields.keys() - features.keys())
   if missing:
