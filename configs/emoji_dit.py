@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'sampling': {'steps': 40, 'scale': 2.0, 'batch_size': 64},
       'samples': {'every': 200, 'per_class': 8},
-      'fid': {'every': 400, 'num_samples': 256, 'batch_size': 16},
+      'fid': {'every': 400, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
       'log_every': 25,
       'checkpoint': {'every': 200, 'keep': 2},
     }
@@ -93,12 +93,15 @@ def build(c: ConfigDict) -> Experiment:
     every=c.samples.every,
     rows=dataset.class_names,
   )
-  protocol = {
-    'labels': 'of the training data',
-    'sampler': f'Euler, {c.sampling.steps} steps, x0 clipped to [-1, 1]',
-    'guidance': c.sampling.scale,
-  }
-  labels = {'label': data.rows(0, range(c.fid.num_samples))['label']}
+  measures = ()
+  if c.fid.num_samples:
+    labels = data.rows(0, range(c.fid.num_samples))['label']
+    protocol = {
+      'labels': 'of the training data',
+      'sampler': f'Euler, {c.sampling.steps} steps, x0 clipped to [-1, 1]',
+      'guidance': c.sampling.scale,
+    }
+    measures = (fid(generate, dataset, mesh=mesh, cond={'label': labels}, protocol=protocol, **c.fid),)
   return Experiment(
     objective=objective,
     optimizers={'net': optax.adamw(rate, b2=o.b2, weight_decay=o.weight_decay, mask=kernels)},
@@ -110,5 +113,5 @@ def build(c: ConfigDict) -> Experiment:
     clip_norm=c.clip_norm,
     log_every=c.log_every,
     checkpoints=Policy(every=c.checkpoint.every, keep=c.checkpoint.keep),
-    evaluators=(grid, fid(generate, dataset, mesh=mesh, cond=labels, protocol=protocol, **c.fid)),
+    evaluators=(grid, *measures),
   )

@@ -1,0 +1,138 @@
+"""Evaluators: images and FID do not depend on batches or devices; what is missing is said before training."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import sharding
+from jaxgen.evaluators import fid as fid_module
+from jaxgen.evaluators.base import Context
+from jaxgen.evaluators.fid import fid, fid_name
+from jaxgen.evaluators.generate import make_generate, to_host
+from jaxgen.evaluators.samples import samples
+from jaxgen.metrics import inception
+from jaxgen.metrics.frechet import frechet_distance
+from jaxgen.metrics.statistics import FeatureStatistics
+from jaxgen.train import train
+from jaxgen.train_state import TrainState
+from jaxgen.writer import Writer
+from tests import toys
+
+PARAMS = {'net': {'scale': jnp.float32(0.7)}}
+LABELS = {'label': np.arange(21, dtype=np.int32) % 5}
+
+
+def _sample(params, frozen, cond, keys):
+  noise = jax.vmap(lambda key: jax.random.normal(key, (2, 4, 1)))(keys)
+  return jnp.tanh(params['net']['scale'] * noise + cond['label'].reshape(-1, 1, 1, 1) / 5)
+
+
+def _features(images) -> np.ndarray:
+  """Stands for Inception, whose own tests are elsewhere: three numbers of each image."""
+  flat = np.asarray(images, np.float32).reshape(len(images), -1)
+  return np.stack([flat.mean(1), flat.std(1), flat[:, 0]], axis=1)
+
+
+def _images(mesh, batch_size: int) -> np.ndarray:
+  generate = make_generate(_sample, mesh=mesh, batch_size=batch_size)
+  batches = generate(PARAMS, {}, LABELS, seed=3, num=21)
+  return np.concatenate([np.asarray(images)[:count] for images, count in batches])
+
+
+def test_an_image_depends_on_its_number_alone():
+  one = sharding.make_mesh(data=1, devices=jax.devices()[:1])
+  expected = _images(one, 21)
+  assert expected.shape == (21, 2, 4, 1)
+  assert len({image.tobytes() for image in expected}) == 21
+  for mesh, batch_size in ((one, 1), (one, 8), (sharding.make_mesh(), 8), (sharding.make_mesh(data=2, fsdp=4), 16)):
+    np.testing.assert_allclose(_images(mesh, batch_size), expected, atol=1e-6)
+
+
+def test_images_become_bytes_as_files_hold_them():
+  mesh = sharding.make_mesh()
+  values = np.array([-1.0, -0.999, 0.0, 0.5, 1.0, 1.5, -3.0, 0.004], np.float32).reshape(8, 1, 1, 1)
+  assert to_host(jnp.asarray(values), mesh).ravel().tolist() == [0, 0, 128, 191, 255, 255, 0, 128]
+
+
+@pytest.mark.parametrize(('num', 'name'), [(50_000, 'fid'), (60_000, 'fid'), (2000, 'fid_2k'), (256, 'fid_256')])
+def test_a_fid_of_fewer_samples_is_named_so(num, name):
+  assert fid_name(num) == name
+
+
+@pytest.fixture
+def cheap_network(monkeypatch, tmp_path):
+  monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
+  monkeypatch.setattr(inception, 'load', lambda: inception.Inception(params={}, hash='cheap'))
+  monkeypatch.setattr(fid_module, 'feature_extractor', lambda params, **_: _features)
+
+
+def _context(tmp_path, writer) -> Context:
+  state = TrainState(jnp.int32(5), jnp.int32(0), {'net': {'scale': jnp.float32(9)}}, {}, PARAMS, {})
+  return Context(5, state, {}, writer, tmp_path)
+
+
+@pytest.mark.parametrize('batch_size', [8, 16])
+def test_fid_in_the_loop_is_the_distance_of_all_images(batch_size, cheap_network, tmp_path):
+  mesh, dataset = sharding.make_mesh(), toys.dataset(30)
+  evaluator = fid(
+    make_generate(_sample, mesh=mesh, batch_size=batch_size),
+    dataset,
+    mesh=mesh,
+    cond=LABELS,
+    num_samples=21,
+    every=1,
+    batch_size=batch_size,
+    protocol={'guidance': 2.0},
+    seed=3,
+  )
+  ours, theirs = FeatureStatistics(), FeatureStatistics()
+  # The averaged parameters are sampled, not the raw ones.
+  ours.update(_features(np.repeat(_images(mesh, 8), 3, axis=-1)))
+  theirs.update(_features(np.repeat(np.stack([dataset.read(i)['image'] for i in range(30)]), 3, axis=-1)))
+  expected = frechet_distance(ours.finalize(), theirs.finalize())
+  with Writer(tmp_path / 'run') as writer:
+    values = evaluator.run(_context(tmp_path, writer))
+    assert list(values) == ['fid_21']
+    np.testing.assert_allclose(values['fid_21'], expected, rtol=1e-5)
+    assert evaluator.run(_context(tmp_path, writer)) == values
+  how = json.loads((tmp_path / 'run' / 'protocols.json').read_text())['fid_21']
+  assert how['samples'] == 21
+  assert how['seed'] == 3
+  assert how['guidance'] == 2.0
+  assert how['network_hash'] == 'cheap'
+  assert how['reference_fingerprint'] == 'toy'
+
+
+def test_samples_are_drawn_from_the_same_noise_each_time(tmp_path):
+  mesh = sharding.make_mesh()
+  evaluator = samples(
+    make_generate(_sample, mesh=mesh, batch_size=8), mesh=mesh, cond=LABELS, num=21, every=1, name='grid'
+  )
+  with Writer(tmp_path) as writer:
+    evaluator.run(_context(tmp_path, writer))
+    evaluator.run(_context(tmp_path, writer)._replace(step=6))
+  first, second = (tmp_path / 'samples' / f'grid_{step:08d}.png' for step in (5, 6))
+  assert first.read_bytes() == second.read_bytes()
+
+
+def test_missing_weights_are_said_before_training(monkeypatch, tmp_path):
+  monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'empty'))
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  evaluator = fid(
+    make_generate(_sample, mesh=mesh, batch_size=8),
+    toys.dataset(),
+    mesh=mesh,
+    cond=LABELS,
+    num_samples=21,
+    every=1,
+    batch_size=8,
+    protocol={},
+  )
+  with pytest.raises(FileNotFoundError, match='jaxgen weights get inception'):
+    train(toys.experiment(evaluators=(evaluator,)), tmp_path / 'run')
+  assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+  with pytest.raises(ValueError, match=r'FID of 1 samples is not defined; set fid\.num_samples'):
+    fid(lambda: None, toys.dataset(), mesh=mesh, cond={}, num_samples=1, every=1, batch_size=8, protocol={})
