@@ -9,6 +9,7 @@ For data N(m, v), with a = alpha(t), s = sigma(t), and total variance d = a^2 v 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.processes.process import Prediction, expand
 from jaxgen.processes.rectified_flow import rectified_flow
@@ -21,6 +22,11 @@ PROCESSES = {
   'vp_cosine_1000': vp_cosine(1000),
   'rectified_flow': rectified_flow(),
 }
+
+
+def compiled(function, *args):
+  """The value as numpy, from one compiled program rather than one for each operation."""
+  return jax.tree.map(np.asarray, jax.jit(function)(*args))
 
 
 def gaussian(process, mean, variance):
