@@ -191,6 +191,12 @@ def test_the_network_sees_the_conditions_that_null_names():
   assert seen == [[], ['label']]
 
 
+def test_a_condition_that_the_batch_has_not_is_named():
+  objective = _objective(Fixed(lambda x, t, cond: x), null={'text': 0})
+  with pytest.raises(ValueError, match=r"null names \['text'\], which the batch has not; it has \['image', 'label'\]"):
+    objective.init(jax.random.key(0), {'image': jnp.ones((2, 1, 1, 1)), 'label': jnp.zeros(2)})
+
+
 def test_a_drop_rate_is_a_probability():
   with pytest.raises(ValueError, match='drop_rate is 10'):
     _objective(Fixed(lambda x, t, cond: x), drop_rate=10.0)

@@ -208,6 +208,17 @@ def test_a_noisy_sampler_asks_for_keys(sampler):
     sampler(gaussian(process, MEAN, VARIANCE), process, x, grids.uniform(2))
 
 
+def test_eta_is_the_share_of_ddpms_noise():
+  """The spread of one step over 2048 keys, from one x."""
+  process, (_, keys) = PROCESSES['vp_linear'], _noise(N)
+  x, grid = jnp.full((N, 1, 1, 1), 0.7), np.float32([0.6, 0.3])
+  spread = lambda eta: _run(  # noqa: E731
+    partial(ddim, eta=eta), gaussian(process, MEAN, VARIANCE), process, x, grid, keys=keys
+  ).std()
+  np.testing.assert_allclose(spread(0.5), 0.5 * spread(1.0), rtol=1e-3)
+  assert spread(0.0) < 1e-6
+
+
 def test_eta_has_a_range():
   process, (x, _) = PROCESSES['vp_linear'], _noise(2)
   with pytest.raises(ValueError, match='eta is 2'):
@@ -353,6 +364,17 @@ def test_guided_denoisers_compose():
   none = {'label': jnp.full(4, 2)}
   got, a, b = compiled(
     lambda x_t, t, cond: (twice(x_t, t, cond), inner(x_t, t, cond), inner(x_t, t, none)), x_t, t, cond
+  )
+  np.testing.assert_allclose(got.x0, b.x0 + 3 * (a.x0 - b.x0), atol=1e-5)
+
+
+def test_a_scale_for_each_image_is_kept_by_an_outer_guidance():
+  process, w = PROCESSES['rectified_flow'], jnp.array([1.0, 2.0, 3.0, 4.0])
+  inner = guided(_by_class(process), NULL, w)
+  none = {'label': jnp.full(4, 2)}
+  got, a, b = compiled(
+    lambda x_t, t, cond: (guided(inner, NULL, 3.0)(x_t, t, cond), inner(x_t, t, cond), inner(x_t, t, none)),
+    *_at(process),
   )
   np.testing.assert_allclose(got.x0, b.x0 + 3 * (a.x0 - b.x0), atol=1e-5)
 

@@ -11,7 +11,7 @@ If the parameterisation learns a variance, the bound of objectives/variational.p
   (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
 
 Classifier-free guidance: with probability `drop_rate` the whole condition of an image is replaced by `null`.
-Time, noise and drops of image i of step s depend on the step's key and on i alone, not on the devices.
+Times, noise and drops follow from the step's key, whatever the devices the batch lies on.
 """
 
 from collections.abc import Callable
@@ -73,7 +73,7 @@ def diffusion(
     raise ValueError('a learned variance is trained by a bound over steps; give the process num_steps')
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    cond = {name: jnp.zeros((1, *batch[name].shape[1:]), batch[name].dtype) for name in null}
+    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
     variables = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)
     return {'params': {'net': variables['params']}, 'extra': {}}
 
@@ -89,7 +89,7 @@ def diffusion(
     t = times(time_key, len(x0))
     eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
     x_t = corrupt(process, x0, eps, t)
-    cond = drop({name: batch[name] for name in null}, null, drop_rate, drop_key)
+    cond = drop(named(null, batch), null, drop_rate, drop_key)
     prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
     perfect = parameterisation.predict(parameterisation.target(x0, eps, t), x_t, t)
     each = weighting(process, t) * squared_error(loss_in or parameterisation, prediction, perfect, t)  # Eq. 1
@@ -103,8 +103,8 @@ def diffusion(
   def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
     noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     x = process.sigma(jnp.float32(1)) * image_noise(noise_keys, shape)
-    cond = {name: cond[name] for name in null}
-    x0 = sampler(guide(denoiser_of(params, train=False)), x=x, cond=cond, keys=step_keys)
+    denoise = guide(denoiser_of(params, train=False))
+    x0 = sampler(denoise, x=x, cond=named(null, cond), keys=step_keys)
     return x0 if limit is None else jnp.clip(x0, -limit, limit)
 
   return Objective(init, (Phase('diffusion', 'net', loss),), sample)
@@ -119,6 +119,14 @@ def squared_error(
   """
   error = space.target(prediction.x0, prediction.eps, t) - space.target(perfect.x0, perfect.eps, t)
   return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+
+
+def named(null: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
+  """The entries of a batch that `null` names: the condition that the network sees."""
+  missing = sorted(set(null) - set(batch))
+  if missing:
+    raise ValueError(f'null names {missing}, which the batch has not; it has {sorted(batch)}')
+  return {name: batch[name] for name in null}
 
 
 def drop(cond: Cond, null: dict[str, Any], rate: float, key: Key[Array, '']) -> Cond:

@@ -25,10 +25,8 @@ from typing import NamedTuple
 
 import jax.numpy as jnp
 
-from jaxgen.processes.process import Prediction, Process, expand, rates
+from jaxgen.processes.process import MARGIN, Prediction, Process, expand, rates
 from jaxgen.typing import Array, Cond, Float
-
-MARGIN = 1e-5
 
 
 class Parameterisation(NamedTuple):

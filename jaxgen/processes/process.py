@@ -17,6 +17,8 @@ from jaxtyping import Shaped
 
 from jaxgen.typing import Array, Float, Key
 
+MARGIN = 1e-5  # of time, kept from an end where a rate or a quotient is infinite
+
 
 class Process(NamedTuple):
   """A Gaussian corruption.

@@ -22,13 +22,12 @@ from collections.abc import Callable
 
 import jax.numpy as jnp
 
-from jaxgen.processes.process import Process, log_snr, rates
+from jaxgen.processes.process import MARGIN, Process, log_snr, rates
 from jaxgen.typing import Array, Float
 
 Weighting = Callable[[Process, Array], Array]
 
 LOG_SNR_LIMIT = 20.0
-MARGIN = 1e-5  # of time, where the rates of a VP process are infinite
 
 
 def uniform(process: Process, t: Float[Array, ' b']) -> Float[Array, ' b']:

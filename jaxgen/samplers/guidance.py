@@ -42,7 +42,8 @@ def guided(
 
   def guide(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
     with_condition, without = _both(denoise, null, x_t, t, cond)
-    w = jnp.broadcast_to(jnp.asarray(scale, jnp.float32), t.shape)
+    w = jnp.asarray(scale, jnp.float32)
+    w = jnp.repeat(w, len(t) // w.size)  # an outer guidance doubles each image where it is
     if interval is not None:
       w = jnp.where((t >= interval[0]) & (t <= interval[1]), w, 1.0)
     w = expand(w, x_t)
