@@ -19,6 +19,9 @@ from jaxgen.metrics.benchmark import features_benchmark
 from jaxgen.metrics.evaluate import evaluate
 from jaxgen.metrics.features import feature_extractor
 from jaxgen.metrics.frechet import frechet_distance
+from jaxgen.metrics.inception_score import inception_score
+from jaxgen.metrics.kernel_distance import kernel_distance
+from jaxgen.metrics.precision_recall import precision_recall
 from jaxgen.pretrained import weights
 
 GOLDEN = Path(__file__).parent / 'golden' / 'inception.npz'
@@ -153,6 +156,7 @@ def test_features_do_not_depend_on_batches_padding_or_devices(small_network, ima
   wanted = feature_extractor(small_network, batch_size=21)(images)
   assert wanted.shape == (21, 8)
   assert len(np.unique(wanted, axis=0)) == 21
+  np.testing.assert_allclose(inception.inception_features(small_network, jnp.asarray(images)), wanted, atol=1e-5)
   mesh = sharding.make_mesh(data=4, tensor=2)
   sharded = feature_extractor(
     small_network,
@@ -193,7 +197,7 @@ def test_every_image_of_a_folder_comes_once_in_batches_of_one_size(folders):
   files = folder.image_files(folders / 'a')
   assert len(files) == 25
   batches = list(folder.image_batches(files, batch_size=4))
-  assert all(1 <= len(batch) <= 4 for batch in batches)
+  assert [len(batch) for batch in batches if batch.shape[1:3] == (12, 12)] == [4, 4, 4, 4]
   got = sorted(image.tobytes() for batch in batches for image in batch)
   wanted = sorted(to_float(np.asarray(Image.open(path).convert('RGB'))).tobytes() for path in files)
   assert got == wanted
@@ -228,7 +232,11 @@ def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
   ]
   wanted = [reference.moments_of([part], lambda x: x) for part in parts]
   assert result.metrics['fid'] == pytest.approx(frechet_distance(*wanted), rel=1e-6)
-  assert result.metrics.keys() >= {'kid', 'precision', 'recall', 'inception_score'}
+  coverage = precision_recall(real=parts[1], generated=parts[0])
+  assert coverage.precision != coverage.recall
+  assert (result.metrics['precision'], result.metrics['recall']) == coverage
+  assert result.metrics['kid'] == pytest.approx(kernel_distance(*parts, subset_size=25).mean, rel=1e-6)
+  assert result.metrics['inception_score'] == pytest.approx(inception_score(3 * parts[0]).mean, rel=1e-6)
   assert (result.protocol['samples'], result.protocol['reference_samples']) == (25, 30)
   assert result.protocol['kid_subset_size'] == 25
   path = tmp_path / 'b.npz'

@@ -4,6 +4,7 @@ golden/torch_files was written by torch 2.13: one content in its zip format and 
 convolution as TorchScript (without the archive's source code, which nobody reads).
 """
 
+import copyreg
 import io
 import pickle
 import random
@@ -129,6 +130,19 @@ def test_hostile_pickles_are_refused_and_do_not_run(tmp_path):
     with pytest.raises(ValueError, match='torch file'):
       torch_file.read(legacy)
   assert not marker.exists()
+
+
+def test_a_registered_extension_is_refused(tmp_path):
+  """pickle remembers what an extension's number meant, and does not ask for its name again."""
+  copyreg.add_extension('builtins', 'print', 0x42)
+  pickled = b'\x80\x02\x82\x42.'
+  try:
+    assert pickle.loads(pickled) is print
+    with pytest.raises(ValueError, match='opcode EXT1'):
+      torch_file.read(as_zip(tmp_path / 'extension.pt', pickled))
+  finally:
+    copyreg.remove_extension('builtins', 'print', 0x42)
+    copyreg.clear_extension_cache()
 
 
 def test_the_attacks_would_work_on_a_plain_unpickler(tmp_path):

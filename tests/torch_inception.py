@@ -1,4 +1,4 @@
-"""The FID Inception in eager, channels-last PyTorch, as pytorch-fid writes it: the peer that features are timed beside."""
+"""The FID Inception in eager, channels-last PyTorch, as pytorch-fid writes it: what features are timed beside."""
 
 from collections.abc import Mapping
 

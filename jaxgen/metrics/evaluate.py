@@ -15,7 +15,10 @@ from jaxgen.metrics.kernel_distance import kernel_distance
 from jaxgen.metrics.precision_recall import precision_recall
 from jaxgen.metrics.statistics import FeatureStatistics, Moments
 
-_KID_SUBSET_SIZE = 1000
+_KID_SUBSETS = 100
+_KID_SUBSET_SIZE = 1000  # fewer where there are fewer samples
+_KID_SEED = 2020
+_NEIGHBOURS = 3
 _INCEPTION_SPLITS = 10
 
 
@@ -55,17 +58,15 @@ def evaluate(
   Raises:
     FileNotFoundError, ValueError: images or statistics that are missing, damaged or too few.
   """
-  keep = kernel or coverage
-  from_file = reference.suffix == '.npz'
-  if keep and from_file:
+  pairs = kernel or coverage
+  if pairs and reference.suffix == '.npz':
     raise ValueError(f'{reference} holds statistics only; KID, precision and recall need a folder of images')
-  files = [image_files(images), [] if from_file else image_files(reference)]
-  real = (
-    _ImageSet(statistics_files.read(reference), None)
-    if from_file
-    else _features(files[1], extract, batch_size, keep=keep, report=report)
-  )
-  generated = _features(files[0], extract, batch_size, keep=keep or logits is not None, report=report)
+  files = image_files(images)  # before the reference, so that a mistake shows at once
+  if reference.suffix == '.npz':
+    real = _ImageSet(statistics_files.read(reference), None)
+  else:
+    real = _features(image_files(reference), extract, batch_size, keep=pairs, report=report)
+  generated = _features(files, extract, batch_size, keep=pairs or logits is not None, report=report)
   metrics = {'fid': frechet_distance(generated.moments, real.moments)}
   protocol: dict[str, Any] = {
     'images': str(images),
@@ -73,18 +74,35 @@ def evaluate(
     'reference': str(reference),
     'reference_samples': real.moments.n,
   }
-  if kernel:
-    size = min(_KID_SUBSET_SIZE, generated.moments.n, real.moments.n)
-    distance = kernel_distance(generated.features, real.features, subset_size=size)
-    metrics |= {'kid': distance.mean, 'kid_deviation': distance.deviation}
-    protocol |= {'kid_subset_size': size}
-  if coverage:
-    metrics |= precision_recall(real.features, generated.features)._asdict()
-  if logits is not None:
-    score = inception_score(logits(generated.features), splits=_INCEPTION_SPLITS)
-    metrics |= {'inception_score': score.mean, 'inception_score_deviation': score.deviation}
-    protocol |= {'inception_score_splits': _INCEPTION_SPLITS}
+  more = [_kernel(real.features, generated.features)] if kernel else []
+  more += [_coverage(real.features, generated.features)] if coverage else []
+  more += [_inception(logits(generated.features))] if logits is not None else []
+  for evaluation in more:
+    metrics |= evaluation.metrics
+    protocol |= evaluation.protocol
   return Evaluation(metrics, protocol)
+
+
+def _kernel(real: np.ndarray, generated: np.ndarray) -> Evaluation:
+  size = min(_KID_SUBSET_SIZE, len(real), len(generated))
+  distance = kernel_distance(generated, real, subsets=_KID_SUBSETS, subset_size=size, seed=_KID_SEED)
+  return Evaluation(
+    {'kid': distance.mean, 'kid_deviation': distance.deviation},
+    {'kid_subsets': _KID_SUBSETS, 'kid_subset_size': size, 'kid_seed': _KID_SEED},
+  )
+
+
+def _coverage(real: np.ndarray, generated: np.ndarray) -> Evaluation:
+  shares = precision_recall(real, generated, neighbours=_NEIGHBOURS)
+  return Evaluation(shares._asdict(), {'precision_recall_neighbours': _NEIGHBOURS})
+
+
+def _inception(logits: np.ndarray) -> Evaluation:
+  score = inception_score(logits, splits=_INCEPTION_SPLITS)
+  return Evaluation(
+    {'inception_score': score.mean, 'inception_score_deviation': score.deviation},
+    {'inception_score_splits': _INCEPTION_SPLITS},
+  )
 
 
 def _features(

@@ -101,8 +101,8 @@ def compiler_options() -> dict[str, str]:
 
 def inception_features(
   params: Params, images: Float[Array, 'b h w 3'], *, resize: Resize | None = None
-) -> Float[Array, 'b 2048']:
-  """Features of images in [-1, 1], quantised and resized as files would be (Eqs. 1 to 3)."""
+) -> Float[Array, 'b d']:
+  """The 2048 features of images in [-1, 1], quantised and resized as files would be (Eqs. 1 to 3)."""
   return network(params, prepare(images, resize=resize or tf1_bilinear))
 
 

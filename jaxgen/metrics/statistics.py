@@ -46,7 +46,7 @@ class FeatureStatistics:
 
   def _combine(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
     if self.n == 0:
-      self.n, self.mean, self.scatter = n, mean.copy(), scatter.copy()
+      self.n, self.mean, self.scatter = n, mean, scatter
       return
     total = self.n + n
     delta = mean - self.mean

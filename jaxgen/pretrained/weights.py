@@ -57,9 +57,9 @@ def download(url: str) -> Callable[[Path, Report], Path]:
       raise
     with response:
       done = done if response.status == http.HTTPStatus.PARTIAL_CONTENT else 0
-      total = done + int(response.headers['Content-Length'])
+      total = done + int(response.headers.get('Content-Length') or 0)
       with path.open('ab' if done else 'wb') as file:
-        while chunk := response.read(1 << 20):
+        while chunk := response.read(4 << 20):
           done += file.write(chunk)
           report(f'{path.name}: {done >> 20} of {total >> 20} MiB')
     if done < total:
