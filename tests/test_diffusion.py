@@ -253,7 +253,8 @@ def test_the_hybrid_loss_trains_the_variance_by_the_bound_alone():
   process = vp_linear(1000)
   batch = {'image': jax.random.normal(jax.random.key(0), (64, 2, 2, 1))}
   p, key = parameterisation.eps(process), jax.random.key(0)
-  common = {'shape': (2, 2, 1), 'times': times.discrete(1000)}
+  t = jnp.full(64, 0.3)
+  common = {'shape': (2, 2, 1), 'times': lambda key, b: t}
   of_eps = _objective(Fixed(lambda x, t, cond: 0.5 * x), process, parameterisation=p, **common)
   learned = parameterisation.learned_variance(p)
 
@@ -264,9 +265,13 @@ def test_the_hybrid_loss_trains_the_variance_by_the_bound_alone():
   @jax.jit
   def run(params):
     simple = of_eps.phases[0].loss({'net': {}}, None, {}, batch, key)[0]
-    return simple, [jax.value_and_grad(hybrid, has_aux=True)(params, weight) for weight in (0.0, 1e-3)]
+    hybrids = [jax.value_and_grad(hybrid, has_aux=True)(params, weight) for weight in (0.0, 1e-3)]
+    x_t = corrupt(process, batch['image'], image_noise(jax.random.split(key, 64), (2, 2, 1)), t)
+    prediction = p.predict(0.5 * x_t, x_t, t)._replace(variance=jnp.full_like(x_t, 0.5))
+    return simple, hybrids, variational.vlb_term(process, prediction, batch['image'], x_t, t).mean()
 
-  simple, [(_, without), ((loss, aux), once)] = run({'mean': 0.5, 'variance': 0.5})
+  simple, [(_, without), ((loss, aux), once)], term = run({'mean': 0.5, 'variance': 0.5})
+  np.testing.assert_allclose(aux.metrics['vlb'], 1000 * term, rtol=0.2)  # other noise, the same expectation
   np.testing.assert_allclose(loss, simple + aux.metrics['vlb'] / 1000, rtol=1e-5)
   assert without['variance'] == 0
   assert once['variance'] != 0
