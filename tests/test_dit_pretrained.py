@@ -33,7 +33,8 @@ def params(tensors):
 
 def _forward(params, x, t, y):
   x = jnp.asarray(x).transpose(0, 2, 3, 1)
-  out = NET.apply({'params': params}, x, jnp.asarray(t, jnp.float32), {'label': jnp.asarray(y, jnp.int32)})
+  cond = {'label': jnp.asarray(y, jnp.int32)}
+  out = jax.jit(NET.apply)({'params': params}, x, jnp.asarray(t, jnp.float32), cond)
   return np.asarray(out.transpose(0, 3, 1, 2))
 
 

@@ -30,6 +30,7 @@ def _objective(*phases: Phase) -> Objective:
       },
       'extra': {'calls': jnp.int32(0)},
     }
+
   return Objective(init, phases or (Phase('net', 'net', _quadratic),), lambda *_: jnp.zeros((1, 1, 1, 1)))
 
 

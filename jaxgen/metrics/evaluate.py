@@ -29,7 +29,7 @@ class Evaluation(NamedTuple):
 
 class _ImageSet(NamedTuple):
   moments: Moments
-  features: np.ndarray | None  # kept only for the metrics that need more than moments
+  features: np.ndarray  # kept only for the metrics that need more than moments, else of no rows
 
 
 def evaluate(
@@ -63,7 +63,7 @@ def evaluate(
     raise ValueError(f'{reference} holds statistics only; KID, precision and recall need a folder of images')
   files = image_files(images)  # before the reference, so that a mistake shows at once
   if reference.suffix == '.npz':
-    real = _ImageSet(statistics_files.read(reference), None)
+    real = _ImageSet(statistics_files.read(reference), np.zeros((0, 0)))
   else:
     real = _features(image_files(reference), extract, batch_size, keep=pairs, report=report)
   generated = _features(files, extract, batch_size, keep=pairs or logits is not None, report=report)
@@ -115,4 +115,4 @@ def _features(
     if keep:
       kept.append(features)
     report(f'{files[0].parent}: {statistics.n} of {len(files)} images')
-  return _ImageSet(statistics.finalize(), np.concatenate(kept) if keep else None)
+  return _ImageSet(statistics.finalize(), np.concatenate(kept) if keep else np.zeros((0, 0)))

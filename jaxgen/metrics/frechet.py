@@ -37,6 +37,7 @@ def _root(cov: np.ndarray) -> np.ndarray:
   """R of Eq. 2, with as many rows as `cov` has rank."""
   from scipy.linalg import lapack
 
+  # pyrefly: ignore[missing-attribute]  (made from Fortran when SciPy is built)
   factor, pivots, rank, _ = lapack.dpstrf(cov, tol=np.finfo(np.float64).eps * cov.diagonal().max())
   root = np.empty((rank, len(cov)))
   root[:, pivots - 1] = np.triu(factor)[:rank]

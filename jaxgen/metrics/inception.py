@@ -59,7 +59,7 @@ def load(path: Path | None = None) -> Inception:
       stored_hash = (file.metadata() or {}).get('hash')
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} is damaged ({error}); delete it and `jaxgen weights get inception`') from error
-  if content_hash(tensors) != stored_hash:
+  if stored_hash is None or content_hash(tensors) != stored_hash:
     raise ValueError(f'{path} is damaged (wrong hash); delete it and `jaxgen weights get inception`')
   return Inception(params=fold(tensors), hash=stored_hash)
 
@@ -76,7 +76,7 @@ def content_hash(tensors: Mapping[str, np.ndarray]) -> str:
 
 def fold(tensors: Mapping[str, np.ndarray]) -> Params:
   """Convolutions with their batch normalisation folded in: kernels h w in out, in float32 from float64 arithmetic."""
-  params = {}
+  params: Params = {}
   for name in (key.removesuffix('.conv.weight') for key in tensors if key.endswith('.conv.weight')):
     scale = 1 / np.sqrt(np.float64(tensors[f'{name}.bn.running_var']) + _BATCH_NORM_EPS)
     kernel = tensors[f'{name}.conv.weight'] * scale[:, None, None, None]
@@ -87,9 +87,9 @@ def fold(tensors: Mapping[str, np.ndarray]) -> Params:
   return params
 
 
-def compiler_options() -> dict[str, str]:
+def compiler_options() -> dict[str, bool | str]:
   """For `jax.jit` of the network: on CPUs Eigen's convolutions take half the time of YNNPACK's, jaxlib's default."""
-  eigen = {'xla_cpu_experimental_ynn_fusion_type': ''}
+  eigen: dict[str, bool | str] = {'xla_cpu_experimental_ynn_fusion_type': ''}
   if jax.default_backend() != 'cpu':
     return {}
   try:

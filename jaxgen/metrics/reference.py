@@ -57,7 +57,7 @@ def read(path: Path) -> Moments:
   """
   try:
     with np.load(path, allow_pickle=False) as file:
-      n = int(file['n']) if 'n' in file else None
+      n = (int(file['n']) or None) if 'n' in file else None
       mean, cov = np.asarray(file['mu'], np.float64), np.asarray(file['sigma'], np.float64)
   except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
     raise ValueError(f'{path} holds no statistics (an .npz with mu and sigma): {error}') from error
@@ -72,7 +72,9 @@ def _write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:
   handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.npz')
   try:
     with os.fdopen(handle, 'wb') as file:
-      np.savez(file, n=moments.n, mu=moments.mean, sigma=moments.cov, key=json.dumps(dict(key), sort_keys=True))
+      np.savez(
+        file, n=np.int64(moments.n or 0), mu=moments.mean, sigma=moments.cov, key=json.dumps(dict(key), sort_keys=True)
+      )
     os.replace(temporary, path)
   finally:
     Path(temporary).unlink(missing_ok=True)

@@ -15,7 +15,6 @@ Times, noise and drops follow from the step's key, whatever the devices the batc
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -78,7 +77,10 @@ def diffusion(
     return {'params': {'net': variables['params']}, 'extra': {}}
 
   def denoiser_of(params: dict[str, Any], **kwargs: Any) -> Callable[..., Prediction]:
-    apply = partial(net.apply, {'params': params['net']}, **kwargs)
+    def apply(x_t: Array, network_time: Array, cond: Cond) -> Array:
+      output: Any = net.apply({'params': params['net']}, x_t, network_time, cond, **kwargs)
+      return output
+
     return denoiser(apply, process, parameterisation)
 
   def loss(
@@ -96,7 +98,9 @@ def diffusion(
     total, metrics = jnp.mean(each), by_time(each, t)
     if prediction.variance is not None:
       fixed = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
-      bound = process.num_steps * jnp.mean(vlb_term(process, fixed, x0, x_t, t))
+      term = jnp.mean(vlb_term(process, fixed, x0, x_t, t))
+      assert process.num_steps is not None  # vlb_term has seen to it
+      bound = process.num_steps * term
       total, metrics = total + vlb_weight * bound, {**metrics, 'vlb': bound}  # Eq. 2
     return total, Aux({'loss': total, **metrics})
 

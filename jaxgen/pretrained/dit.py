@@ -108,9 +108,8 @@ def _leaves(net: DiT, image_shape: tuple[int, int, int]) -> dict[str, _Leaf]:
   image, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
   label = {'label': jnp.zeros(1, jnp.int32)}
   shapes = jax.eval_shape(lambda key: net.init(key, image, t, label)['params'], jax.random.key(0))
-  return {
-    path: _leaf(path, leaf.shape, net) for path, leaf in traverse_util.flatten_dict(shapes, sep='/').items()
-  }
+  flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
+  return {path: _leaf(path, leaf.shape, net) for path, leaf in flat.items()}
 
 
 def _leaf(path: str, shape: Shape, net: DiT) -> _Leaf:

@@ -83,10 +83,14 @@ class _OrderedDict(dict):
     pass
 
 
+_File = io.BytesIO | io.BufferedReader
+
+
 class _Function:
   """What a pickle may call; it has no attribute that a pickle could replace."""
 
   __slots__ = ('_function',)
+  _function: Callable
 
   def __init__(self, function: Callable):
     object.__setattr__(self, '_function', function)
@@ -116,7 +120,7 @@ _GLOBALS = {
 
 
 class _Unpickler(pickle.Unpickler):
-  def __init__(self, file: io.BufferedIOBase):
+  def __init__(self, file: _File):
     super().__init__(file)
     self.storages: dict[str, _Storage] = {}
 
@@ -137,13 +141,14 @@ class _Unpickler(pickle.Unpickler):
     return self.storages.setdefault(key, _Storage(kind.name, key))
 
 
-def _unpickle(file: io.BufferedIOBase) -> tuple[Any, dict[str, _Storage]]:
+def _unpickle(file: _File) -> tuple[Any, dict[str, _Storage]]:
   """Reads one pickle and the storages it refers to; leaves the file at the pickle's end."""
   start = file.tell()
   for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
     if opcode.name not in _OPCODES:
       raise pickle.UnpicklingError(f'it uses the pickle opcode {opcode.name}')
-    if opcode.name in ('BINPUT', 'LONG_BINPUT') and arg > count:  # else one index could take all memory
+    numbered = opcode.name in ('BINPUT', 'LONG_BINPUT')
+    if numbered and (arg is None or arg > count):  # else one index could take all memory
       raise pickle.UnpicklingError(f'it numbers its objects up to {arg} after {count} opcodes')
   end = file.tell()
   file.seek(start)
@@ -180,7 +185,7 @@ def _resolve(content: Any, storage: Callable[[_Storage], np.ndarray]) -> Any:
   raise pickle.UnpicklingError(f'it holds a {type(content).__name__} outside a tensor')
 
 
-def _read_zip(path: Path, file: io.BufferedIOBase) -> Any:
+def _read_zip(path: Path, file: _File) -> Any:
   data = np.memmap(path, np.uint8, 'r')
   with zipfile.ZipFile(file) as archive:
     entries = {entry.filename: entry for entry in archive.infolist()}
@@ -190,7 +195,7 @@ def _read_zip(path: Path, file: io.BufferedIOBase) -> Any:
     if entry is None or entry.compress_type != zipfile.ZIP_STORED:
       raise ValueError(f'it has no uncompressed entry {name}')
     # the local header says where the data starts: the directory's copy of it lacks torch's padding
-    lengths = struct.unpack('<HH', data[entry.header_offset + 26 : entry.header_offset + 30])
+    lengths = struct.unpack('<HH', data[entry.header_offset + 26 : entry.header_offset + 30].tobytes())
     start = entry.header_offset + 30 + sum(lengths)
     if start + entry.file_size > data.size:
       raise ValueError(f'its entry {name} is cut off')
@@ -209,7 +214,7 @@ def _read_zip(path: Path, file: io.BufferedIOBase) -> Any:
   return _resolve(content, storage)
 
 
-def _read_legacy(path: Path, file: io.BufferedIOBase) -> Any:
+def _read_legacy(path: Path, file: _File) -> Any:
   data = np.memmap(path, np.uint8, 'r')
   _, _, (machine, _), (content, wanted), (keys, _) = (_unpickle(file) for _ in range(5))
   order = '<' if machine['little_endian'] else '>'

@@ -53,7 +53,7 @@ def discrete(num_steps: int, *, draw: Draw = independent) -> TimeSampler:
 
 def shifted(times: TimeSampler, factor: float) -> TimeSampler:
   """Another sampler's times under Eq. 6."""
-  return lambda key, batch_size: shift(times(key, batch_size), factor)
+  return lambda key, batch_size: jnp.asarray(shift(times(key, batch_size), factor))
 
 
 def shift(t: Float[Array | np.ndarray, '*s'], factor: float) -> Float[Array | np.ndarray, '*s']:
