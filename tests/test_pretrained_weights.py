@@ -31,6 +31,17 @@ def test_safetensors_round_trip(tmp_path):
     safetensors_file.read(path)
 
 
+def test_a_full_disk_leaves_nothing_behind(tmp_path, monkeypatch):
+  def save_file(tensors, path, metadata):
+    Path(path).write_bytes(b'half')
+    raise safetensors_file.safetensors.SafetensorError('No space left on device')
+
+  monkeypatch.setattr(safetensors_file.safetensors.numpy, 'save_file', save_file)
+  with pytest.raises(OSError, match='No space left'):
+    safetensors_file.write(tmp_path / 'x.safetensors', TENSORS, metadata={})
+  assert not list(tmp_path.iterdir())
+
+
 @pytest.fixture
 def home(tmp_path, monkeypatch):
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))

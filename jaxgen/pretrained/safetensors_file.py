@@ -34,5 +34,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata
     safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
     os.chmod(temporary, 0o644)
     os.replace(temporary, path)
+  except safetensors.SafetensorError as error:
+    raise OSError(f'{path} cannot be written: {error}') from error
   finally:
     Path(temporary).unlink(missing_ok=True)
