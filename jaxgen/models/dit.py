@@ -18,10 +18,10 @@ from jax import lax
 
 from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.embedding import sincos_2d, timestep_embedding
+from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Cond, Float, Int
 
 _TIME_FEATURES = 256
-_xavier = nn.initializers.xavier_uniform()
 _normal = nn.initializers.normal(0.02)
 _zeros = nn.initializers.zeros_init()
 
@@ -89,7 +89,7 @@ class DiT(nn.Module):
       c += LabelEmbedding(self.num_classes, self.width, name='label_embed')(cond['label'])
     c = nn.silu(c).astype(self.dtype)  # b d
     x = patchify(x.astype(self.dtype), self.patch)  # b l ppc
-    x = nn.Dense(self.width, kernel_init=_xavier, dtype=self.dtype, name='patch_embed')(x)
+    x = Linear(self.width, dtype=self.dtype, name='patch_embed')(x)
     x += jnp.asarray(sincos_2d(*grid, self.width), self.dtype)[None]
     x, _ = self._blocks()(x, c)
     channels *= 1 + self.learn_sigma
@@ -160,7 +160,7 @@ def norm(x: Float[Array, 'b l d']) -> Float[Array, 'b l d']:
 
 def modulation(parts: int, x: Float[Array, 'b l d'], c: Float[Array, 'b d']) -> list[Float[Array, 'b 1 d']]:
   """Eq. 2: shifts, scales and gates for `x`; call it inside a compact module."""
-  dense = nn.DenseGeneral((parts, x.shape[-1]), kernel_init=_zeros, dtype=x.dtype, name='modulation')
+  dense = Linear((parts, x.shape[-1]), kernel_init=_zeros, dtype=x.dtype, name='modulation')
   return [part[:, None] for part in jnp.unstack(dense(c), axis=1)]
 
 
@@ -178,8 +178,8 @@ class TimeEmbedding(nn.Module):
   @nn.compact
   def __call__(self, t: Float[Array, 'b']) -> Float[Array, 'b d']:
     h = timestep_embedding(t, _TIME_FEATURES)
-    h = nn.silu(nn.Dense(self.width, kernel_init=_normal, name='in')(h))
-    return nn.Dense(self.width, kernel_init=_normal, name='out')(h)
+    h = nn.silu(Linear(self.width, kernel_init=_normal, name='in')(h))
+    return Linear(self.width, kernel_init=_normal, name='out')(h)
 
 
 class LabelEmbedding(nn.Module):
@@ -221,9 +221,9 @@ class Attention(nn.Module):
     if d % self.heads:
       raise ValueError(f'width {d} does not divide into {self.heads} heads')
     qkv = (3, self.heads, d // self.heads)
-    qkv = nn.DenseGeneral(qkv, kernel_init=_xavier, dtype=self.dtype, name='qkv')(x)  # b l 3 n h
+    qkv = Linear(qkv, dtype=self.dtype, name='qkv')(x)  # b l 3 n h
     h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # b l n h
-    return nn.DenseGeneral(d, axis=(-2, -1), kernel_init=_xavier, dtype=self.dtype, name='out')(h)
+    return Linear(d, inputs=2, dtype=self.dtype, name='out')(h)
 
 
 class Mlp(nn.Module):
@@ -235,8 +235,8 @@ class Mlp(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'b l d']) -> Float[Array, 'b l d']:
     d = x.shape[-1]
-    h = nn.Dense(self.ratio * d, kernel_init=_xavier, dtype=self.dtype, name='in')(x)
-    return nn.Dense(d, kernel_init=_xavier, dtype=self.dtype, name='out')(nn.gelu(h))
+    h = Linear(self.ratio * d, dtype=self.dtype, name='in')(x)
+    return Linear(d, dtype=self.dtype, name='out')(nn.gelu(h))
 
 
 class FinalLayer(nn.Module):
@@ -249,4 +249,4 @@ class FinalLayer(nn.Module):
   def __call__(self, x: Float[Array, 'b l d'], c: Float[Array, 'b d']) -> Float[Array, 'b l o']:
     shift, scale = modulation(2, x, c)
     x = modulate(norm(x), shift, scale)
-    return nn.Dense(self.features, kernel_init=_zeros, dtype=self.dtype, name='linear')(x)
+    return Linear(self.features, dtype=self.dtype, kernel_init=_zeros, name='linear')(x)

@@ -1,0 +1,43 @@
+"""A linear layer that is one product of two matrices, forward and backward, whatever the shapes around it."""
+
+import math
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxgen.typing import Array, Float
+
+
+class Linear(nn.Module):
+  """y = x W + b over the last axes, with the parameters of `nn.DenseGeneral`.
+
+  Differs from `nn.DenseGeneral`, which contracts over (batch, tokens) in the gradient of W: two axes, and XLA's CPU
+  backend then transposes and copies the activations first. Of matrices it does not.
+
+  Attributes:
+    features: axes of the output that take the place of the input's last ones.
+    inputs: how many of the input's last axes are contracted.
+    dtype: of the product; the parameters are float32.
+    kernel_init: initialises the kernel seen as a matrix.
+  """
+
+  features: int | tuple[int, ...]
+  inputs: int = 1
+  dtype: Any = jnp.float32
+  kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+
+  @nn.compact
+  def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
+    features = self.features if isinstance(self.features, tuple) else (self.features,)
+    batch, contracted = x.shape[: -self.inputs], x.shape[-self.inputs :]
+    rows, columns = math.prod(contracted), math.prod(features)
+
+    def init(key, shape, dtype):
+      return self.kernel_init(key, (rows, columns), dtype).reshape(shape)
+
+    kernel = self.param('kernel', init, (*contracted, *features), jnp.float32)
+    bias = self.param('bias', nn.initializers.zeros_init(), features, jnp.float32)
+    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    y = x.reshape(-1, rows) @ kernel.reshape(rows, columns) + bias.reshape(1, columns)
+    return y.reshape(*batch, *features)

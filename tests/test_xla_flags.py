@@ -1,0 +1,55 @@
+"""The flags that every program of jaxgen sets: accepted by the jaxlib that is installed, and needed."""
+
+import os
+import subprocess
+import sys
+
+from jaxgen import xla_flags
+
+# Largest entry of a batch of Jacobians of a layer norm that should be zero, or else differs from float64's.
+_SCRIPT = """
+import sys
+sys.path.insert(0, sys.argv[1])
+from jaxgen import xla_flags
+xla_flags.set_defaults()
+assert 'jax' not in sys.modules
+import jax, jax.numpy as jnp, numpy as np
+x, g = (np.random.default_rng(0).standard_normal(s).astype('f') for s in ((3, 16, 32), (192, 3, 16, 32)))
+def norm(h):
+  mean = h.mean(-1, keepdims=True)
+  return (h - mean) * jax.lax.rsqrt(jnp.square(h - mean).mean(-1, keepdims=True) + 1e-6)
+pull = jax.jit(lambda x, g: jax.vmap(jax.vjp(norm, x)[1])(g)[0])(x, g)
+x, g = x.astype('d'), g.astype('d')
+c = x - x.mean(-1, keepdims=True)
+r = 1 / np.sqrt((c * c).mean(-1, keepdims=True) + 1e-6)
+want = r * (g - g.mean(-1, keepdims=True) - c * r * (g * c * r).mean(-1, keepdims=True))
+print(float(np.abs(pull - want).max()))
+"""
+
+
+def _error(flags):
+  """The error of the script in a fresh interpreter whose XLA_FLAGS were `flags`."""
+  root = os.path.dirname(os.path.dirname(__file__))
+  env = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
+  env |= {'JAX_PLATFORMS': 'cpu', 'XLA_FLAGS': flags}
+  command = [sys.executable, '-c', _SCRIPT, root]
+  result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+  assert result.returncode == 0, result.stderr
+  return float(result.stdout)
+
+
+def test_flags_are_accepted_and_a_vmapped_layer_norm_is_right():
+  assert _error('') < 1e-4
+
+
+def test_flags_that_the_user_set_stay(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_cpu_experimental_ynn_fusion_type= --xla_dump_to=/tmp/x')
+  xla_flags.set_defaults()
+  assert os.environ['XLA_FLAGS'] == '--xla_cpu_experimental_ynn_fusion_type= --xla_dump_to=/tmp/x'
+
+
+def test_setting_twice_is_setting_once(monkeypatch):
+  monkeypatch.setenv('XLA_FLAGS', '--xla_dump_to=/tmp/x')
+  xla_flags.set_defaults()
+  xla_flags.set_defaults()
+  assert os.environ['XLA_FLAGS'] == ' '.join(['--xla_dump_to=/tmp/x', *xla_flags.CPU_FLAGS])
