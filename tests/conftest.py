@@ -9,10 +9,12 @@ os.environ['JAX_NUMPY_RANK_PROMOTION'] = 'raise'
 os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path.home() / '.cache' / 'jaxgen' / 'test_compilation_cache')
 )
-os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.5')
+os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 from jaxtyping import install_import_hook
 
 import tests.typecheck  # noqa: F401  the hook finds the checker by its name
+from jaxgen import xla_flags
 
+xla_flags.set_defaults()
 install_import_hook('jaxgen', 'tests.typecheck.checked')
