@@ -21,7 +21,7 @@ def attention(
   q: Float[Array, 'b l n h'], k: Float[Array, 'b k n h'], v: Float[Array, 'b k n h']
 ) -> Float[Array, 'b l n h']:
   """Attends from every query to every key; see Eq. 1."""
-  return _kernel(jax.default_backend(), q.dtype, q.shape[-1])(q, k, v)
+  return _kernel(_platform(), q.dtype, q.shape[-1])(q, k, v)
 
 
 def xla_attention(q: Array, k: Array, v: Array) -> Array:
@@ -34,6 +34,14 @@ def xla_attention(q: Array, k: Array, v: Array) -> Array:
 def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
   """Eq. 1 in one cuDNN kernel."""
   return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+
+
+def _platform() -> str:
+  """Where the computation goes: the default device's platform, if one is set."""
+  device = jax.config.jax_default_device
+  if device is None:
+    return jax.default_backend()
+  return device if isinstance(device, str) else device.platform
 
 
 @functools.cache  # so that each choice is logged once

@@ -1,0 +1,58 @@
+"""Floating-point operations of a function, counted from its jaxpr: matrix products and convolutions, nothing else.
+
+XLA's own count takes the body of a scan once; here it is taken as often as it runs. A multiply-add is two operations.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+from jax.extend import core
+
+
+def count(function: Callable, *args: Any) -> int:
+  """Operations of `function(*args)`, over all devices; the arguments may be ShapeDtypeStructs.
+
+  Raises:
+    ValueError: there is a product in a while loop, whose number of turns is not known.
+  """
+  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+
+
+def count_gradient(function: Callable, *args: Any) -> int:
+  """Operations of a scalar function and its gradient by the first argument, with nothing computed twice.
+
+  That is what its tangent costs: each product in it is transposed into one product of the same size, and forward mode
+  rematerialises nothing.
+  """
+
+  def tangent(first, *rest):
+    return jax.jvp(lambda first: function(first, *rest), (first,), (first,))
+
+  with jax.default_device(jax.devices('cpu')[0]):  # without fused kernels, which have no tangent to look into
+    return count(tangent, *args)
+
+
+def _of_jaxpr(jaxpr: core.Jaxpr) -> int:
+  return sum(_of_equation(equation) for equation in jaxpr.eqns)
+
+
+def _of_equation(equation: core.JaxprEqn) -> int:
+  name, params = equation.primitive.name, equation.params
+  if name == 'dot_general':
+    (contracted, _), _ = params['dimension_numbers']
+    shape = equation.invars[0].aval.shape
+    return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+  if name == 'conv_general_dilated':
+    kernel = equation.invars[1].aval
+    per_output = kernel.size // kernel.shape[params['dimension_numbers'].rhs_spec[0]]
+    return 2 * equation.outvars[0].aval.size * per_output // math.prod(params['lhs_dilation'])  # zeros are free
+  inner = [_of_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
+  if name == 'scan':
+    return params['length'] * sum(inner)
+  if name == 'cond':
+    return max(inner)
+  if name == 'while' and any(inner):
+    raise ValueError('a while loop has products in it and no known number of turns; use lax.scan, or a fixed fori_loop')
+  return sum(inner)

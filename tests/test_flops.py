@@ -1,0 +1,79 @@
+"""FLOPs counted from a jaxpr, against what can be counted by hand."""
+
+import jax
+import jax.numpy as jnp
+import pytest
+from jax import lax
+
+from jaxgen import flops
+from jaxgen.models.dit import dit
+from jaxgen.models.layers import remat
+
+_matrix = jax.ShapeDtypeStruct((8, 8), jnp.float32)
+_product = 2 * 8**3
+
+
+def _scanned(x):
+  return lax.scan(lambda x, _: (x @ x, None), x, length=5)[0]
+
+
+def _branches(x):
+  return lax.cond(x[0, 0] > 0, lambda x: x @ x @ x, lambda x: x @ x, x)
+
+
+@pytest.mark.parametrize(
+  ('function', 'products'),
+  [
+    (lambda x: x @ x + x, 1),
+    (jax.jit(lambda x: x @ x), 1),
+    (jax.checkpoint(lambda x: x @ x), 1),
+    (_scanned, 5),
+    (lambda x: lax.scan(lambda x, _: (_scanned(x), None), x, length=3)[0], 15),
+    (_branches, 2),
+    (lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x - 1, x), 0),
+    (jax.vmap(lambda row: row @ row), 1 / 8),
+  ],
+)
+def test_products_are_counted_as_often_as_they_run(function, products):
+  assert flops.count(function, _matrix) == products * _product
+
+
+def test_a_product_in_a_while_loop_is_refused():
+  with pytest.raises(ValueError, match='while loop has products'):
+    flops.count(lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x @ x, x), _matrix)
+
+
+@pytest.mark.parametrize(
+  ('options', 'operations'),
+  [
+    ({'window_strides': (1, 1)}, 2 * (2 * 8 * 8 * 6) * (3 * 3 * 4)),
+    ({'window_strides': (2, 2)}, 2 * (2 * 4 * 4 * 6) * (3 * 3 * 4)),
+    ({'window_strides': (1, 1), 'lhs_dilation': (2, 2)}, 2 * (2 * 15 * 15 * 6) * (3 * 3 * 4) // 4),
+  ],
+)
+def test_convolutions(options, operations):
+  def convolve(x, kernel):
+    return lax.conv_general_dilated(
+      x, kernel, padding=[(1, 1), (1, 1)], dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **options
+    )
+
+  x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.float32)
+  assert flops.count(convolve, x, kernel) == operations
+
+
+@pytest.mark.parametrize('policy', ['none', 'dots', 'full'])
+def test_gradient_of_dit_is_the_closed_formula_whatever_is_rematerialised(policy):
+  b, l, d, depth, classes = 4, 64, 384, 12, 10
+  net = dit('S/4', num_classes=classes, learn_sigma=True, remat=remat.policy(policy))
+  x, t = jax.ShapeDtypeStruct((b, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.float32)
+  cond = {'label': jax.ShapeDtypeStruct((b,), jnp.int32)}
+  params = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
+
+  def loss(params, x, t, cond):
+    return net.apply(params, x, t, cond).sum()
+
+  block = 2 * b * l * (12 * d * d) + 4 * b * l * l * d + 2 * b * (6 * d * d)  # linear layers, attention, modulation
+  first = 2 * b * l * d * 64 + 2 * b * 256 * d  # of data: no gradient by their input
+  rest = 2 * b * d * d + 2 * b * d * 2 * d + 2 * b * l * d * 128
+  assert flops.count(loss, params, x, t, cond) == depth * block + first + rest
+  assert flops.count_gradient(loss, params, x, t, cond) == 3 * (depth * block + rest) + 2 * first
