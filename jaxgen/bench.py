@@ -62,7 +62,7 @@ def bench_train_step(
   total, waits, theirs = _time(stage, step, train.initial_state(stage, abstract), frozen, warmup + steps, peer)
   total, waits, theirs = total[warmup:], waits[warmup:], theirs[warmup:]
   median, operations, (peak, source) = statistics.median(total), model_flops(stage, abstract, frozen), _peak(stage)
-  batch_size = stage.data.identity['batch_size']
+  batch_size, memory = stage.data.identity['batch_size'], step.memory_analysis()
   result = {
     'device': jax.devices()[0].device_kind,
     'devices': stage.mesh.size,
@@ -70,7 +70,7 @@ def bench_train_step(
     'step_ms': 1e3 * median,
     'images_per_second': batch_size / median,
     'compile_seconds': compiled,
-    'peak_bytes': step.memory_analysis().peak_memory_in_bytes,
+    'peak_bytes': None if memory is None else memory.peak_memory_in_bytes,
     'input_wait': sum(waits) / sum(total),
     'model_flops': operations,
     'peak_flops': peak,
@@ -168,7 +168,7 @@ def dit_s4(*, batch_size: int = 16, size: str = 'S/4') -> Experiment:
     'label': draw.integers(0, 1000, batch_size, np.int32),
   }
 
-  def apply(variables, batch):
+  def apply(variables, batch) -> Any:
     return net.apply(variables, batch['image'], batch['t'], {'label': batch['label']}, train=True)
 
   def init(key, batch):

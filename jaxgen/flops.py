@@ -40,14 +40,16 @@ def _of_jaxpr(jaxpr: core.Jaxpr) -> int:
 
 def _of_equation(equation: core.JaxprEqn) -> int:
   name, params = equation.primitive.name, equation.params
+  arrays: list[Any] = [variable.aval for variable in equation.invars]
+  out: Any = equation.outvars[0].aval if equation.outvars else None
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
-    shape = equation.invars[0].aval.shape
-    return 2 * equation.outvars[0].aval.size * math.prod(shape[axis] for axis in contracted)
+    shape = arrays[0].shape
+    return 2 * out.size * math.prod(shape[axis] for axis in contracted)
   if name == 'conv_general_dilated':
-    kernel = equation.invars[1].aval
+    kernel = arrays[1]
     per_output = kernel.size // kernel.shape[params['dimension_numbers'].rhs_spec[0]]
-    return 2 * equation.outvars[0].aval.size * per_output // math.prod(params['lhs_dilation'])  # zeros are free
+    return 2 * out.size * per_output // math.prod(params['lhs_dilation'])  # zeros are free
   inner = [_of_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
   if name == 'scan':
     return params['length'] * sum(inner)

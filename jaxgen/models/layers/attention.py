@@ -7,6 +7,7 @@ The softmax is float32 whatever the inputs are. Models call `attention` and know
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -38,7 +39,7 @@ def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
 
 def _platform() -> str:
   """Where the computation goes: the default device's platform, if one is set."""
-  device = jax.config.jax_default_device
+  device: Any = jax.config.jax_default_device  # pyrefly: ignore[missing-attribute]
   if device is None:
     return jax.default_backend()
   return device if isinstance(device, str) else device.platform
