@@ -52,10 +52,10 @@ def test_a_product_in_a_while_loop_is_refused():
   ],
 )
 def test_convolutions(options, operations):
+  layout = ('NHWC', 'HWIO', 'NHWC')
+
   def convolve(x, kernel):
-    return lax.conv_general_dilated(
-      x, kernel, padding=[(1, 1), (1, 1)], dimension_numbers=('NHWC', 'HWIO', 'NHWC'), **options
-    )
+    return lax.conv_general_dilated(x, kernel, padding=[(1, 1), (1, 1)], dimension_numbers=layout, **options)
 
   x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 6), jnp.float32)
   assert flops.count(convolve, x, kernel) == operations
