@@ -54,7 +54,7 @@ setuptools.setup(
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
     # Reference implementations that numbers are compared with; never imported by jaxgen.
-    'parity': ['torch>=2.6', 'diffusers>=0.36', 'transformers>=4.57'],
+    'parity': ['torch>=2.6', 'torchvision>=0.21', 'timm>=1.0', 'diffusers>=0.36', 'transformers>=4.57'],
     'dev': [
       'beartype>=0.20',
       'pyrefly>=1.0',
