@@ -38,6 +38,7 @@ setuptools.setup(
     'clu>=0.0.12',
     'flax>=0.12',
     'grain>=0.2.10',
+    'importlib-resources>=6',  # TFDS imports it and does not ask for it
     'jax>=0.10,<0.13',
     'jaxtyping>=0.3.2',
     'ml-collections>=1.0',

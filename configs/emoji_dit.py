@@ -3,6 +3,8 @@
   ./launch/local train
 
 Cosine diffusion; the network predicts x0 and is judged on v, the loss in which all noise levels are of one size.
+
+Result: see the README.
 """
 
 from functools import partial
