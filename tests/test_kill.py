@@ -24,7 +24,6 @@ OVERRIDES = [
   '--config.model.depth=1',
   '--config.model.width=32',
   '--config.model.patch=8',
-  '--config.model.unroll=1',
   '--config.sampling.steps=4',
   '--config.sampling.batch_size=14',
   '--config.samples.per_class=2',
