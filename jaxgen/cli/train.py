@@ -12,7 +12,9 @@ def main(argv: list[str]) -> int:
     epilog='Any field of the config can be changed: --config.steps=1000 --config.model.depth=4',
     allow_abbrev=False,
   )
-  parser.add_argument('--config', required=True, help='path of a config file, or the bare name of one in configs/')
+  parser.add_argument(
+    '--config', default='emoji_dit', help='path of a config file, or the bare name of one in configs/ (emoji_dit)'
+  )
   parser.add_argument('--workdir', type=pathlib.Path, help="the run's folder (default: runs/NAME)")
   parser.add_argument(
     '--allow-changes',
