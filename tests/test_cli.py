@@ -362,3 +362,9 @@ def test_report_is_written_again(trained, capsys):
   assert jaxgen('report', '--run', trained) == 0
   assert (trained / 'report.html').exists()
   assert jaxgen('report', '--run', trained / 'samples') == 2
+
+
+def test_train_takes_the_default_config(capsys):
+  # `./launch/local train` names none; an override that is wrong shows which config it was read against.
+  assert program.main(['train', '--config.stesp=5']) == 2
+  assert "config emoji_dit has no field 'stesp'" in capsys.readouterr().err
