@@ -4,8 +4,8 @@
 
 `dataset` is a TFDS dataset of latents, flipped copies included: `image`, float 32 x 32 x 4, scaled to unit variance
 (0.18215 times those of the ft-mse VAE), and `label`. The run needs 7 million steps of batch 256 on a pod; the paper
-took a TPU v3-256 and reports FID 9.62 unguided, 2.27 with guidance 1.5. Samples and FID need the autoencoder, so none are
-drawn here.
+took a TPU v3-256 and reports FID 9.62 unguided, 2.27 with guidance 1.5. Samples and FID need the autoencoder, so
+none are drawn here.
 
 Result: not run.
 """
