@@ -53,3 +53,21 @@ def test_setting_twice_is_setting_once(monkeypatch):
   xla_flags.set_defaults()
   xla_flags.set_defaults()
   assert os.environ['XLA_FLAGS'] == ' '.join(['--xla_dump_to=/tmp/x', *xla_flags.CPU_FLAGS])
+
+
+def _threads(monkeypatch, **environment):
+  """What `set_defaults` leaves in NPROC."""
+  for name in ('NPROC', 'XLA_FLAGS', 'JAX_NUM_CPU_DEVICES'):
+    monkeypatch.delenv(name, raising=False)
+  for name, value in environment.items():
+    monkeypatch.setenv(name, value)
+  xla_flags.set_defaults()
+  return os.environ.get('NPROC')
+
+
+def test_fake_devices_get_threads_to_wait_in(monkeypatch):
+  assert _threads(monkeypatch) is None
+  assert _threads(monkeypatch, JAX_NUM_CPU_DEVICES='1') is None
+  assert _threads(monkeypatch, JAX_NUM_CPU_DEVICES='8') == '64'
+  assert _threads(monkeypatch, XLA_FLAGS='--xla_force_host_platform_device_count=4') == '32'
+  assert _threads(monkeypatch, JAX_NUM_CPU_DEVICES='8', NPROC='3') == '3'
