@@ -16,6 +16,7 @@ import optax
 from jaxgen import ema, flops, sharding, train
 from jaxgen.experiment import Experiment, as_stages
 from jaxgen.models.dit import dit
+from jaxgen.models.layers import remat
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.train_state import TrainState
 
@@ -158,7 +159,7 @@ class FixedBatch(NamedTuple):
 
 def dit_s4(*, batch_size: int = 16, size: str = 'S/4') -> Experiment:
   """The train step that is compared with the public PyTorch DiT's: float32, 32x32x4 latents, eps, AdamW, EMA."""
-  net = dit(size, num_classes=1000, learn_sigma=True)
+  net = dit(size, num_classes=1000, learn_sigma=True, remat=remat.policy('dots'))
   draw = np.random.default_rng(0)
   shape = (batch_size, 32, 32, 4)
   batch = {

@@ -44,8 +44,8 @@ def _of_equation(equation: core.JaxprEqn) -> int:
   out: Any = equation.outvars[0].aval if equation.outvars else None
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
-    shape = arrays[0].shape
-    return 2 * out.size * math.prod(shape[axis] for axis in contracted)
+    terms = math.prod(arrays[0].shape[axis] for axis in contracted)
+    return 2 * out.size * terms if terms > 1 else 0  # of one term, it compiles to an elementwise product
   if name == 'conv_general_dilated':
     kernel = arrays[1]
     per_output = kernel.size // kernel.shape[params['dimension_numbers'].rhs_spec[0]]

@@ -32,6 +32,7 @@ def _branches(x):
     (_branches, 2),
     (lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x - 1, x), 0),
     (jax.vmap(lambda row: row @ row), 1 / 8),
+    (lambda x: x[:, :1] @ x[:1], 0),
   ],
 )
 def test_products_are_counted_as_often_as_they_run(function, products):

@@ -13,7 +13,8 @@ class Linear(nn.Module):
   """y = x W + b over the last axes, with the parameters of `nn.DenseGeneral`.
 
   Differs from `nn.DenseGeneral`, which contracts over (batch, tokens) in the gradient of W: two axes, and XLA's CPU
-  backend then transposes and copies the activations first. Of matrices it does not.
+  backend then transposes and copies the activations first. Of matrices it does not. The bias is 1 b, a product with a
+  column of ones that compiles to a sum; its gradient is then a product too, several times as fast there as a reduction.
 
   Attributes:
     features: axes of the output that take the place of the input's last ones.
@@ -39,5 +40,6 @@ class Linear(nn.Module):
     kernel = self.param('kernel', init, (*contracted, *features), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros_init(), features, jnp.float32)
     x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
-    y = x.reshape(-1, rows) @ kernel.reshape(rows, columns) + bias.reshape(1, columns)
+    x = x.reshape(-1, rows)
+    y = x @ kernel.reshape(rows, columns) + jnp.ones((len(x), 1), self.dtype) @ bias.reshape(1, columns)
     return y.reshape(*batch, *features)
