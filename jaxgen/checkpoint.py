@@ -44,7 +44,8 @@ class Checkpoints:
 
   def __init__(self, directory: str | pathlib.Path, policy: Policy | None = None):
     """With `policy` None the folder is only read."""
-    logging.getLogger('absl').setLevel(logging.WARNING)  # Orbax tells every file it writes.
+    # Orbax tells every file that it writes, and warns of a folder that is only read.
+    logging.getLogger('absl').setLevel(logging.WARNING if policy else logging.ERROR)
     self.directory = pathlib.Path(directory)
     self.policy = policy
     options = ocp.CheckpointManagerOptions(

@@ -7,12 +7,23 @@
   constant:   d = decay                                                                            (2)
   warm-up:    d = min(decay, (1 + step) / (10 + step)), so that the start is forgotten             (3)
   half-life:  d = 2^(-batch / half_life), half-life in images (Karras et al. 2024, EDM2)           (4)
+  power:      d = (1 - 1/step)^(gamma + 1)                                      (EDM2, Eq. 127)     (5)
+
+The power function's average of step T has the weights, for params of step s at most T,
+
+  p(s) = (gamma + 1) s^gamma / T^(gamma + 1)                                                        (6)
+
+and so a length that is a share of training: its standard deviation over s is `relative_std` times T. Such averages,
+kept at some steps, are a basis in which any other profile of the family is found after training (`reconstruct`).
 """
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
+import numpy as np
+from jaxtyping import Float64
 
 
 class Average(NamedTuple):
@@ -47,3 +58,97 @@ def half_life(images: float, *, batch_size: int, ramp: float | None = None) -> C
     return jnp.exp2(-batch_size / jnp.maximum(life, 1e-8))
 
   return decay
+
+
+class Power(NamedTuple):
+  """Eq. 5, as a decay; `power` makes it of a length.
+
+  Attributes:
+    exponent: gamma, greater than -1.
+  """
+
+  exponent: float
+
+  def __call__(self, step):
+    return (1.0 - 1.0 / jnp.maximum(jnp.float32(step), 1.0)) ** (self.exponent + 1.0)
+
+
+class Snapshot(NamedTuple):
+  """A power function's average as it was at one step.
+
+  Attributes:
+    step: optimizer steps done.
+    exponent: gamma of Eq. 6.
+    load: returns the tree; called once, when its turn comes.
+  """
+
+  step: int
+  exponent: float
+  load: Callable[[], Any]
+
+
+def power(relative_std: float) -> Power:
+  """Eq. 5 for a profile whose standard deviation is that share of training, such as 0.05 or 0.10.
+
+  Raises:
+    ValueError: no profile is that wide; the widest is 0.3003.
+  """
+  return Power(exponent_of(relative_std))
+
+
+def relative_std(exponent: float) -> float:
+  """The standard deviation of Eq. 6 as a share of T: sqrt((g + 1) / ((g + 2)^2 (g + 3)))."""
+  return float(np.sqrt((exponent + 1) / ((exponent + 2) ** 2 * (exponent + 3))))
+
+
+def exponent_of(relative_std: float) -> float:
+  """The inverse of `relative_std`: the largest root of its cubic in gamma."""
+  if relative_std <= 0:
+    raise ValueError(f'the relative standard deviation of an average is {relative_std}; it must be positive')
+  t = relative_std**-2.0
+  roots = np.roots([1.0, 7.0, 16.0 - t, 12.0 - t])
+  real = roots[np.abs(roots.imag) < 1e-8].real
+  if not (real > -0.4).any():
+    raise ValueError(f'the relative standard deviation of an average is {relative_std}; it must be at most 0.3')
+  return float(real.max())
+
+
+def inner_product(step_a, exponent_a, step_b, exponent_b):
+  """The integral over s of two profiles of Eq. 6; float64, elementwise."""
+  step_a, exponent_a, step_b, exponent_b = (np.asarray(x, np.float64) for x in (step_a, exponent_a, step_b, exponent_b))
+  shorter, longer = np.minimum(step_a, step_b), np.maximum(step_a, step_b)
+  exponent_of_longer = np.where(step_a < step_b, exponent_b, exponent_a)
+  overlap = (shorter / longer) ** exponent_of_longer / longer
+  return (exponent_a + 1) * (exponent_b + 1) * overlap / (exponent_a + exponent_b + 1)
+
+
+def reconstruction_weights(
+  steps: Sequence[int], exponents: Sequence[float], step: int, exponent: float
+) -> Float64[np.ndarray, 'n']:
+  """The weights of snapshots whose sum is nearest, in the squared difference of profiles, to another profile.
+
+  Args:
+    steps, exponents: of the snapshots, which have to differ.
+    step, exponent: of the profile wanted.
+  """
+  t, g = np.asarray(steps, np.float64), np.asarray(exponents, np.float64)
+  gram = inner_product(t[:, None], g[:, None], t[None], g[None])
+  return np.linalg.solve(gram, inner_product(t, g, step, exponent))
+
+
+def reconstruct(snapshots: Iterable[Snapshot], step: int, exponent: float) -> Any:
+  """The average of any profile, from what was kept of others (EDM2, Alg. 3); one tree is held beside the sum.
+
+  Raises:
+    ValueError: there is no snapshot, or the profile ends after the last of them.
+  """
+  snapshots = list(snapshots)
+  last = max((snapshot.step for snapshot in snapshots), default=0)
+  if step > last:
+    raise ValueError(f'an average of step {step} was asked for, and the last snapshot is of step {last}')
+  weights = reconstruction_weights([s.step for s in snapshots], [s.exponent for s in snapshots], step, exponent)
+  total = None
+  for weight, snapshot in zip(weights, snapshots, strict=True):
+    tree = jax.tree.map(lambda x, weight=weight: np.float32(weight) * x, snapshot.load())
+    total = tree if total is None else jax.tree.map(jnp.add, total, tree)
+  return total

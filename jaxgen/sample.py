@@ -4,6 +4,7 @@ Image i depends on the weights, its conditioning and fold_in(key(seed), i) alone
 other batches, gives the same ones.
 """
 
+import functools
 import os
 import pathlib
 from collections.abc import Mapping, Sequence
@@ -11,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen import sharding, train
+from jaxgen import ema, sharding, train
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.generate import make_generate, to_host
 from jaxgen.experiment import Experiment, as_stages
@@ -41,12 +42,13 @@ def restore(
     experiment: what the run's config builds.
     workdir: the run's folder.
     step: of the checkpoint; the newest by default.
-    average: sample with this average of `state.ema`; 'none' is the parameters themselves. By default each network
-      with an average of its own name is sampled with that.
+    average: sample with this average of `state.ema`; 'none' is the parameters themselves, and 'power:0.08' the power
+      function's average of that relative standard deviation, reconstructed from those that the checkpoints hold
+      (ema.py). By default each network with an average of its own name is sampled with that.
 
   Raises:
     FileNotFoundError: there is no such checkpoint.
-    ValueError: there is no such average.
+    ValueError: there is no such average, or none to reconstruct it from.
     CheckpointError: it is damaged, or of another network.
   """
   stages = as_stages(experiment)
@@ -54,12 +56,45 @@ def restore(
   try:
     step = checkpoints.latest() if step is None else step
     stage = stages[train.stage_of(stages, step or 0)]
-    if average not in (None, 'none', *stage.averages):
-      raise ValueError(f'no average named {average!r}; this run keeps {sorted(stage.averages)}, and none')
-    state = checkpoints.restore_model(train.abstract_state(stage), step)
+    profile = _profile(average)
+    if profile is None and average not in (None, 'none', *stage.averages):
+      raise ValueError(f'no average named {average!r}; this run keeps {sorted(stage.averages)}, none and power:WIDTH')
+    abstract = train.abstract_state(stage)
+    state = checkpoints.restore_model(abstract, step)
+    if profile is None:
+      params = _params(stage, state, average)
+    else:
+      params = state.params | _reconstructed(stage, checkpoints, abstract, int(state.step), profile)
   finally:
     checkpoints.close()
-  return Trained(stage, _params(stage, state, average), train.place_frozen(stage), int(state.step))
+  return Trained(stage, params, train.place_frozen(stage), int(state.step))
+
+
+def _profile(average: str | None) -> float | None:
+  """The width in 'power:WIDTH'; None for other averages."""
+  kind, _, width = (average or '').partition(':')
+  if kind != 'power':
+    return None
+  try:
+    return float(width)
+  except ValueError:
+    raise ValueError(f'average {average!r} is not understood; wanted power:WIDTH, such as power:0.08') from None
+
+
+def _reconstructed(stage: Experiment, checkpoints: Checkpoints, abstract, step: int, width: float) -> dict[str, Any]:
+  """Each network's average of relative standard deviation `width` at `step`, where it keeps any of that family."""
+  steps = [kept for kept in checkpoints.steps() if kept <= step]
+  snapshots: dict[str, list[ema.Snapshot]] = {}
+  for name, average in stage.averages.items():
+    if isinstance(average.decay, ema.Power):
+      for kept in steps:
+        load = functools.partial(lambda kept, name: checkpoints.restore_model(abstract, kept).ema[name], kept, name)
+        snapshots.setdefault(average.of, []).append(ema.Snapshot(kept, average.decay.exponent, load))
+  if not snapshots:
+    raise ValueError(
+      'no average of this run is of the power family; add ema.Average(of, ema.power(0.05)) to its config'
+    )
+  return {of: ema.reconstruct(kept, step, ema.exponent_of(width)) for of, kept in snapshots.items()}
 
 
 def _params(stage: Experiment, state: TrainState, average: str | None) -> dict[str, Any]:

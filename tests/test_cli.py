@@ -311,6 +311,8 @@ def test_samples_can_be_of_an_earlier_step_and_of_the_parameters_themselves(trai
 
   averaged, plain, early = mean_of('a'), mean_of('b', '--ema', 'none'), mean_of('c', '--step', 2)
   assert mean_of('d', '--ema', 'net') == averaged
+  wide = mean_of('e', '--ema', 'wide')
+  assert abs(mean_of('f', '--ema', 'power:0.1') - wide) < 0.1 < abs(mean_of('g', '--ema', 'power:0.2') - wide)
   assert plain > averaged + 1 > early + 2  # the mean climbs towards the light class's, and its average behind it
 
 
@@ -325,7 +327,9 @@ def test_a_grid_is_one_picture(trained, tmp_path):
     (('--label', 'green'), "--label 'green' is no class of this run; its classes are 0 'dark', 1 'light'"),
     (('--label', '2'), "--label '2' is no class"),
     (('--step', '3'), 'no checkpoint of step 3'),
-    (('--ema', 'slow'), "no average named 'slow'; this run keeps ['net'], and none"),
+    (('--ema', 'slow'), "no average named 'slow'; this run keeps ['net', 'wide'], none and power:WIDTH"),
+    (('--ema', 'power:wide'), "average 'power:wide' is not understood; wanted power:WIDTH"),
+    (('--ema', 'power:0.4'), 'average is 0.4; it must be at most 0.3'),
     (('--batch-size', '3'), 'batch_size 3 does not divide over 8 devices'),
     (('--num', '0'), '--num is 0; it must be 1 or more'),
     (('--config.stesp=1',), "did you mean 'steps'?"),

@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Imports point down only. In the first three levels they also never go sideways, but for FROM_SIDE.
 LEVELS = [
-  {'typing', 'xla_flags', 'flops'},
+  {'typing', 'home', 'xla_flags', 'flops'},
   {'processes', 'models', 'data', 'metrics', 'sharding'},
   {'samplers', 'adapters', 'pretrained', 'objectives'},
   {

@@ -61,7 +61,7 @@ def build(c: ConfigDict) -> Experiment:
   return Experiment(
     objective=made,
     optimizers={'net': optax.sgd(c.optimizer.learning_rate)},
-    averages={'net': ema.Average('net', ema.constant(0.5))},
+    averages={'net': ema.Average('net', ema.constant(0.5)), 'wide': ema.Average('net', ema.power(0.1))},
     data=Loader(dataset, batch_size=c.batch_size, seed=c.seed, threads=1),
     steps=c.steps,
     mesh=mesh,

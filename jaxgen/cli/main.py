@@ -6,7 +6,6 @@ Nothing heavy is imported here, so that `jaxgen --help` answers at once; each co
 import dis
 import importlib
 import os
-import pathlib
 import sys
 import traceback
 
@@ -93,9 +92,9 @@ def _run(argv: list[str]) -> int:
 def _set_environment() -> None:
   """Settings that JAX reads when it is imported; what the user has set stays."""
   from jaxgen import xla_flags
+  from jaxgen.home import home
 
-  home = pathlib.Path(os.environ.get('JAXGEN_HOME') or pathlib.Path.home() / '.cache' / 'jaxgen')
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(home / 'compilation'))
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(home() / 'compilation'))
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
   xla_flags.set_defaults()
 

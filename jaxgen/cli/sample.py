@@ -48,7 +48,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--seed', type=int, default=0, help='of the noise (default: 0)')
   parser.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
-  parser.add_argument('--ema', help="the average to sample with, or 'none' (default: the network's own)")
+  parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
   return parser
 

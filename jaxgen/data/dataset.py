@@ -4,10 +4,11 @@ A source is anything with `len(source)` and `source[i]`: an ArrayRecord data sou
 asks for records by number, which is what makes the batch of a step a pure function of the step.
 """
 
-import os
 import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
+
+from jaxgen.home import home
 
 Record = dict[str, Any]
 
@@ -58,5 +59,4 @@ class Dataset(NamedTuple):
 
 def default_data_dir() -> pathlib.Path:
   """Where prepared datasets live: `data` in $JAXGEN_HOME, else in ~/.cache/jaxgen."""
-  home = os.environ.get('JAXGEN_HOME') or pathlib.Path.home() / '.cache' / 'jaxgen'
-  return pathlib.Path(home) / 'data'
+  return home() / 'data'

@@ -13,7 +13,6 @@ The permutations (of index i in epoch e, without storing them) and the random nu
 """
 
 import sys
-import time
 from collections.abc import Callable, Sequence
 from typing import Any, cast
 
@@ -164,23 +163,12 @@ class Batches:
     source = grain.MapDataset.range(steps.start, steps.stop).map(make)
     self._iterator = iter(source.to_iter_dataset(options))
     self._iterator.start_prefetch()
-    self._waited = 0.0
 
   def __iter__(self) -> 'Batches':
     return self
 
   def __next__(self) -> dict[str, Array]:
-    began = time.perf_counter()
-    try:
-      return next(self._iterator)
-    finally:
-      self._waited += time.perf_counter() - began
-
-  @property
-  def waited(self) -> float:
-    """Seconds spent waiting for input since this was last read; reading it starts it from zero."""
-    waited, self._waited = self._waited, 0.0
-    return waited
+    return next(self._iterator)
 
   def close(self) -> None:
     self._iterator.close()

@@ -23,6 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
+from jaxgen.home import home
 from jaxgen.typing import Array, Params
 
 SIZE = 299
@@ -37,8 +38,7 @@ class Inception(NamedTuple):
 
 
 def default_path() -> Path:
-  home = os.environ.get('JAXGEN_HOME') or Path.home() / '.cache' / 'jaxgen'
-  return Path(home) / 'weights' / 'inception.safetensors'
+  return home() / 'weights' / 'inception.safetensors'
 
 
 def load(path: Path | None = None) -> Inception:

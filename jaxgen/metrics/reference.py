@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
+from jaxgen.home import home
 from jaxgen.metrics.features import Extract
 from jaxgen.metrics.statistics import FeatureStatistics, Moments
 from jaxgen.typing import Array
@@ -44,9 +45,8 @@ def cached(key: Mapping[str, str], compute: Callable[[], Moments], *, write: boo
 
 
 def cached_path(key: Mapping[str, str]) -> Path:
-  home = Path(os.environ.get('JAXGEN_HOME') or Path.home() / '.cache' / 'jaxgen')
   digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-  return home / 'statistics' / f'{digest[:32]}.npz'
+  return home() / 'statistics' / f'{digest[:32]}.npz'
 
 
 def read(path: Path) -> Moments:

@@ -7,7 +7,6 @@
 import fcntl
 import hashlib
 import http.client
-import os
 import shutil
 import subprocess
 import sys
@@ -20,6 +19,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen.home import home
 from jaxgen.metrics.inception import content_hash
 from jaxgen.pretrained import inception, safetensors_file
 
@@ -113,7 +113,7 @@ REGISTRY = {
 
 
 def folder() -> Path:
-  return Path(os.environ.get('JAXGEN_HOME') or Path.home() / '.cache' / 'jaxgen') / 'weights'
+  return home() / 'weights'
 
 
 def stored(name: str) -> Path:
