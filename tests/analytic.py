@@ -5,11 +5,16 @@ For data N(m, v), with a = alpha(t), s = sigma(t), and total variance d = a^2 v 
   (1)  E[x0 | x_t] = m + a v / d (x_t - a m),   E[eps | x_t] = s / d (x_t - a m)
   (2)  Var[x0 | x_t] = v s^2 / d
   (3)  the probability-flow ODE:  x_s = a_s m + sqrt(d_s / d_t) (x_t - a_t m)
+
+In one dimension the ODE keeps the order of the points, so for any data, with F_t the distribution function at time t:
+
+  (4)  F_s(x_s) = F_t(x_t)
 """
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from scipy import stats
 
 from jaxgen.processes.process import Prediction, expand
 from jaxgen.processes.rectified_flow import rectified_flow
@@ -62,3 +67,19 @@ def mixture(process, means, variance):
     return Prediction(x0=x0, eps=eps)
 
   return denoise
+
+
+def mixture_flow(process, means, variance, x, t, s):
+  """Where the probability-flow ODE takes x from t to s, for a mixture; float64.  # Eq. 4"""
+  means = np.asarray(np.float32(means), np.float64)
+
+  def cdf(y, time):
+    a, sigma = (float(f(jnp.float64(time))) for f in (process.alpha, process.sigma))
+    return stats.norm.cdf((y[..., None] - a * means) / np.sqrt(a * a * variance + sigma**2)).mean(-1)
+
+  wanted, low, high = cdf(x, t), np.full_like(x, -1e3), np.full_like(x, 1e3)
+  for _ in range(80):
+    middle = (low + high) / 2
+    is_low = cdf(middle, s) < wanted
+    low, high = np.where(is_low, middle, low), np.where(is_low, high, middle)
+  return middle

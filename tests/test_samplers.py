@@ -12,10 +12,11 @@ from scipy import stats
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.process import Prediction, corrupt, image_noise
 from jaxgen.processes.vp import vp_linear
-from jaxgen.samplers import grids
+from jaxgen.samplers import exponential, grids
 from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.ddpm import ddpm
+from jaxgen.samplers.dpm_solver import dpm_multistep, dpm_singlestep
 from jaxgen.samplers.euler import euler
 from jaxgen.samplers.guidance import guided
 from jaxgen.samplers.heun import heun
@@ -27,6 +28,10 @@ SAMPLERS = {
   'ddim_noisy': partial(ddim, eta=1.0),
   'euler': euler,
   'heun': heun,
+  'dpm_multistep': partial(dpm_multistep, order=3),
+  'dpm_singlestep': partial(dpm_singlestep, order=3),
+  'dpm_noise': partial(dpm_multistep, space=exponential.noise),
+  'dpm_sde': partial(dpm_multistep, eta=1.0),
 }
 ODE = {'ddim': 1, 'euler': 1, 'heun': 2}  # deterministic, with their orders
 MEAN, VARIANCE = 0.4, 0.25
