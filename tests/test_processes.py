@@ -21,6 +21,7 @@ SPACES = {
   'x0': parameterisation.x0,
   'v': parameterisation.v,
   'velocity': parameterisation.velocity,
+  'preconditioned': parameterisation.preconditioned,
 }
 ENDS = jnp.array([0, 1e-7, 1 - 1e-7, 1], jnp.float32)
 
@@ -346,7 +347,13 @@ def test_shift_scales_the_noise_to_data_ratio():
 
 # Weightings
 
-ON = {'x0': lambda w: w, 'eps': weighting.on_eps, 'v': weighting.on_v, 'velocity': weighting.on_velocity}
+ON = {
+  'x0': lambda w: w,
+  'eps': weighting.on_eps,
+  'v': weighting.on_v,
+  'velocity': weighting.on_velocity,
+  'preconditioned': weighting.on_preconditioned,
+}
 WEIGHTINGS = {
   'snr': weighting.snr,
   'truncated_snr': weighting.truncated_snr,

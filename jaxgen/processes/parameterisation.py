@@ -17,12 +17,21 @@ infinite (t = 0 of VP). Their coefficients are taken at the time nearest to t th
 everything stays finite, and exact elsewhere. A large margin is a method: JiT (Li & He 2025) predicts x0, takes the loss
 on the velocity, and divides by no less than sigma = 0.05, which is `x0(process, margin=0.05)` of rectified flow.
 
+`preconditioned` is the network F of EDM (Karras et al. 2022, Table 1), for any process: with the data's standard
+deviation d and r = s/a, the noise of x_t/a, the network sees a x_t of variance 1 and its target has variance 1,
+
+  (10)  x0 = c_skip x_t + c_out F(c_in x_t),  c_skip = d^2 / (a (r^2 + d^2)),  c_out = r d / sqrt(r^2 + d^2),
+        c_in = 1 / sqrt(a^2 d^2 + s^2)
+
+so a uniform weighting of F's error is EDM's of x0's, (r^2 + d^2) / (r d)^2. Of VP with d = 1, F is -v.
+
 Learned variance (Nichol & Dhariwal 2021): `learned_variance` wraps any of them for a network with twice the channels.
 """
 
 from collections.abc import Callable
 from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxgen.processes.process import MARGIN, Prediction, Process, expand, rates
@@ -36,11 +45,13 @@ class Parameterisation(NamedTuple):
     predict: `(output, x_t, t) -> Prediction`.
     target: `(x0, eps, t) ->` the output of a perfect network.
     learns_variance: the network appends as many channels again, which are Prediction.variance.
+    scale_input: `t ->` what x_t is multiplied by before the network sees it; None for 1.
   """
 
   predict: Callable[[Array, Array, Array], Prediction]
   target: Callable[[Array, Array, Array], Array]
   learns_variance: bool = False
+  scale_input: Callable[[Array], Array] | None = None
 
 
 def eps(process: Process, *, margin: float = MARGIN) -> Parameterisation:
@@ -97,6 +108,29 @@ def velocity(process: Process, *, margin: float = MARGIN) -> Parameterisation:
   return Parameterisation(predict, target)
 
 
+def preconditioned(process: Process, *, data_std: float = 0.5, margin: float = MARGIN) -> Parameterisation:
+  """The network predicts F of Eq. 10; says nothing of the noise where sigma = 0, nor of the data where alpha = 0."""
+
+  def coefficients(t: Array, like: Array) -> tuple[Array, Array, Array, Array]:
+    a, s = _coefficients(process, jnp.clip(t, margin, 1 - margin), like)
+    norm = jnp.sqrt(s * s + (a * data_std) ** 2)
+    return a, s, a * data_std**2 / norm**2, s * data_std / norm  # alpha, sigma, c_skip, c_out
+
+  def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
+    a, s, skip, out = coefficients(t, x_t)
+    data = skip * x_t + out * output
+    return Prediction(x0=data, eps=(x_t - a * data) / s)
+
+  def target(x0: Float[Array, 'b ...'], eps: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Array:
+    a, s, skip, out = coefficients(t, x0)
+    return (x0 - skip * (a * x0 + s * eps)) / out
+
+  def scale_input(t: Float[Array, ' b']) -> Float[Array, ' b']:
+    return jax.lax.rsqrt((process.alpha(t) * data_std) ** 2 + process.sigma(t) ** 2)
+
+  return Parameterisation(predict, target, scale_input=scale_input)
+
+
 def learned_variance(parameterisation: Parameterisation) -> Parameterisation:
   """The network has twice the channels: the second half places the reverse step's variance in its range."""
   return parameterisation._replace(learns_variance=True)
@@ -114,7 +148,8 @@ def denoiser(
   """
 
   def denoise(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
-    output = apply(x_t, process.network_time(t), cond).astype(jnp.float32)
+    seen = x_t if parameterisation.scale_input is None else expand(parameterisation.scale_input(t), x_t) * x_t
+    output = apply(seen, process.network_time(t), cond).astype(jnp.float32)
     channels = x_t.shape[-1]
     wanted = 2 * channels if parameterisation.learns_variance else channels
     if output.shape[-1] != wanted:

@@ -13,7 +13,7 @@ weights of the *x0* loss, as their papers give them:
   (5)  truncated SNR  max(snr, 1)        (Salimans & Ho 2022)
   (6)  min-SNR        min(snr, gamma)    (Hang et al. 2023)
 
-`on_eps`, `on_v` and `on_velocity` rewrite a weighting of the x0 loss for a loss taken in that space, by Eqs. 1 to 3:
+`on_eps`, `on_v`, `on_velocity` and `on_preconditioned` rewrite a weighting of the x0 loss for a loss taken there:
 `on_eps(min_snr(5))` is min(snr, 5)/snr, `on_v(min_snr(5))` is min(snr, 5)/(snr + 1). The SNR is held within e^-20 and
 e^20, so every weight is finite at both ends of time.
 """
@@ -61,6 +61,16 @@ def on_v(weighting: Weighting) -> Weighting:
   def weight(process: Process, t: Float[Array, ' b']) -> Float[Array, ' b']:
     a, s = process.alpha(t), process.sigma(t)
     return weighting(process, t) * (s / (a * a + s * s)) ** 2
+
+  return weight
+
+
+def on_preconditioned(weighting: Weighting, *, data_std: float = 0.5) -> Weighting:
+  """A weighting of the x0 loss, for a loss on F of `parameterisation.preconditioned`: times c_out^2."""
+
+  def weight(process: Process, t: Float[Array, ' b']) -> Float[Array, ' b']:
+    ratio = 1 / snr(process, t)
+    return weighting(process, t) * ratio * data_std**2 / (ratio + data_std**2)
 
   return weight
 
