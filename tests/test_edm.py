@@ -46,9 +46,9 @@ def test_preconditioning_has_the_papers_coefficients(pair):
 
 
 def test_what_the_network_sees_and_learns_has_variance_one(pair):
-  process = edm()
+  process, (x0, eps) = edm(), pair
   precondition = parameterisation.preconditioned(process, data_std=STD)
-  seen = precondition.scale_input(T).reshape(-1, 1, 1, 1) * corrupt(process, *pair, T)
+  seen = precondition.scale_input(T).reshape(-1, 1, 1, 1) * corrupt(process, x0, eps, T)
   target = compiled(lambda x0, eps: precondition.target(x0, eps, T), *pair)
   for array in (seen, target):
     np.testing.assert_allclose(np.var(array, axis=(1, 2, 3)), 1, rtol=0.1)
@@ -69,7 +69,8 @@ def test_the_network_sees_scaled_input(pair):
     seen.append(x)
     return jnp.zeros_like(x)
 
-  x_t = corrupt(process, *pair, T)
+  x0, eps = pair
+  x_t = corrupt(process, x0, eps, T)
   prediction = parameterisation.denoiser(apply, process, precondition)(x_t, T, {})
   np.testing.assert_allclose(seen[0], precondition.scale_input(T).reshape(-1, 1, 1, 1) * x_t, rtol=1e-6)
   s = np.asarray(process.sigma(T)).reshape(-1, 1, 1, 1)

@@ -45,13 +45,13 @@ class Parameterisation(NamedTuple):
     predict: `(output, x_t, t) -> Prediction`.
     target: `(x0, eps, t) ->` the output of a perfect network.
     learns_variance: the network appends as many channels again, which are Prediction.variance.
-    scale_input: `t ->` what x_t is multiplied by before the network sees it; None for 1.
+    scale_input: `t ->` what x_t is multiplied by before the network sees it.
   """
 
   predict: Callable[[Array, Array, Array], Prediction]
   target: Callable[[Array, Array, Array], Array]
   learns_variance: bool = False
-  scale_input: Callable[[Array], Array] | None = None
+  scale_input: Callable[[Array], Array] = jnp.ones_like
 
 
 def eps(process: Process, *, margin: float = MARGIN) -> Parameterisation:
@@ -148,8 +148,7 @@ def denoiser(
   """
 
   def denoise(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
-    seen = x_t if parameterisation.scale_input is None else expand(parameterisation.scale_input(t), x_t) * x_t
-    output = apply(seen, process.network_time(t), cond).astype(jnp.float32)
+    output = apply(expand(parameterisation.scale_input(t), x_t) * x_t, process.network_time(t), cond).astype(jnp.float32)
     channels = x_t.shape[-1]
     wanted = 2 * channels if parameterisation.learns_variance else channels
     if output.shape[-1] != wanted:
