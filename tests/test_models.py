@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.models import unet
 from jaxgen.models.dit import DiT
 
 
@@ -22,12 +23,17 @@ class Case(NamedTuple):
 
 
 _small_dit = functools.partial(DiT, patch=2, depth=2, width=32, heads=2)
+_small_unet = functools.partial(
+  unet.UNet, width=16, multipliers=(1, 2), blocks=0, attention=(1,), heads=2, groups=4, dropout=0.1
+)
 _labels = {'label': jnp.array([0, 3, 5])}  # 5 is the null class
 
 NETWORKS = {
   'dit': Case(_small_dit(num_classes=5), (8, 8, 3), 3, _labels, zero_at_start=True),
   'dit_unconditional': Case(_small_dit(), (8, 4, 3), 3, {}, zero_at_start=True),
   'dit_learned_sigma': Case(_small_dit(num_classes=5, learn_sigma=True), (8, 8, 4), 8, _labels, zero_at_start=True),
+  'unet_ddpm': Case(_small_unet(style=unet.DDPM), (8, 4, 3), 3, {}, zero_at_start=True),
+  'unet_adm': Case(_small_unet(num_classes=6, learn_sigma=True), (8, 8, 3), 6, _labels, zero_at_start=True),
 }
 
 

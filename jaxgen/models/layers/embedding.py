@@ -1,6 +1,7 @@
 """Sinusoidal embeddings of time and of place.
 
 e(s)_i = cos(s w_i) and sin(s w_i),  w_i = 10000^(-i / m),  i = 0 ... m - 1        (1)    m half the width
+The same with w_i = 10000^(-i / (m - 1))                                           (2)    Ho et al. 2020
 """
 
 import jax.numpy as jnp
@@ -15,6 +16,14 @@ def timestep_embedding(t: Float[Array, 'b'], width: int) -> Float[Array, 'b d']:
   frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
   angles = t.astype(jnp.float32)[:, None] * frequencies[None]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
+
+
+def ddpm_timestep_embedding(t: Float[Array, 'b'], width: int) -> Float[Array, 'b d']:
+  """Eq. 2 of the number `t`, sines first, float32: DDPM's."""
+  half = width // 2
+  frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - 1))
+  angles = t.astype(jnp.float32)[:, None] * frequencies[None]
+  return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 def sincos_2d(height: int, width: int, features: int) -> np.ndarray:

@@ -1,0 +1,340 @@
+"""U-Nets of residual blocks and attention, from DDPM to ADM: one network, configured.
+
+  c = time(t) + label(y)                                                                    (1)
+  h = conv(resize(silu(norm(x))))                                                           (2)
+  h = silu(norm(h + shift(c)))                           shift: DDPM                        (3)
+  h = silu(norm(h) (1 + scale(c)) + shift(c))            scale-shift: IDDPM, ADM ("AdaGN")  (4)
+  block(x) = skip(resize(x)) + conv(dropout(h))                                             (5)
+  attend(x) = x + out(attention(norm(x)))                                                   (6)
+
+An encoder of blocks halves the image between its levels and keeps every result; a decoder doubles it back, each block
+reading one kept result beside its input. A level changes size by a strided or an enlarging convolution, or within a
+block (`resize` of Eqs. 2 and 5: ADM). Last convolutions of blocks, outputs of attention and the output start at zero.
+
+Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (DDPM). Nichol and Dhariwal 2021, "Improved Denoising
+Diffusion Probabilistic Models" (IDDPM). Dhariwal and Nichol 2021, "Diffusion Models Beat GANs" (ADM).
+Differs from IDDPM and ADM: layers start from DDPM's uniform draws of unit fan average, rather than PyTorch's defaults.
+"""
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxgen.models.layers.attention import attention
+from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
+from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.resample import double, halve
+from jaxgen.typing import Array, Cond, Float, Int
+
+Resize = Callable[[Array], Array] | None
+Policy = Callable[..., bool] | None
+_xavier = nn.initializers.xavier_uniform()
+_zeros = nn.initializers.zeros_init()
+
+
+class Style(NamedTuple):
+  """Where the published U-Nets part.
+
+  Attributes:
+    scale_shift: Eq. 4 rather than Eq. 3.
+    resize_in_blocks: a block halves or doubles the image (Eqs. 2 and 5), rather than a convolution between blocks.
+    half_padding: pixels of zeros before and after each side, for the strided convolution.
+    time_features: `(t, width) -> features`, the sinusoid.
+    eps: added to the variances of the group norms.
+  """
+
+  scale_shift: bool = True
+  resize_in_blocks: bool = True
+  half_padding: tuple[int, int] = (1, 1)
+  time_features: Callable[[Array, int], Array] = timestep_embedding
+  eps: float = 1e-5
+
+
+ADM = Style()
+IDDPM = Style(resize_in_blocks=False)
+DDPM = Style(
+  scale_shift=False,
+  resize_in_blocks=False,
+  half_padding=(0, 1),  # TensorFlow's 'SAME'
+  time_features=ddpm_timestep_embedding,
+  eps=1e-6,
+)
+
+
+class Size(NamedTuple):
+  """The shape of a published U-Net; the attributes are UNet's."""
+
+  multipliers: tuple[float, ...]
+  attention: tuple[int, ...]
+  width: int = 128
+  blocks: int = 2
+  heads: int = 1
+  head_size: int | None = None
+  dropout: float = 0.0
+
+
+DDPM_SIZES = {
+  'cifar10': Size((1, 2, 2, 2), attention=(1,), dropout=0.1),
+  '256': Size((1, 1, 2, 2, 4, 4), attention=(4,)),
+}
+IDDPM_SIZES = {
+  'cifar10': Size((1, 2, 2, 2), attention=(1, 2), blocks=3, heads=4, dropout=0.3),
+  'imagenet64': Size((1, 2, 3, 4), attention=(2, 3), blocks=3, heads=4),
+}
+ADM_SIZES = {
+  64: Size((1, 2, 3, 4), attention=(1, 2, 3), width=192, blocks=3, head_size=64, dropout=0.1),
+  128: Size((1, 1, 2, 3, 4), attention=(2, 3, 4), width=256, heads=4),
+  256: Size((1, 1, 2, 2, 4, 4), attention=(3, 4, 5), width=256, head_size=64),
+  512: Size((0.5, 1, 1, 2, 2, 4, 4), attention=(4, 5, 6), width=256, head_size=64),
+}
+
+
+class Stage(NamedTuple):
+  """One step of the encoder or the decoder: a block, attention after it, a change of size; each may be absent."""
+
+  features: int
+  block: bool = True
+  attention: bool = False
+  resize: bool = False
+
+
+class UNet(nn.Module):
+  """The network: `(x, t, cond) -> output`, both images.
+
+  Attributes:
+    width: features that `multipliers` multiply; the time's and label's embedding is four times as wide.
+    multipliers: features of each level, in widths; level i works at 1 / 2^i of the image's side.
+    blocks: residual blocks in each level of the encoder; the decoder has one more.
+    attention: the levels with attention after each block; the middle has it too.
+    heads, head_size: number of attention heads, or their size, which then decides their number.
+    num_classes: labels are 0 to num_classes - 1, and num_classes, the null label, adds nothing; 0 is unconditional.
+    learn_sigma: the output has twice the input's channels, the second half for a learned variance.
+    dropout: rate within the blocks (Eq. 5), when training.
+    groups: of the group norms; divides every level's features.
+    style: `DDPM`, `IDDPM` or `ADM`.
+    dtype: of activations; parameters, statistics of norms, the conditioning and the output are float32.
+    remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
+  """
+
+  width: int
+  multipliers: tuple[float, ...]
+  blocks: int
+  attention: tuple[int, ...] = ()
+  heads: int = 1
+  head_size: int | None = None
+  num_classes: int = 0
+  learn_sigma: bool = False
+  dropout: float = 0.0
+  groups: int = 32
+  style: Style = ADM
+  dtype: Any = jnp.float32
+  remat: Policy = None
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], t: Float[Array, 'b'], cond: Cond, *, train: bool = False
+  ) -> Float[Array, 'b h w o']:
+    """Denoises.
+
+    Args:
+      x: images or latents.
+      t: time as the sinusoid sees it, of the order of 0 to 1000 (`Process.network_time`).
+      cond: `{'label': int32 b}`, or anything if the network is unconditional.
+      train: whether there is dropout; its rng is 'dropout'.
+    """
+    self._check(x.shape)
+    channels = x.shape[-1] * (1 + self.learn_sigma)
+    c = TimeEmbedding(4 * self.width, name='time_embed')(self.style.time_features(t, self.width))
+    if self.num_classes:
+      c += LabelEmbedding(self.num_classes, 4 * self.width, name='label_embed')(cond['label'])
+    c = nn.silu(c).astype(self.dtype)  # b d
+    dropout = self.dropout if train else 0.0
+    x = _conv(int(self.multipliers[0] * self.width), dtype=self.dtype, name='conv_in')(x.astype(self.dtype))
+    kept = [x]
+    for i, stage in enumerate(encoder(self)):
+      x = self._run(stage, x, c, halve, dropout=dropout, name=f'encoder_{i}')
+      kept.append(x)
+    for i, stage in enumerate(middle(self)):
+      x = self._run(stage, x, c, None, dropout=dropout, name=f'middle_{i}')
+    for i, stage in enumerate(decoder(self)):
+      x = jnp.concatenate([x, kept.pop()], axis=-1)
+      x = self._run(stage, x, c, double, dropout=dropout, name=f'decoder_{i}')
+    x = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_out')(x))
+    return _conv(channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x).astype(jnp.float32)
+
+  def _run(self, stage: Stage, x: Array, c: Array, resize: Resize, *, dropout: float, name: str) -> Array:
+    """One stage; `resize` is `halve` in the encoder and `double` in the decoder."""
+    block, attend, style = Block, Attention, self.style
+    if self.remat is not None:
+      block = nn.remat(block, policy=self.remat)
+      attend = nn.remat(attend, policy=self.remat)
+    shared = (style, self.groups, self.dtype)
+    if stage.block:
+      x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
+    if stage.attention:
+      x = attend(self._heads(stage.features), *shared, name=f'{name}_attention')(x)
+    if not stage.resize:
+      return x
+    if style.resize_in_blocks:
+      return block(stage.features, dropout, resize, *shared, name=f'{name}_resize')(x, c)
+    if resize is double:
+      return _conv(stage.features, dtype=self.dtype, name=f'{name}_resize')(double(x))
+    padding = (style.half_padding, style.half_padding)
+    return _conv(stage.features, dtype=self.dtype, strides=2, padding=padding, name=f'{name}_resize')(x)
+
+  def _heads(self, features: int) -> int:
+    heads = features // self.head_size if self.head_size else self.heads
+    size = self.head_size or features // heads
+    if heads * size != features:
+      raise ValueError(
+        f'{features} features are not {heads} heads of size {size}; change heads, head_size or the width'
+      )
+    return heads
+
+  def _check(self, shape: tuple[int, ...]) -> None:
+    factor = 2 ** (len(self.multipliers) - 1)
+    if shape[1] % factor or shape[2] % factor:
+      raise ValueError(
+        f'images of {shape[1]}x{shape[2]} cannot be halved {len(self.multipliers) - 1} times; '
+        f'the sides of the images must divide by {factor}, or `multipliers` be fewer'
+      )
+    for level, features in enumerate(_features(self)):
+      if features % self.groups:
+        raise ValueError(f'level {level}: {features} features do not divide into {self.groups} groups')
+
+
+def encoder(net: UNet) -> list[Stage]:
+  """From the first convolution down; the result of each is kept for the decoder."""
+  stages = []
+  for level, features in enumerate(_features(net)):
+    stages += [Stage(features, attention=level in net.attention)] * net.blocks
+    if level + 1 < len(net.multipliers):
+      stages.append(Stage(features, block=False, resize=True))
+  return stages
+
+
+def middle(net: UNet) -> list[Stage]:
+  """At the smallest size."""
+  features = _features(net)[-1]
+  return [Stage(features, attention=True), Stage(features)]
+
+
+def decoder(net: UNet) -> list[Stage]:
+  """Back up; each reads one result of the encoder, the last one first."""
+  stages = []
+  for level, features in reversed(list(enumerate(_features(net)))):
+    stage = Stage(features, attention=level in net.attention)
+    stages += [stage] * net.blocks + [stage._replace(resize=level > 0)]
+  return stages
+
+
+def _features(net: UNet) -> list[int]:
+  return [int(multiplier * net.width) for multiplier in net.multipliers]
+
+
+def ddpm(name: str, *, dtype: Any = jnp.float32, remat: Policy = None) -> UNet:
+  """DDPM's networks, unconditional: `ddpm('cifar10')`, and `ddpm('256')` of LSUN and CelebA-HQ."""
+  size = _published('DDPM', DDPM_SIZES, name)
+  return UNet(**size._asdict(), style=DDPM, dtype=dtype, remat=remat)
+
+
+def iddpm(name: str, *, num_classes: int = 0, dtype: Any = jnp.float32, remat: Policy = None) -> UNet:
+  """IDDPM's networks, with a learned variance: `iddpm('cifar10')`, `iddpm('imagenet64')`."""
+  size = _published('IDDPM', IDDPM_SIZES, name)
+  return UNet(**size._asdict(), num_classes=num_classes, learn_sigma=True, style=IDDPM, dtype=dtype, remat=remat)
+
+
+def adm(resolution: int, *, num_classes: int = 1000, dtype: Any = jnp.float32, remat: Policy = None) -> UNet:
+  """ADM's networks for ImageNet, with a learned variance: `adm(64)`, or `adm(256, num_classes=0)` without labels."""
+  size = _published('ADM', ADM_SIZES, resolution)
+  return UNet(**size._asdict(), num_classes=num_classes, learn_sigma=True, style=ADM, dtype=dtype, remat=remat)
+
+
+class TimeEmbedding(nn.Module):
+  """time(t) of Eq. 1 from the sinusoid's features, in float32."""
+
+  width: int
+
+  @nn.compact
+  def __call__(self, features: Float[Array, 'b f']) -> Float[Array, 'b d']:
+    h = nn.silu(Linear(self.width, name='in')(features))
+    return Linear(self.width, name='out')(h)
+
+
+class LabelEmbedding(nn.Module):
+  """label(y) of Eq. 1: a row of a table, or zero for the null label, `num_classes`."""
+
+  num_classes: int
+  width: int
+
+  @nn.compact
+  def __call__(self, label: Int[Array, 'b']) -> Float[Array, 'b d']:
+    table = nn.Embed(self.num_classes, self.width, embedding_init=nn.initializers.normal(1.0), name='table')
+    rows = table(jnp.minimum(label, self.num_classes - 1))
+    return jnp.where((label < self.num_classes)[:, None], rows, 0.0)
+
+
+class Block(nn.Module):
+  """Eqs. 2 to 5; `resize` is `halve`, `double` or None."""
+
+  features: int
+  dropout: float
+  resize: Resize
+  style: Style
+  groups: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c'], c: Float[Array, 'b d']) -> Float[Array, 'b h2 w2 o']:
+    h = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_in')(x))
+    if self.resize is not None:
+      h, x = self.resize(h), self.resize(x)
+    h = _conv(self.features, dtype=self.dtype, name='conv_in')(h)  # Eq. 2
+    norm = _norm(self.groups, self.style.eps, self.dtype, name='norm_out')
+    modulation = Linear((1 + self.style.scale_shift, self.features), dtype=self.dtype, name='modulation')(c)
+    modulation = [part[:, None, None] for part in jnp.unstack(modulation, axis=1)]  # b 1 1 o
+    if self.style.scale_shift:
+      scale, shift = modulation
+      h = norm(h) * (1 + scale) + shift  # Eq. 4
+    else:
+      h = norm(h + modulation[0])  # Eq. 3
+    h = nn.Dropout(self.dropout, deterministic=False)(nn.silu(h))
+    h = _conv(self.features, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(h)
+    if x.shape[-1] != self.features:
+      x = Linear(self.features, dtype=self.dtype, name='skip')(x)
+    return x + h  # Eq. 5
+
+
+class Attention(nn.Module):
+  """Eq. 6, over all pixels; the heads are an axis of the parameters."""
+
+  heads: int
+  style: Style
+  groups: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+    b, height, width, d = x.shape
+    h = _norm(self.groups, self.style.eps, self.dtype, name='norm')(x).reshape(b, height * width, d)
+    qkv = Linear((3, self.heads, d // self.heads), dtype=self.dtype, name='qkv')(h)  # b l 3 n h
+    h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # b l n h
+    h = Linear(d, inputs=2, dtype=self.dtype, kernel_init=_zeros, name='out')(h)
+    return x + h.reshape(x.shape)
+
+
+def _norm(groups: int, eps: float, dtype: Any, *, name: str) -> nn.GroupNorm:
+  return nn.GroupNorm(groups, epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+
+
+def _conv(features: int, *, dtype: Any, name: str, kernel_init=_xavier, strides: int = 1, padding: Any = 1) -> nn.Conv:
+  """A 3x3 convolution."""
+  return nn.Conv(features, (3, 3), strides=strides, padding=padding, dtype=dtype, kernel_init=kernel_init, name=name)
+
+
+def _published(paper: str, sizes: dict[Any, Size], name: str | int) -> Size:
+  if name not in sizes:
+    raise ValueError(f'{paper} has no U-Net {name!r}; wanted one of {", ".join(map(repr, sizes))}')
+  return sizes[name]
