@@ -17,9 +17,12 @@ from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.ddpm import ddpm
 from jaxgen.samplers.dpm_solver import dpm_multistep, dpm_singlestep
+from jaxgen.samplers.edm import edm
 from jaxgen.samplers.euler import euler
+from jaxgen.samplers.euler_maruyama import euler_maruyama
 from jaxgen.samplers.guidance import guided
 from jaxgen.samplers.heun import heun
+from jaxgen.samplers.unipc import unipc
 from tests.analytic import PROCESSES, compiled, flow, gaussian, mixture
 
 SAMPLERS = {
@@ -32,8 +35,12 @@ SAMPLERS = {
   'dpm_singlestep': partial(dpm_singlestep, order=3),
   'dpm_noise': partial(dpm_multistep, space=exponential.noise),
   'dpm_sde': partial(dpm_multistep, eta=1.0),
+  'unipc': partial(unipc, order=3),
+  'euler_maruyama': euler_maruyama,
+  'edm': partial(edm, noise=1.0),
 }
 ODE = {'ddim': 1, 'euler': 1, 'heun': 2}  # deterministic, with their orders
+NOISY = ['ddpm', 'ddim_noisy', 'dpm_sde', 'euler_maruyama', 'edm']
 MEAN, VARIANCE = 0.4, 0.25
 N, STEPS = 2048, 100
 X = np.linspace(-2, 2, N, dtype=np.float32).reshape(N, 1, 1, 1)
@@ -196,7 +203,7 @@ def expand_like(t, x):
 # Images depend on their own keys
 
 
-@pytest.mark.parametrize('sampler', ['ddpm', 'ddim_noisy'])
+@pytest.mark.parametrize('sampler', NOISY)
 def test_an_image_is_the_same_in_any_batch(sampler):
   process, (x, keys) = PROCESSES['rectified_flow'], _noise(64)
   denoise = mixture(process, (-0.8, 0.5), 0.02)
@@ -206,11 +213,11 @@ def test_an_image_is_the_same_in_any_batch(sampler):
     np.testing.assert_allclose(run(n), all_64[:n], atol=1e-6)
 
 
-@pytest.mark.parametrize('sampler', [ddpm, SAMPLERS['ddim_noisy']])
+@pytest.mark.parametrize('sampler', NOISY)
 def test_a_noisy_sampler_asks_for_keys(sampler):
   process, (x, _) = PROCESSES['vp_linear'], _noise(2)
   with pytest.raises(ValueError, match='got no keys'):
-    sampler(gaussian(process, MEAN, VARIANCE), process, x, grids.uniform(2))
+    SAMPLERS[sampler](gaussian(process, MEAN, VARIANCE), process, x, grids.uniform(2))
 
 
 def test_eta_is_the_share_of_ddpms_noise():

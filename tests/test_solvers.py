@@ -1,5 +1,6 @@
 """The solvers of higher order and the SDE's, on a mixture of Gaussians whose flow is known in closed form."""
 
+import itertools
 from functools import partial
 
 import jax
@@ -8,19 +9,33 @@ import numpy as np
 import pytest
 
 from jaxgen.processes.process import Process
-from jaxgen.samplers import exponential
+from jaxgen.samplers import dpm_solver, exponential, grids
+from jaxgen.samplers import edm as edm_module
+from jaxgen.samplers import euler_maruyama as euler_maruyama_module
+from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.ddim_inversion import ddim_inversion
+from jaxgen.samplers.ddpm import ddpm
 from jaxgen.samplers.dpm_solver import dpm_multistep, dpm_singlestep
-from tests.analytic import PROCESSES, mixture, mixture_flow
+from jaxgen.samplers.edm import edm
+from jaxgen.samplers.euler_maruyama import euler_maruyama
+from jaxgen.samplers.unipc import unipc
+from tests.analytic import PROCESSES, gaussian, mixture, mixture_flow
 
 VE = Process(alpha=jnp.ones_like, sigma=lambda t: 1.0 * t, network_time=lambda t: t)
 MEANS, VARIANCE = (-0.8, 0.5), 0.05
-ORDERS = {  # name: solver, order
+ORDERS = {  # name: solver, order; UniPC's is that of its corrector
   **{
     f'{name}_{of_space}_{order}': (partial(solver, order=order, space=space), order)
     for name, solver in (('multistep', dpm_multistep), ('singlestep', dpm_singlestep))
     for of_space, space in (('data', exponential.data), ('noise', exponential.noise))
     for order in (1, 2, 3)
   },
+  **{
+    f'unipc_{b.__name__}_{order}': (partial(unipc, order=order, second=b), order + 1)
+    for b in (exponential.bh1, exponential.bh2)
+    for order in (1, 2, 3)
+  },
+  'edm_still': (partial(edm, churn=0.0), 2),
   'multistep_data_2_exact': (partial(dpm_multistep, order=2, second=None), 2),
 }
 
@@ -29,7 +44,7 @@ PAIRS = [  # every solver on one process, and the higher orders on all
   (solver, process)
   for solver, (_, order) in ORDERS.items()
   for process in ('vp_linear', 'vp_cosine', 'rectified_flow', 've')
-  if process == 'rectified_flow' or (order == 3 and solver.split('_')[1] == 'data')
+  if process == 'rectified_flow' or (order >= 3 and solver.split('_')[1] not in ('noise', 'bh1'))
 ]
 
 
@@ -54,3 +69,134 @@ def test_the_error_falls_with_the_order_of_the_method(solver, process):
     error = lambda n: np.sqrt(np.mean((run(x, _uneven(n, 81, start, end)) - exact) ** 2))  # noqa: E731
     measured = np.log2(error(40) / error(80))
   assert abs(measured - order) < 0.3, f'order {measured:.2f}'
+
+
+# Solvers of the SDE, with noise that is known
+
+MEAN = 0.4
+SDE = {'euler_maruyama': (euler_maruyama, 1)}
+SDE |= {f'sde_{order}': (partial(dpm_multistep, order=order, eta=1.0), order) for order in (1, 2)}
+
+
+def _noise_of(monkeypatch, z):
+  """Every step's noise is z(step, batch size)."""
+  for module in (dpm_solver, euler_maruyama_module, edm_module):
+    monkeypatch.setattr(
+      module, 'step_noise', lambda keys, step, x: jnp.broadcast_to(z(step, len(x)).reshape(-1, 1), x.shape)
+    )
+
+
+@pytest.mark.parametrize('process', ['vp_linear', 'rectified_flow'])
+@pytest.mark.parametrize('solver', SDE)
+def test_the_variance_of_the_sde_has_the_order_of_the_method(solver, process, monkeypatch):
+  """For a Gaussian all is linear, so the variance is a sum over steps of what a unit of their noise does."""
+  _noise_of(monkeypatch, lambda step, size: (jnp.arange(size) == step).astype(jnp.float64))
+  (solver, order), process, (start, end) = SDE[solver], PROCESSES[process], (0.8, 0.2)
+
+  def spread(t):
+    t = jnp.float64(t)
+    return float(jnp.sqrt(process.alpha(t) ** 2 * VARIANCE + process.sigma(t) ** 2))
+
+  @jax.jit
+  def run(x, grid, keys):
+    return solver(gaussian(process, MEAN, VARIANCE), process, x, grid, keys=keys)
+
+  def error(n):
+    grid = _uneven(n, 161, start, end)
+    noise, mean = np.zeros((len(grid), 1)), float(process.alpha(jnp.float64(start))) * MEAN
+    x = np.concatenate([mean + noise, mean + np.array([[spread(start)]])])  # a step's noise each, none, and x's own
+    keys = jax.random.split(jax.random.key(0), len(x))
+    out = np.ravel(run(jnp.asarray(x), grid, keys))
+    np.testing.assert_allclose(out[-2], process.alpha(jnp.float64(end)) * MEAN, atol=1e-2)
+    return abs(np.sqrt(np.sum((out - out[-2]) ** 2)) / spread(end) - 1)
+
+  with jax.enable_x64(True):
+    measured = np.log2(error(80) / error(160))
+  assert abs(measured - order) < 0.3, f'order {measured:.2f}'
+
+
+@pytest.mark.parametrize('process', ['vp_linear', 'rectified_flow', 've'])
+@pytest.mark.parametrize('z', [0.0, 0.01])
+def test_edm_raises_the_noise_and_follows_the_flow_down(process, z, monkeypatch):
+  """Against Algorithm 2 in float64 with the closed-form flow in place of Heun's step, on y = x/alpha."""
+  _noise_of(monkeypatch, lambda step, size: jnp.full(size, z))
+  low, high = (0.41, 0.73) if process == 've' else (0.83, 2.1)
+  process, start, end, churn, s_noise = PROCESSES.get(process, VE), 0.8, 0.2, 6.0, 1.1
+  x = np.linspace(-1.5, 1.5, 8).reshape(-1, 1)
+
+  def exact(grid):
+    alpha, nus = process.alpha(grid), process.sigma(grid) / process.alpha(grid)
+    y = x / alpha[0]
+    for nu, nu_s in itertools.pairwise(nus):
+      gamma = min(churn / (len(grid) - 1), 2**0.5 - 1) if low <= nu <= high else 0
+      raised = nu * (1 + gamma)
+      y = y + s_noise * (raised**2 - nu**2) ** 0.5 * z
+      y = MEAN + ((VARIANCE + nu_s**2) / (VARIANCE + raised**2)) ** 0.5 * (y - MEAN)
+    return alpha[-1] * y
+
+  def error(n):
+    grid, keys = jnp.linspace(start, end, n + 1), jax.random.split(jax.random.key(0), len(x))
+    options = {'churn': churn, 'nu_min': low, 'nu_max': high, 'noise': s_noise}
+    got = edm(gaussian(process, MEAN, VARIANCE), process, jnp.asarray(x), grid, keys=keys, **options)
+    return np.sqrt(np.mean((got - exact(grid)) ** 2))
+
+  with jax.enable_x64(True):
+    measured = np.log2(error(80) / error(160))
+  assert abs(measured - 2) < 0.3, f'order {measured:.2f}'
+
+
+def test_edm_churns_within_the_levels_that_it_is_given():
+  process, keys = PROCESSES['rectified_flow'], jax.random.split(jax.random.key(0), 4)
+  x, grid = jnp.ones((4, 1)), grids.uniform(4)
+  run = lambda **kwargs: edm(gaussian(process, MEAN, VARIANCE), process, x, grid, keys=keys, **kwargs)  # noqa: E731
+  still = run(churn=0.0)
+  np.testing.assert_array_equal(run(nu_min=0.4, nu_max=0.9), still)  # sigma/alpha is 3, 1, 1/3
+  assert np.abs(run(nu_min=0.9, nu_max=1.1) - still).max() > 1e-2
+
+
+@pytest.mark.parametrize('process', ['vp_cosine_1000', 'rectified_flow'])
+def test_the_sde_solver_of_order_1_is_ddpm(process):
+  process, keys = PROCESSES[process], jax.random.split(jax.random.key(1), 16)
+  x = jax.random.normal(jax.random.key(0), (16, 1))
+  run = lambda solver: jax.jit(  # noqa: E731
+    lambda x: solver(mixture(process, MEANS, VARIANCE), process, x, grids.uniform(10), keys=keys)
+  )(x)
+  np.testing.assert_allclose(run(partial(dpm_multistep, order=1, eta=1.0)), run(ddpm), atol=2e-5)
+
+
+# Inversion
+
+
+@pytest.mark.parametrize('process', ['vp_linear', 'rectified_flow'])
+def test_inversion_finds_the_noise_of_an_image(process):
+  process = PROCESSES[process]
+  denoise, x = mixture(process, MEANS, VARIANCE), jnp.linspace(-1.2, 0.9, 32).reshape(-1, 1)
+
+  def error(steps, repeats):
+    grid = grids.quadratic(steps)
+    back = lambda x: ddim_inversion(denoise, process, x, grid, repeats=repeats)  # noqa: E731
+    return np.abs(jax.jit(lambda x: ddim(denoise, process, back(x), grid))(x) - x).max()
+
+  coarse, fine, exact = error(50, 0), error(200, 0), error(50, 20)
+  assert exact < 1e-4
+  assert 0.6 < np.log2(coarse / fine) / 2 < 1.4
+  assert coarse > 20 * exact
+
+
+# What is refused
+
+
+def test_impossible_options_are_refused():
+  process, x, grid = PROCESSES['rectified_flow'], jnp.ones((2, 1)), grids.uniform(2)
+  denoise = gaussian(process, MEAN, VARIANCE)
+  for solver in (dpm_multistep, dpm_singlestep, unipc):
+    with pytest.raises(ValueError, match='got order=4'):
+      solver(denoise, process, x, grid, order=4)
+  with pytest.raises(ValueError, match=r'eta is 1\.0 with another space than data'):
+    dpm_multistep(denoise, process, x, grid, space=exponential.noise, eta=1.0)
+  with pytest.raises(ValueError, match='eta is 2'):
+    dpm_multistep(denoise, process, x, grid, eta=2.0)
+  with pytest.raises(ValueError, match='repeats is -1'):
+    ddim_inversion(denoise, process, x, grid, repeats=-1)
+  with pytest.raises(ValueError, match='churn is -1'):
+    edm(denoise, process, x, grid, churn=-1.0)

@@ -1,0 +1,59 @@
+"""Euler-Maruyama on the reverse SDE (Anderson 1982; Song et al. 2021), written with the schedule in place of time.
+
+The SDE is the probability-flow ODE and, on top, as much Langevin dynamics as undoes the noise that it adds:
+
+  (1)  dx = x0 d alpha + eps d sigma - (g^2 dt)/(2 sigma) eps + g dw,   g^2 dt = 2 sigma^2 d log(alpha/sigma)
+  (2)  x_s = x_t + (alpha_s - alpha_t) x0 + (sigma_s - sigma_t) eps - v/(2 sigma_t) eps + sqrt(v) z,   z ~ N(0, I)
+  (3)  v = sigma_t^2 (1 - (alpha_t sigma_s/(alpha_s sigma_t))^2),   the noise that q(x_t | x_s) adds
+
+Order 1 in distribution. Differs from Euler-Maruyama in t: Eq. 3 is g^2 dt to first order, and never larger than
+sigma_t^2. Where |log(alpha/sigma)| is above exponential.LIMIT, g^2 grows without bound and v is 0.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.processes import posterior
+from jaxgen.processes.process import Prediction, Process
+from jaxgen.samplers import exponential
+from jaxgen.samplers.clipping import clipped
+from jaxgen.samplers.noise import required, step_noise
+from jaxgen.typing import Array, Cond, Float, Key
+
+
+def euler_maruyama(
+  denoise: Callable[..., Prediction],
+  process: Process,
+  x: Float[Array, 'b ...'],
+  times: Float[Array | np.ndarray, ' n'],
+  *,
+  cond: Cond | None = None,
+  keys: Key[Array, ' b'] | None = None,
+  clip: float | None = None,
+) -> Float[Array, 'b ...']:
+  """Samples from `x` at times[0] to times[-1], one network call a step.
+
+  Args:
+    denoise: `(x_t, t, cond) -> Prediction`.
+    process: what the denoiser was trained to undo.
+    x: images at times[0].
+    times: decreasing; see samplers/grids.py.
+    cond: conditioning with leading batch axis.
+    keys: one for each image.
+    clip: keep x0 in [-clip, clip].
+  """
+  denoise, keys, times = clipped(denoise, process, clip), required(keys, 'euler_maruyama'), jnp.asarray(times)
+  alpha, sigma = process.alpha(times), process.sigma(times)
+  is_regular = exponential.regular(exponential.half_log_snr(process, times))
+  v = jnp.where(is_regular, posterior.large_variance(process, times[:-1], times[1:]), 0.0)  # Eq. 3
+  of_eps = sigma[1:] - sigma[:-1] - v / (2 * sigma[:-1])
+
+  def step(x: Array, at: tuple[Array, ...]) -> tuple[Array, None]:
+    i, t, of_x0, of_eps, std = at
+    prediction = denoise(x, jnp.full(x.shape[:1], t), cond or {})
+    return x + of_x0 * prediction.x0 + of_eps * prediction.eps + std * step_noise(keys, i, x), None  # Eq. 2
+
+  return jax.lax.scan(step, x, (jnp.arange(len(v)), times[:-1], alpha[1:] - alpha[:-1], of_eps, jnp.sqrt(v)))[0]
