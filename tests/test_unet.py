@@ -109,7 +109,7 @@ def test_forward_agrees_with_the_original(original):
   cond = {'label': jnp.asarray(original.arrays['y'], jnp.int32)} if original.net.num_classes else {}
   t = jnp.asarray(original.arrays['t'], jnp.float32)
   out = jax.jit(original.net.apply)({'params': original.params}, x, t, cond)
-  np.testing.assert_allclose(out.transpose(0, 3, 1, 2), original.arrays['out'], atol=1e-4, rtol=0)
+  np.testing.assert_allclose(out.transpose(0, 3, 1, 2), original.arrays['out'], atol=1e-5, rtol=0)
 
 
 def test_weights_of_the_golden_files_are_perturbed(original):
@@ -155,7 +155,7 @@ def test_remat_gives_the_same_numbers_with_dropout_and_keeps_less():
   (value, grads), (other_value, other_grads) = values(None), values(remat.policy('full'))
   np.testing.assert_allclose(value, other_value, rtol=1e-5)
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), grads, other_grads)
-  assert kept(remat.policy('full')) < 0.8 * kept(None)
+  assert kept(remat.policy('full')) < kept(remat.policy('dots')) < 0.4 * kept(None)
 
 
 def test_dropout_is_for_training_and_follows_its_key(params):
