@@ -12,6 +12,7 @@ from jaxgen.evaluators import fid as fid_module
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.fid import fid, fid_name
 from jaxgen.evaluators.generate import make_generate, to_host
+from jaxgen.evaluators.likelihood import likelihood
 from jaxgen.evaluators.samples import samples
 from jaxgen.metrics import inception
 from jaxgen.metrics.frechet import frechet_distance
@@ -136,3 +137,20 @@ def test_missing_weights_are_said_before_training(monkeypatch, tmp_path):
   assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
   with pytest.raises(ValueError, match=r'FID of 1 samples is not defined; set fid\.num_samples'):
     fid(lambda: None, toys.dataset(), mesh=mesh, cond={}, num_samples=1, every=1, batch_size=8, protocol={})
+
+
+@pytest.mark.parametrize(('num', 'batch_size'), [(None, 8), (None, 16), (11, 8)])
+def test_a_likelihood_is_the_mean_over_the_images_asked_for(num, batch_size, tmp_path):
+  mesh, dataset = sharding.make_mesh(), toys.dataset(30)
+
+  def measure(params, frozen, images, cond, keys):
+    noise = jax.vmap(jax.random.uniform)(keys)
+    return {'bits': params['net']['scale'] * images.mean((1, 2, 3)) + noise, 'ones': jnp.ones(len(images))}
+
+  evaluator = likelihood(measure, dataset, mesh=mesh, every=5, batch_size=batch_size, num=num, seed=3)
+  got = evaluator.run(_context(tmp_path, None))
+  images = np.stack([dataset.decode(dataset.source[i])['image'] for i in range(num or 30)])
+  noise = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(3), i))) for i in range(num or 30)]
+  want = np.mean(0.7 * images.mean((1, 2, 3)) + noise)  # 0.7 is the average's, not the parameters'
+  assert got['ones'] == 1
+  np.testing.assert_allclose(got['bits'], want, rtol=1e-5)

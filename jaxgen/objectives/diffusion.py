@@ -71,17 +71,12 @@ def diffusion(
   if parameterisation.learns_variance and process.num_steps is None:
     raise ValueError('a learned variance is trained by a bound over steps; give the process num_steps')
 
+  denoiser_of = denoiser_of_network(net, process, parameterisation)
+
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
     cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
     variables = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)
     return {'params': {'net': variables['params']}, 'extra': {}}
-
-  def denoiser_of(params: dict[str, Any], **kwargs: Any) -> Callable[..., Prediction]:
-    def apply(x_t: Array, network_time: Array, cond: Cond) -> Array:
-      output: Any = net.apply({'params': params['net']}, x_t, network_time, cond, **kwargs)
-      return output
-
-    return denoiser(apply, process, parameterisation)
 
   def loss(
     params: dict[str, Any], state: Any, frozen: Any, batch: Batch, key: Key[Array, '']
@@ -112,6 +107,21 @@ def diffusion(
     return x0 if limit is None else jnp.clip(x0, -limit, limit)
 
   return Objective(init, (Phase('diffusion', 'net', loss),), sample)
+
+
+def denoiser_of_network(
+  net: nn.Module, process: Process, parameterisation: Parameterisation
+) -> Callable[..., Callable[[Array, Array, Cond], Prediction]]:
+  """Returns `denoiser_of(params, *, train, rngs)`, with the parameters of `diffusion(net, process, ...)`."""
+
+  def denoiser_of(params: dict[str, Any], **kwargs: Any) -> Callable[[Array, Array, Cond], Prediction]:
+    def apply(x_t: Array, network_time: Array, cond: Cond) -> Array:
+      output: Any = net.apply({'params': params['net']}, x_t, network_time, cond, **kwargs)
+      return output
+
+    return denoiser(apply, process, parameterisation)
+
+  return denoiser_of
 
 
 def squared_error(

@@ -7,18 +7,68 @@ With s = t - 1/T, q the true reverse step given x0, and p the model's:
   (3)  L_T = KL(q(x_1 | x0) || N(0, I))                      the prior; nothing to learn
   (4)  -log p(x0) <= L_0 + sum L_t + L_T
 
-The model's mean is posterior_mean of its x0; its variance is posterior.learned.
+The model's mean is posterior_mean of its x0; its variance is posterior.learned, or small or large where it learns none.
 """
 
 import math
+from collections.abc import Callable
+from typing import NamedTuple
 
+import jax
 import jax.numpy as jnp
 
 from jaxgen.processes import posterior
-from jaxgen.processes.process import Prediction, Process, expand
-from jaxgen.typing import Array, Float
+from jaxgen.processes.process import Prediction, Process, corrupt, expand, image_noise
+from jaxgen.typing import Array, Cond, Float, Key
 
 BIN = 2 / 255  # width of an 8-bit pixel's bin in [-1, 1]
+Variance = Callable[[Process, Prediction, Array, Array], Array]  # of a reverse step: posterior.learned, small or large
+
+
+class Bound(NamedTuple):
+  """Eq. 4 of each image, in bits per dimension; its mean over data bounds their entropy from above.
+
+  Attributes:
+    terms: L_0, then L_t of each later step.
+    prior: L_T.
+  """
+
+  terms: Float[Array, 'b t']
+  prior: Float[Array, ' b']
+
+  @property
+  def total(self) -> Float[Array, ' b']:
+    return self.terms.sum(1) + self.prior
+
+
+def bound(
+  denoise: Callable[[Array, Array, Cond], Prediction],
+  process: Process,
+  x0: Float[Array, 'b ...'],
+  *,
+  cond: Cond,
+  keys: Key[Array, ' b'],
+  variance: Variance = posterior.learned,
+) -> Bound:
+  """Every term of Eq. 4, each with one draw of x_t: as many passes of the denoiser as the process has steps.
+
+  Args:
+    denoise: the model.
+    process: with `num_steps`.
+    x0: 8-bit images in [-1, 1].
+    cond: the images' conditioning.
+    keys: of the images.
+    variance: of the model's reverse steps.
+  """
+  steps = _num_steps(process)
+
+  def body(_, k):
+    t = jnp.full(len(x0), (k + 1) / steps, jnp.float32)
+    x_t = corrupt(process, x0, image_noise(jax.vmap(lambda key: jax.random.fold_in(key, k))(keys), x0.shape[1:]), t)
+    return None, vlb_term(process, denoise(x_t, t, cond), x0, x_t, t, variance=variance)
+
+  _, terms = jax.lax.scan(body, None, jnp.arange(steps))
+  return Bound(terms.T, prior_term(process, x0))
 
 
 def vlb_term(
@@ -27,19 +77,26 @@ def vlb_term(
   x0: Float[Array, 'b ...'],
   x_t: Float[Array, 'b ...'],
   t: Float[Array, ' b'],
+  *,
+  variance: Variance = posterior.learned,
 ) -> Float[Array, ' b']:
   """The term of Eq. 4 that t belongs to, in bits per dimension; t is on the grid of the process."""
-  if process.num_steps is None:
-    raise ValueError('the variational bound has one term for each step; give the process a number of steps')
-  first = t < 1.5 / process.num_steps
-  s = jnp.where(first, 0, t - 1 / process.num_steps)
+  steps = _num_steps(process)
+  first = t < 1.5 / steps
+  s = jnp.where(first, 0, t - 1 / steps)
   model_mean = posterior.posterior_mean(process, prediction.x0, x_t, t, s)
-  model_log_variance = jnp.log(posterior.learned(process, prediction, t, s))
+  model_log_variance = jnp.broadcast_to(jnp.log(variance(process, prediction, t, s)), x0.shape)
   true_mean = posterior.posterior_mean(process, x0, x_t, t, s)
   true_log_variance = expand(posterior.log_small_variance(process, t, s), x0)
   divergence = normal_kl(true_mean, true_log_variance, model_mean, model_log_variance)  # Eq. 1
   surprise = -pixel_log_likelihood(x0, model_mean, model_log_variance)  # Eq. 2
   return _bits(jnp.where(expand(first, x0), surprise, divergence))
+
+
+def _num_steps(process: Process) -> int:
+  if process.num_steps is None:
+    raise ValueError('the variational bound has one term for each step; give the process a number of steps')
+  return process.num_steps
 
 
 def prior_term(process: Process, x0: Float[Array, 'b ...']) -> Float[Array, ' b']:

@@ -148,7 +148,8 @@ def denoiser(
   """
 
   def denoise(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
-    output = apply(expand(parameterisation.scale_input(t), x_t) * x_t, process.network_time(t), cond).astype(jnp.float32)
+    seen = expand(parameterisation.scale_input(t), x_t) * x_t
+    output = apply(seen, process.network_time(t), cond).astype(jnp.float32)
     channels = x_t.shape[-1]
     wanted = 2 * channels if parameterisation.learns_variance else channels
     if output.shape[-1] != wanted:

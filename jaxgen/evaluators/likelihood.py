@@ -1,0 +1,68 @@
+"""Likelihood of held-out images while training, by any measure of it: objectives/likelihood.py or variational.py."""
+
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import sharding
+from jaxgen.data.dataset import Dataset
+from jaxgen.data.loader import epoch
+from jaxgen.evaluators.base import Context, Evaluator
+from jaxgen.train_state import sampling_params
+from jaxgen.typing import Array
+
+
+def likelihood(
+  measure: Callable[..., dict[str, Array]],
+  dataset: Dataset,
+  *,
+  mesh: jax.sharding.Mesh,
+  every: int,
+  batch_size: int,
+  num: int | None = None,
+  cond: Sequence[str] = (),
+  seed: int = 0,
+  name: str = 'likelihood',
+) -> Evaluator:
+  """Means over a dataset's images, from the averaged parameters.
+
+  Args:
+    measure: `(params, frozen, images, cond, keys) -> {name: float32 [b]}`, such as bits per dimension.
+    dataset: best one that the run does not train on.
+    mesh: a batch is split over it.
+    every: interval in steps.
+    batch_size: images at a time.
+    num: of the dataset's first images; None for all.
+    cond: the fields of the dataset that the network is told.
+    seed: of the noise; image i has the key fold_in(key(seed), i) whatever the batch size.
+    name: of its clock.
+  """
+  sharding.check_batch_size(batch_size, mesh)
+  place, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
+  num = dataset.num_examples if num is None else min(num, dataset.num_examples)
+
+  @jax.jit
+  def totals(params, frozen, batch, first):
+    index = first + jnp.arange(batch_size)
+    keys = jax.vmap(lambda i: jax.random.fold_in(jax.random.key(seed), i))(index)
+    keys = jax.lax.with_sharding_constraint(keys, place)
+    found = measure(params, frozen, batch['image'], {field: batch[field] for field in cond}, keys)
+    meant = batch['mask'] & (index < num)
+    sums = {key: jnp.where(meant, value, 0.0).sum() for key, value in found.items()}
+    return jax.lax.with_sharding_constraint((sums, meant.sum()), everywhere)
+
+  def run(context: Context) -> dict[str, float]:
+    params, sums, count = sampling_params(context.state), {}, 0
+    with epoch(dataset, batch_size=batch_size, sharding=place) as batches:
+      for first, batch in zip(range(0, num, batch_size), batches, strict=False):
+        part, meant = totals(params, context.frozen, batch, np.int32(first))
+        sums = {key: sums.get(key, 0.0) + float(value) for key, value in part.items()}
+        count += int(meant)
+        context.pause()
+    if not count:
+      raise ValueError(f'no image of {dataset.name} ({dataset.split}) can be read, so it has no likelihood')
+    return {key: value / count for key, value in sums.items()}
+
+  return Evaluator(name, every, run)
