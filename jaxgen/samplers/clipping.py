@@ -2,6 +2,7 @@
 
 (1)  x0' = clip(x0, -limit, limit)
 (2)  eps' = (x_t - alpha x0') / sigma, so that x_t = alpha x0' + sigma eps' still holds
+(3)  x0' = clip(x0, -s, s) limit/s,   s = max(limit, quantile of |x0| over the image)     (Imagen, Saharia et al. 2022)
 """
 
 from collections.abc import Callable
@@ -9,7 +10,7 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxgen.processes import parameterisation
-from jaxgen.processes.process import Prediction, Process
+from jaxgen.processes.process import Prediction, Process, expand
 from jaxgen.typing import Array, Cond, Float
 
 
@@ -17,11 +18,39 @@ def clipped(denoise: Callable[..., Prediction], process: Process, limit: float |
   """A denoiser whose x0 stays in [-limit, limit]; the same denoiser if limit is None."""
   if limit is None:
     return denoise
+  return _with_x0(denoise, process, lambda x0: jnp.clip(x0, -limit, limit))  # Eq. 1
+
+
+def thresholded(
+  denoise: Callable[..., Prediction], process: Process, *, quantile: float = 0.995, limit: float = 1.0
+) -> Callable[..., Prediction]:
+  """Dynamic thresholding, for pixels under strong guidance: an image that leaves [-limit, limit] is scaled back.
+
+  Args:
+    denoise: `(x_t, t, cond) -> Prediction`, mostly a guided one.
+    process: what corrupted x_t.
+    quantile: in [0, 1], the share of an image's values that are scaled rather than clipped.
+    limit: of the range of the data.
+  """
+  if not 0 <= quantile <= 1:
+    raise ValueError(f'quantile is {quantile}; it is a share, in [0, 1]: 0.995, not 99.5')
+
+  def threshold(x0: Array) -> Array:
+    s = jnp.maximum(limit, jnp.quantile(jnp.abs(x0).reshape(len(x0), -1), quantile, axis=1))
+    s = expand(s, x0)
+    return jnp.clip(x0, -s, s) * (limit / s)  # Eq. 3
+
+  return _with_x0(denoise, process, threshold)
+
+
+def _with_x0(
+  denoise: Callable[..., Prediction], process: Process, change: Callable[[Array], Array]
+) -> Callable[..., Prediction]:
+  """A denoiser whose x0 is changed, and whose eps follows."""
   of_x0 = parameterisation.x0(process)
 
-  def clip(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
+  def changed(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
     prediction = denoise(x_t, t, cond)
-    x0 = jnp.clip(prediction.x0, -limit, limit)  # Eq. 1
-    return of_x0.predict(x0, x_t, t)._replace(variance=prediction.variance)  # Eq. 2
+    return of_x0.predict(change(prediction.x0), x_t, t)._replace(variance=prediction.variance)  # Eq. 2
 
-  return clip
+  return changed
