@@ -7,8 +7,10 @@ Cosine diffusion; the network predicts x0 and is judged on v, the loss in which 
 Result, seed 0, two busy cores: fid_256 219.4 at step 300, 196.0 at step 600, in 13 minutes; yellow faces, square signs.
 """
 
+from collections.abc import Callable
 from functools import partial
 
+import flax.linen as nn
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -72,14 +74,14 @@ def get_config() -> ConfigDict:
   )
 
 
-def build(c: ConfigDict) -> Experiment:
+def build(c: ConfigDict, *, network: Callable[..., nn.Module] = DiT) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
   dataset = DATASETS[c.dataset]('train')
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=True)
   null = {'label': dataset.num_classes}
   process, loss_in, time_sampler = PROCESSES[c.process]
   objective = diffusion(
-    DiT(num_classes=dataset.num_classes, **c.model),
+    network(num_classes=dataset.num_classes, **c.model),
     process,
     shape=data.spec['image'].shape[1:],
     parameterisation=parameterisation.x0(process, margin=c.margin),
