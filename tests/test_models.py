@@ -32,6 +32,13 @@ NETWORKS = {
   'dit': Case(_small_dit(num_classes=5), (8, 8, 3), 3, _labels, zero_at_start=True),
   'dit_unconditional': Case(_small_dit(), (8, 4, 3), 3, {}, zero_at_start=True),
   'dit_learned_sigma': Case(_small_dit(num_classes=5, learn_sigma=True), (8, 8, 4), 8, _labels, zero_at_start=True),
+  'dit_interval': Case(
+    _small_dit(num_classes=5, interval=True),
+    (8, 8, 3),
+    3,
+    _labels | {'interval': jnp.array([0.0, 250.0, 999.0])},
+    zero_at_start=True,
+  ),
   'unet_ddpm': Case(_small_unet(style=unet.DDPM), (8, 4, 3), 3, {}, zero_at_start=True),
   'unet_adm': Case(_small_unet(num_classes=6, learn_sigma=True), (8, 8, 3), 6, _labels, zero_at_start=True),
 }

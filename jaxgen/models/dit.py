@@ -1,6 +1,6 @@
 """DiT: a transformer over image patches, conditioned by adaptive layer norms that start as the identity.
 
-  c = time(t) + label(y)                                                                    (1)
+  c = time(t) + label(y) + interval(t - r), the last only with `interval`                   (1)
   shift1, scale1, gate1, shift2, scale2, gate2 = modulation(silu(c))                        (2)
   x <- x + gate1 * attention(norm(x) (1 + scale1) + shift1)                                 (3)
   x <- x + gate2 * mlp(norm(x) (1 + scale2) + shift2)                                       (4)
@@ -52,6 +52,7 @@ class DiT(nn.Module):
     num_classes: labels are 0 to num_classes - 1, and num_classes is the null label; 0 is unconditional.
     mlp_ratio: hidden width of the MLP, in widths.
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
+    interval: the length t - r of a jump is a condition too, as in MeanFlow and shortcut models.
     dtype: of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
     unroll: blocks per iteration of the scan over depth; compile time grows with it.
@@ -64,6 +65,7 @@ class DiT(nn.Module):
   num_classes: int = 0
   mlp_ratio: int = 4
   learn_sigma: bool = False
+  interval: bool = False
   dtype: Any = jnp.float32
   remat: Callable[..., bool] | None = None
   unroll: int = 1
@@ -77,7 +79,8 @@ class DiT(nn.Module):
     Args:
       x: images or latents.
       t: time as the sinusoid sees it, of the order of 0 to 1000 (`Process.network_time`).
-      cond: `{'label': int32 b}`, or anything if the network is unconditional.
+      cond: `{'label': int32 b}`, or anything if the network is unconditional; with `interval` also
+        `{'interval': float32 b}`, of the order of 0 to 1000 like `t`.
       train: part of every network's signature; DiT behaves the same.
     """
     height, width, channels = x.shape[1:]
@@ -87,6 +90,8 @@ class DiT(nn.Module):
     c = TimeEmbedding(self.width, name='time_embed')(t)
     if self.num_classes:
       c += LabelEmbedding(self.num_classes, self.width, name='label_embed')(cond['label'])
+    if self.interval:
+      c += TimeEmbedding(self.width, name='interval_embed')(cond['interval'])
     c = nn.silu(c).astype(self.dtype)  # b d
     x = patchify(x.astype(self.dtype), self.patch)  # b l ppc
     x = Linear(self.width, dtype=self.dtype, name='patch_embed')(x)
@@ -171,7 +176,7 @@ def modulate(
 
 
 class TimeEmbedding(nn.Module):
-  """time(t) of Eq. 1, in float32."""
+  """time(t) of Eq. 1, in float32; of an interval's length just as well."""
 
   width: int
 
