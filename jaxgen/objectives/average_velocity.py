@@ -1,0 +1,220 @@
+"""Few-step flows: the network learns the velocity of a whole jump, and one to four jumps make an image.
+
+Rectified flow has x_t = (1 - t) x0 + t eps and v = eps - x0. Between two times r <= t on a path of its ODE,
+
+  (1)  u(x_t, t, r) = 1/(t - r) integral from r to t of v(x_s, s) ds,   u(x_t, t, t) = v(x_t, t)
+  (2)  x_r = x_t - (t - r) u(x_t, t, r)
+
+MeanFlow (Geng et al. 2025) differentiates Eq. 1 along the path, with sg the stopped gradient:
+
+  (3)  u = sg(v - (t - r) du/dt),   du/dt = v du/dx + du/dt at fixed x     (one forward-mode pass)
+
+Shortcut models (Frans et al. 2025) make one jump equal to two of half its length h:
+
+  (4)  u(x_t, t, t - 2h) = sg(u(x_t, t, t - h) + u(x_{t-h}, t - h, t - 2h)) / 2
+
+A network is told 1000 t as its time, and 1000 (t - r) as cond['interval'].
+
+Differs from the papers in the direction of time: t = 1 is noise in MeanFlow as here, and data in shortcut models.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.diffusion import drop, named
+from jaxgen.processes.process import corrupt, expand, image_noise
+from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.processes.times import TimeSampler
+from jaxgen.samplers.guidance import nothing
+from jaxgen.typing import Array, Batch, Cond, Float, Key
+
+TIME_SCALE = 1000.0
+Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
+_FLOW = rectified_flow()
+
+
+def mean_flow(
+  net: nn.Module,
+  *,
+  shape: tuple[int, ...],
+  times: TimeSampler,
+  jumps: Float[np.ndarray, ' n'],
+  different: float = 0.25,
+  null: dict[str, Any] | None = None,
+  drop_rate: float = 0.0,
+  scale: float = 1.0,
+  power: float = 1.0,
+  limit: float | None = 1.0,
+) -> Objective:
+  """Trains u by Eq. 3.
+
+  Args:
+    net: `(x_t, time, cond, *, train) -> u` that reads `cond['interval']`, such as `DiT(interval=True)`.
+    shape: of one image, `(h, w, c)`.
+    times: drawn twice for each image; the later is t, the earlier r.
+    jumps: the sampler's times, from 1 to 0: `grids.uniform(1)` for one step.
+    different: share of the images with r < t; the others learn v.
+    null, drop_rate: as in `diffusion`.
+    scale: guidance that the network learns to contain: v becomes scale v + (1 - scale) u(x_t, t, t | null), where the
+      condition is not dropped, so that a guided image costs no second pass.
+    power: p of the adaptive weight sg(1 / (|error|^2 + 1e-3)^p); 0 is the squared error.
+    limit: samples are clipped to [-limit, limit]; None for latents.
+  """
+  null = null or {}
+  if not 0 <= different <= 1:
+    raise ValueError(f'different is {different}; it is a share of the images, in [0, 1]')
+
+  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    keys = jax.random.split(key, 6)
+    x0 = batch['image'].astype(jnp.float32)
+    first, second = times(keys[0], len(x0)), times(keys[1], len(x0))
+    t = jnp.maximum(first, second)
+    jumping = jax.random.bernoulli(keys[2], different, t.shape)
+    r = jnp.where(jumping, jnp.minimum(first, second), t)
+    eps = image_noise(jax.random.split(keys[3], len(x0)), x0.shape[1:])
+    x_t, v = corrupt(_FLOW, x0, eps, t), eps - x0
+    full = named(null, batch)
+    cond = drop(full, null, drop_rate, keys[4])
+    rngs = {'dropout': keys[5]}
+    if scale != 1:
+      unguided = _jump(net, params, nothing(null, full), train=False)(x_t, t, t)
+      guided = scale * v + (1 - scale) * jax.lax.stop_gradient(unguided)
+      v = jnp.where(_dropped(cond, null, x_t), v, guided)
+    u, target = mean_flow_target(_jump(net, params, cond, train=True, rngs=rngs), x_t, v, t, r)
+    error = _per_image((u - target) ** 2)
+    weight = jax.lax.stop_gradient((error + 1e-3) ** -power)
+    squared = error / x0[0].size
+    metrics = {
+      'velocity_error': _mean_where(~jumping, squared),
+      'jump_error': _mean_where(jumping, squared),
+    }
+    return jnp.mean(weight * error), Aux(metrics)
+
+  return Objective(_init(net, shape, null), (Phase('mean_flow', 'net', loss),), _sample(net, shape, null, jumps, limit))
+
+
+def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:
+  """u and what Eq. 3 wants it to be."""
+  ones, zeros = jnp.ones_like(t), jnp.zeros_like(r)
+  u, along = jax.jvp(jump, (x_t, t, r), (v, ones, zeros))
+  return u, jax.lax.stop_gradient(v - expand(t - r, x_t) * along)
+
+
+def shortcut(
+  net: nn.Module,
+  *,
+  shape: tuple[int, ...],
+  jumps: Float[np.ndarray, ' n'],
+  finest: int = 128,
+  one_in: int = 4,
+  null: dict[str, Any] | None = None,
+  drop_rate: float = 0.0,
+  limit: float | None = 1.0,
+) -> Objective:
+  """Trains u by Eq. 4, and at interval 0 as the velocity.
+
+  Args:
+    net, shape, jumps, null, drop_rate, limit: as in `mean_flow`; jumps of 1, 1/2, 1/4, ... are the trained ones.
+    finest: a power of two; jumps of 1/finest are taken at interval 0.
+    one_in: of so many images one learns Eq. 4, with targets from the average of the network's name where there is one.
+  """
+  null, levels = null or {}, finest.bit_length() - 1
+  if finest < 2 or 2**levels != finest:
+    raise ValueError(f'finest is {finest}; it must be a power of two, 2 or more')
+
+  def jump_of(params, cond: Cond, **kwargs: Any) -> Jump:
+    jump = _jump(net, params, cond, **kwargs)
+    return lambda x, t, r: jump(x, t, jnp.where(t - r < 1.5 / finest, t, r))
+
+  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    x0 = batch['image'].astype(jnp.float32)
+    if len(x0) % one_in:
+      raise ValueError(f'a batch of {len(x0)} does not divide into groups of {one_in}; use a multiple of {one_in}')
+    keys = jax.random.split(key, 5)
+    taught = jnp.arange(len(x0)) % one_in == 0
+    level_key, place_key = jax.random.split(keys[0])
+    length = 2.0 ** -jax.random.randint(level_key, (len(x0),), 0, levels)  # 1 ... 2/finest
+    place = jax.random.uniform(place_key, (len(x0),))
+    t = jnp.where(taught, length * jnp.floor(1 + place / length), place)
+    eps = image_noise(jax.random.split(keys[1], len(x0)), x0.shape[1:])
+    x_t = corrupt(_FLOW, x0, eps, t)
+    cond = drop(named(null, batch), null, drop_rate, keys[2])
+    teacher = {'net': state.ema.get('net', params['net'])}
+    few = jax.tree.map(lambda a: a[::one_in], (x_t, t, length, cond))
+    two = shortcut_target(jump_of(teacher, few[3], train=False), *few[:3])
+    spread = jnp.repeat(two, one_in, axis=0)
+    target = jax.lax.stop_gradient(jnp.where(expand(taught, x0), spread, eps - x0))
+    r = jnp.where(taught, t - length, t)
+    u = jump_of(params, cond, train=True, rngs={'dropout': keys[3]})(x_t, t, r)
+    squared = _per_image((u - target) ** 2) / x0[0].size
+    metrics = {'velocity_error': _mean_where(~taught, squared), 'jump_error': _mean_where(taught, squared)}
+    return jnp.mean(squared), Aux(metrics)
+
+  return Objective(_init(net, shape, null), (Phase('shortcut', 'net', loss),), _sample(net, shape, null, jumps, limit))
+
+
+def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:
+  """The right side of Eq. 4, without its sg: the mean velocity of two jumps of half the length."""
+  half = length / 2
+  first = jump(x_t, t, t - half)
+  second = jump(x_t - expand(half, x_t) * first, t - half, t - length)
+  return (first + second) / 2
+
+
+def _jump(net: nn.Module, params: dict[str, Any], cond: Cond, **kwargs: Any) -> Jump:
+  def jump(x: Array, t: Array, r: Array) -> Array:
+    told = {**cond, 'interval': TIME_SCALE * (t - r)}
+    output: Any = net.apply({'params': params['net']}, x, TIME_SCALE * t, told, **kwargs)
+    return output.astype(jnp.float32)
+
+  return jump
+
+
+def _init(net: nn.Module, shape: tuple[int, ...], null: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
+    told = {**cond, 'interval': jnp.zeros(1)}
+    return {'params': {'net': net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), told, train=False)['params']}}
+
+  return init
+
+
+def _sample(net: nn.Module, shape: tuple[int, ...], null: dict[str, Any], jumps: np.ndarray, limit: float | None):
+  times = np.asarray(jumps, np.float32)
+  if times[0] != 1 or times[-1] != 0 or (np.diff(times) >= 0).any():
+    raise ValueError(f'jumps are {times.tolist()}; they must fall from 1 to 0')
+
+  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
+    jump = _jump(net, params, named(null, cond), train=False)
+
+    def step(x: Array, t_r: tuple[Array, Array]) -> tuple[Array, None]:
+      t, r = (jnp.full(len(x), time) for time in t_r)
+      return x - expand(t - r, x) * jump(x, t, r), None  # Eq. 2
+
+    grid = jnp.asarray(times)
+    x0, _ = jax.lax.scan(step, image_noise(keys, shape), (grid[:-1], grid[1:]))
+    return x0 if limit is None else jnp.clip(x0, -limit, limit)
+
+  return sample
+
+
+def _dropped(cond: Cond, null: dict[str, Any], like: Array) -> Array:
+  """Which images have the null condition."""
+  same = jnp.ones(len(like), bool)
+  for name, value in nothing(null, cond).items():
+    same &= (cond[name] == value).reshape(len(like), -1).all(1)
+  return expand(same, like)
+
+
+def _per_image(x: Float[Array, 'b ...']) -> Float[Array, ' b']:
+  return x.sum(axis=tuple(range(1, x.ndim)))
+
+
+def _mean_where(where: Array, x: Float[Array, ' b']) -> Float[Array, '']:
+  return jnp.where(where, x, 0.0).sum() / jnp.maximum(where.sum(), 1)

@@ -1,0 +1,165 @@
+"""MeanFlow and shortcut models: the true average velocity is their fixed point, and they learn it."""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from jaxgen import ema
+from jaxgen.objectives.average_velocity import mean_flow, mean_flow_target, shortcut, shortcut_target
+from jaxgen.processes import times
+from jaxgen.processes.process import expand
+from jaxgen.samplers import grids
+from jaxgen.train_state import init_state, sampling_params
+from jaxgen.train_step import make_train_step
+from tests.analytic import PROCESSES, compiled, gaussian
+
+MEAN, VARIANCE = 0.3, 0.25
+FLOW = PROCESSES['rectified_flow']
+
+
+def _velocity(x, t):
+  """The marginal velocity of data N(MEAN, VARIANCE)."""
+  prediction = gaussian(FLOW, MEAN, VARIANCE)(x, t, {})
+  return prediction.eps - prediction.x0
+
+
+def _true_jump(x, t, r):
+  """Eq. 1 in closed form, from where the ODE takes x."""
+  deviation = lambda t: jnp.sqrt((1 - t) ** 2 * VARIANCE + t**2)  # noqa: E731
+  earlier = (1 - r) * MEAN
+  at_r = expand(earlier, x) + expand(deviation(r) / deviation(t), x) * (x - expand((1 - t) * MEAN, x))
+  same = expand(t - r, x) < 1e-4
+  return jnp.where(same, _velocity(x, t), (x - at_r) / jnp.where(same, 1.0, expand(t - r, x)))
+
+
+class Exact(nn.Module):
+  """A network without parameters that knows the average velocity."""
+
+  @nn.compact
+  def __call__(self, x, t, cond, *, train):
+    return _true_jump(x, t / 1000, (t - cond['interval']) / 1000)
+
+
+class Small(nn.Module):
+  """Two layers for one pixel; `label` moves it."""
+
+  labels: bool = False
+
+  @nn.compact
+  def __call__(self, x, t, cond, *, train):
+    t, length = t[:, None] / 1000, cond['interval'][:, None] / 1000
+    parts = [x.reshape(len(x), 1), t, length]
+    if self.labels:
+      parts.append(jax.nn.one_hot(cond['label'], 3))
+    h = jnp.concatenate(parts, 1)
+    for _ in range(2):
+      h = nn.silu(nn.Dense(64)(h))
+    return nn.Dense(1)(h).reshape(x.shape)
+
+
+@pytest.fixture(scope='module')
+def points():
+  draw = np.random.default_rng(0)
+  x = draw.standard_normal((64, 1, 1, 1)).astype(np.float32)
+  t = draw.uniform(0.3, 1.0, 64).astype(np.float32)
+  return x, t, (t * draw.uniform(0.0, 0.9, 64)).astype(np.float32)
+
+
+def test_the_average_velocity_is_what_mean_flow_wants(points):
+  x, t, r = points
+  u, target = compiled(lambda x, t, r: mean_flow_target(_true_jump, x, _velocity(x, t), t, r), x, t, r)
+  np.testing.assert_allclose(u, target, atol=2e-4)
+  at_t = lambda x, t, r: _velocity(x, t)  # noqa: E731
+  wrong, target = compiled(lambda x, t, r: mean_flow_target(at_t, x, _velocity(x, t), t, r), x, t, r)
+  assert np.abs(wrong - target).max() > 0.1
+
+
+def test_the_average_velocity_is_what_a_shortcut_wants(points):
+  x, t, r = points
+  target = compiled(lambda x, t, r: shortcut_target(_true_jump, x, t, t - r), x, t, r)
+  np.testing.assert_allclose(target, compiled(_true_jump, x, t, r), atol=1e-5)
+
+
+@pytest.mark.parametrize('steps', [1, 4])
+@pytest.mark.parametrize('method', [partial(mean_flow, times=times.uniform()), shortcut])
+def test_any_number_of_exact_jumps_lands_on_the_data(method, steps):
+  objective = method(Exact(), shape=(1, 1, 1), jumps=grids.uniform(steps), limit=None)
+  images = compiled(lambda keys: objective.sample({'net': {}}, {}, {}, keys), jax.random.split(jax.random.key(0), 4096))
+  np.testing.assert_allclose([images.mean(), images.var()], [MEAN, VARIANCE], atol=0.02)
+
+
+def _train(objective, batch, steps=400):
+  """The averaged parameters after `steps` of the real train step."""
+  optimizers = {'net': optax.adam(optax.cosine_decay_schedule(5e-3, steps))}
+  averages = {'net': ema.Average('net', ema.warmup(0.98))}
+  step = make_train_step(objective, optimizers, averages)
+
+  @jax.jit
+  def run(batch):
+    state = init_state(objective, optimizers, averages, batch, jax.random.key(0))
+    key = jax.random.key(1)
+
+    def body(state, i):
+      state, metrics = step(state, {}, batch, jax.random.fold_in(key, i))
+      return state, metrics['loss'].total
+
+    return jax.lax.scan(body, state, jnp.arange(steps))
+
+  state, losses = run(batch)
+  assert np.isfinite(losses).all()
+  return sampling_params(state)
+
+
+@pytest.mark.parametrize(
+  'method',
+  [partial(mean_flow, times=times.uniform(), different=0.5), partial(shortcut, finest=16)],
+  ids=['mean_flow', 'shortcut'],
+)
+def test_one_step_makes_the_distribution(method):
+  """Data of two points: their average velocity is no constant, and one step of Euler lands on the mean."""
+  data = np.where(np.arange(256) % 2, 0.8, -0.8).astype(np.float32).reshape(-1, 1, 1, 1)
+  objective = method(Small(), shape=(1, 1, 1), jumps=grids.uniform(1), limit=None)
+  params = _train(objective, {'image': jnp.asarray(data)})
+  images = compiled(lambda keys: objective.sample(params, {}, {}, keys), jax.random.split(jax.random.key(2), 1024))
+  assert 0.3 < np.mean(images > 0) < 0.7
+  assert 0.5 < np.abs(images).mean() < 1.0  # 0 for one step of Euler
+  assert np.mean(np.abs(np.abs(images) - 0.8) < 0.3) > 0.6
+
+
+def test_guidance_is_learned_into_the_network():
+  """The guided mean lies beyond the class's own, away from the other class."""
+  label = np.arange(256) % 2
+  noise = 0.3 * np.random.default_rng(0).standard_normal(256)
+  data = (np.where(label, 0.5, -0.5) + noise).astype(np.float32).reshape(-1, 1, 1, 1)
+  batch: dict[str, Any] = {'image': jnp.asarray(data), 'label': jnp.asarray(label, jnp.int32)}
+  objective = mean_flow(
+    Small(labels=True),
+    shape=(1, 1, 1),
+    times=times.uniform(),
+    jumps=grids.uniform(1),
+    null={'label': 2},
+    drop_rate=0.2,
+    scale=2.0,
+    power=0.0,
+    limit=None,
+  )
+  params = _train(objective, batch)
+  keys, cond = jax.random.split(jax.random.key(2), 512), {'label': jnp.ones(512, jnp.int32)}
+  images = compiled(lambda keys, cond: objective.sample(params, {}, cond, keys), keys, cond)
+  assert images.mean() > 0.65  # the class's own is 0.5
+
+
+def test_what_cannot_be_is_refused():
+  with pytest.raises(ValueError, match='must fall from 1 to 0'):
+    mean_flow(Small(), shape=(1, 1, 1), times=times.uniform(), jumps=np.array([0.0, 1.0]))
+  with pytest.raises(ValueError, match='finest is 100; it must be a power of two'):
+    shortcut(Small(), shape=(1, 1, 1), jumps=grids.uniform(1), finest=100)
+  objective = shortcut(Small(), shape=(1, 1, 1), jumps=grids.uniform(1))
+  with pytest.raises(ValueError, match='a batch of 6 does not divide into groups of 4'):
+    objective.phases[0].loss({}, None, {}, {'image': jnp.zeros((6, 1, 1, 1))}, jax.random.key(0))
