@@ -1,6 +1,7 @@
 """The solvers of higher order and the SDE's, on a mixture of Gaussians whose flow is known in closed form."""
 
 import itertools
+import math
 from functools import partial
 
 import jax
@@ -8,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.processes import parameterisation
 from jaxgen.processes.process import Process
 from jaxgen.samplers import dpm_solver, exponential, grids
 from jaxgen.samplers import edm as edm_module
@@ -18,6 +20,7 @@ from jaxgen.samplers.ddpm import ddpm
 from jaxgen.samplers.dpm_solver import dpm_multistep, dpm_singlestep
 from jaxgen.samplers.edm import edm
 from jaxgen.samplers.euler_maruyama import euler_maruyama
+from jaxgen.samplers.noise import step_noise
 from jaxgen.samplers.unipc import unipc
 from tests.analytic import PROCESSES, gaussian, mixture, mixture_flow
 
@@ -69,6 +72,90 @@ def test_the_error_falls_with_the_order_of_the_method(solver, process):
     error = lambda n: np.sqrt(np.mean((run(x, _uneven(n, 81, start, end)) - exact) ** 2))  # noqa: E731
     measured = np.log2(error(40) / error(80))
   assert abs(measured - order) < 0.3, f'order {measured:.2f}'
+
+
+# Against the papers' own updates, step by step
+
+
+def _weighted(nodes, differences, b):
+  if len(nodes) < 2:
+    return sum(0.5 * d for d in differences)
+  weights = np.linalg.solve(np.vander(nodes, increasing=True).T, b[: len(nodes)])
+  return sum(w * d for w, d in zip(weights, differences, strict=True))
+
+
+def _published(process, order, x, grid, denoise, b_of):
+  """UniPC as its paper's algorithms 7 and 8 have it: in float64, with a linear system for the weights."""
+  alpha, sigma = (np.asarray(f(jnp.asarray(grid)), np.float64) for f in (process.alpha, process.sigma))
+  l, f = np.log(alpha / sigma), [denoise(x, grid[0])]
+  for i in range(len(grid) - 1):
+    h, p = l[i + 1] - l[i], min(order, i + 1)
+    phi = [-np.expm1(-h)]  # m_0, m_1/h ... of Eq. 5
+    for k in range(1, p + 1):
+      phi.append(1 / math.factorial(k) * h**k - phi[-1])
+    ratios = [(l[i - j] - l[i]) / h for j in range(1, p)]
+    b = np.array([math.factorial(n) * phi[n] / h**n for n in range(1, p + 1)]) / b_of(h, phi[0])
+    differences = [(f[i - j] - f[i]) / r for j, r in zip(range(1, p), ratios, strict=True)]
+    base = sigma[i + 1] / sigma[i] * x + alpha[i + 1] * phi[0] * f[i]
+    scale = alpha[i + 1] * b_of(h, phi[0])
+    predicted = base + scale * _weighted(ratios, differences, b)
+    if i == len(grid) - 2:
+      return predicted
+    f.append(denoise(predicted, grid[i + 1]))
+    x = base + scale * _weighted([*ratios, 1.0], [*differences, f[-1] - f[i]], b)
+
+
+@pytest.mark.parametrize('order', [1, 2, 3])
+def test_unipc_follows_the_published_updates(order):
+  process, grid, x = PROCESSES['vp_linear'], grids.uniform(7)[:-1], np.linspace(-1.5, 1.5, 8).reshape(-1, 1)
+  with jax.enable_x64(True):
+    smooth = lambda x_t, t: jnp.sin(2 * x_t) + t  # noqa: E731
+    of_x0 = parameterisation.x0(process)
+    denoise = lambda x_t, t, cond: of_x0.predict(smooth(x_t, t.reshape(-1, 1)), x_t, t)  # noqa: E731
+    for second, b_of in ((exponential.bh1, lambda h, m_0: h), (exponential.bh2, lambda h, m_0: m_0)):
+      solver = partial(unipc, order=order, second=second)
+      got = jax.jit(lambda x: solver(denoise, process, x, jnp.asarray(grid, jnp.float64)))(jnp.asarray(x))  # noqa: B023
+      want = _published(process, order, x, np.float64(grid), lambda x, t: np.asarray(smooth(x, t)), b_of)
+      np.testing.assert_allclose(got, want, atol=1e-10)
+
+
+def test_the_sde_solver_of_order_2_follows_the_published_update():
+  """SDE-DPM-Solver++(2M), Lu et al. 2022b, appendix A: with D = x0 + (x0 - x0 before)/(2 r)."""
+  process, grid, x = PROCESSES['rectified_flow'], np.linspace(0.9, 0.1, 7), np.linspace(-1.5, 1.5, 8).reshape(-1, 1)
+  keys = jax.random.split(jax.random.key(3), len(x))
+  with jax.enable_x64(True):
+    of_x0 = parameterisation.x0(process)
+    denoise = lambda x_t, t, cond: of_x0.predict(jnp.sin(2 * x_t), x_t, t)  # noqa: E731
+    got = dpm_multistep(denoise, process, jnp.asarray(x), grid, keys=keys, eta=1.0)
+    alpha, sigma = 1 - grid, grid
+    h, before = np.diff(np.log(alpha / sigma)), None
+    for i in range(len(h)):
+      now = np.sin(2 * x)
+      d = now if before is None else now + (now - before) * h[i] / (2 * h[i - 1])
+      z = np.asarray(step_noise(keys, i, jnp.asarray(x)))
+      x = sigma[i + 1] / sigma[i] * np.exp(-h[i]) * x + alpha[i + 1] * -np.expm1(-2 * h[i]) * d
+      x, before = x + sigma[i + 1] * np.sqrt(-np.expm1(-2 * h[i])) * z, now
+    np.testing.assert_allclose(got, x, atol=1e-10)
+
+
+def test_phi_has_full_precision_in_float32():
+  """phi_k(z) = int_0^1 e^((1 - u) z) u^(k-1)/(k-1)! du."""
+  z = np.float32([-8, -2.1, -1.9, -0.1, -1e-4, 0, 1e-4, 0.1, 1.9, 2.1, 8])
+  u, weight = np.polynomial.legendre.leggauss(40)
+  u = (u + 1) / 2
+  for k, got in enumerate(exponential.phis(jnp.asarray(z), 4)):
+    want = np.exp(np.float64(z)[:, None] * (1 - u)) * u**k / math.factorial(k) @ weight / 2
+    np.testing.assert_allclose(got, want, rtol=2e-6)
+
+
+def test_a_start_at_almost_no_data_does_no_harm():
+  """log(alpha/sigma) is -13.8 there, and float32 knows alpha to two digits."""
+  process, x = PROCESSES['rectified_flow'], jnp.linspace(-1.5, 1.5, 32).reshape(-1, 1)
+  solver = partial(dpm_singlestep, order=3, space=exponential.noise)
+  run = jax.jit(lambda x, grid: solver(mixture(process, MEANS, VARIANCE), process, x, grid))
+  grid, almost = grids.uniform(20), grids.uniform(20)
+  almost[0] = 1 - 1e-6
+  np.testing.assert_allclose(run(x, almost), run(x, grid), atol=2e-3)
 
 
 # Solvers of the SDE, with noise that is known
