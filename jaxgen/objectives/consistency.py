@@ -1,0 +1,147 @@
+"""Consistency models: the network goes from any point of an ODE path to its end, so one step makes an image.
+
+On the paths of EDM's process, x_t = x0 + sigma(t) eps, with the data's standard deviation d (Song et al. 2023):
+
+  (1)  f(x, t) = c_skip x + c_out F(c_in x, t),   f(x, 0) = x
+       c_skip = d^2 / ((sigma - sigma_min)^2 + d^2),   c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2)
+  (2)  L = E w(t) rho(f(x_t, t) - sg f(x_s, s)),   s the time before t on a grid of N uniform times
+  (3)  training: x_s = x0 + sigma(s) eps, of the same noise;  distillation: one Heun step of a teacher's ODE from x_t
+  (4)  N = min(first 2^floor(k / K'), last) + 1 at step k,  K' = floor(steps / (log2(last / first) + 1))
+  (5)  w = 1 / (sigma(t) - sigma(s)),   rho(e) = sqrt(|e|^2 + c^2) - c,   c = 0.00054 sqrt(D)
+  (6)  log sigma(s) ~ N(-1.1, 2^2), within the grid and rounded down to it
+  (7)  several steps: x0 <- f(x0 + sqrt(sigma(t)^2 - sigma_min^2) z, t) at falling times
+
+Eqs. 4 to 6 are iCT's (Song and Dhariwal 2024); its target network is the network itself, without an average. A uniform
+grid of t is the papers' grid of sigma.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.diffusion import drop, named
+from jaxgen.processes.edm import edm
+from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, image_noise
+from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
+
+Teacher = Callable[[Any], Callable[[Array, Array, Cond], Prediction]]  # frozen -> denoise
+
+
+def consistency(
+  net: nn.Module,
+  *,
+  shape: tuple[int, ...],
+  steps: int,
+  process: Process | None = None,
+  data_std: float = 0.5,
+  first: int = 10,
+  last: int = 1280,
+  times: tuple[float, ...] = (1.0,),
+  teacher: Teacher | None = None,
+  null: dict[str, Any] | None = None,
+  drop_rate: float = 0.0,
+  limit: float | None = 1.0,
+) -> Objective:
+  """Trains f by Eq. 2.
+
+  Args:
+    net: `(c_in x, network_time, cond, *, train) -> F`.
+    shape: of one image, `(h, w, c)`.
+    steps: of the run: Eq. 4 goes from `first` to `last` over them.
+    process: `edm(...)`, its default if None; alpha must be 1.
+    data_std: d of Eq. 1.
+    first, last: intervals of the grid at the start and at the end.
+    times: at which `sample` calls f, falling from 1; one for each step.
+    teacher: `frozen -> denoise` of a diffusion model to distil; None trains from data alone.
+    null, drop_rate, limit: as in `diffusion`.
+  """
+  process, null = process or edm(), null or {}
+  if not 1 <= first <= last:
+    raise ValueError(f'the grid goes from {first} to {last} intervals; wanted 1 <= first <= last')
+  if not times or times[0] != 1 or (np.diff((*times, 0.0)) >= 0).any():
+    raise ValueError(f'times are {times}; they must start at 1 and fall, without reaching 0')
+
+  def function(params: dict[str, Any], cond: Cond, **kwargs: Any) -> Callable[[Array, Array], Array]:
+    """f of Eq. 1."""
+
+    def f(x: Array, t: Array) -> Array:
+      sigma = process.sigma(t)
+      excess, norm = sigma - process.sigma(jnp.zeros_like(t)), jnp.sqrt(sigma**2 + data_std**2)
+      seen = x / expand(norm, x)
+      output: Any = net.apply({'params': params['net']}, seen, process.network_time(t), cond, **kwargs)
+      skip, out = data_std**2 / (excess**2 + data_std**2), data_std * excess / norm
+      return expand(skip, x) * x + expand(out, x) * output.astype(jnp.float32)
+
+    return f
+
+  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
+    return {'params': {'net': net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)['params']}}
+
+  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    x0 = batch['image'].astype(jnp.float32)
+    intervals = num_intervals(state.step, steps, first=first, last=last)
+    s, t = _neighbours(time_key, len(x0), process, intervals)
+    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    cond = drop(named(null, batch), null, drop_rate, drop_key)
+    x_t = corrupt(process, x0, eps, t)
+    x_s = corrupt(process, x0, eps, s) if teacher is None else _heun(teacher(frozen), process, x_t, t, s, cond)
+    f = function(params, cond, train=True, rngs={'dropout': dropout_key})
+    error = _per_image((f(x_t, t) - jax.lax.stop_gradient(f(x_s, s))) ** 2)
+    c = 0.00054 * math.sqrt(x0[0].size)
+    each = (jnp.sqrt(error + c**2) - c) / (process.sigma(t) - process.sigma(s))  # Eq. 5
+    return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean(error) / x0[0].size})
+
+  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
+    f = function(params, named(null, cond), train=False)
+    lowest = process.sigma(jnp.float32(0))
+
+    def step(x0: Array, index_t: tuple[Array, Array]) -> tuple[Array, None]:
+      index, t = index_t
+      noise = image_noise(jax.vmap(lambda key: jax.random.fold_in(key, index))(keys), shape)
+      size = jnp.sqrt(jnp.maximum(process.sigma(t) ** 2 - lowest**2, 0))
+      return f(x0 + size * noise, jnp.full(len(keys), t)), None  # Eq. 7
+
+    grid = jnp.asarray(times, jnp.float32)
+    x0, _ = jax.lax.scan(step, jnp.zeros((len(keys), *shape)), (jnp.arange(len(times)), grid))
+    return x0 if limit is None else jnp.clip(x0, -limit, limit)
+
+  return Objective(init, (Phase('consistency', 'net', loss),), sample)
+
+
+def num_intervals(step: Int[Array, ''], steps: int, *, first: int, last: int) -> Int[Array, '']:
+  """N - 1 of Eq. 4."""
+  length = max(1, math.floor(steps / (math.floor(math.log2(last / first)) + 1)))
+  doublings = jnp.minimum(step // length, math.ceil(math.log2(last / first)))
+  return jnp.minimum(first * 2**doublings, last)
+
+
+def _neighbours(key: Key[Array, ''], num: int, process: Process, intervals: Array) -> tuple[Array, Array]:
+  """Times s < t next to each other on the grid.  # Eq. 6"""
+  ends = jnp.log(process.sigma(jnp.array([0.0, 1.0])))
+  below, above = jax.scipy.special.ndtr((ends + 1.1) / 2.0)
+  uniform = below + (above - below) * jax.random.uniform(key, (num,))
+  wanted = -1.1 + 2.0 * jax.scipy.special.ndtri(uniform)
+  grid_of = jnp.linspace(0.0, 1.0, 4097)  # log sigma is smooth in t: its inverse by interpolation
+  t = jnp.interp(wanted, jnp.log(process.sigma(grid_of)), grid_of)
+  index = jnp.clip(jnp.floor(t * intervals), 0, intervals - 1)
+  return index / intervals, (index + 1) / intervals
+
+
+def _heun(denoise: Callable, process: Process, x: Array, t: Array, s: Array, cond: Cond) -> Array:
+  """One step of dx = eps dsigma from t to s; the denoiser is not asked where there is no noise."""
+  width = expand(process.sigma(s) - process.sigma(t), x)
+  eps = denoise(x, t, cond).eps
+  later = denoise(x + width * eps, jnp.maximum(s, MARGIN), cond).eps
+  return jax.lax.stop_gradient(x + width * (eps + later) / 2)
+
+
+def _per_image(x: Float[Array, 'b ...']) -> Float[Array, ' b']:
+  return x.sum(axis=tuple(range(1, x.ndim)))
