@@ -158,6 +158,32 @@ def test_a_start_at_almost_no_data_does_no_harm():
   np.testing.assert_allclose(run(x, almost), run(x, grid), atol=2e-3)
 
 
+# What every sampler is given
+
+
+@pytest.mark.parametrize(
+  'solver',
+  [dpm_multistep, partial(dpm_singlestep, order=3), unipc, euler_maruyama, edm, partial(dpm_multistep, eta=0.5)],
+)
+def test_the_condition_and_the_clipping_reach_the_denoiser(solver):
+  process, means, keys = (
+    PROCESSES['rectified_flow'],
+    jnp.array([-0.5, 0.1, 0.4]),
+    jax.random.split(jax.random.key(0), 3),
+  )
+  denoise = gaussian(process, lambda cond: means[cond['label']], 0.0)
+  cond, x = {'label': jnp.array([2, 0, 1])}, jnp.ones((3, 1))
+
+  @jax.jit
+  def run(x):
+    sample = partial(solver, denoise, process, x, grids.uniform(4), cond=cond, keys=keys)
+    return sample(), sample(clip=0.3)
+
+  free, clipped = run(x)
+  np.testing.assert_allclose(np.ravel(free), [0.4, -0.5, 0.1], atol=1e-6)
+  np.testing.assert_allclose(np.ravel(clipped), [0.3, -0.3, 0.1], atol=1e-6)
+
+
 # Solvers of the SDE, with noise that is known
 
 MEAN = 0.4
