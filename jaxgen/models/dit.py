@@ -7,6 +7,16 @@
 
 The modulations and the last layer start at zero: each block is the identity and the output is zero.
 Peebles and Xie 2023, "Scalable Diffusion Models with Transformers".
+
+Later changes, each a field of `DiT` and off by default:
+
+  q <- g_q * q / rms(q),  k <- g_k * k / rms(k), for each head                              (5)    qk_norm
+  norm(x) = g * x / rms(x)                                                                  (6)    rms_norm
+  mlp(x) = out(silu(gate(x)) * in(x))                                                       (7)    swiglu
+
+Eq. 5: Dehghani et al. 2023, "Scaling Vision Transformers to 22 Billion Parameters", with Esser et al. 2024's RMS norm.
+Eq. 6: Zhang and Sennrich 2019. Eq. 7: Shazeer 2020. `rope`: `layers/rope.py`. `registers`: Darcet et al. 2024, "Vision
+Transformers Need Registers". `bottleneck`: Li and He 2025, "Back to Basics: Let Denoising Generative Models Denoise".
 """
 
 from collections.abc import Callable
@@ -19,6 +29,7 @@ from jax import lax
 from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.embedding import sincos_2d, timestep_embedding
 from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.rope import angles_2d, rotate
 from jaxgen.typing import Array, Cond, Float, Int
 
 _TIME_FEATURES = 256
@@ -53,6 +64,12 @@ class DiT(nn.Module):
     mlp_ratio: hidden width of the MLP, in widths.
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     interval: the length t - r of a jump is a condition too, as in MeanFlow and shortcut models.
+    qk_norm: RMS-normalises queries and keys per head, Eq. 5.
+    rms_norm: RMS norm with a learned scale in place of the layer norm without one, Eq. 6.
+    swiglu: a gated MLP, Eq. 7, of 2/3 of the hidden width (up to a multiple of 8), so about as large.
+    rope: rotary positions on queries and keys in place of the sin-cos positions added to the tokens.
+    registers: number of learned tokens that attend with the others, at no position, and are dropped at the end.
+    bottleneck: width of a linear layer between the patches and their embedding; 0 is none. 128 in JiT-B/16.
     dtype: of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
     unroll: blocks per iteration of the scan over depth; compile time grows with it.
@@ -66,6 +83,12 @@ class DiT(nn.Module):
   mlp_ratio: int = 4
   learn_sigma: bool = False
   interval: bool = False
+  qk_norm: bool = False
+  rms_norm: bool = False
+  swiglu: bool = False
+  rope: bool = False
+  registers: int = 0
+  bottleneck: int = 0
   dtype: Any = jnp.float32
   remat: Callable[..., bool] | None = None
   unroll: int = 1
@@ -94,12 +117,29 @@ class DiT(nn.Module):
       c += TimeEmbedding(self.width, name='interval_embed')(cond['interval'])
     c = nn.silu(c).astype(self.dtype)  # b d
     x = patchify(x.astype(self.dtype), self.patch)  # b l ppc
+    if self.bottleneck:
+      x = Linear(self.bottleneck, dtype=self.dtype, name='patch_bottleneck')(x)
     x = Linear(self.width, dtype=self.dtype, name='patch_embed')(x)
-    x += jnp.asarray(sincos_2d(*grid, self.width), self.dtype)[None]
-    x, _ = self._blocks()(x, c)
+    if not self.rope:
+      x += jnp.asarray(sincos_2d(*grid, self.width), self.dtype)[None]
+    tokens = x.shape[1]
+    if self.registers:
+      x = self._with_registers(x)
+    x, _ = self._blocks()(x, c, self._angles(grid) if self.rope else None)
     channels *= 1 + self.learn_sigma
-    x = FinalLayer(self.patch**2 * channels, self.dtype, name='final')(x, c)
+    x = FinalLayer(self.patch**2 * channels, self.dtype, self.rms_norm, name='final')(x[:, :tokens], c)
     return unpatchify(x, grid, self.patch).astype(jnp.float32)
+
+  def _with_registers(self, x: Float[Array, 'b l d']) -> Float[Array, 'b m d']:
+    """The tokens with the registers after them."""
+    extra = self.param('register_tokens', _normal, (self.registers, self.width), jnp.float32)
+    extra = jnp.broadcast_to(extra.astype(x.dtype)[None], (len(x), *extra.shape))
+    return jnp.concatenate([x, extra], axis=1)
+
+  def _angles(self, grid: tuple[int, int]) -> Float[Array, 'l r']:
+    """Rotary angles of the patches; the registers' are 0, which is no rotation."""
+    angles = angles_2d(*grid, self.width // self.heads)
+    return jnp.pad(jnp.asarray(angles), ((0, self.registers), (0, 0)))
 
   def _blocks(self) -> nn.Module:
     block = Block
@@ -113,7 +153,8 @@ class DiT(nn.Module):
       length=self.depth,
       unroll=self.unroll,
     )
-    return stack(self.heads, self.mlp_ratio, self.dtype, name='blocks')
+    options = {'qk_norm': self.qk_norm, 'rms_norm': self.rms_norm, 'swiglu': self.swiglu}
+    return stack(self.heads, self.mlp_ratio, self.dtype, **options, name='blocks')
 
 
 def dit(
@@ -125,7 +166,12 @@ def dit(
   remat: Callable[..., bool] | None = None,
   unroll: int = 1,
 ) -> DiT:
-  """A published size by name: `dit('XL/2', num_classes=1000, learn_sigma=True)`."""
+  """A published size by name: `dit('XL/2', num_classes=1000, learn_sigma=True)`.
+
+  The fields that came later are set on what it returns: `dit('B/4').clone(rope=True)`.
+  JiT-B/16 has B's size, `patch=16, bottleneck=128` and all of `qk_norm`, `rms_norm`, `swiglu` and `rope`; the paper's
+  also keeps the added positions and gives the class as 32 more tokens from the fifth block on, which DiT here does not.
+  """
   name, _, patch = size.partition('/')
   if name not in SIZES or patch not in map(str, PATCHES):
     raise ValueError(f'DiT size {size!r} is unknown; wanted one of {", ".join(SIZES)}, then /2, /4 or /8')
@@ -161,6 +207,11 @@ def norm(x: Float[Array, 'b l d']) -> Float[Array, 'b l d']:
   mean = h.mean(-1, keepdims=True)
   variance = jnp.square(h - mean).mean(-1, keepdims=True)
   return ((h - mean) * lax.rsqrt(variance + 1e-6)).astype(x.dtype)
+
+
+def rms_or_layer_norm(rms: bool, x: Float[Array, 'b l d'], name: str) -> Float[Array, 'b l d']:
+  """Eq. 6, or `norm`; call it inside a compact module."""
+  return nn.RMSNorm(dtype=x.dtype, name=name)(x) if rms else norm(x)  # Flax's statistics are float32 too
 
 
 def modulation(parts: int, x: Float[Array, 'b l d'], c: Float[Array, 'b d']) -> list[Float[Array, 'b 1 d']]:
@@ -204,13 +255,20 @@ class Block(nn.Module):
   heads: int
   mlp_ratio: int
   dtype: Any
+  qk_norm: bool = False
+  rms_norm: bool = False
+  swiglu: bool = False
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b l d'], c: Float[Array, 'b d']) -> tuple[Float[Array, 'b l d'], None]:
+  def __call__(
+    self, x: Float[Array, 'b l d'], c: Float[Array, 'b d'], angles: Float[Array, 'l r'] | None = None
+  ) -> tuple[Float[Array, 'b l d'], None]:
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(6, x, c)
-    h = Attention(self.heads, self.dtype, name='attention')(modulate(norm(x), shift1, scale1))
+    h = modulate(rms_or_layer_norm(self.rms_norm, x, 'norm1'), shift1, scale1)
+    h = Attention(self.heads, self.dtype, self.qk_norm, name='attention')(h, angles)
     x = x + gate1 * h
-    h = Mlp(self.mlp_ratio, self.dtype, name='mlp')(modulate(norm(x), shift2, scale2))
+    h = modulate(rms_or_layer_norm(self.rms_norm, x, 'norm2'), shift2, scale2)
+    h = Mlp(self.mlp_ratio, self.dtype, self.swiglu, name='mlp')(h)
     return x + gate2 * h, None
 
 
@@ -219,29 +277,38 @@ class Attention(nn.Module):
 
   heads: int
   dtype: Any
+  qk_norm: bool = False
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b l d']) -> Float[Array, 'b l d']:
+  def __call__(self, x: Float[Array, 'b l d'], angles: Float[Array, 'l r'] | None = None) -> Float[Array, 'b l d']:
     d = x.shape[-1]
     if d % self.heads:
       raise ValueError(f'width {d} does not divide into {self.heads} heads')
     qkv = (3, self.heads, d // self.heads)
     qkv = Linear(qkv, dtype=self.dtype, name='qkv')(x)  # b l 3 n h
-    h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # b l n h
+    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # b l n h
+    if self.qk_norm:
+      q, k = (nn.RMSNorm(dtype=self.dtype, name=f'{name}_norm')(array) for name, array in (('q', q), ('k', k)))
+    if angles is not None:
+      q, k = rotate(q, angles), rotate(k, angles)
+    h = attention(q, k, v)  # b l n h
     return Linear(d, inputs=2, dtype=self.dtype, name='out')(h)
 
 
 class Mlp(nn.Module):
-  """Two layers with a GELU (its tanh form) between."""
+  """Two layers with a GELU (its tanh form) between, or Eq. 7."""
 
   ratio: int
   dtype: Any
+  swiglu: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b l d']) -> Float[Array, 'b l d']:
     d = x.shape[-1]
-    h = Linear(self.ratio * d, dtype=self.dtype, name='in')(x)
-    return Linear(d, dtype=self.dtype, name='out')(nn.gelu(h))
+    hidden = -(-2 * self.ratio * d // 24) * 8 if self.swiglu else self.ratio * d
+    h = Linear(hidden, dtype=self.dtype, name='in')(x)
+    h = nn.silu(Linear(hidden, dtype=self.dtype, name='gate')(x)) * h if self.swiglu else nn.gelu(h)
+    return Linear(d, dtype=self.dtype, name='out')(h)
 
 
 class FinalLayer(nn.Module):
@@ -249,9 +316,10 @@ class FinalLayer(nn.Module):
 
   features: int
   dtype: Any
+  rms_norm: bool = False
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b l d'], c: Float[Array, 'b d']) -> Float[Array, 'b l o']:
     shift, scale = modulation(2, x, c)
-    x = modulate(norm(x), shift, scale)
+    x = modulate(rms_or_layer_norm(self.rms_norm, x, 'norm'), shift, scale)
     return Linear(self.features, dtype=self.dtype, kernel_init=_zeros, name='linear')(x)
