@@ -18,13 +18,20 @@ from jaxgen.pretrained.unet import QkvOrder
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 _tiny = functools.partial(unet.UNet, width=32, multipliers=(1, 2, 2), blocks=1)
-ORIGINALS = {  # the network and the order of queries, keys and values in its file
-  'adm_tiny': (_tiny(attention=(1, 2), head_size=16, num_classes=1000, learn_sigma=True), QkvOrder.NEW),
-  'iddpm_tiny': (
-    _tiny(attention=(1,), heads=2, style=unet.IDDPM._replace(scale_shift=False)),
-    QkvOrder.LEGACY,
+_tinier = functools.partial(unet.UNet, width=16, multipliers=(1, 2), blocks=1, groups=8)
+ORIGINALS = {  # the network, and what else its file's reader must know
+  'adm_tiny': (
+    _tiny(attention=(1, 2), head_size=16, num_classes=1000, learn_sigma=True),
+    {'qkv_order': QkvOrder.NEW},
+  ),
+  'iddpm_tiny': (_tiny(attention=(1,), heads=2, style=unet.IDDPM._replace(scale_shift=False)), {}),
+  'ddpm_tiny': (_tinier(attention=(1,), style=unet.DDPM), {}),
+  'stable_tiny': (
+    _tinier(attention=(0,), heads=2, transformer=1, style=unet.STABLE),
+    {'channels': 4, 'text_width': 12},
   ),
 }
+COND = {'label': 'y', 'text': 'text'}  # key of the conditioning -> of the file
 _small = functools.partial(
   unet.UNet, width=16, multipliers=(1, 2), blocks=0, attention=(1,), heads=2, num_classes=5, groups=4
 )
@@ -58,11 +65,11 @@ class Original:
   """The tensors, inputs and outputs of a file, and the parameters made of it."""
 
   def __init__(self, name):
-    self.net, self.order = ORIGINALS[name]
+    self.net, self.options = ORIGINALS[name]
     with np.load(GOLDEN / f'{name}.npz') as arrays:
       self.arrays = dict(arrays)
     self.tensors = {name[3:]: array for name, array in self.arrays.items() if name.startswith('sd/')}
-    self.params = pretrained.from_torch(self.net, self.tensors, qkv_order=self.order)
+    self.params = pretrained.from_torch(self.net, self.tensors, **self.options)
 
 
 @pytest.fixture(params=ORIGINALS, scope='module')
@@ -81,13 +88,16 @@ def original(request) -> Original:
     (unet.adm(128), 421_529_606),
     (unet.adm(256), 553_838_086),
     (unet.adm(512), 558_997_638),
+    (unet.stable_diffusion('1.5'), 859_520_964),
+    (unet.stable_diffusion('2.1'), 865_910_724),
   ],
   ids=lambda value: f'{value:,}' if isinstance(value, int) else '',
 )
 def test_published_parameter_counts(net, count):
   side = 2 ** (len(net.multipliers) - 1)
-  init = functools.partial(net.init, x=jnp.zeros((1, side, side, 3)), t=jnp.zeros(1), cond={'label': jnp.zeros(1, int)})
-  shapes = jax.eval_shape(init, jax.random.key(0))
+  x, t = jnp.zeros((1, side, side, 4 if net.transformer else 3)), jnp.zeros(1)
+  cond = {'label': jnp.zeros(1, int), 'text': jnp.zeros((1, 7, 1024 if net.head_size else 768))}
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
   assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) == count
 
 
@@ -106,8 +116,8 @@ def test_unknown_name_is_answered_with_the_known_ones(constructor, name, message
 
 def test_forward_agrees_with_the_original(original):
   x = jnp.asarray(original.arrays['x']).transpose(0, 2, 3, 1)
-  cond = {'label': jnp.asarray(original.arrays['y'], jnp.int32)} if original.net.num_classes else {}
   t = jnp.asarray(original.arrays['t'], jnp.float32)
+  cond = {name: jnp.asarray(original.arrays[key]) for name, key in COND.items() if key in original.arrays}
   out = jax.jit(original.net.apply)({'params': original.params}, x, t, cond)
   np.testing.assert_allclose(out.transpose(0, 3, 1, 2), original.arrays['out'], atol=1e-5, rtol=0)
 
@@ -119,8 +129,9 @@ def test_weights_of_the_golden_files_are_perturbed(original):
 
 @pytest.mark.parametrize('order', QkvOrder)
 def test_round_trip_is_bit_exact(original, order):
-  params = pretrained.from_torch(original.net, original.tensors, qkv_order=order)
-  back = pretrained.to_torch(original.net, params, qkv_order=order)
+  options = original.options | {'qkv_order': order}
+  params = pretrained.from_torch(original.net, original.tensors, **options)
+  back = pretrained.to_torch(original.net, params, **options)
   assert back.keys() == original.tensors.keys()
   for name, tensor in original.tensors.items():
     np.testing.assert_array_equal(back[name], tensor, err_msg=name)
@@ -131,11 +142,26 @@ def test_every_problem_is_listed_at_once():
   broken = dict(original.tensors, extra=np.zeros(3), **{'out.2.bias': np.zeros(6)})
   del broken['input_blocks.3.1.qkv.weight']
   with pytest.raises(ValueError) as error:
-    pretrained.from_torch(original.net, broken, qkv_order=original.order)
+    pretrained.from_torch(original.net, broken, **original.options)
   message = str(error.value)
   assert 'missing: input_blocks.3.1.qkv.weight (192, 64, 1)' in message
   assert 'unexpected: extra (3,)' in message
   assert 'misshapen: out.2.bias is (6,), wanted (3,)' in message
+
+
+def test_names_of_stable_diffusion():
+  with pytest.raises(ValueError) as error:
+    pretrained.from_torch(unet.stable_diffusion('1.5'), {}, channels=4, text_width=768)
+  lines = [line.strip() for line in str(error.value).splitlines()[1:]]
+  assert len(lines) == 686  # tensors under model.diffusion_model. of v1-5-pruned-emaonly
+  for wanted in (
+    'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight (320, 768)',
+    'input_blocks.3.0.op.weight (320, 320, 3, 3)',
+    'middle_block.1.transformer_blocks.0.ff.net.0.proj.weight (10240, 1280)',
+    'output_blocks.5.2.conv.bias (1280,)',
+    'output_blocks.11.1.proj_in.weight (320, 320, 1, 1)',
+  ):
+    assert f'missing: {wanted}' in lines
 
 
 def test_remat_gives_the_same_numbers_with_dropout_and_keeps_less():

@@ -1,4 +1,4 @@
-"""U-Nets of residual blocks and attention, from DDPM to ADM: one network, configured.
+"""U-Nets of residual blocks and attention, from DDPM to Stable Diffusion: one network, configured.
 
   c = time(t) + label(y)                                                                    (1)
   h = conv(resize(silu(norm(x))))                                                           (2)
@@ -13,6 +13,7 @@ block (`resize` of Eqs. 2 and 5: ADM). Last convolutions of blocks, outputs of a
 
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (DDPM). Nichol and Dhariwal 2021, "Improved Denoising
 Diffusion Probabilistic Models" (IDDPM). Dhariwal and Nichol 2021, "Diffusion Models Beat GANs" (ADM).
+Rombach et al. 2022: Eq. 6 becomes a transformer that reads text (layers/transformer.py; Stable Diffusion).
 Differs from IDDPM and ADM: layers start from DDPM's uniform draws of unit fan average, rather than PyTorch's defaults.
 """
 
@@ -26,6 +27,7 @@ from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.resample import double, halve
+from jaxgen.models.layers.transformer import Transformer
 from jaxgen.typing import Array, Cond, Float, Int
 
 Resize = Callable[[Array], Array] | None
@@ -54,6 +56,7 @@ class Style(NamedTuple):
 
 ADM = Style()
 IDDPM = Style(resize_in_blocks=False)
+STABLE = IDDPM._replace(scale_shift=False)
 DDPM = Style(
   scale_shift=False,
   resize_in_blocks=False,
@@ -83,6 +86,10 @@ IDDPM_SIZES = {
   'cifar10': Size((1, 2, 2, 2), attention=(1, 2), blocks=3, heads=4, dropout=0.3),
   'imagenet64': Size((1, 2, 3, 4), attention=(2, 3), blocks=3, heads=4),
 }
+STABLE_SIZES = {
+  '1.5': Size((1, 2, 4, 4), attention=(0, 1, 2), width=320, heads=8),
+  '2.1': Size((1, 2, 4, 4), attention=(0, 1, 2), width=320, head_size=64),
+}
 ADM_SIZES = {
   64: Size((1, 2, 3, 4), attention=(1, 2, 3), width=192, blocks=3, head_size=64, dropout=0.1),
   128: Size((1, 1, 2, 3, 4), attention=(2, 3, 4), width=256, heads=4),
@@ -109,11 +116,12 @@ class UNet(nn.Module):
     blocks: residual blocks in each level of the encoder; the decoder has one more.
     attention: the levels with attention after each block; the middle has it too.
     heads, head_size: number of attention heads, or their size, which then decides their number.
+    transformer: depth of the transformers that stand in for Eq. 6 and read `cond['text']`; 0 for Eq. 6.
     num_classes: labels are 0 to num_classes - 1, and num_classes, the null label, adds nothing; 0 is unconditional.
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     dropout: rate within the blocks (Eq. 5), when training.
     groups: of the group norms; divides every level's features.
-    style: `DDPM`, `IDDPM` or `ADM`.
+    style: `DDPM`, `IDDPM`, `ADM` or `STABLE`.
     dtype: of activations; parameters, statistics of norms, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
   """
@@ -124,6 +132,7 @@ class UNet(nn.Module):
   attention: tuple[int, ...] = ()
   heads: int = 1
   head_size: int | None = None
+  transformer: int = 0
   num_classes: int = 0
   learn_sigma: bool = False
   dropout: float = 0.0
@@ -141,7 +150,7 @@ class UNet(nn.Module):
     Args:
       x: images or latents.
       t: time as the sinusoid sees it, of the order of 0 to 1000 (`Process.network_time`).
-      cond: `{'label': int32 b}`, or anything if the network is unconditional.
+      cond: `'label'`, int32 b, if there are classes; `'text'`, float b k e, if there are transformers.
       train: whether there is dropout; its rng is 'dropout'.
     """
     self._check(x.shape)
@@ -154,26 +163,30 @@ class UNet(nn.Module):
     x = _conv(int(self.multipliers[0] * self.width), dtype=self.dtype, name='conv_in')(x.astype(self.dtype))
     kept = [x]
     for i, stage in enumerate(encoder(self)):
-      x = self._run(stage, x, c, halve, dropout=dropout, name=f'encoder_{i}')
+      x = self._run(stage, x, c, cond, halve, dropout=dropout, name=f'encoder_{i}')
       kept.append(x)
     for i, stage in enumerate(middle(self)):
-      x = self._run(stage, x, c, None, dropout=dropout, name=f'middle_{i}')
+      x = self._run(stage, x, c, cond, None, dropout=dropout, name=f'middle_{i}')
     for i, stage in enumerate(decoder(self)):
       x = jnp.concatenate([x, kept.pop()], axis=-1)
-      x = self._run(stage, x, c, double, dropout=dropout, name=f'decoder_{i}')
+      x = self._run(stage, x, c, cond, double, dropout=dropout, name=f'decoder_{i}')
     x = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_out')(x))
     return _conv(channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x).astype(jnp.float32)
 
-  def _run(self, stage: Stage, x: Array, c: Array, resize: Resize, *, dropout: float, name: str) -> Array:
+  def _run(self, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize, *, dropout: float, name: str) -> Array:
     """One stage; `resize` is `halve` in the encoder and `double` in the decoder."""
-    block, attend, style = Block, Attention, self.style
+    block, attend, transform, style = Block, Attention, Transformer, self.style
     if self.remat is not None:
       block = nn.remat(block, policy=self.remat)
       attend = nn.remat(attend, policy=self.remat)
+      transform = nn.remat(transform, policy=self.remat)
     shared = (style, self.groups, self.dtype)
     if stage.block:
       x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
-    if stage.attention:
+    if stage.attention and self.transformer:
+      heads = self._heads(stage.features)
+      x = transform(heads, self.transformer, self.groups, self.dtype, name=f'{name}_attention')(x, cond['text'])
+    elif stage.attention:
       x = attend(self._heads(stage.features), *shared, name=f'{name}_attention')(x)
     if not stage.resize:
       return x
@@ -250,6 +263,12 @@ def adm(resolution: int, *, num_classes: int = 1000, dtype: Any = jnp.float32, r
   """ADM's networks for ImageNet, with a learned variance: `adm(64)`, or `adm(256, num_classes=0)` without labels."""
   size = _published('ADM', ADM_SIZES, resolution)
   return UNet(**size._asdict(), num_classes=num_classes, learn_sigma=True, style=ADM, dtype=dtype, remat=remat)
+
+
+def stable_diffusion(version: str, *, dtype: Any = jnp.float32, remat: Policy = None) -> UNet:
+  """Stable Diffusion's networks for latents of 4 channels, conditioned on text: `stable_diffusion('1.5')`, `'2.1'`."""
+  size = _published('Stable Diffusion', STABLE_SIZES, version)
+  return UNet(**size._asdict(), transformer=1, style=STABLE, dtype=dtype, remat=remat)
 
 
 class TimeEmbedding(nn.Module):

@@ -1,8 +1,9 @@
-"""U-Net weights of the original PyTorch code of IDDPM and ADM (`64x64_diffusion.pt`) to Flax and back, bit for bit.
+"""U-Net weights of the original PyTorch code of IDDPM, ADM and Stable Diffusion 1 to Flax and back, bit for bit.
 
 A tensor is the Flax leaf with its axes in another order, in a shape of its own: a linear layer is transposed, a 1x1
 convolution is a linear layer with axes of size 1 at the end, and heads are an axis here. In which order a file keeps
-the rows that make queries, keys and values is not seen from its tensors; the caller must know: `QkvOrder`.
+the rows that make queries, keys and values is not seen from its tensors; the caller must know: `QkvOrder`. Stable
+Diffusion's are the tensors under `model.diffusion_model.`, named without that prefix.
 """
 
 import enum
@@ -28,10 +29,11 @@ class _Layout(NamedTuple):
 
 _table = _Layout((0, 1), lambda shape: shape)
 _linear = _Layout((1, 0), lambda shape: shape[::-1])
-_modulation = _Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))
+_columns = _Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))
 _conv = _Layout((3, 2, 0, 1), lambda shape: (shape[3], shape[2], *shape[:2]))
 _skip = _Layout((1, 0), lambda shape: (*shape[::-1], 1, 1))
 _merge = _Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1))  # from heads to features
+_heads = _Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1]))
 _split = _Layout((), lambda shape: (math.prod(shape[1:]), shape[0], 1))  # to heads; the order is QkvOrder's
 
 
@@ -55,12 +57,28 @@ _ENDS: _Modules = {
 _BLOCK: _Modules = {
   'norm_in': ('in_layers.0', _table),
   'conv_in': ('in_layers.2', _conv),
-  'modulation': ('emb_layers.1', _modulation),
+  'modulation': ('emb_layers.1', _columns),
   'norm_out': ('out_layers.0', _table),
   'conv_out': ('out_layers.3', _conv),
   'skip': ('skip_connection', _skip),
 }
 _ATTENTION: _Modules = {'norm': ('norm', _table), 'qkv': ('qkv', _split), 'out': ('proj_out', _merge)}
+_TRANSFORMER: _Modules = {'norm': ('norm', _table), 'in': ('proj_in', _skip), 'out': ('proj_out', _skip)}
+_TRANSFORMER_BLOCK: _Modules = {
+  'self/query': ('attn1.to_q', _columns),
+  'self/key': ('attn1.to_k', _columns),
+  'self/value': ('attn1.to_v', _columns),
+  'self/out': ('attn1.to_out.0', _heads),
+  'cross/query': ('attn2.to_q', _columns),
+  'cross/key': ('attn2.to_k', _columns),
+  'cross/value': ('attn2.to_v', _columns),
+  'cross/out': ('attn2.to_out.0', _heads),
+  'norm_self': ('norm1', _table),
+  'norm_cross': ('norm2', _table),
+  'norm_mlp': ('norm3', _table),
+  'mlp_in': ('ff.net.0.proj', _columns),
+  'mlp_out': ('ff.net.2', _linear),
+}
 
 
 class _Leaf(NamedTuple):
@@ -78,35 +96,46 @@ class _Leaf(NamedTuple):
     return np.ascontiguousarray(leaf.transpose(self.order).reshape(self.tensor_shape))
 
 
-def from_torch(net: UNet, tensors: Mapping[str, np.ndarray], *, qkv_order: QkvOrder, channels: int = 3) -> Params:
+def from_torch(
+  net: UNet,
+  tensors: Mapping[str, np.ndarray],
+  *,
+  qkv_order: QkvOrder = QkvOrder.LEGACY,
+  channels: int = 3,
+  text_width: int = 0,
+) -> Params:
   """Flax parameters of `net` from a state dict.
 
   Args:
     net: the network the weights are for.
     tensors: the state dict as NumPy arrays.
-    qkv_order: of the code that trained the weights.
+    qkv_order: of the code that trained the weights; nothing to a network with transformers.
     channels: of the images the weights were trained on.
+    text_width: features of a token of text, if the network reads text.
 
   Raises:
     ValueError: a list of all tensors that are missing, unexpected or of another shape.
   """
-  leaves = _leaves(net, qkv_order, channels)
+  leaves = _leaves(net, qkv_order, channels, text_width)
   _check(tensors, {leaf.name: leaf.tensor_shape for leaf in leaves.values()})
   flat = {path: leaf.to_flax(np.asarray(tensors[leaf.name])) for path, leaf in leaves.items()}
   return traverse_util.unflatten_dict(flat, sep='/')
 
 
-def to_torch(net: UNet, params: Params, *, qkv_order: QkvOrder, channels: int = 3) -> dict[str, np.ndarray]:
+def to_torch(
+  net: UNet, params: Params, *, qkv_order: QkvOrder = QkvOrder.LEGACY, channels: int = 3, text_width: int = 0
+) -> dict[str, np.ndarray]:
   """The state dict that the original PyTorch code loads; the inverse of `from_torch`."""
   flat = traverse_util.flatten_dict(params, sep='/')
-  leaves = _leaves(net, qkv_order, channels)
+  leaves = _leaves(net, qkv_order, channels, text_width)
   return {leaf.name: leaf.to_torch(np.asarray(flat[path])) for path, leaf in leaves.items()}
 
 
-def _leaves(net: UNet, qkv_order: QkvOrder, channels: int) -> dict[str, _Leaf]:
+def _leaves(net: UNet, qkv_order: QkvOrder, channels: int, text_width: int) -> dict[str, _Leaf]:
   side = 2 ** (len(net.multipliers) - 1)
-  image, t, label = jnp.zeros((1, side, side, channels)), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)}
-  shapes = jax.eval_shape(lambda key: net.init(key, image, t, label)['params'], jax.random.key(0))
+  image, t = jnp.zeros((1, side, side, channels)), jnp.zeros(1)
+  cond = {'label': jnp.zeros(1, jnp.int32), 'text': jnp.zeros((1, 1, text_width))}
+  shapes = jax.eval_shape(lambda key: net.init(key, image, t, cond)['params'], jax.random.key(0))
   flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
   modules = _modules(net)
   return {path: _leaf(path, leaf.shape, modules, qkv_order) for path, leaf in flat.items()}
@@ -138,7 +167,7 @@ def _modules(net: UNet) -> _Modules:
 
 def _stage(net: UNet, stage: Stage, path: str, name: str, *, resize: str = '', first: int = 0) -> _Modules:
   """The modules of a stage; those that PyTorch holds in one list are numbered from `first` on."""
-  parts = {'block': _BLOCK, 'attention': _ATTENTION, 'resize': _BLOCK}
+  parts = {'block': _BLOCK, 'attention': _attention(net), 'resize': _BLOCK}
   present = [part for part in parts if getattr(stage, part)]
   modules = {}
   for number, part in enumerate(present, first):
@@ -147,6 +176,16 @@ def _stage(net: UNet, stage: Stage, path: str, name: str, *, resize: str = '', f
       continue
     for module, (torch_module, layout) in parts[part].items():
       modules[f'{path}_{part}/{module}'] = (f'{name}.{number}.{torch_module}', layout)
+  return modules
+
+
+def _attention(net: UNet) -> _Modules:
+  if not net.transformer:
+    return _ATTENTION
+  modules = dict(_TRANSFORMER)
+  for i in range(net.transformer):
+    for module, (name, layout) in _TRANSFORMER_BLOCK.items():
+      modules[f'block_{i}/{module}'] = (f'transformer_blocks.{i}.{name}', layout)
   return modules
 
 
