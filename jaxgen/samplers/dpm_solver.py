@@ -13,7 +13,8 @@ The SDE variant of DPM-Solver++ adds noise, with r = e^-h = alpha_t sigma_s / (a
   (4)  x_s = alpha_s x0 + sigma_s r^eta eps + alpha_s sum_j w_j (x0_j - x0) + sigma_s sqrt(1 - r^(2 eta)) z,   w of
        (1 + eta) h
 
-eta = 1 is SDE-DPM-Solver++ (order 1 of it is DDPM's ancestral sampling), eta = 0 is the ODE.
+eta = 1 is SDE-DPM-Solver++ (order 1 of it is DDPM's ancestral sampling), eta = 0 is the ODE. In distribution it is of
+orders 1 and 2; order 3 has smaller errors on a Gaussian, but is not proven to be of more than order 2.
 
 Multistep starts with lower orders: the first step is DDIM, whose error is h^2. To see order 3 as a whole, the first two
 steps have to be shorter than the others. A step to sigma = 0 or from alpha = 0 is always DDIM's.
