@@ -27,9 +27,7 @@ _small_unet = functools.partial(
   unet.UNet, width=16, multipliers=(1, 2), blocks=0, attention=(1,), heads=2, groups=4, dropout=0.1
 )
 _smaller_unet = functools.partial(_small_unet, multipliers=(1,), attention=())
-_smaller_unet = functools.partial(_small_unet, multipliers=(1,), attention=())
 _labels = {'label': jnp.array([0, 3, 5])}  # 5 is the null class
-_text = {'text': jnp.asarray(np.random.default_rng(4).standard_normal((3, 5, 12), np.float32))}
 _text = {'text': jnp.asarray(np.random.default_rng(4).standard_normal((3, 5, 12), np.float32))}
 
 NETWORKS = {
@@ -50,7 +48,6 @@ NETWORKS = {
     {},
     zero_at_start=True,
   ),
-  'unet_text': Case(_smaller_unet(transformer=1, style=unet.STABLE), (4, 8, 4), 4, _text, zero_at_start=True),
   'unet_text': Case(_smaller_unet(transformer=1, style=unet.STABLE), (4, 8, 4), 4, _text, zero_at_start=True),
   'unet_ddpm': Case(_small_unet(style=unet.DDPM), (8, 4, 3), 3, {}, zero_at_start=True),
   'unet_adm': Case(_small_unet(num_classes=6, learn_sigma=True), (8, 8, 3), 6, _labels, zero_at_start=True),
