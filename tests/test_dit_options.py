@@ -212,6 +212,17 @@ def test_rotary_logits_depend_on_differences_of_positions_only():
   np.testing.assert_allclose(logits[0, 0, 0, 0], np.sum(np.asarray(q)[0, 0, 0] * np.asarray(k)[0, 0, 0]), rtol=1e-5)
 
 
+def test_attention_sees_rotary_positions_only_by_their_differences():
+  layer = dit.Attention(_HEADS, jnp.float32, qk_norm=True)
+  x = jnp.asarray(_draw((2, 12, _WIDTH), np.float32))
+  params = _drawn(jax.eval_shape(lambda key: layer.init(key, x)['params'], jax.random.key(0)))
+  grid = rope.angles_2d(5, 4, _head)
+  here, there = jnp.asarray(grid[:12]), jnp.asarray(grid[8:])  # the same 3 by 4 places, two rows further down
+  out = _apply(layer, params, x, here)
+  np.testing.assert_allclose(_apply(layer, params, x, there), out, rtol=1e-4, atol=1e-5)
+  assert np.abs(_apply(layer, params, x, here[::-1]) - out).max() > 1e-3
+
+
 def test_rotary_halves_are_rows_and_columns():
   q = jnp.asarray(_draw((1, 12, 2, 8)).astype(np.float32))
   change = np.abs(rope.rotate(q, jnp.asarray(rope.angles_2d(3, 4, 8))) - q).max(axis=(0, 2))  # l h
@@ -248,6 +259,8 @@ def test_registers_attend_and_are_dropped():
   for i in range(3):
     changed = params | {'register_tokens': params['register_tokens'].at[i, 0].add(3)}
     assert np.abs(_forward(net, changed) - out).min(axis=-1).max() > 1e-3
+  angles = np.asarray(net._angles((4, 4)))
+  np.testing.assert_array_equal(angles, np.concatenate([rope.angles_2d(4, 4, _head), np.zeros((3, _head // 2))]))
   order = params | {'register_tokens': params['register_tokens'][::-1]}
   for fields in ({}, {'rope': True}):  # no register has a place
     np.testing.assert_allclose(
