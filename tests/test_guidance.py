@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from jaxgen.processes import parameterisation
-from jaxgen.processes.process import Prediction, corrupt
+from jaxgen.processes.process import Prediction, Process, corrupt, image_noise
 from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import thresholded
+from jaxgen.samplers.edm import edm
 from jaxgen.samplers.euler import euler
 from jaxgen.samplers.guidance import autoguided, classifier_guided, extrapolated, guided, rescaled, zero_star
 from tests.analytic import PROCESSES, compiled, gaussian, mixture
@@ -251,6 +252,24 @@ def test_grids_of_noise_are_uniform_in_what_they_say(process):
     np.testing.assert_array_equal(times[[0, -2, -1]], np.float32([start, 0.01, 0]))
     levels = np.log(level(jnp.asarray(times))) if grid is grids.log_snr else level(jnp.asarray(times)) ** (1 / 7)
     np.testing.assert_allclose(np.diff(levels), np.diff(levels).mean(), rtol=1e-3)
+
+
+def test_karras_is_edms_on_edms_process():
+  """With alpha = 1 and sigma = t the times are Eq. 5 of EDM, and its sampler takes noise to the data."""
+  process = Process(alpha=jnp.ones_like, sigma=lambda t: 1.0 * t, network_time=lambda t: t)
+  times, i = grids.karras(process, 18, start=80.0, end=0.002), np.arange(18)
+  want = (80 ** (1 / 7) + i / 17 * (0.002 ** (1 / 7) - 80 ** (1 / 7))) ** 7
+  np.testing.assert_allclose(times[:-1], want, rtol=1e-5)
+  keys = jax.random.split(jax.random.key(0), 2048)
+
+  def sample(keys):
+    times = grids.karras(process, 100, start=80.0, end=0.002)  # a grid can be made while a program is traced
+    x = 80 * image_noise(keys, (1,))
+    return edm(gaussian(process, 0.4, VARIANCE), process, x, times, keys=keys, noise=1.0)
+
+  got = compiled(sample, keys)
+  assert abs(got.mean() - 0.4) < 4 * (VARIANCE / 2048) ** 0.5 + 0.005
+  assert abs(got.var() / VARIANCE - 1) < 4 * (2 / 2048) ** 0.5 + 0.04
 
 
 def test_a_grid_of_noise_needs_a_finite_start():

@@ -79,7 +79,7 @@ def _between(
   """Times at equal distances of a level, which is a function of l = log(alpha/sigma), and 0."""
   if not (steps >= 2 and 0 < end < start):
     raise ValueError(f'{steps} steps from start={start} to end={end}: use 2 steps or more and 0 < end < start')
-  with jax.default_device(jax.local_devices(backend='cpu')[0]):
+  with jax.ensure_compile_time_eval(), jax.default_device(jax.local_devices(backend='cpu')[0]):
     ends = jnp.array([start, end], jnp.float32)
     l = np.asarray(half_log_snr(process, ends), np.float64)
     if not np.isfinite(l).all():
