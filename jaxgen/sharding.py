@@ -33,8 +33,8 @@ DIT_RULES: tuple[Rule, ...] = (
   (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
   (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
   (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
-  (r'blocks/mlp/in/kernel$', (None, 'fsdp', 'tensor')),
-  (r'blocks/mlp/in/bias$', (None, 'tensor')),
+  (r'blocks/mlp/(in|gate)/kernel$', (None, 'fsdp', 'tensor')),
+  (r'blocks/mlp/(in|gate)/bias$', (None, 'tensor')),
   (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
 )
 

@@ -78,3 +78,9 @@ def test_every_problem_is_listed_at_once(tensors):
 def test_learned_positions_are_refused(tensors):
   with pytest.raises(ValueError, match='pos_embed is not the fixed sin-cos table'):
     pretrained.from_torch(NET, tensors | {'pos_embed': tensors['pos_embed'] + 1}, image_shape=IMAGE)
+
+
+@pytest.mark.parametrize('option', [{'rope': True}, {'swiglu': True}, {'registers': 4}])
+def test_a_network_that_the_file_cannot_be_of_is_refused(tensors, option):
+  with pytest.raises(ValueError, match=rf"the published DiT has none of \['{next(iter(option))}'\]"):
+    pretrained.from_torch(NET.clone(**option), tensors, image_shape=IMAGE)

@@ -19,6 +19,7 @@ from jaxgen.models.layers.embedding import sincos_2d
 from jaxgen.typing import Params
 
 Shape = tuple[int, ...]
+_LATER = ('interval', 'qk_norm', 'rms_norm', 'swiglu', 'rope', 'registers', 'bottleneck')  # fields of DiT
 _POSITIONS = 'pos_embed'  # fixed, so it is in the file and not among the parameters
 
 
@@ -105,6 +106,9 @@ def to_torch(net: DiT, params: Params, *, image_shape: tuple[int, int, int]) -> 
 
 
 def _leaves(net: DiT, image_shape: tuple[int, int, int]) -> dict[str, _Leaf]:
+  later = [name for name in _LATER if getattr(net, name)]
+  if later:
+    raise ValueError(f'the published DiT has none of {later}; leave them off to exchange weights with it')
   image, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
   label = {'label': jnp.zeros(1, jnp.int32)}
   shapes = jax.eval_shape(lambda key: net.init(key, image, t, label)['params'], jax.random.key(0))
