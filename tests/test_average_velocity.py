@@ -132,6 +132,7 @@ def test_one_step_makes_the_distribution(method):
   assert np.mean(np.abs(np.abs(images) - 0.8) < 0.3) > 0.6
 
 
+@pytest.mark.slow
 def test_guidance_is_learned_into_the_network():
   """The guided mean lies beyond the class's own, away from the other class."""
   label = np.arange(256) % 2

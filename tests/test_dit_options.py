@@ -94,6 +94,7 @@ def test_interval_is_needed_when_on():
     _small(interval=True).init(jax.random.key(0), _x, _t, {'label': _cond['label']})
 
 
+@pytest.mark.slow
 def test_forward_mode_is_the_slope_in_time_and_interval():
   """MeanFlow's derivative: along (x, t, interval) at once."""
   net = _small(**_all, remat=remat.policy('full'))
@@ -110,6 +111,7 @@ def test_forward_mode_is_the_slope_in_time_and_interval():
   np.testing.assert_allclose(slope, (ahead - behind) / (2 * step), rtol=0.02, atol=5e-3)
 
 
+@pytest.mark.slow
 def test_ways_to_run_the_stack_agree_with_all_options_on():
   net = _small(**_all)
   params = _params(net, scale=0.05)
@@ -132,6 +134,7 @@ def test_bfloat16_activations_are_close_to_float32_with_all_options_on():
   assert 0 < jnp.linalg.norm(half - exact) / jnp.linalg.norm(exact) < 0.02
 
 
+@pytest.mark.slow
 def test_products_are_bfloat16_with_all_options_on():
   block = dit.Block(_HEADS, 4, jnp.bfloat16, qk_norm=True, rms_norm=True, swiglu=True)
   inputs = jnp.ones((2, 16, _WIDTH), jnp.bfloat16), jnp.ones((2, _WIDTH), jnp.bfloat16)

@@ -57,6 +57,7 @@ def test_sdedit_starts_exactly_at_its_strength():
       sdedit(sampler, _pair, PROCESS, jnp.zeros((1, 1, 2, 1)), grids.uniform(4), strength=strength, keys=_keys(1))
 
 
+@pytest.mark.slow
 def test_repaint_keeps_what_is_known_and_repeats_draw_the_rest_given_it():
   n = 1024
   known = jnp.asarray(np.random.default_rng(1).standard_normal((n, 1, 1, 1)), jnp.float32)

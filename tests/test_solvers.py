@@ -201,6 +201,7 @@ def _noise_of(monkeypatch, z):
 
 @pytest.mark.parametrize('process', ['vp_linear', 'rectified_flow'])
 @pytest.mark.parametrize('solver', SDE)
+@pytest.mark.slow
 def test_the_variance_of_the_sde_has_the_order_of_the_method(solver, process, monkeypatch):
   """For a Gaussian all is linear, so the variance is a sum over steps of what a unit of their noise does."""
   _noise_of(monkeypatch, lambda step, size: (jnp.arange(size) == step).astype(jnp.float64))
@@ -230,6 +231,7 @@ def test_the_variance_of_the_sde_has_the_order_of_the_method(solver, process, mo
 
 @pytest.mark.parametrize('process', ['vp_linear', 'rectified_flow', 've'])
 @pytest.mark.parametrize('z', [0.0, 1.0])
+@pytest.mark.slow
 def test_edm_raises_the_noise_and_follows_the_flow_down(process, z, monkeypatch):
   """Against Algorithm 2 in float64 with the closed-form flow in place of Heun's step, on y = x/alpha."""
   start, end, low, high = (8.0, 2.0, 4.1, 7.3) if process == 've' else (0.8, 0.2, 0.83, 2.1)

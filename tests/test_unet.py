@@ -164,6 +164,7 @@ def test_names_of_stable_diffusion():
     assert f'missing: {wanted}' in lines
 
 
+@pytest.mark.slow
 def test_remat_gives_the_same_numbers_with_dropout_and_keeps_less():
   net = _small(multipliers=(1,), attention=(), dropout=0.5)
   params = _params(net)
@@ -206,6 +207,7 @@ def test_bfloat16_activations_are_close_to_float32(params):
   assert 0 < error < 0.05
 
 
+@pytest.mark.slow
 def test_statistics_of_norms_are_float32_in_half_precision(params):
   net = _small(dtype=jnp.bfloat16)
   jaxpr = str(jax.make_jaxpr(lambda params: net.apply({'params': params}, _x, _t, _cond))(params))
