@@ -28,7 +28,7 @@ import numpy as np
 
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.diffusion import drop, named
-from jaxgen.processes.process import corrupt, expand, image_noise
+from jaxgen.processes.process import corrupt, expand, image_noise, sum_per_image
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.times import TimeSampler
 from jaxgen.samplers.guidance import nothing
@@ -87,7 +87,7 @@ def mean_flow(
       guided = scale * v + (1 - scale) * jax.lax.stop_gradient(unguided)
       v = jnp.where(_dropped(cond, null, x_t), v, guided)
     u, target = mean_flow_target(_jump(net, params, cond, train=True, rngs=rngs), x_t, v, t, r)
-    error = _per_image((u - target) ** 2)
+    error = sum_per_image((u - target) ** 2)
     weight = jax.lax.stop_gradient((error + 1e-3) ** -power)
     squared = error / x0[0].size
     metrics = {
@@ -153,7 +153,7 @@ def shortcut(
     target = jax.lax.stop_gradient(jnp.where(expand(taught, x0), spread, eps - x0))
     r = jnp.where(taught, t - length, t)
     u = jump_of(params, cond, train=True, rngs={'dropout': keys[3]})(x_t, t, r)
-    squared = _per_image((u - target) ** 2) / x0[0].size
+    squared = sum_per_image((u - target) ** 2) / x0[0].size
     metrics = {'velocity_error': _mean_where(~taught, squared), 'jump_error': _mean_where(taught, squared)}
     return jnp.mean(squared), Aux(metrics)
 
@@ -211,10 +211,6 @@ def _dropped(cond: Cond, null: dict[str, Any], like: Array) -> Array:
   for name, value in nothing(null, cond).items():
     same &= (cond[name] == value).reshape(len(like), -1).all(1)
   return expand(same, like)
-
-
-def _per_image(x: Float[Array, 'b ...']) -> Float[Array, ' b']:
-  return x.sum(axis=tuple(range(1, x.ndim)))
 
 
 def _mean_where(where: Array, x: Float[Array, ' b']) -> Float[Array, '']:

@@ -27,7 +27,7 @@ import numpy as np
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.diffusion import drop, named
 from jaxgen.processes.edm import edm
-from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, image_noise
+from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, image_noise, sum_per_image
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
 Teacher = Callable[[Any], Callable[[Array, Array, Cond], Prediction]]  # frozen -> denoise
@@ -94,7 +94,7 @@ def consistency(
     x_t = corrupt(process, x0, eps, t)
     x_s = corrupt(process, x0, eps, s) if teacher is None else _heun(teacher(frozen), process, x_t, t, s, cond)
     f = function(params, cond, train=True, rngs={'dropout': dropout_key})
-    error = _per_image((f(x_t, t) - jax.lax.stop_gradient(f(x_s, s))) ** 2)
+    error = sum_per_image((f(x_t, t) - jax.lax.stop_gradient(f(x_s, s))) ** 2)
     c = 0.00054 * math.sqrt(x0[0].size)
     each = (jnp.sqrt(error + c**2) - c) / (process.sigma(t) - process.sigma(s))  # Eq. 5
     return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean(error) / x0[0].size})
@@ -141,7 +141,3 @@ def _heun(denoise: Callable, process: Process, x: Array, t: Array, s: Array, con
   eps = denoise(x, t, cond).eps
   later = denoise(x + width * eps, jnp.maximum(s, MARGIN), cond).eps
   return jax.lax.stop_gradient(x + width * (eps + later) / 2)
-
-
-def _per_image(x: Float[Array, 'b ...']) -> Float[Array, ' b']:
-  return x.sum(axis=tuple(range(1, x.ndim)))

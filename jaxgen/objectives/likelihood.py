@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.objectives.variational import BIN
-from jaxgen.processes.process import Prediction, Process
+from jaxgen.processes.process import Prediction, Process, sum_per_image
 from jaxgen.typing import Array, Cond, Float, Key
 
 
@@ -62,7 +62,7 @@ def log_likelihood(
       return (a * prediction.eps - s * prediction.x0) / n  # Eq. 1
 
     value, derivative = jax.linearize(v, u)
-    each = jax.lax.map(lambda w: _per_image(w * derivative(w)), signs)
+    each = jax.lax.map(lambda w: sum_per_image(w * derivative(w)), signs)
     return value, each.mean(0)  # Eq. 4
 
   def step(carry: tuple[Array, Array], ends: tuple[Array, Array]) -> tuple[tuple[Array, Array], None]:
@@ -78,7 +78,7 @@ def log_likelihood(
   start = (x0 / n_0, jnp.zeros(len(x0)))
   (u, total), _ = jax.lax.scan(step, start, (grid[:-1], grid[1:]))
   dimensions = math.prod(x0.shape[1:])
-  prior = -0.5 * (_per_image(u * u) + dimensions * math.log(2 * math.pi))
+  prior = -0.5 * (sum_per_image(u * u) + dimensions * math.log(2 * math.pi))
   return prior + total - dimensions * jnp.log(n_0)  # Eqs. 2 and 3
 
 
@@ -101,7 +101,3 @@ def bits_per_dimension(
 
 def _angle(process: Process, t: Array) -> Array:
   return jnp.arctan2(process.sigma(t), process.alpha(t))
-
-
-def _per_image(x: Float[Array, 'b ...']) -> Float[Array, ' b']:
-  return x.sum(axis=tuple(range(1, x.ndim)))

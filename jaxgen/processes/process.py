@@ -56,6 +56,11 @@ def expand(coefficient: Shaped[Array, ' b'], like: Shaped[Array, 'b ...']) -> Sh
   return coefficient.reshape(coefficient.shape + (1,) * (like.ndim - 1))
 
 
+def sum_per_image(x: Float[Array, 'b ...']) -> Float[Array, ' b']:
+  """Sums over every axis but the first."""
+  return x.sum(axis=tuple(range(1, x.ndim)))
+
+
 def corrupt(
   process: Process, x0: Float[Array, 'b ...'], eps: Float[Array, 'b ...'], t: Float[Array, ' b']
 ) -> Float[Array, 'b ...']:
