@@ -16,9 +16,9 @@ from flax import traverse_util
 
 from jaxgen.models.dit import DiT
 from jaxgen.models.layers.embedding import sincos_2d
+from jaxgen.pretrained.state_dict import Shape, check
 from jaxgen.typing import Params
 
-Shape = tuple[int, ...]
 _LATER = ('interval', 'qk_norm', 'rms_norm', 'swiglu', 'rope', 'registers', 'bottleneck')  # fields of DiT
 _POSITIONS = 'pos_embed'  # fixed, so it is in the file and not among the parameters
 
@@ -84,7 +84,7 @@ def from_torch(net: DiT, tensors: Mapping[str, np.ndarray], *, image_shape: tupl
   leaves = _leaves(net, image_shape)
   wanted = {name: leaf.tensor_shape for leaf in leaves.values() for name in leaf.names}
   positions = _positions(net, image_shape)
-  _check(tensors, wanted | {_POSITIONS: positions.shape})
+  check(tensors, wanted | {_POSITIONS: positions.shape}, network='DiT')
   if not np.allclose(tensors[_POSITIONS], positions, atol=1e-5):
     raise ValueError(f'{_POSITIONS} is not the fixed sin-cos table, which is all that DiT here computes')
   flat = {}
@@ -130,15 +130,3 @@ def _leaf(path: str, shape: Shape, net: DiT) -> _Leaf:
 def _positions(net: DiT, image_shape: tuple[int, int, int]) -> np.ndarray:
   height, width, _ = image_shape
   return sincos_2d(height // net.patch, width // net.patch, net.width)[None]
-
-
-def _check(tensors: Mapping[str, Any], wanted: Mapping[str, Shape]) -> None:
-  problems = [f'missing: {name} {wanted[name]}' for name in wanted if name not in tensors]
-  problems += [f'unexpected: {name} {tensors[name].shape}' for name in tensors if name not in wanted]
-  problems += [
-    f'misshapen: {name} is {tensors[name].shape}, wanted {shape}'
-    for name, shape in wanted.items()
-    if name in tensors and tensors[name].shape != shape
-  ]
-  if problems:
-    raise ValueError('the state dict is not of this DiT:\n  ' + '\n  '.join(problems))

@@ -17,9 +17,8 @@ import numpy as np
 from flax import traverse_util
 
 from jaxgen.models.unet import Stage, UNet, decoder, encoder, middle
+from jaxgen.pretrained.state_dict import Shape, check
 from jaxgen.typing import Params
-
-Shape = tuple[int, ...]
 
 
 class _Layout(NamedTuple):
@@ -117,7 +116,7 @@ def from_torch(
     ValueError: a list of all tensors that are missing, unexpected or of another shape.
   """
   leaves = _leaves(net, qkv_order, channels, text_width)
-  _check(tensors, {leaf.name: leaf.tensor_shape for leaf in leaves.values()})
+  check(tensors, {leaf.name: leaf.tensor_shape for leaf in leaves.values()}, network='U-Net')
   flat = {path: leaf.to_flax(np.asarray(tensors[leaf.name])) for path, leaf in leaves.items()}
   return traverse_util.unflatten_dict(flat, sep='/')
 
@@ -187,15 +186,3 @@ def _attention(net: UNet) -> _Modules:
     for module, (name, layout) in _TRANSFORMER_BLOCK.items():
       modules[f'block_{i}/{module}'] = (f'transformer_blocks.{i}.{name}', layout)
   return modules
-
-
-def _check(tensors: Mapping[str, Any], wanted: Mapping[str, Shape]) -> None:
-  problems = [f'missing: {name} {wanted[name]}' for name in wanted if name not in tensors]
-  problems += [f'unexpected: {name} {tensors[name].shape}' for name in tensors if name not in wanted]
-  problems += [
-    f'misshapen: {name} is {tensors[name].shape}, wanted {shape}'
-    for name, shape in wanted.items()
-    if name in tensors and tensors[name].shape != shape
-  ]
-  if problems:
-    raise ValueError('the state dict is not of this U-Net:\n  ' + '\n  '.join(problems))
