@@ -9,10 +9,9 @@ On the paths of EDM's process, x_t = x0 + sigma(t) eps, with the data's standard
   (4)  N = min(first 2^floor(k / K'), last) + 1 at step k,  K' = floor(steps / (log2(last / first) + 1))
   (5)  w = 1 / (sigma(t) - sigma(s)),   rho(e) = sqrt(|e|^2 + c^2) - c,   c = 0.00054 sqrt(D)
   (6)  log sigma(s) ~ N(-1.1, 2^2), within the grid and rounded down to it
-  (7)  several steps: x0 <- f(x0 + sqrt(sigma(t)^2 - sigma_min^2) z, t) at falling times
 
 Eqs. 4 to 6 are iCT's (Song and Dhariwal 2024); its target network is the network itself, without an average. A uniform
-grid of t is the papers' grid of sigma.
+grid of t is the papers' grid of sigma. Sampling, in one step or more: samplers/consistency.py.
 """
 
 import math
@@ -26,8 +25,10 @@ import numpy as np
 
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.diffusion import drop, named
+from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
 from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, image_noise, sum_per_image
+from jaxgen.samplers import consistency as sampling
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
 Teacher = Callable[[Any], Callable[[Array, Array, Cond], Prediction]]  # frozen -> denoise
@@ -100,18 +101,12 @@ def consistency(
     return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean(error) / x0[0].size})
 
   def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
+    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    x = process.sigma(jnp.float32(1)) * image_noise(noise_keys, shape)
     f = function(params, named(null, cond), train=False)
-    lowest = process.sigma(jnp.float32(0))
-
-    def step(x0: Array, index_t: tuple[Array, Array]) -> tuple[Array, None]:
-      index, t = index_t
-      noise = image_noise(jax.vmap(lambda key: jax.random.fold_in(key, index))(keys), shape)
-      size = jnp.sqrt(jnp.maximum(process.sigma(t) ** 2 - lowest**2, 0))
-      return f(x0 + size * noise, jnp.full(len(keys), t)), None  # Eq. 7
-
-    grid = jnp.asarray(times, jnp.float32)
-    x0, _ = jax.lax.scan(step, jnp.zeros((len(keys), *shape)), (jnp.arange(len(times)), grid))
-    return x0 if limit is None else jnp.clip(x0, -limit, limit)
+    of_x0 = parameterisation.x0(process)
+    denoise = lambda x, t, cond: of_x0.predict(f(x, t), x, t)  # noqa: E731
+    return sampling.consistency(denoise, process, x, np.asarray([*times, 0], np.float32), keys=step_keys, clip=limit)
 
   return Objective(init, (Phase('consistency', 'net', loss),), sample)
 
