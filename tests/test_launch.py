@@ -8,6 +8,8 @@ import sys
 
 import pytest
 
+from tests.test_layout import shell_scripts
+
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Makes a .venv whose programs only write down how they were called.
@@ -15,7 +17,7 @@ PYTHON = f"""#!/usr/bin/env bash
 if [ "$1 $2" != '-m venv' ]; then exec {sys.executable} "$@"; fi
 echo venv >> "$LOG"
 mkdir -p "$3/bin"
-for name in python jaxgen ruff shellcheck pyrefly; do
+for name in python jaxgen ruff shellcheck shfmt pyrefly; do
   cp "$STAND_IN" "$3/bin/$name"
 done
 """
@@ -104,7 +106,14 @@ def test_train_gets_the_weights_first_and_passes_options_on(checkout):
 
 
 def test_test_adds_what_tests_need_and_runs_every_check(checkout):
-  checks = ['ruff check .', 'ruff format --check .', 'shellcheck launch/local .ci/run', 'pyrefly check']
+  scripts = ' '.join(path.relative_to(ROOT).as_posix() for path in shell_scripts(ROOT))
+  checks = [
+    'ruff check .',
+    'ruff format --check .',
+    f'shellcheck {scripts}',
+    f'shfmt --diff --indent 2 --case-indent --space-redirects {scripts}',
+    'pyrefly check',
+  ]
   calls = run(checkout, 'test', 'tests/test_x.py', '-k', 'a b')[2]
   assert calls == [*BASE, 'pip --editable .[dev]', *checks, 'python -m pytest -m not slow tests/test_x.py -k a b']
   assert run(checkout, 'test', '--slow')[2] == [*checks, 'python -m pytest -m ']

@@ -131,12 +131,19 @@ def test_there_is_no_drawer_for_everything():
   assert not names & {'utils', 'util', 'helpers', 'common', 'misc'}
 
 
-def test_every_shell_script_passes_shellcheck():
-  beside = pathlib.Path(sys.executable).with_name('shellcheck')
-  tool = str(beside) if beside.exists() else shutil.which('shellcheck')
-  assert tool, "shellcheck is missing; install jaxgen's `dev` extra"
-  scripts = [ROOT / '.ci' / 'run', *(path for path in ROOT.glob('launch/*') if path.suffix in ('', '.sh'))]
-  result = subprocess.run([tool, *map(str, scripts)], capture_output=True, text=True)
+def shell_scripts(root):
+  paths = sorted(path for folder in ('.ci', 'launch') for path in (root / folder).iterdir() if path.is_file())
+  return [path for path in paths if re.match(rb'#!.*\bbash\n', path.read_bytes())]
+
+
+@pytest.mark.parametrize('command', ['shellcheck', 'shfmt --diff --indent 2 --case-indent --space-redirects'])
+def test_every_shell_script_passes(command):
+  name, *options = command.split()
+  beside = pathlib.Path(sys.executable).with_name(name)
+  tool = str(beside) if beside.exists() else shutil.which(name)
+  assert tool, f"{name} is missing; install jaxgen's `dev` extra"
+  scripts = shell_scripts(ROOT)
+  result = subprocess.run([tool, *options, *map(str, scripts)], capture_output=True, text=True)
   assert result.returncode == 0, result.stdout
   for script in scripts:
     assert script.stat().st_mode & 0o100, f'{script} is not executable'
