@@ -10,6 +10,10 @@ os.environ.setdefault(
   'JAX_COMPILATION_CACHE_DIR', str(pathlib.Path.home() / '.cache' / 'jaxgen' / 'test_compilation_cache')
 )
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
+# Most of the time goes into compiling programs that run once. What the environment says comes after, and holds.
+os.environ['XLA_FLAGS'] = (
+  f'--xla_backend_optimization_level=0 --xla_llvm_disable_expensive_passes=true {os.environ.get("XLA_FLAGS", "")}'
+)
 
 from jaxtyping import install_import_hook
 

@@ -64,6 +64,7 @@ def run(checkout, *argv, **options):
 
 
 BASE = ['venv', 'pip --editable .']
+PYTEST = 'python -m pytest -n logical --maxprocesses 4 --dist loadfile -m'
 
 
 def test_the_first_call_installs_and_the_second_only_runs(checkout):
@@ -115,8 +116,8 @@ def test_test_adds_what_tests_need_and_runs_every_check(checkout):
     'pyrefly check',
   ]
   calls = run(checkout, 'test', 'tests/test_x.py', '-k', 'a b')[2]
-  assert calls == [*BASE, 'pip --editable .[dev]', *checks, 'python -m pytest -m not slow tests/test_x.py -k a b']
-  assert run(checkout, 'test', '--slow')[2] == [*checks, 'python -m pytest -m ']
+  assert calls == [*BASE, 'pip --editable .[dev]', *checks, f'{PYTEST} not slow tests/test_x.py -k a b']
+  assert run(checkout, 'test', '--slow')[2] == [*checks, f'{PYTEST} ']
 
 
 def test_extras_are_installed_when_asked_for(checkout):
@@ -126,7 +127,7 @@ def test_extras_are_installed_when_asked_for(checkout):
 def test_continuous_integration_runs_the_same_command(checkout):
   code, _, calls = run(checkout, script='.ci/run')
   assert code == 0
-  assert calls[-1] == 'python -m pytest -m not slow'
+  assert calls[-1] == f'{PYTEST} not slow'
 
 
 def test_a_failed_check_fails_the_command(checkout):
