@@ -7,15 +7,17 @@ other batches, gives the same ones.
 import functools
 import os
 import pathlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 
 from jaxgen import ema, sharding, train
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.generate import make_generate, to_host
 from jaxgen.experiment import Experiment, as_stages
+from jaxgen.objectives.base import Denoising
 from jaxgen.train_state import TrainState, sampling_params
 from jaxgen.typing import UInt8
 
@@ -116,8 +118,31 @@ def conditioning(stage: Experiment, num: int, *, labels: Sequence[int] | None = 
   return cond
 
 
+def denoising(trained: Trained) -> Denoising:
+  """The parts of the objective's sampling, for objectives/drawing.py.
+
+  Raises:
+    ValueError: it has none.
+  """
+  parts = trained.stage.objective.denoising
+  if parts is None:
+    raise ValueError('this run does not draw by denoising step by step, so its images cannot be edited or watched')
+  return parts
+
+
+def noise_key(seed: int) -> Any:
+  """The key of the first image of `sample(..., seed=seed)`."""
+  return jax.random.fold_in(jax.random.key(seed), 0)
+
+
 def sample(
-  trained: Trained, cond: Mapping[str, np.ndarray], *, num: int, seed: int = 0, batch_size: int | None = None
+  trained: Trained,
+  cond: Mapping[str, np.ndarray],
+  *,
+  num: int,
+  seed: int = 0,
+  batch_size: int | None = None,
+  draw: Callable[..., Any] | None = None,
 ) -> UInt8[np.ndarray, 'n h w c']:
   """Draws `num` images, on every process.
 
@@ -127,10 +152,11 @@ def sample(
     num: images.
     seed: of their noise.
     batch_size: images at a time; by default 64, or what the mesh asks for.
+    draw: another way to draw than the objective's `sample`, of objectives/drawing.py.
   """
   mesh = trained.stage.mesh
   batch_size = batch_size or -(-min(num, 64) // mesh.size) * mesh.size
   sharding.check_batch_size(batch_size, mesh)
-  generate = make_generate(trained.stage.objective.sample, mesh=mesh, batch_size=batch_size)
+  generate = make_generate(draw or trained.stage.objective.sample, mesh=mesh, batch_size=batch_size)
   batches = generate(trained.params, trained.frozen, cond, seed=seed, num=num)
   return np.concatenate([to_host(images, mesh)[:count] for images, count in batches])

@@ -6,11 +6,14 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
+from jaxgen.cli import edit
+
 
 def main(argv: list[str]) -> int:
   args, overrides = _parser().parse_known_args(argv)
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
+  edit.check(args)
 
   from jaxgen.cli.config import load_run
 
@@ -23,7 +26,8 @@ def main(argv: list[str]) -> int:
   names = trained.stage.data.class_names
   labels = _labels(args.label, names)
   cond = sample.conditioning(trained.stage, args.num, labels=labels)
-  images = sample.sample(trained, cond, num=args.num, seed=args.seed, batch_size=args.batch_size)
+  draw, inputs = edit.way(args, trained, cond)
+  images = sample.sample(trained, inputs, num=args.num, seed=args.seed, batch_size=args.batch_size, draw=draw)
   if distributed.is_first():
     _save(args.out, images, cond, names)
     print(f'{args.num} images of step {trained.step:,} in {args.out}')
@@ -50,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
+  edit.add_options(parser)
   return parser
 
 

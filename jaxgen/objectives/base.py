@@ -8,6 +8,7 @@ one subtree of the parameters. A GAN has two phases, a diffusion model one; a re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from jaxgen.processes.process import Prediction, Process
 from jaxgen.typing import Array
 
 
@@ -35,6 +36,36 @@ class Phase(NamedTuple):
   every: int = 1
 
 
+class Denoising(NamedTuple):
+  """How images are drawn with a denoiser, in parts, for objectives/drawing.py.
+
+  Attributes:
+    process: what the denoiser undoes.
+    denoiser: `(params, frozen) -> denoise`, without guidance.
+    guide: denoiser to denoiser.
+    condition: of a batch's entries, those that the network sees.
+    sampler: `(denoise, *, process, x, times, cond, keys) -> x0`, which knows its process and times.
+    times: of the sampler; None if nobody can tell.
+    shape: of what the denoiser sees of one image.
+    limit: x0 is in [-limit, limit]; None for latents.
+    encode: `(frozen, images) -> x0`.
+    decode: `(frozen, x0) -> images`, float32 in [-1, 1].
+    show: sees every predicted x0, decoded, on the host: samplers/preview.py.
+  """
+
+  process: Process
+  denoiser: Callable[..., Callable[..., Prediction]]
+  guide: Callable[[Callable[..., Prediction]], Callable[..., Prediction]]
+  condition: Callable[[dict[str, Any]], dict[str, Any]]
+  sampler: Callable[..., Array]
+  times: Any
+  shape: tuple[int, ...]
+  limit: float | None
+  encode: Callable[[Any, Array], Array] = lambda frozen, images: images
+  decode: Callable[[Any, Array], Array] = lambda frozen, x0: x0
+  show: Callable[..., None] | None = None
+
+
 class Objective(NamedTuple):
   """A way to learn a generator.
 
@@ -43,8 +74,10 @@ class Objective(NamedTuple):
     phases: the updates of one train step, in order.
     sample: `(params, frozen, cond, keys) -> images`, float32 `b h w c` in [-1, 1]; `params` as in
       `state.params` (usually averaged), `keys` one PRNG key for each image.
+    denoising: what `sample` is made of, if it denoises, so that images can be edited and watched too.
   """
 
   init: Callable[..., dict[str, Any]]
   phases: tuple[Phase, ...]
   sample: Callable[..., Array]
+  denoising: Denoising | None = None

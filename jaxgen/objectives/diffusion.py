@@ -14,6 +14,7 @@ Classifier-free guidance: with probability `drop_rate` the whole condition of an
 Times, noise and drops follow from the step's key, whatever the devices the batch lies on.
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -21,7 +22,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives import drawing
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
 from jaxgen.objectives.variational import vlb_term
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, denoiser
@@ -55,7 +57,8 @@ def diffusion(
     shape: of one image, `(h, w, c)`.
     parameterisation: what the output means.
     times: time sampler; `times.discrete(T)` for a process with T steps.
-    sampler: `(denoise, *, x, cond, keys) -> x0`, such as `partial(euler, process=process, times=uniform(50))`.
+    sampler: `(denoise, *, x, cond, keys) -> x0`, such as `partial(euler, process=process, times=uniform(50))`; a
+      partial's times are those that images are edited with.
     loss_in: the space of the loss, if not the parameterisation's own.
     weighting: multiplies the squared error in the space of the loss.
     null: the null value of each conditioning entry, `{'label': 1000}`. Its names are the entries of the batch that
@@ -99,14 +102,18 @@ def diffusion(
       total, metrics = total + vlb_weight * bound, {**metrics, 'vlb': bound}  # Eq. 2
     return total, Aux({'loss': total, **metrics})
 
-  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
-    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    x = process.sigma(jnp.float32(1)) * image_noise(noise_keys, shape)
-    denoise = guide(denoiser_of(params, train=False))
-    x0 = sampler(denoise, x=x, cond=named(null, cond), keys=step_keys)
-    return x0 if limit is None else jnp.clip(x0, -limit, limit)
-
-  return Objective(init, (Phase('diffusion', 'net', loss),), sample)
+  denoising = Denoising(
+    process=process,
+    denoiser=lambda params, frozen: denoiser_of(params, train=False),
+    guide=guide,
+    condition=functools.partial(named, null),
+    sampler=sampler,
+    times=sampler.keywords.get('times') if isinstance(sampler, functools.partial) else None,
+    shape=shape,
+    limit=limit,
+    decode=lambda frozen, x0: x0 if limit is None else jnp.clip(x0, -limit, limit),
+  )
+  return Objective(init, (Phase('diffusion', 'net', loss),), drawing.sampled(denoising), denoising)
 
 
 def denoiser_of_network(

@@ -48,7 +48,7 @@ def sdedit(
   grid = np.append(np.float32(strength), times[times < np.float32(strength)])
   noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
   x = corrupt(process, x0, image_noise(noise_keys, x0.shape[1:]), jnp.full(len(x0), strength, jnp.float32))
-  return sampler(denoise, process, x, grid, cond=cond, keys=step_keys, **options)
+  return sampler(denoise, process=process, x=x, times=grid, cond=cond, keys=step_keys, **options)
 
 
 def repaint(

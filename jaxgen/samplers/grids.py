@@ -9,6 +9,10 @@ Grids of noise, which ask the process for the t of a level; the last step goes t
   (7)  log_snr  log(alpha/sigma) uniform, i = 0 ... n-1                                          (DPM-Solver)
   (8)  karras   (sigma/alpha)^(1/rho) uniform, i = 0 ... n-1, rho = 7                            (EDM, Eq. 5)
 
+Early stop, of any grid: the step to t = 0 is x0 as the network sees it, in every sampler,
+
+  (9)  stopped  the times above a time `at`, `at`, and 0
+
 A process with T steps t_k = (k + 1)/T is visited at n of its k, the last step going to t = 0:
 
   (4)  spaced     k = round(i (T - 1)/(n - 1)), both ends included: as IDDPM and DiT do (diffusers' "linspace")
@@ -71,6 +75,14 @@ def karras(
 ) -> Float[np.ndarray, ' n']:
   """Eq. 8: finer towards the data than Eq. 7; arguments as for `log_snr`."""
   return _between(process, steps, start, end, lambda l: np.exp(-l / rho), lambda level: -rho * np.log(level))
+
+
+def stopped(times: Float[np.ndarray, ' n'], at: float) -> Float[np.ndarray, ' m']:
+  """Eq. 9: ends early, in x0 as it is predicted at the time `at`."""
+  times = np.asarray(times, np.float32)
+  if not 0 < at < times[0]:
+    raise ValueError(f'the stop is at {at}; it must be after 0 and before the first time, {times[0]:g}')
+  return np.append(times[times > np.float32(at)], np.asarray([at, 0], np.float32))
 
 
 def _between(

@@ -1,0 +1,106 @@
+"""What `jaxgen sample` does with images: files in, and a way to draw from them."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  import numpy as np
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """The options of editing, watching and stopping."""
+  ways = parser.add_mutually_exclusive_group()
+  ways.add_argument(
+    '--edit', metavar='IMAGE', type=pathlib.Path, help='redraw a file, or each file of a folder (SDEdit)'
+  )
+  ways.add_argument('--inpaint', metavar='IMAGE', type=pathlib.Path, help='redraw what is white in --mask (RePaint)')
+  ways.add_argument('--interpolate', metavar='SEED', type=int, help='from the first image of --seed to that of SEED')
+  ways.add_argument('--invert', metavar='IMAGE', type=pathlib.Path, help='find its noise and draw it again (DDIM)')
+  parser.add_argument('--strength', type=float, default=0.6, help='of --edit: a time in (0, 1], 1 keeps nothing (0.6)')
+  parser.add_argument('--mask', metavar='IMAGE', type=pathlib.Path, help='of --inpaint: white is redrawn, black kept')
+  parser.add_argument('--repeats', type=int, help='of each step: --inpaint (10); of the fixed point: --invert (0)')
+  parser.add_argument('--until', metavar='T', type=float, help='stop at this time in (0, 1), in x0 as it is seen there')
+  parser.add_argument(
+    '--previews', metavar='FOLDER', type=pathlib.Path, help='a grid of x0 for each call of the network'
+  )
+
+
+def check(args: argparse.Namespace) -> None:
+  """Raises ValueError where options do not go together."""
+  if (args.inpaint is None) != (args.mask is None):
+    raise ValueError('--inpaint and --mask go together: an image, and what of it is to be redrawn')
+  if args.repeats is not None and args.inpaint is None and args.invert is None:
+    raise ValueError('--repeats is of --inpaint or --invert; give one of them an image')
+
+
+def way(args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray]) -> tuple[Any, dict[str, np.ndarray]]:
+  """How to draw, None for the objective's own way, and `cond` with the images that it takes."""
+  if all(
+    given is None for given in (args.edit, args.inpaint, args.interpolate, args.invert, args.until, args.previews)
+  ):
+    return None, cond
+  import numpy as np
+
+  from jaxgen import sample
+  from jaxgen.objectives import drawing
+
+  parts = sample.denoising(trained)
+  if args.until is not None:
+    parts = drawing.stopped(parts, args.until)
+  if args.previews is not None:
+    parts = parts._replace(show=_saver(args.previews))
+  shape = trained.stage.data.spec['image'].shape[1:]
+  file = args.edit or args.inpaint or args.invert
+  if file is not None:
+    cond = cond | {drawing.IMAGE: _images(file, shape, args.num)}
+  if args.edit is not None:
+    return drawing.edited(parts, strength=args.strength), cond
+  if args.inpaint is not None:
+    mask = (1 - _images(args.mask, (*shape[:2], 1), args.num)) / 2
+    repeats = 10 if args.repeats is None else args.repeats
+    return drawing.inpainted(parts, repeats=repeats), cond | {drawing.MASK: mask}
+  if args.invert is not None:
+    return drawing.reconstructed(parts, repeats=args.repeats or 0), cond
+  if args.interpolate is not None:
+    weight = np.linspace(0, 1, args.num, dtype=np.float32)
+    ends = sample.noise_key(args.seed), sample.noise_key(args.interpolate)
+    first = {name: np.repeat(rows[:1], args.num, axis=0) for name, rows in cond.items()}
+    return drawing.interpolated(parts, *ends), first | {drawing.WEIGHT: weight}
+  return drawing.sampled(parts), cond
+
+
+def _images(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:
+  """`num` images of that shape in [-1, 1]: the file, or a folder's files in turn."""
+  import numpy as np
+
+  from jaxgen.data.image import decode_image, to_float
+  from jaxgen.metrics.folder import image_files
+
+  height, width, channels = shape
+  if height != width or channels not in (1, 3):
+    raise ValueError(
+      f'{path}: this run has images of {height}x{width}x{channels}; only square gray or RGB ones are read'
+    )
+  files = image_files(path) if path.is_dir() else [path]
+  images = [to_float(decode_image(file.read_bytes(), channels=channels, size=height)) for file in files[:num]]
+  return np.stack([images[i % len(images)] for i in range(num)])
+
+
+def _saver(folder: pathlib.Path):
+  """Saves what a watched sampler shows as FOLDER/CALL_tTIME.png."""
+  import numpy as np
+
+  from jaxgen import distributed, writer
+
+  folder.mkdir(parents=True, exist_ok=True)
+  calls = iter(range(10**6))
+
+  def show(t: np.ndarray, x0: np.ndarray) -> None:
+    images = np.clip(np.round((x0 + 1) * 127.5), 0, 255).astype(np.uint8)
+    if distributed.is_first():
+      writer.save_png(folder / f'{next(calls):04d}_t{t[0]:.3f}.png', writer.grid(images))
+
+  return show

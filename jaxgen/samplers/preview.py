@@ -1,0 +1,56 @@
+"""Watching a sampler while it runs, and stopping it, without leaving the device's loop.
+
+A watched denoiser is a denoiser, so it goes to any sampler and under or over any guidance. Over guidance it shows what
+the sampler sees; under guidance, what guidance mixes. The callbacks run on the host while the device goes on.
+"""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import io_callback
+
+from jaxgen.processes.process import Prediction
+from jaxgen.typing import Array, Cond, Float
+
+Show = Callable[[np.ndarray, np.ndarray], None]  # (t [b], view of x0 [b ...])
+
+
+def watched(
+  denoise: Callable[..., Prediction],
+  show: Show,
+  *,
+  view: Callable[[Array], Array] = lambda x0: x0,
+  go_on: Callable[[], bool] | None = None,
+) -> Callable[..., Prediction]:
+  """Hands every prediction of x0 to the host.
+
+  Args:
+    denoise: `(x_t, t, cond) -> Prediction`.
+    show: called on the host with t and x0; over several devices not necessarily in the order of time.
+    view: what is shown of x0, on the device: a decoder, or fewer pixels.
+    go_on: asked on the host before each call of the network. Once it answers False, the network rests and the sampler
+      runs out at no cost; what it returns then means nothing, and the last x0 that was shown is the result.
+  """
+
+  def seen(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
+    prediction = denoise(x_t, t, cond)
+    io_callback(_on_host(show), None, t, view(prediction.x0))
+    return prediction
+
+  if go_on is None:
+    return seen
+  ask = lambda: np.bool_(go_on())  # noqa: E731
+
+  def asked(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
+    going = io_callback(ask, jax.ShapeDtypeStruct((), bool))
+    shapes = jax.eval_shape(denoise, x_t, t, cond)
+    rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
+    return jax.lax.cond(going, seen, lambda *_: rest, x_t, t, cond)
+
+  return asked
+
+
+def _on_host(show: Show) -> Callable[[Array, Array], None]:
+  return lambda t, x0: show(np.asarray(t), np.asarray(x0))
