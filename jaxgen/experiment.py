@@ -31,6 +31,8 @@ class Experiment(NamedTuple):
     rules: sharding rules of the state, by path.
     frozen: networks that are used, not trained: an argument of the step, sharded by the same rules.
     evaluators: run while training, each at its own interval and after the last step.
+    evaluate_first: they also run before the first step: where the curves begin, and where an evaluation that cannot
+      run (for want of memory, say) is found out at once.
     accumulate: micro-batches in a batch.
     clip_norm: global-norm clipping; None for none.
     max_bad_steps: the run stops when this many steps in a row were not finite.
@@ -48,6 +50,7 @@ class Experiment(NamedTuple):
   rules: Sequence[sharding.Rule] = ()
   frozen: Mapping[str, Any] = {}
   evaluators: Sequence[Evaluator] = ()
+  evaluate_first: bool = False
   accumulate: int = 1
   clip_norm: float | None = None
   max_bad_steps: int = 10

@@ -192,8 +192,9 @@ class _Run:
     done = int(state.step)
     frozen = place_frozen(stage)
     self.describe(stage, abstract, done)
-    if done > begin and not self.evaluated(stage, done):
-      self.evaluate(stage, state, frozen, done)  # killed between this step's checkpoint and its evaluation
+    first = done == 0 and stage.evaluate_first
+    if (first or done > begin) and not self.evaluated(stage, done):
+      self.evaluate(stage, state, frozen, done)  # or killed between this step's checkpoint and its evaluation
     if done >= end:
       return state
     began = time.perf_counter()

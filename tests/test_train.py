@@ -74,6 +74,24 @@ def test_a_killed_run_goes_on_bit_for_bit(step, whole, tmp_path):
   assert _records(tmp_path) == _records(whole[0])
 
 
+def test_evaluations_can_begin_before_the_first_step(whole, tmp_path):
+  seen = []
+
+  def act(context):
+    seen.append(context.step)
+    if seen == [0]:
+      raise Killed
+    return {'value': float(context.step)}
+
+  experiment = toys.experiment(evaluators=(_evaluator(6, act),), evaluate_first=True)
+  with pytest.raises(Killed):
+    train(experiment, tmp_path)
+  state = train(experiment, tmp_path)
+  assert seen == [0, 0, 6, 12]
+  assert [r['step'] for r in read_metrics(tmp_path / 'metrics.jsonl') if 'value' in r] == [0, 6, 12]
+  _same(state, whole[1])
+
+
 def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(whole, tmp_path):
   evaluators = (_at(6, lambda context: os.kill(os.getpid(), signal.SIGTERM)),)
   before = signal.getsignal(signal.SIGTERM)
