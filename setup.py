@@ -36,6 +36,7 @@ setuptools.setup(
     'absl-py>=2.1',
     'array-record>=0.8; sys_platform == "linux"',
     'clu>=0.0.12',
+    'etils[epath]>=1.9',
     'flax>=0.12',
     'grain>=0.2.10',
     'importlib-resources>=6',  # TFDS imports it and does not ask for it

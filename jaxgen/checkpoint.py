@@ -7,13 +7,14 @@ differ from those that saved.
 """
 
 import logging
-import pathlib
+import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
+from etils import epath
 
 from jaxgen.train_state import TrainState
 
@@ -42,11 +43,11 @@ class CheckpointError(RuntimeError):
 class Checkpoints:
   """The checkpoints of one run, in `directory`."""
 
-  def __init__(self, directory: str | pathlib.Path, policy: Policy | None = None):
+  def __init__(self, directory: str | os.PathLike, policy: Policy | None = None):
     """With `policy` None the folder is only read."""
     # Orbax tells every file that it writes, and warns of a folder that is only read.
     logging.getLogger('absl').setLevel(logging.WARNING if policy else logging.ERROR)
-    self.directory = pathlib.Path(directory)
+    self.directory = epath.Path(directory)
     self.policy = policy
     options = ocp.CheckpointManagerOptions(
       max_to_keep=policy.keep if policy else None,
@@ -58,7 +59,9 @@ class Checkpoints:
     )
     handlers: dict[str, ocp.CheckpointHandler] = {part: ocp.StandardCheckpointHandler() for part in PARTS}
     handlers |= {'counters': ocp.StandardCheckpointHandler(), 'identity': ocp.JsonCheckpointHandler()}
-    self._manager = ocp.CheckpointManager(self.directory.absolute(), options=options, item_handlers=handlers)
+    # epath takes a gs:// path for a relative one when it is asked to make it absolute.
+    directory = self.directory if self.directory.is_absolute() else self.directory.absolute()
+    self._manager = ocp.CheckpointManager(directory, options=options, item_handlers=handlers)
 
   def steps(self) -> list[int]:
     """The committed steps, in order."""

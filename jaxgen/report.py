@@ -14,7 +14,9 @@ import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from jaxgen.writer import duration, read_metrics
+from etils import epath
+
+from jaxgen.writer import duration, read_metrics, write_whole
 
 _TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
 _MOST_POINTS = 600  # of a series; longer ones are thinned to the mean of each bucket
@@ -28,13 +30,13 @@ _COUNTS = ('skipped', 'bad_steps')  # shown only when something happened
 Series = dict[str, list[tuple[int, float | None]]]
 
 
-def write(workdir: str | os.PathLike) -> pathlib.Path:
+def write(workdir: str | os.PathLike) -> epath.Path:
   """Writes report.html from what the run's folder holds; returns its path.
 
   Raises:
     FileNotFoundError: `workdir` is not the folder of a run.
   """
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   if not (workdir / 'metrics.jsonl').exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no metrics.jsonl')
   record = _read_json(workdir / 'config.json')
@@ -64,13 +66,11 @@ def write(workdir: str | os.PathLike) -> pathlib.Path:
   }
   template = _TEMPLATE.read_text(encoding='utf-8')
   page = re.sub(r'\{\{(\w+)\}\}', lambda match: fields[match[1]], template)
-  partial = workdir / '.report.html.tmp'
-  partial.write_text(page, encoding='utf-8')
-  os.replace(partial, workdir / 'report.html')
+  write_whole(workdir / 'report.html', page)
   return workdir / 'report.html'
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
+def _read_json(path: epath.Path) -> dict[str, Any]:
   """A file's object; {} where there is none, as in a run that has just begun."""
   return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
 
@@ -107,21 +107,21 @@ def _thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float | No
   return thin
 
 
-def _samples(folder: pathlib.Path) -> dict[str, list[dict[str, Any]]]:
+def _samples(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
   """Grids by name, each a step and a data URL: the first, the last and some evenly between."""
-  grids: dict[str, list[tuple[int, pathlib.Path]]] = {}
+  grids: dict[str, list[tuple[int, epath.Path]]] = {}
   for path in sorted(folder.glob('*.png')):
     if match := _SAMPLE.fullmatch(path.name):
       grids.setdefault(match[1], []).append((int(match[2]), path))
   most = _MOST_FRAMES
   chosen = {name: _evenly(frames, most) for name, frames in grids.items()}
-  while most > 2 and sum(path.stat().st_size for _, path in _all(chosen)) > _MOST_BYTES:
+  while most > 2 and sum(path.stat().length for _, path in _all(chosen)) > _MOST_BYTES:
     most -= 1
     chosen = {name: _evenly(frames, most) for name, frames in grids.items()}
   return {name: [{'step': step, 'url': _data_url(path)} for step, path in frames] for name, frames in chosen.items()}
 
 
-def _all(chosen: Mapping[str, Sequence[tuple[int, pathlib.Path]]]) -> Iterator[tuple[int, pathlib.Path]]:
+def _all(chosen: Mapping[str, Sequence[tuple[int, epath.Path]]]) -> Iterator[tuple[int, epath.Path]]:
   for frames in chosen.values():
     yield from frames
 
@@ -132,7 +132,7 @@ def _evenly(frames: Sequence[Any], most: int) -> list[Any]:
   return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
 
 
-def _data_url(path: pathlib.Path) -> str:
+def _data_url(path: epath.Path) -> str:
   return 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
 
 
@@ -182,7 +182,7 @@ def _protocols(protocols: Mapping[str, Mapping[str, Any]]) -> str:
   )
 
 
-def _parameters(path: pathlib.Path) -> str:
+def _parameters(path: epath.Path) -> str:
   if not path.exists():
     return ''
   text = html.escape(path.read_text(encoding='utf-8'))

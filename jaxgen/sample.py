@@ -6,12 +6,12 @@ other batches, gives the same ones.
 
 import functools
 import os
-import pathlib
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
+from etils import epath
 
 from jaxgen import ema, sharding, train
 from jaxgen.checkpoint import Checkpoints
@@ -54,7 +54,7 @@ def restore(
     CheckpointError: it is damaged, or of another network.
   """
   stages = as_stages(experiment)
-  checkpoints = Checkpoints(pathlib.Path(workdir) / 'checkpoints', None)
+  checkpoints = Checkpoints(epath.Path(workdir) / 'checkpoints', None)
   try:
     step = checkpoints.latest() if step is None else step
     stage = stages[train.stage_of(stages, step or 0)]

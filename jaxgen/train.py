@@ -7,7 +7,7 @@ started again is bit-identical, on the same mesh, to one that was not.
 
 import contextlib
 import functools
-import pathlib
+import os
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 
 from jaxgen import distributed, report, sharding
 from jaxgen import writer as writers
@@ -32,7 +33,7 @@ class RunError(RuntimeError):
 
 def train(
   experiment: Experiment | Sequence[Experiment],
-  workdir: str | pathlib.Path,
+  workdir: str | os.PathLike,
   *,
   record: Mapping[str, Any] | None = None,
   allow_changes: bool = False,
@@ -55,7 +56,7 @@ def train(
     Preempted: SIGTERM came; the state is saved.
   """
   stages = as_stages(experiment)
-  workdir = pathlib.Path(workdir)
+  workdir = epath.Path(workdir)
   record = dict(record or {})
   checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
   start = checkpoints.latest()
@@ -82,7 +83,7 @@ def identity(stage: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
   return {'config': record.get('name'), 'run_seed': stage.seed} | dict(stage.data.identity)
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: pathlib.Path) -> None:
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: os.PathLike) -> None:
   """Raises ValueError, naming every difference, where a checkpoint belongs to another run."""
   different = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
   if different:

@@ -9,13 +9,13 @@
   NAME.txt          longer texts, e.g. the table of parameters
 
 A run that resumes at step s goes on as if it had never died: what an earlier process wrote beyond s is
-dropped first. One process writes; the others get `silent()`.
+dropped first. One process writes; the others get `silent()`. The folder may be in a bucket, gs://BUCKET/RUN.
 """
 
+import io
 import json
 import math
 import os
-import pathlib
 import platform
 import re
 import shutil
@@ -25,6 +25,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from jaxgen.typing import UInt8
 
@@ -44,7 +45,7 @@ class Writer:
   """
 
   def __init__(self, workdir: str | os.PathLike | None, *, resume_step: int | None = None):
-    self._workdir = None if workdir is None else pathlib.Path(workdir)
+    self._workdir = None if workdir is None else epath.Path(workdir)
     self._line = _ProgressLine(sys.stdout)
     if self._workdir is None:
       return
@@ -52,15 +53,14 @@ class Writer:
     (self._workdir / 'samples').mkdir(parents=True, exist_ok=True)
     _drop_records_beyond(self._workdir / 'metrics.jsonl', last)
     _drop_samples_beyond(self._workdir / 'samples', last)
-    # Line buffered: a record reaches the file whole, and a reader sees it at once.
-    self._metrics = open(self._workdir / 'metrics.jsonl', 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    self._metrics = _Lines(self._workdir / 'metrics.jsonl')
     self._tensorboard = _tensorboard(self._workdir / 'tensorboard', last + 1)
 
   def config(self, config: Mapping[str, Any]) -> None:
     """Writes config.json, with the `environment` beside it; what JSON cannot hold is written as its repr."""
     if self._workdir is not None:
       text = json.dumps({**config, 'environment': environment()}, indent=2, default=repr) + '\n'
-      _replace(self._workdir / 'config.json', text)
+      write_whole(self._workdir / 'config.json', text)
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends one record; values are numbers or arrays of one element."""
@@ -68,7 +68,7 @@ class Writer:
       return
     numbers = {name: float(np.asarray(value).reshape(())) for name, value in values.items()}
     record = {name: value if math.isfinite(value) else None for name, value in numbers.items()}
-    self._metrics.write(json.dumps({'step': int(step), **record}, allow_nan=False) + '\n')
+    self._metrics.add(json.dumps({'step': int(step), **record}, allow_nan=False))
     if self._tensorboard is not None:
       for name, value in record.items():
         if value is not None:
@@ -80,7 +80,7 @@ class Writer:
       return
     path = self._workdir / 'protocols.json'
     protocols = json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
-    _replace(path, json.dumps({**protocols, metric: dict(how)}, indent=2, default=repr) + '\n')
+    write_whole(path, json.dumps({**protocols, metric: dict(how)}, indent=2, default=repr) + '\n')
 
   def images(
     self, step: int, name: str, images: UInt8[np.ndarray, 'n h w c'], *, rows: Sequence[str] | None = None
@@ -107,7 +107,7 @@ class Writer:
       return
     self._line.above(text)
     if name is not None:
-      _replace(self._workdir / f'{name}.txt', text.rstrip('\n') + '\n')
+      write_whole(self._workdir / f'{name}.txt', text.rstrip('\n') + '\n')
 
   def progress(self, step: int, total: int, values: Mapping[str, Any] | None = None) -> None:
     """Shows where the run is.
@@ -126,7 +126,7 @@ class Writer:
     self._line.update(int(step), int(total), values or {})
     if values:
       status = {'step': int(step), 'total': int(total), 'time': round(time.time())}
-      _replace(self._workdir / 'status.json', json.dumps(status) + '\n')
+      write_whole(self._workdir / 'status.json', json.dumps(status) + '\n')
 
   def close(self) -> None:
     """Ends the progress line and closes the files; calling it again does nothing."""
@@ -203,17 +203,16 @@ def save_png(path: str | os.PathLike, image: UInt8[np.ndarray, 'h w c']) -> None
   """Writes a PNG of 1 or 3 channels, whole or not at all."""
   from PIL import Image
 
-  path = pathlib.Path(path)
-  partial = path.with_name(f'.{path.name}.tmp')
   image = image[..., 0] if image.shape[-1] == 1 else image
-  Image.fromarray(image).save(partial, format='PNG')
-  os.replace(partial, path)
+  data = io.BytesIO()
+  Image.fromarray(image).save(data, format='PNG')
+  write_whole(path, data.getvalue())
 
 
 def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
   """The records of a metrics.jsonl; a last line that a kill cut in half is left out."""
   records = []
-  for line in pathlib.Path(path).read_text(encoding='utf-8', errors='replace').splitlines():
+  for line in epath.Path(path).read_bytes().decode(errors='replace').splitlines():
     try:
       record = json.loads(line)
     except json.JSONDecodeError:
@@ -237,36 +236,70 @@ def _labels(rows: Sequence[str], height: int, lines: int) -> UInt8[np.ndarray, '
   return np.array(column)
 
 
-def _tensorboard(folder: pathlib.Path, purge_step: int) -> Any:
+def write_whole(path: str | os.PathLike, data: bytes | str) -> None:
+  """Writes a file so that a kill leaves either the old one or the new one; text is UTF-8."""
+  path, data = epath.Path(path), data.encode() if isinstance(data, str) else data
+  if _in_bucket(path):
+    path.write_bytes(data)  # an object appears when all of it is there
+    return
+  partial = path.with_name(f'.{path.name}.tmp')
+  partial.write_bytes(data)
+  os.replace(partial, path)
+
+
+def _in_bucket(path: epath.Path) -> bool:
+  return '://' in os.fspath(path)
+
+
+class _Lines:
+  """A text file that grows by lines; each is there whole, and at once, for whoever reads it."""
+
+  def __init__(self, path: epath.Path):
+    self._path = path
+    self._lines: list[str] | None = None
+    if not _in_bucket(path):
+      self._file = open(path, 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
+    else:  # objects cannot be appended to: all lines are written each time
+      self._lines = path.read_text().splitlines() if path.exists() else []
+      self.close()
+
+  def add(self, line: str) -> None:
+    if self._lines is None:
+      self._file.write(line + '\n')
+    else:
+      self._lines.append(line)
+      self.close()
+
+  def close(self) -> None:
+    if self._lines is None:
+      self._file.close()
+    else:
+      write_whole(self._path, ''.join(line + '\n' for line in self._lines))
+
+
+def _tensorboard(folder: epath.Path, purge_step: int) -> Any:
   """A tensorboardX writer, or None where tensorboardX is not installed."""
   try:
     from tensorboardX import SummaryWriter
   except ModuleNotFoundError:
     return None
   if purge_step == 0 and folder.exists():
-    shutil.rmtree(folder)
+    folder.rmtree()
   # The suffix keeps two processes apart that started in one second: file names carry only the time.
   return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f'.from_{purge_step}')
 
 
-def _drop_records_beyond(path: pathlib.Path, last: int) -> None:
+def _drop_records_beyond(path: epath.Path, last: int) -> None:
   if path.exists():
     kept = [record for record in read_metrics(path) if record['step'] <= last]
-    _replace(path, ''.join(json.dumps(record) + '\n' for record in kept))
+    write_whole(path, ''.join(json.dumps(record) + '\n' for record in kept))
 
 
-def _drop_samples_beyond(folder: pathlib.Path, last: int) -> None:
+def _drop_samples_beyond(folder: epath.Path, last: int) -> None:
   for path in folder.glob('*.png'):
     match = _SAMPLE.match(path.name)
     if match and int(match.group(1)) > last:
       path.unlink()
-
-
-def _replace(path: pathlib.Path, text: str) -> None:
-  """Writes a file so that a kill leaves either the old one or the new one."""
-  partial = path.with_name(f'.{path.name}.tmp')
-  partial.write_text(text, encoding='utf-8')
-  os.replace(partial, path)
 
 
 class _ProgressLine:

@@ -8,6 +8,7 @@ import re
 
 import numpy as np
 import pytest
+from etils import epath
 
 from jaxgen import report, writer
 
@@ -128,7 +129,7 @@ def test_long_series_are_thinned_and_keep_their_mean_and_end():
 def test_many_grids_become_few_with_the_first_and_the_last(run):
   for step in range(3000, 13_000, 100):
     (run / 'samples' / f'samples_{step:08d}.png').write_bytes(b'png')
-  frames = report._samples(run / 'samples')['samples']
+  frames = report._samples(epath.Path(run) / 'samples')['samples']
   assert len(frames) == 24
   assert (frames[0]['step'], frames[-1]['step']) == (1000, 12_900)
 

@@ -51,8 +51,10 @@ def record(config: Any, module: types.ModuleType) -> dict[str, Any]:
 
 def load_run(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Any, types.ModuleType]:
   """The config that a run was made with, and its module; as `load_config`, from the run's folder."""
-  path = pathlib.Path(workdir) / 'config.json'
-  if not path.is_file():
+  from etils import epath
+
+  path = epath.Path(workdir) / 'config.json'
+  if not path.exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no config.json')
   kept = json.loads(path.read_text(encoding='utf-8'))
   if not {'name', 'config'} <= kept.keys():

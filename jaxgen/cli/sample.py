@@ -41,7 +41,7 @@ def _parser() -> argparse.ArgumentParser:
     epilog="Any field of the run's config can be changed, e.g. --config.sampling.steps=100",
     allow_abbrev=False,
   )
-  parser.add_argument('--run', type=pathlib.Path, required=True, help="the run's folder")
+  parser.add_argument('--run', required=True, help="the run's folder")
   parser.add_argument('--out', type=pathlib.Path, required=True, help='a folder, or a .png file for one grid')
   parser.add_argument('--num', type=int, default=64, help='images (default: 64)')
   parser.add_argument(

@@ -1,7 +1,6 @@
 """`jaxgen train`: trains a config, or goes on with the run in its folder."""
 
 import argparse
-import pathlib
 import sys
 
 
@@ -15,7 +14,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--config', default='emoji_dit', help='path of a config file, or the bare name of one in configs/ (emoji_dit)'
   )
-  parser.add_argument('--workdir', type=pathlib.Path, help="the run's folder (default: runs/NAME)")
+  parser.add_argument('--workdir', help="the run's folder, also gs://BUCKET/NAME (default: runs/NAME)")
   parser.add_argument(
     '--allow-changes',
     action='store_true',
@@ -27,12 +26,14 @@ def main(argv: list[str]) -> int:
 
   config, module = load_config(args.config, overrides)
 
+  from etils import epath
+
   from jaxgen import distributed
   from jaxgen.train import train
 
   distributed.start()
   about = record(config, module)
-  workdir = args.workdir or pathlib.Path('runs') / about['name']
+  workdir = epath.Path(args.workdir or f'runs/{about["name"]}')
   try:
     train(module.build(config), workdir, record=about, allow_changes=args.allow_changes)
   except distributed.Preempted as stopped:

@@ -1,8 +1,9 @@
 """What runs beside training: an evaluator is a name, an interval and a function of the run's state."""
 
-import pathlib
 from collections.abc import Callable
 from typing import Any, NamedTuple
+
+from etils import epath
 
 from jaxgen.train_state import TrainState
 
@@ -23,7 +24,7 @@ class Context(NamedTuple):
   state: TrainState
   frozen: Any
   writer: Any
-  workdir: pathlib.Path
+  workdir: epath.Path
   pause: Callable[[], None] = lambda: None
 
 
