@@ -20,7 +20,7 @@ from jaxgen.pretrained.state_dict import Shape, check
 from jaxgen.typing import Params
 
 _LATER = ('interval', 'qk_norm', 'rms_norm', 'swiglu', 'rope', 'registers', 'bottleneck')  # fields of DiT
-_POSITIONS = 'pos_embed'  # fixed, so it is in the file and not among the parameters
+POSITIONS = 'pos_embed'  # fixed, so it is in the file and not among the parameters
 
 
 class _Layout(NamedTuple):
@@ -82,11 +82,9 @@ def from_torch(net: DiT, tensors: Mapping[str, np.ndarray], *, image_shape: tupl
     ValueError: a list of all tensors that are missing, unexpected or of another shape; or other positions.
   """
   leaves = _leaves(net, image_shape)
-  wanted = {name: leaf.tensor_shape for leaf in leaves.values() for name in leaf.names}
-  positions = _positions(net, image_shape)
-  check(tensors, wanted | {_POSITIONS: positions.shape}, network='DiT')
-  if not np.allclose(tensors[_POSITIONS], positions, atol=1e-5):
-    raise ValueError(f'{_POSITIONS} is not the fixed sin-cos table, which is all that DiT here computes')
+  check(tensors, tensor_shapes(net, image_shape), network='DiT')
+  if not np.allclose(tensors[POSITIONS], positions(net, image_shape), atol=1e-5):
+    raise ValueError(f'{POSITIONS} is not the fixed sin-cos table, which is all that DiT here computes')
   flat = {}
   for path, leaf in leaves.items():
     parts = [leaf.to_flax(np.asarray(tensors[name])) for name in leaf.names]
@@ -97,12 +95,18 @@ def from_torch(net: DiT, tensors: Mapping[str, np.ndarray], *, image_shape: tupl
 def to_torch(net: DiT, params: Params, *, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
   """The state dict that the original PyTorch code loads; the inverse of `from_torch`."""
   flat = traverse_util.flatten_dict(params, sep='/')
-  tensors = {_POSITIONS: _positions(net, image_shape)}
+  tensors = {POSITIONS: positions(net, image_shape)}
   for path, leaf in _leaves(net, image_shape).items():
     parts = np.asarray(flat[path]) if leaf.stacked else np.asarray(flat[path])[None]
     for name, part in zip(leaf.names, parts, strict=True):
       tensors[name] = np.ascontiguousarray(leaf.to_torch(part))
   return tensors
+
+
+def tensor_shapes(net: DiT, image_shape: tuple[int, int, int]) -> dict[str, Shape]:
+  """Of the original code's state dict, by name."""
+  shapes = {name: leaf.tensor_shape for leaf in _leaves(net, image_shape).values() for name in leaf.names}
+  return shapes | {POSITIONS: positions(net, image_shape).shape}
 
 
 def _leaves(net: DiT, image_shape: tuple[int, int, int]) -> dict[str, _Leaf]:
@@ -127,6 +131,7 @@ def _leaf(path: str, shape: Shape, net: DiT) -> _Leaf:
   return _Leaf(names, stacked, shape, layout.view(shape, net.patch), layout.order)
 
 
-def _positions(net: DiT, image_shape: tuple[int, int, int]) -> np.ndarray:
+def positions(net: DiT, image_shape: tuple[int, int, int]) -> np.ndarray:
+  """The fixed table of positions, as the file has it."""
   height, width, _ = image_shape
   return sincos_2d(height // net.patch, width // net.patch, net.width)[None]

@@ -4,6 +4,7 @@ import os
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import safetensors
@@ -19,6 +20,32 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   try:
     with safetensors.safe_open(os.fspath(path), framework='np') as file:
       return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
+
+
+class Stored:
+  """A tensor in a file: its shape, and its values for whoever asks numpy for an array of it."""
+
+  def __init__(self, path: str, name: str, shape: tuple[int, ...]):
+    self._path, self._name, self.shape = path, name, shape
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    # The file is opened for each tensor, since the pages of one that stays open count as this process's memory.
+    with safetensors.safe_open(self._path, framework='np') as file:
+      return np.asarray(file.get_tensor(self._name), dtype)
+
+
+def lazily(path: str | os.PathLike) -> dict[str, Stored]:
+  """The tensors of a file by name, each read when it is used: memory holds one at a time.
+
+  Raises:
+    ValueError: the file is damaged or no safetensors file.
+  """
+  place = os.fspath(path)
+  try:
+    with safetensors.safe_open(place, framework='np') as file:
+      return {name: Stored(place, name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
 

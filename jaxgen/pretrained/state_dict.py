@@ -1,12 +1,145 @@
-"""State dicts: tensors by name, as PyTorch's modules save them, and what a network wants of them."""
+"""State dicts: tensors by name, as PyTorch's modules save them, and the Flax trees they become, bit for bit.
 
-from collections.abc import Mapping
-from typing import Any
+A `Leaf` says where one Flax parameter is found and how it lies there: its axes in another order, in a shape of its own.
+A linear layer is transposed, a 1x1 convolution is a linear layer with axes of size 1 at the end, heads are an axis
+here; queries, keys and values, or the blocks of a scanned stack, are one array here and may be one tensor each there.
+A mapping is `{path in the tree: Leaf}`, and goes both ways.
+"""
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from flax import traverse_util
+
+from jaxgen.typing import Params
 
 Shape = tuple[int, ...]
+Tensors = Mapping[str, Any]  # arrays, or what has a shape and becomes an array when it is asked to
 
 
-def check(tensors: Mapping[str, Any], wanted: Mapping[str, Shape], *, network: str) -> None:
+class Layout(NamedTuple):
+  """Of a kernel: its axes as the tensor orders them, and the tensor's shape from the kernel's."""
+
+  order: Shape
+  tensor_shape: Callable[[Shape], Shape]
+
+
+# What a PyTorch module's weight looks like, for a kernel of the shape in the comment.
+table = Layout((0, 1), lambda shape: shape)  # rows, features
+linear = Layout((1, 0), lambda shape: shape[::-1])  # in, out
+to_heads = Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))  # in, heads, out of a head
+from_heads = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1]))  # heads, in of a head, out
+conv = Layout((3, 2, 0, 1), lambda shape: (shape[3], shape[2], *shape[:2]))  # rows, columns, in, out
+conv_1x1 = Layout((1, 0), lambda shape: (*shape[::-1], 1, 1))  # in, out
+Modules = dict[str, tuple[str, Layout]]  # Flax module -> (PyTorch module, layout of its kernel)
+
+
+class Leaf(NamedTuple):
+  """Where one Flax parameter is found.
+
+  Attributes:
+    names: of its tensors: one, or one for each index of the axes `apart`, the last axis fastest.
+    shape: in Flax.
+    order: of the axes of a part (the leaf without the axes `apart`) in its tensor.
+    tensor_shape: of one tensor.
+    apart: the axes along which the parts lie.
+  """
+
+  names: tuple[str, ...]
+  shape: Shape
+  order: Shape
+  tensor_shape: Shape
+  apart: Shape = ()
+
+  @property
+  def part_shape(self) -> Shape:
+    return tuple(size for axis, size in enumerate(self.shape) if axis not in self.apart)
+
+  def to_flax(self, tensors: Tensors) -> np.ndarray:
+    if not self.apart:
+      return self._part(tensors[self.names[0]])
+    parts = np.stack([self._part(tensors[name]) for name in self.names])
+    sizes = [self.shape[axis] for axis in self.apart]
+    return np.moveaxis(parts.reshape(*sizes, *self.part_shape), range(len(sizes)), self.apart)
+
+  def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
+    parts = np.moveaxis(leaf, self.apart, range(len(self.apart))).reshape(-1, *self.part_shape)
+    turned = [part.transpose(self.order).reshape(self.tensor_shape) for part in parts]
+    return {name: np.ascontiguousarray(part) for name, part in zip(self.names, turned, strict=True)}
+
+  def _part(self, tensor: Any) -> np.ndarray:
+    shape = self.part_shape
+    return np.asarray(tensor).reshape([shape[axis] for axis in self.order]).transpose(np.argsort(self.order))
+
+
+Leaves = Mapping[str, Leaf]
+
+
+def kernel(name: str, shape: Shape, layout: Layout) -> Leaf:
+  """A module's weight."""
+  return Leaf((name,), shape, layout.order, layout.tensor_shape(shape))
+
+
+def vector(name: str, shape: Shape) -> Leaf:
+  """A bias or a scale; its axes, if several, are one in the tensor."""
+  return Leaf((name,), shape, tuple(range(len(shape))), (math.prod(shape),))
+
+
+def leaf_of(path: str, shape: Shape, modules: Modules) -> Leaf:
+  """The leaf at `path`, `module/parameter`, as PyTorch names a module's parameters."""
+  module, _, parameter = path.rpartition('/')
+  name, layout = modules[module]
+  if parameter in ('kernel', 'embedding'):
+    return kernel(f'{name}.weight', shape, layout)
+  return vector(f'{name}.bias' if parameter == 'bias' else f'{name}.weight', shape)
+
+
+def flat_shapes(make: Callable[..., Any], *args: Any) -> dict[str, Shape]:
+  """`{path: shape}` of the parameters that `make(key, *args)`, a network's `init`, would make."""
+  shapes = jax.eval_shape(lambda key: make(key, *args)['params'], jax.random.key(0))
+  flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
+  return {path: leaf.shape for path, leaf in flat.items()}
+
+
+def to_flax(
+  leaves: Leaves,
+  tensors: Tensors,
+  *,
+  network: str,
+  put: Callable[[str, np.ndarray], Any] = lambda path, array: array,
+) -> Params:
+  """The parameters of a network from a state dict.
+
+  Args:
+    leaves: of the network.
+    tensors: the state dict.
+    network: what it should be of, for messages.
+    put: `(path, array) -> what to put in the tree`: places each parameter before the next one is read.
+
+  Raises:
+    ValueError: a list of all tensors that are missing, unexpected or of another shape.
+  """
+  check(tensors, {name: leaf.tensor_shape for leaf in leaves.values() for name in leaf.names}, network=network)
+  return traverse_util.unflatten_dict(
+    {path: put(path, leaf.to_flax(tensors)) for path, leaf in leaves.items()}, sep='/'
+  )
+
+
+def to_torch(leaves: Leaves, params: Params) -> dict[str, np.ndarray]:
+  """The state dict of a network's parameters; the inverse of `to_flax`."""
+  flat = traverse_util.flatten_dict(params, sep='/')
+  if flat.keys() != leaves.keys():
+    raise ValueError(f'the parameters are not of this network: {sorted(flat.keys() ^ leaves.keys())} differ')
+  tensors = {}
+  for path, leaf in leaves.items():
+    tensors |= leaf.to_torch(np.asarray(flat[path]))
+  return tensors
+
+
+def check(tensors: Tensors, wanted: Mapping[str, Shape], *, network: str) -> None:
   """Compares the tensors of a file with those of a network.
 
   Args:
@@ -17,12 +150,13 @@ def check(tensors: Mapping[str, Any], wanted: Mapping[str, Shape], *, network: s
   Raises:
     ValueError: a list of all tensors that are missing, unexpected or of another shape.
   """
-  problems = [f'missing: {name} {wanted[name]}' for name in wanted if name not in tensors]
-  problems += [f'unexpected: {name} {tuple(tensors[name].shape)}' for name in tensors if name not in wanted]
+  found = {name: tuple(tensors[name].shape) for name in tensors}
+  problems = [f'missing: {name} {shape}' for name, shape in wanted.items() if name not in found]
+  problems += [f'unexpected: {name} {shape}' for name, shape in found.items() if name not in wanted]
   problems += [
-    f'misshapen: {name} is {tuple(tensors[name].shape)}, wanted {shape}'
+    f'misshapen: {name} is {found[name]}, wanted {shape}'
     for name, shape in wanted.items()
-    if name in tensors and tuple(tensors[name].shape) != shape
+    if found.get(name, shape) != shape
   ]
   if problems:
     raise ValueError(f'the state dict is not of this {network}:\n  ' + '\n  '.join(problems))

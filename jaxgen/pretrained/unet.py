@@ -1,39 +1,37 @@
 """U-Net weights of the original PyTorch code of IDDPM, ADM and Stable Diffusion 1 to Flax and back, bit for bit.
 
-A tensor is the Flax leaf with its axes in another order, in a shape of its own: a linear layer is transposed, a 1x1
-convolution is a linear layer with axes of size 1 at the end, and heads are an axis here. In which order a file keeps
-the rows that make queries, keys and values is not seen from its tensors; the caller must know: `QkvOrder`. Stable
-Diffusion's are the tensors under `model.diffusion_model.`, named without that prefix.
+In which order a file keeps the rows that make queries, keys and values is not seen from its tensors; the caller must
+know: `QkvOrder`. Stable Diffusion's are the tensors under `model.diffusion_model.`, named without that prefix.
 """
 
 import enum
 import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Mapping
 
-import jax
 import jax.numpy as jnp
 import numpy as np
-from flax import traverse_util
 
 from jaxgen.models.unet import Stage, UNet, decoder, encoder, middle
-from jaxgen.pretrained.state_dict import Shape, check
+from jaxgen.pretrained import state_dict
+from jaxgen.pretrained.state_dict import (
+  Layout,
+  Leaf,
+  Leaves,
+  Modules,
+  Shape,
+  conv,
+  conv_1x1,
+  flat_shapes,
+  from_heads,
+  leaf_of,
+  linear,
+  table,
+  to_heads,
+)
 from jaxgen.typing import Params
 
-
-class _Layout(NamedTuple):
-  order: Shape  # of the leaf's axes in the tensor
-  tensor_shape: Callable[[Shape], Shape]  # from the shape of the leaf
-
-
-_table = _Layout((0, 1), lambda shape: shape)
-_linear = _Layout((1, 0), lambda shape: shape[::-1])
-_columns = _Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))
-_conv = _Layout((3, 2, 0, 1), lambda shape: (shape[3], shape[2], *shape[:2]))
-_skip = _Layout((1, 0), lambda shape: (*shape[::-1], 1, 1))
-_merge = _Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1))  # from heads to features
-_heads = _Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1]))
-_split = _Layout((), lambda shape: (math.prod(shape[1:]), shape[0], 1))  # to heads; the order is QkvOrder's
+_merge = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1))  # from heads to features
+_split = Layout((), lambda shape: (math.prod(shape[1:]), shape[0], 1))  # to heads; the order is QkvOrder's
 
 
 class QkvOrder(enum.Enum):
@@ -43,56 +41,39 @@ class QkvOrder(enum.Enum):
   NEW = (1, 2, 3, 0)  # queries of all heads, then keys, then values: ADM 64x64 (`use_new_attention_order`)
 
 
-# Flax module -> (PyTorch module, layout of its kernel or table); scales of norms and biases are vectors anyway.
-_Modules = dict[str, tuple[str, _Layout]]
-_ENDS: _Modules = {
-  'time_embed/in': ('time_embed.0', _linear),
-  'time_embed/out': ('time_embed.2', _linear),
-  'label_embed/table': ('label_emb', _table),
-  'conv_in': ('input_blocks.0.0', _conv),
-  'norm_out': ('out.0', _table),
-  'conv_out': ('out.2', _conv),
+_ENDS: Modules = {
+  'time_embed/in': ('time_embed.0', linear),
+  'time_embed/out': ('time_embed.2', linear),
+  'label_embed/table': ('label_emb', table),
+  'conv_in': ('input_blocks.0.0', conv),
+  'norm_out': ('out.0', table),
+  'conv_out': ('out.2', conv),
 }
-_BLOCK: _Modules = {
-  'norm_in': ('in_layers.0', _table),
-  'conv_in': ('in_layers.2', _conv),
-  'modulation': ('emb_layers.1', _columns),
-  'norm_out': ('out_layers.0', _table),
-  'conv_out': ('out_layers.3', _conv),
-  'skip': ('skip_connection', _skip),
+_BLOCK: Modules = {
+  'norm_in': ('in_layers.0', table),
+  'conv_in': ('in_layers.2', conv),
+  'modulation': ('emb_layers.1', to_heads),
+  'norm_out': ('out_layers.0', table),
+  'conv_out': ('out_layers.3', conv),
+  'skip': ('skip_connection', conv_1x1),
 }
-_ATTENTION: _Modules = {'norm': ('norm', _table), 'qkv': ('qkv', _split), 'out': ('proj_out', _merge)}
-_TRANSFORMER: _Modules = {'norm': ('norm', _table), 'in': ('proj_in', _skip), 'out': ('proj_out', _skip)}
-_TRANSFORMER_BLOCK: _Modules = {
-  'self/query': ('attn1.to_q', _columns),
-  'self/key': ('attn1.to_k', _columns),
-  'self/value': ('attn1.to_v', _columns),
-  'self/out': ('attn1.to_out.0', _heads),
-  'cross/query': ('attn2.to_q', _columns),
-  'cross/key': ('attn2.to_k', _columns),
-  'cross/value': ('attn2.to_v', _columns),
-  'cross/out': ('attn2.to_out.0', _heads),
-  'norm_self': ('norm1', _table),
-  'norm_cross': ('norm2', _table),
-  'norm_mlp': ('norm3', _table),
-  'mlp_in': ('ff.net.0.proj', _columns),
-  'mlp_out': ('ff.net.2', _linear),
+_ATTENTION: Modules = {'norm': ('norm', table), 'qkv': ('qkv', _split), 'out': ('proj_out', _merge)}
+_TRANSFORMER: Modules = {'norm': ('norm', table), 'in': ('proj_in', conv_1x1), 'out': ('proj_out', conv_1x1)}
+TRANSFORMER_BLOCK: Modules = {
+  'self/query': ('attn1.to_q', to_heads),
+  'self/key': ('attn1.to_k', to_heads),
+  'self/value': ('attn1.to_v', to_heads),
+  'self/out': ('attn1.to_out.0', from_heads),
+  'cross/query': ('attn2.to_q', to_heads),
+  'cross/key': ('attn2.to_k', to_heads),
+  'cross/value': ('attn2.to_v', to_heads),
+  'cross/out': ('attn2.to_out.0', from_heads),
+  'norm_self': ('norm1', table),
+  'norm_cross': ('norm2', table),
+  'norm_mlp': ('norm3', table),
+  'mlp_in': ('ff.net.0.proj', to_heads),
+  'mlp_out': ('ff.net.2', linear),
 }
-
-
-class _Leaf(NamedTuple):
-  """Where one Flax parameter is found, and how it lies there."""
-
-  name: str
-  shape: Shape  # in Flax
-  order: Shape
-  tensor_shape: Shape
-
-  def to_flax(self, tensor: np.ndarray) -> np.ndarray:
-    return tensor.reshape([self.shape[axis] for axis in self.order]).transpose(np.argsort(self.order))
-
-  def to_torch(self, leaf: np.ndarray) -> np.ndarray:
-    return np.ascontiguousarray(leaf.transpose(self.order).reshape(self.tensor_shape))
 
 
 def from_torch(
@@ -115,43 +96,41 @@ def from_torch(
   Raises:
     ValueError: a list of all tensors that are missing, unexpected or of another shape.
   """
-  leaves = _leaves(net, qkv_order, channels, text_width)
-  check(tensors, {leaf.name: leaf.tensor_shape for leaf in leaves.values()}, network='U-Net')
-  flat = {path: leaf.to_flax(np.asarray(tensors[leaf.name])) for path, leaf in leaves.items()}
-  return traverse_util.unflatten_dict(flat, sep='/')
+  return state_dict.to_flax(_leaves(net, qkv_order, channels, text_width), tensors, network='U-Net')
 
 
 def to_torch(
   net: UNet, params: Params, *, qkv_order: QkvOrder = QkvOrder.LEGACY, channels: int = 3, text_width: int = 0
 ) -> dict[str, np.ndarray]:
   """The state dict that the original PyTorch code loads; the inverse of `from_torch`."""
-  flat = traverse_util.flatten_dict(params, sep='/')
-  leaves = _leaves(net, qkv_order, channels, text_width)
-  return {leaf.name: leaf.to_torch(np.asarray(flat[path])) for path, leaf in leaves.items()}
+  return state_dict.to_torch(_leaves(net, qkv_order, channels, text_width), params)
 
 
-def _leaves(net: UNet, qkv_order: QkvOrder, channels: int, text_width: int) -> dict[str, _Leaf]:
+def _leaves(net: UNet, qkv_order: QkvOrder, channels: int, text_width: int) -> Leaves:
+  modules = _modules(net)
+  return {path: _leaf(path, shape, modules, qkv_order) for path, shape in shapes(net, channels, text_width).items()}
+
+
+def shapes(net: UNet, channels: int, text_width: int) -> dict[str, Shape]:
+  """Of the parameters by path."""
   side = 2 ** (len(net.multipliers) - 1)
   image, t = jnp.zeros((1, side, side, channels)), jnp.zeros(1)
   cond = {'label': jnp.zeros(1, jnp.int32), 'text': jnp.zeros((1, 1, text_width))}
-  shapes = jax.eval_shape(lambda key: net.init(key, image, t, cond)['params'], jax.random.key(0))
-  flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
-  modules = _modules(net)
-  return {path: _leaf(path, leaf.shape, modules, qkv_order) for path, leaf in flat.items()}
+  return flat_shapes(net.init, image, t, cond)
 
 
-def _leaf(path: str, shape: Shape, modules: _Modules, qkv_order: QkvOrder) -> _Leaf:
+def _leaf(path: str, shape: Shape, modules: Modules, qkv_order: QkvOrder) -> Leaf:
   module, _, parameter = path.rpartition('/')
   name, layout = modules[module]
-  order = layout.order if layout is not _split else qkv_order.value
-  if parameter in ('kernel', 'embedding'):
-    return _Leaf(f'{name}.weight', shape, order, layout.tensor_shape(shape))
-  # A vector; that of queries, keys and values has the kernel's axes but for its last in the tensor, the features.
-  order = tuple(axis - 1 for axis in order[:-1]) if layout is _split else tuple(range(len(shape)))
-  return _Leaf(f'{name}.bias' if parameter == 'bias' else f'{name}.weight', shape, order, (math.prod(shape),))
+  if layout is not _split:
+    return leaf_of(path, shape, modules)
+  if parameter == 'kernel':
+    return Leaf((f'{name}.weight',), shape, qkv_order.value, layout.tensor_shape(shape))
+  # The bias has the kernel's axes but for its last in the tensor, the features.
+  return Leaf((f'{name}.bias',), shape, tuple(axis - 1 for axis in qkv_order.value[:-1]), (math.prod(shape),))
 
 
-def _modules(net: UNet) -> _Modules:
+def _modules(net: UNet) -> Modules:
   modules = dict(_ENDS)
   for i, stage in enumerate(encoder(net)):
     modules |= _stage(net, stage, f'encoder_{i}', f'input_blocks.{i + 1}', resize='op')
@@ -164,25 +143,25 @@ def _modules(net: UNet) -> _Modules:
   return modules
 
 
-def _stage(net: UNet, stage: Stage, path: str, name: str, *, resize: str = '', first: int = 0) -> _Modules:
+def _stage(net: UNet, stage: Stage, path: str, name: str, *, resize: str = '', first: int = 0) -> Modules:
   """The modules of a stage; those that PyTorch holds in one list are numbered from `first` on."""
   parts = {'block': _BLOCK, 'attention': _attention(net), 'resize': _BLOCK}
   present = [part for part in parts if getattr(stage, part)]
   modules = {}
   for number, part in enumerate(present, first):
     if part == 'resize' and not net.style.resize_in_blocks:
-      modules[f'{path}_{part}'] = (f'{name}.{number}.{resize}', _conv)
+      modules[f'{path}_{part}'] = (f'{name}.{number}.{resize}', conv)
       continue
     for module, (torch_module, layout) in parts[part].items():
       modules[f'{path}_{part}/{module}'] = (f'{name}.{number}.{torch_module}', layout)
   return modules
 
 
-def _attention(net: UNet) -> _Modules:
+def _attention(net: UNet) -> Modules:
   if not net.transformer:
     return _ATTENTION
   modules = dict(_TRANSFORMER)
   for i in range(net.transformer):
-    for module, (name, layout) in _TRANSFORMER_BLOCK.items():
+    for module, (name, layout) in TRANSFORMER_BLOCK.items():
       modules[f'block_{i}/{module}'] = (f'transformer_blocks.{i}.{name}', layout)
   return modules

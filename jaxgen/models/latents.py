@@ -1,0 +1,78 @@
+"""The contract between an autoencoder and whatever is trained on its latents.
+
+  latents = (z - shift) scale,   z ~ N(mean, std^2) of the autoencoder              (1)
+  images  = decode(latents / scale + shift)                                         (2)
+
+Shift and scale are numbers for each channel, computed from data, that make latents of mean 0 and variance 1; they are
+kept with the autoencoder. `hash` is of its weights: latents that were stored with another hash are of no use to it.
+Rombach et al. 2022 scale by one number; Esser et al. 2024 (Stable Diffusion 3) shift as well.
+
+A network is fit for this with two methods: `posterior(images) -> (mean, std)`, and `restore(z) -> images`.
+"""
+
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.typing import Array, Float, Key, Params
+
+
+class Scaling(NamedTuple):
+  """Shift and scale of Eq. 1."""
+
+  shift: Float[np.ndarray, ' z']
+  scale: Float[np.ndarray, ' z']
+
+
+class Autoencoder(NamedTuple):
+  """A trained autoencoder.
+
+  Attributes:
+    net: with the methods `posterior` and `restore`, `factor` and `channels_of_latents`.
+    params: of it.
+    scaling: of its latents.
+    hash: of its weights.
+  """
+
+  net: Any
+  params: Params
+  scaling: Scaling
+  hash: str
+
+  @property
+  def frozen(self) -> dict[str, Any]:
+    """The arrays, as an entry of `Experiment.frozen`: what the functions below take."""
+    return {'params': self.params, 'shift': self.scaling.shift, 'scale': self.scaling.scale}
+
+
+def unscaled(channels: int) -> Scaling:
+  return Scaling(np.zeros(channels, np.float32), np.ones(channels, np.float32))
+
+
+def posterior(net: nn.Module, frozen: Any, images: Float[Array, 'b h w c']) -> tuple[Array, Array]:
+  """Mean and standard deviation of z."""
+  made: Any = net.apply({'params': frozen['params']}, images, method='posterior')
+  return made
+
+
+def draw(
+  frozen: Any, mean: Float[Array, 'b h w z'], std: Float[Array, 'b h w z'], keys: Key[Array, ' b']
+) -> Float[Array, 'b h w z']:
+  """Eq. 1, one draw for each image from its own key."""
+  noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
+  shift, scale = (_row(frozen[name]) for name in ('shift', 'scale'))
+  return (mean + std * noise - shift) * scale
+
+
+def decode(net: nn.Module, frozen: Any, latents: Float[Array, 'b h w z']) -> Float[Array, 'b h2 w2 c']:
+  """Eq. 2."""
+  z = latents / _row(frozen['scale']) + _row(frozen['shift'])
+  made: Any = net.apply({'params': frozen['params']}, z, method='restore')
+  return made
+
+
+def _row(values: Array) -> Array:
+  return jnp.asarray(values).reshape(1, 1, 1, -1)

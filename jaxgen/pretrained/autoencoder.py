@@ -1,0 +1,307 @@
+"""AutoencoderKL and VQModel from and to diffusers' folders, and from the original code's files.
+
+  load(folder) -> Autoencoder        save(folder, net, params, scaling)
+
+The scaling of latents (models/latents.py) is kept in config.json under diffusers' names: `scaling_factor` and
+`shift_factor` where it is one number, `latents_mean` and `latents_std` where it is one for each channel:
+
+  latents = (z - shift_factor) scaling_factor = (z - latents_mean) scaling_factor / latents_std         (1)
+"""
+
+import math
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.models.autoencoder import AutoencoderKL
+from jaxgen.models.latents import Autoencoder, Scaling
+from jaxgen.models.vq import VQModel
+from jaxgen.pretrained import folder, state_dict
+from jaxgen.pretrained.state_dict import (
+  Layout,
+  Leaf,
+  Leaves,
+  Modules,
+  Tensors,
+  conv,
+  conv_1x1,
+  flat_shapes,
+  from_heads,
+  leaf_of,
+  table,
+  to_heads,
+)
+from jaxgen.typing import Params
+
+Net = AutoencoderKL | VQModel
+CLASSES = ('AutoencoderKL', 'VQModel')
+_SD_SCALE = 0.18215  # diffusers' default of scaling_factor
+
+
+class _Names(NamedTuple):
+  """How a code base names its modules; `{}` are the level and the number within it."""
+
+  down: str
+  up: str
+  resize: tuple[str, str]
+  attention: str
+  middle: tuple[str, str, str]
+  norm_out: str
+  norms: tuple[str, str, str]  # of a block, and of an attention
+  skip: str
+  projections: tuple[tuple[str, str, str, str], Layout, Layout]  # of an attention: names, layouts
+  levels_reversed: bool  # the decoder's levels are numbered from the smallest
+
+
+_to_heads_conv = Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0], 1, 1))
+_from_heads_conv = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1, 1))
+_DIFFUSERS = _Names(
+  down='down_blocks.{}.resnets.{}',
+  up='up_blocks.{}.resnets.{}',
+  resize=('down_blocks.{}.downsamplers.0.conv', 'up_blocks.{}.upsamplers.0.conv'),
+  attention='attentions',
+  middle=('mid_block.resnets.0', 'mid_block.attentions.0', 'mid_block.resnets.1'),
+  norm_out='conv_norm_out',
+  norms=('norm1', 'norm2', 'group_norm'),
+  skip='conv_shortcut',
+  projections=(('to_q', 'to_k', 'to_v', 'to_out.0'), to_heads, from_heads),
+  levels_reversed=True,
+)
+_ORIGINAL = _Names(
+  down='down.{}.block.{}',
+  up='up.{}.block.{}',
+  resize=('down.{}.downsample.conv', 'up.{}.upsample.conv'),
+  attention='attn',
+  middle=('mid.block_1', 'mid.attn_1', 'mid.block_2'),
+  norm_out='norm_out',
+  norms=('norm1', 'norm2', 'norm'),
+  skip='nin_shortcut',
+  projections=(('q', 'k', 'v', 'proj_out'), _to_heads_conv, _from_heads_conv),
+  levels_reversed=False,
+)
+# Names that diffusers gave the projections before 0.18, and still finds in the files of that time.
+_FORMER = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
+
+
+def load(
+  path: str | os.PathLike, *, put: Callable[[str, np.ndarray], Any] | None = None, dtype: Any = jnp.float32
+) -> Autoencoder:
+  """The autoencoder of a folder.
+
+  Args:
+    path: the folder, of an AutoencoderKL or a VQModel.
+    put: `(path in the tree, float32 array) -> what to put there`, such as an array sharded over a mesh.
+    dtype: of the network's activations.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: it holds another model; every tensor that is missing, unexpected or misshapen is listed.
+  """
+  config = folder.config(path, classes=CLASSES)
+  net = network(config, dtype=dtype)
+  tensors = current_names(folder.tensors(path))
+  params = state_dict.to_flax(_leaves(net, _DIFFUSERS), tensors, network=f'{path}', put=folder.float32(put))
+  return Autoencoder(net, params, scaling(config, net.channels_of_latents), folder.content_hash(tensors))
+
+
+def save(path: str | os.PathLike, net: Net, params: Params, scaling: Scaling, *, sample_size: int = 256) -> str:
+  """Writes a folder that `load` and diffusers read; returns the hash of the weights.
+
+  Args:
+    path: the folder.
+    net: the network.
+    params: of it.
+    scaling: of its latents.
+    sample_size: side of the images it was trained on.
+
+  Raises:
+    ValueError: diffusers has no such model: one with cosine codes or FSQ.
+  """
+  tensors = state_dict.to_torch(_leaves(net, _DIFFUSERS), params)
+  folder.write(path, configuration(net, scaling, sample_size=sample_size), tensors)
+  return folder.content_hash(tensors)
+
+
+def from_original(net: Net, tensors: Tensors) -> Params:
+  """Flax parameters from the state dict of the original code of VQGAN, latent diffusion and Stable Diffusion.
+
+  Args:
+    net: the network the weights are for.
+    tensors: the state dict; in a checkpoint of Stable Diffusion, what is under `first_stage_model.`. The
+      discriminator's and LPIPS's (`loss.`), and a training schedule's, are left out.
+  """
+  own = {name: tensor for name, tensor in tensors.items() if not name.startswith(('loss.', 'model_ema.'))}
+  return state_dict.to_flax(_leaves(net, _ORIGINAL), own, network='autoencoder', put=folder.float32(None))
+
+
+def to_original(net: Net, params: Params) -> dict[str, np.ndarray]:
+  """The inverse of `from_original`."""
+  return state_dict.to_torch(_leaves(net, _ORIGINAL), params)
+
+
+def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Net:
+  """The network of a configuration.
+
+  Raises:
+    ValueError: jaxgen has no such network.
+  """
+  levels = [kind.startswith('Attn') for kind in config['down_block_types']]
+  plain, attending = ('DownEncoderBlock2D', 'UpDecoderBlock2D'), ('AttnDownEncoderBlock2D', 'AttnUpDecoderBlock2D')
+  folder.expect(
+    config,
+    {
+      'act_fn': 'silu',
+      'norm_type': 'group',
+      'out_channels': config.get('in_channels', 3),
+      'use_post_quant_conv': config.get('use_quant_conv', True),
+      'down_block_types': [(attending if level else plain)[0] for level in levels],
+      'up_block_types': [(attending if level else plain)[1] for level in reversed(levels)],
+    },
+  )
+  features = config['block_out_channels']
+  width = math.gcd(*features)
+  shared = {
+    'multipliers': tuple(size // width for size in features),
+    'width': width,
+    'attention': tuple(i for i, attends in enumerate(levels) if attends),
+    'blocks': config.get('layers_per_block', 1),
+    'groups': config.get('norm_num_groups', 32),
+    'channels': config.get('in_channels', 3),
+    'middle_attention': config.get('mid_block_add_attention', True),
+    'dtype': dtype,
+  }
+  if config['_class_name'] == 'AutoencoderKL':
+    return AutoencoderKL(latent=config.get('latent_channels', 4), quant=config.get('use_quant_conv', True), **shared)
+  return VQModel(
+    latent=config.get('latent_channels', 3),
+    codes=config.get('num_vq_embeddings', 256),
+    width_of_code=config.get('vq_embed_dim'),
+    **shared,
+  )
+
+
+def configuration(net: Net, scaling: Scaling, *, sample_size: int = 256) -> folder.Config:
+  """The inverse of `network` and of `scaling`."""
+  levels = ['Attn' * (level in net.attention) for level in range(len(net.multipliers))]
+  config = {
+    'in_channels': net.channels,
+    'out_channels': net.channels,
+    'block_out_channels': [net.width * multiplier for multiplier in net.multipliers],
+    'down_block_types': [f'{kind}DownEncoderBlock2D' for kind in levels],
+    'up_block_types': [f'{kind}UpDecoderBlock2D' for kind in reversed(levels)],
+    'layers_per_block': net.blocks,
+    'act_fn': 'silu',
+    'latent_channels': net.latent,
+    'norm_num_groups': net.groups,
+    'mid_block_add_attention': net.middle_attention,
+    'sample_size': sample_size,
+    **_scaling_entries(scaling),
+  }
+  if isinstance(net, AutoencoderKL):
+    return config | {
+      '_class_name': 'AutoencoderKL',
+      'use_quant_conv': net.quant,
+      'use_post_quant_conv': net.quant,
+      'force_upcast': True,
+    }
+  if net.cosine or net.levels:
+    raise ValueError('diffusers has no VQModel with cosine codes or FSQ, so there is no folder for it')
+  own = {'num_vq_embeddings': net.codes, 'vq_embed_dim': net.features, 'norm_type': 'group'}
+  return config | {'_class_name': 'VQModel'} | own
+
+
+def scaling(config: Mapping[str, Any], channels: int) -> Scaling:
+  """Shift and scale of latents, from Eq. 1."""
+
+  def each(value: Any) -> np.ndarray:
+    return np.broadcast_to(np.asarray(value, np.float32), (channels,)).copy()
+
+  factor = config.get('scaling_factor', _SD_SCALE)
+  if config.get('latents_mean') is not None:
+    return Scaling(each(config['latents_mean']), each(factor / np.asarray(config['latents_std'], np.float64)))
+  return Scaling(each(config.get('shift_factor') or 0.0), each(factor))
+
+
+def _scaling_entries(scaling: Scaling) -> dict[str, Any]:
+  shift, scale = (np.asarray(values, np.float64) for values in scaling)
+  if np.all(shift == shift[0]) and np.all(scale == scale[0]):
+    return {'shift_factor': _short(shift[0]), 'scaling_factor': _short(scale[0])}
+  return {
+    'latents_mean': [_short(value) for value in shift],
+    'latents_std': [float(1 / value) for value in scale],
+    'scaling_factor': 1.0,
+  }
+
+
+def _short(value: float) -> float:
+  """The shortest decimal that reads as this float32."""
+  return float(str(np.float32(value)))
+
+
+def current_names(tensors: Tensors) -> Tensors:
+  """The tensors with the names that diffusers uses today."""
+
+  def rename(name: str) -> str:
+    module, _, parameter = name.rpartition('.')
+    before, _, last = module.rpartition('.')
+    return f'{before}.{_FORMER[last]}.{parameter}' if last in _FORMER and '.attentions.' in name else name
+
+  return {rename(name): tensor for name, tensor in tensors.items()}
+
+
+def _leaves(net: Net, names: _Names) -> Leaves:
+  images = jnp.zeros((1, net.factor, net.factor, net.channels))
+  modules = {'quant_conv': ('quant_conv', conv_1x1), 'post_quant_conv': ('post_quant_conv', conv_1x1)}
+  modules |= _half(net, names, 'encoder', names.down, net.blocks, names.resize[0])
+  modules |= _half(net, names, 'decoder', names.up, net.blocks + 1, names.resize[1])
+  shapes = flat_shapes(net.init, images)
+  codebook = shapes.pop('codebook', None)
+  leaves = {path: leaf_of(path, shape, modules) for path, shape in shapes.items()}
+  if codebook is not None:
+    leaves['codebook'] = Leaf(('quantize.embedding.weight',), codebook, (0, 1), codebook)
+  return leaves
+
+
+def _half(net: Net, names: _Names, half: str, block: str, blocks: int, resize: str) -> Modules:
+  """The modules of the encoder or of the decoder."""
+  modules = {
+    'conv_in': ('conv_in', conv),
+    'norm_out': (names.norm_out, table),
+    'conv_out': ('conv_out', conv),
+    **_under('middle_block_0', names.middle[0], _block(names)),
+    **_under('middle_attention', names.middle[1], _attention(names)),
+    **_under('middle_block_1', names.middle[2], _block(names)),
+  }
+  for level in range(len(net.multipliers)):
+    place = len(net.multipliers) - 1 - level if half == 'decoder' and names.levels_reversed else level
+    modules[f'level_{level}_resize'] = (resize.format(place), conv)
+    for i in range(blocks):
+      at = block.format(place, i)
+      modules |= _under(f'level_{level}_block_{i}', at, _block(names))
+      head, _, _ = at.removesuffix(f'.{i}').rpartition('.')
+      modules |= _under(f'level_{level}_attention_{i}', f'{head}.{names.attention}.{i}', _attention(names))
+  return _under(half, half, modules)
+
+
+def _under(path: str, name: str, modules: Modules) -> Modules:
+  return {f'{path}/{module}': (f'{name}.{other}', layout) for module, (other, layout) in modules.items()}
+
+
+def _block(names: _Names) -> Modules:
+  return {
+    'norm_in': (names.norms[0], table),
+    'conv_in': ('conv1', conv),
+    'norm_out': (names.norms[1], table),
+    'conv_out': ('conv2', conv),
+    'skip': (names.skip, conv_1x1),
+  }
+
+
+def _attention(names: _Names) -> Modules:
+  projections, inwards, outwards = names.projections
+  layouts = (inwards, inwards, inwards, outwards)
+  each = zip(('query', 'key', 'value', 'out'), projections, layouts, strict=True)
+  return {'norm': (names.norms[2], table)} | {module: (name, layout) for module, name, layout in each}

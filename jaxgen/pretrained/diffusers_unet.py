@@ -1,0 +1,320 @@
+"""UNet2DModel and UNet2DConditionModel from and to diffusers' folders: the U-Nets of models/unet.py under their names.
+
+  load(folder) -> Loaded(net, params)        save(folder, net, params)
+
+What differs from the original code (unet.py) is the names, and that queries, keys and values are three tensors.
+"""
+
+import os
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
+from jaxgen.models.unet import Stage, Style, UNet, decoder, encoder, middle
+from jaxgen.pretrained import folder, state_dict
+from jaxgen.pretrained.state_dict import (
+  Leaf,
+  Leaves,
+  Modules,
+  Shape,
+  conv,
+  conv_1x1,
+  from_heads,
+  leaf_of,
+  linear,
+  table,
+  to_heads,
+)
+from jaxgen.pretrained.unet import TRANSFORMER_BLOCK, shapes
+from jaxgen.typing import Array, Params
+
+CLASSES = ('UNet2DModel', 'UNet2DConditionModel')
+_TIMES: dict[tuple[bool, int], Callable[[Array, int], Array]] = {  # (flip_sin_to_cos, freq_shift) -> features of a time
+  (True, 0): timestep_embedding,
+  (False, 1): ddpm_timestep_embedding,
+}
+_PADDINGS = {1: (1, 1), 0: (0, 1)}  # downsample_padding -> Style.half_padding
+_ENDS: Modules = {
+  'time_embed/in': ('time_embedding.linear_1', linear),
+  'time_embed/out': ('time_embedding.linear_2', linear),
+  'label_embed/table': ('class_embedding', table),
+  'conv_in': ('conv_in', conv),
+  'norm_out': ('conv_norm_out', table),
+  'conv_out': ('conv_out', conv),
+}
+_BLOCK: Modules = {
+  'norm_in': ('norm1', table),
+  'conv_in': ('conv1', conv),
+  'modulation': ('time_emb_proj', to_heads),
+  'norm_out': ('norm2', table),
+  'conv_out': ('conv2', conv),
+  'skip': ('conv_shortcut', conv_1x1),
+}
+
+
+class Loaded(NamedTuple):
+  """A U-Net of a folder.
+
+  Attributes:
+    net: the network.
+    params: of it.
+    linear_projection: a transformer's first and last layers are linear layers in the folder, not convolutions.
+  """
+
+  net: UNet
+  params: Params
+  linear_projection: bool
+
+
+def load(
+  path: str | os.PathLike, *, put: Callable[[str, np.ndarray], Any] | None = None, dtype: Any = jnp.float32
+) -> Loaded:
+  """The U-Net of a folder.
+
+  Args:
+    path: the folder.
+    put: `(path in the tree, float32 array) -> what to put there`, such as an array sharded over a mesh.
+    dtype: of the network's activations.
+
+  Raises:
+    FileNotFoundError: there is no such folder.
+    ValueError: it holds another model; every tensor that is missing, unexpected or misshapen is listed.
+  """
+  config = folder.config(path, classes=CLASSES)
+  net = network(config, dtype=dtype)
+  projection = bool(config.get('use_linear_projection'))
+  leaves = _leaves(net, config.get('in_channels', 3), _text_width(config), projection)
+  params = state_dict.to_flax(leaves, folder.tensors(path), network=f'{path}', put=folder.float32(put))
+  return Loaded(net, params, projection)
+
+
+def save(
+  path: str | os.PathLike, net: UNet, params: Params, *, sample_size: int = 32, linear_projection: bool = False
+) -> None:
+  """Writes a folder that `load` and diffusers read.
+
+  Args:
+    path: the folder.
+    net: the network.
+    params: of it.
+    sample_size: side of its images.
+    linear_projection: as `Loaded` has it.
+
+  Raises:
+    ValueError: diffusers has no such network.
+  """
+  config = configuration(net, params, sample_size=sample_size, linear_projection=linear_projection)
+  leaves = _leaves(net, config['in_channels'], _text_width(config), linear_projection)
+  folder.write(path, config, state_dict.to_torch(leaves, params))
+
+
+def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
+  """The network of a configuration.
+
+  Raises:
+    ValueError: jaxgen has no such network.
+  """
+  text = config['_class_name'] == 'UNet2DConditionModel'
+  features, channels = config['block_out_channels'], config.get('in_channels', 4 if text else 3)
+  width = features[0]
+  attends = tuple('Attn' in kind for kind in config['down_block_types'])
+  resnet = not text and config.get('downsample_type', 'conv') == 'resnet'
+  scale_shift = config.get('resnet_time_scale_shift', 'default') == 'scale_shift'
+  groups, doubled = config.get('norm_num_groups', 32), config.get('out_channels') == 2 * channels
+  folder.expect(
+    config,
+    _UNSUPPORTED
+    | _block_types(attends, text=text, resnet=resnet)
+    | {
+      'out_channels': channels * (1 + doubled),
+      'time_embedding_dim': config.get('time_embedding_dim') and 4 * width,
+      'attn_norm_num_groups': groups if scale_shift else config.get('attn_norm_num_groups') and groups,
+      'resnet_time_scale_shift': 'scale_shift' if scale_shift else 'default',
+      'upsample_type': 'resnet' if resnet else 'conv',
+    },
+  )
+  times = (config.get('flip_sin_to_cos', True), config.get('freq_shift', 0))
+  padding = config.get('downsample_padding', 1)
+  if times not in _TIMES or padding not in _PADDINGS:
+    raise ValueError(
+      f'this {config["_class_name"]} is not one that jaxgen has: (flip_sin_to_cos, freq_shift) are {times}, wanted one '
+      f'of {list(_TIMES)}; downsample_padding is {padding}, wanted one of {list(_PADDINGS)}'
+    )
+  return UNet(
+    width=width,
+    multipliers=tuple(_ratio(size, width) for size in features),
+    blocks=config.get('layers_per_block', 2),
+    attention=tuple(level for level, attend in enumerate(attends) if attend),
+    transformer=config.get('transformer_layers_per_block', 1) if text else 0,
+    num_classes=config.get('num_class_embeds') or 0,
+    learn_sigma=doubled,
+    dropout=config.get('dropout', 0.0),
+    groups=groups,
+    style=Style(scale_shift, resnet, _PADDINGS[padding], _TIMES[times], config.get('norm_eps', 1e-5)),
+    dtype=dtype,
+    **_heads(config, features, text=text),
+  )
+
+
+def configuration(net: UNet, params: Params, *, sample_size: int, linear_projection: bool = False) -> folder.Config:
+  """The inverse of `network`; channels and the text's width are those of the parameters."""
+  style, text = net.style, bool(net.transformer)
+  channels, features = params['conv_in']['kernel'].shape[2], [int(m * net.width) for m in net.multipliers]
+  times = {make: flags for flags, make in _TIMES.items()}[style.time_features]
+  paddings = {padding: number for number, padding in _PADDINGS.items()}
+  if features[0] != net.width or (text and (style.scale_shift or style.resize_in_blocks)):
+    raise ValueError('diffusers has no U-Net whose first level is not one width wide, or of this style with text')
+  attends = tuple(level in net.attention for level in range(len(features)))
+  config = {
+    **_block_types(attends, text=text, resnet=style.resize_in_blocks),
+    'sample_size': sample_size,
+    'in_channels': channels,
+    'out_channels': channels * (1 + net.learn_sigma),
+    'block_out_channels': features,
+    'layers_per_block': net.blocks,
+    'norm_num_groups': net.groups,
+    'norm_eps': style.eps,
+    'act_fn': 'silu',
+    'dropout': net.dropout,
+    'flip_sin_to_cos': times[0],
+    'freq_shift': times[1],
+    'downsample_padding': paddings[style.half_padding],
+    'num_class_embeds': net.num_classes or None,
+    'resnet_time_scale_shift': 'scale_shift' if style.scale_shift else 'default',
+  }
+  heads = [size // net.head_size if net.head_size else net.heads for size in features]
+  if text:
+    return config | {
+      '_class_name': 'UNet2DConditionModel',
+      'attention_head_dim': heads if net.head_size else net.heads,  # diffusers' name for their number
+      'transformer_layers_per_block': net.transformer,
+      'cross_attention_dim': _cross_width(params),
+      'use_linear_projection': linear_projection,
+    }
+  sizes = {
+    size // number for size, number, attend in zip(features, heads, (*attends[:-1], True), strict=True) if attend
+  }
+  if len(sizes) > 1 and net.heads > 1:
+    raise ValueError(f'diffusers has one size of heads for all levels, this network {sorted(sizes)}; set head_size')
+  resize = 'resnet' if style.resize_in_blocks else 'conv'
+  return config | {
+    '_class_name': 'UNet2DModel',
+    'attention_head_dim': sizes.pop() if len(sizes) == 1 else None,  # None: one head
+    'attn_norm_num_groups': net.groups if style.scale_shift else None,
+    'downsample_type': resize,
+    'upsample_type': resize,
+  }
+
+
+_UNSUPPORTED = {
+  'act_fn': 'silu',
+  'addition_embed_type': None,
+  'add_attention': True,
+  'center_input_sample': False,
+  'class_embed_type': None,
+  'class_embeddings_concat': False,
+  'conv_in_kernel': 3,
+  'conv_out_kernel': 3,
+  'dual_cross_attention': False,
+  'encoder_hid_dim': None,
+  'encoder_hid_dim_type': None,
+  'mid_block_scale_factor': 1,
+  'only_cross_attention': False,
+  'resnet_out_scale_factor': 1.0,
+  'resnet_skip_time_act': False,
+  'time_cond_proj_dim': None,
+  'time_embedding_act_fn': None,
+  'time_embedding_type': 'positional',
+  'timestep_post_act': None,
+}
+
+
+def _block_types(attends: tuple[bool, ...], *, text: bool, resnet: bool) -> dict[str, Any]:
+  attention = 'CrossAttn' if text else 'Attn'
+  plain = ('ResnetDownsampleBlock2D', 'ResnetUpsampleBlock2D') if resnet else ('DownBlock2D', 'UpBlock2D')
+  return {
+    'down_block_types': [f'{attention}DownBlock2D' if attend else plain[0] for attend in attends],
+    'mid_block_type': 'UNetMidBlock2DCrossAttn' if text else 'UNetMidBlock2D',
+    'up_block_types': [f'{attention}UpBlock2D' if attend else plain[1] for attend in reversed(attends)],
+  }
+
+
+def _heads(config: Mapping[str, Any], features: list[int], *, text: bool) -> dict[str, Any]:
+  """UNet's `heads` or `head_size`. In UNet2DConditionModel `attention_head_dim` is the number of heads."""
+  value = config.get('attention_head_dim', 8)
+  if not text:
+    return {'head_size': value} if value else {'heads': 1}
+  if isinstance(value, int):
+    return {'heads': value}
+  sizes = {size // number for size, number in zip(features, value, strict=True)}
+  if len(sizes) > 1:
+    raise ValueError(f'heads of sizes {sorted(sizes)} on the levels; jaxgen has one number or one size of heads')
+  return {'head_size': sizes.pop()}
+
+
+def _ratio(size: int, width: int) -> float:
+  return size // width if size % width == 0 else size / width
+
+
+def _text_width(config: Mapping[str, Any]) -> int:
+  return config.get('cross_attention_dim', 1280) if config['_class_name'] == 'UNet2DConditionModel' else 0
+
+
+def _cross_width(params: Params) -> int:
+  return params['middle_0_attention']['block_0']['cross']['key']['kernel'].shape[0]
+
+
+def _leaves(net: UNet, channels: int, text_width: int, linear_projection: bool) -> Leaves:
+  modules = _modules(net, linear if linear_projection else conv_1x1)
+  return {path: _leaf(path, shape, modules) for path, shape in shapes(net, channels, text_width).items()}
+
+
+def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
+  module, _, parameter = path.rpartition('/')
+  name, _ = modules[module]
+  if not path.endswith(('attention/qkv/kernel', 'attention/qkv/bias')):
+    return leaf_of(path, shape, modules)
+  ending = 'weight' if parameter == 'kernel' else 'bias'
+  names = tuple(f'{name}.{part}.{ending}' for part in ('to_q', 'to_k', 'to_v'))
+  if parameter == 'bias':
+    return Leaf(names, shape, (0, 1), (shape[1] * shape[2],), apart=(0,))
+  return Leaf(names, shape, to_heads.order, (shape[2] * shape[3], shape[0]), apart=(1,))
+
+
+def _modules(net: UNet, projection: state_dict.Layout) -> Modules:
+  attention: Modules = {'norm': ('group_norm', table), 'qkv': ('', to_heads), 'out': ('to_out.0', from_heads)}
+  if net.transformer:
+    attention = {'norm': ('norm', table), 'in': ('proj_in', projection), 'out': ('proj_out', projection)}
+    for i in range(net.transformer):
+      for module, (name, layout) in TRANSFORMER_BLOCK.items():
+        attention[f'block_{i}/{module}'] = (f'transformer_blocks.{i}.{name}', layout)
+  modules = dict(_ENDS)
+  modules |= _stages(encoder(net), attention, 'encoder', 'down_blocks.{}', 'downsamplers')
+  modules |= _stages(decoder(net), attention, 'decoder', 'up_blocks.{}', 'upsamplers')
+  return modules | _stages(middle(net), attention, 'middle', 'mid_block', '')
+
+
+def _stages(stages: list[Stage], attention: Modules, path: str, block: str, resize: str) -> Modules:
+  """The modules of the encoder, decoder or middle; a change of size ends a block of diffusers."""
+  modules: Modules = {}
+  level = blocks = attentions = 0
+  for i, stage in enumerate(stages):
+    here = block.format(level)
+    if stage.block:
+      modules |= _under(f'{path}_{i}_block', f'{here}.resnets.{blocks}', _BLOCK)
+      blocks += 1
+    if stage.attention:
+      modules |= _under(f'{path}_{i}_attention', f'{here}.attentions.{attentions}', attention)
+      attentions += 1
+    if stage.resize:
+      modules |= _under(f'{path}_{i}_resize', f'{here}.{resize}.0', _BLOCK)
+      modules[f'{path}_{i}_resize'] = (f'{here}.{resize}.0.conv', conv)
+      level, blocks, attentions = level + 1, 0, 0
+  return modules
+
+
+def _under(path: str, name: str, modules: Modules) -> Modules:
+  return {f'{path}/{module}': (f'{name}.{other}'.rstrip('.'), layout) for module, (other, layout) in modules.items()}

@@ -1,0 +1,107 @@
+"""The layout that diffusers keeps a model in: a folder with config.json and the tensors.
+
+  config.json                                       {"_class_name": "AutoencoderKL", ...}
+  diffusion_pytorch_model.safetensors               or several, with ....safetensors.index.json that says which has what
+  diffusion_pytorch_model.bin                       in older folders, read without pickle (torch_file.py)
+
+Tensors are handed out lazily, so that a model larger than the memory to spare can be placed one by one.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxgen.pretrained import safetensors_file, torch_file
+from jaxgen.pretrained.state_dict import Tensors
+
+STEM = 'diffusion_pytorch_model'
+_VERSION = '0.36.0'  # of diffusers, whose layout this is: it warns where there is none
+Config = dict[str, Any]
+
+
+def config(folder: str | os.PathLike, *, classes: tuple[str, ...], name: str = 'config.json') -> Config:
+  """A model's configuration.
+
+  Raises:
+    FileNotFoundError: there is no such folder or file.
+    ValueError: it is no JSON, or of another class.
+  """
+  path = Path(folder) / name
+  if not path.exists():
+    raise FileNotFoundError(f"{path} does not exist; wanted a folder as diffusers' save_pretrained writes it")
+  try:
+    made = json.loads(path.read_text())
+    found = made['_class_name']
+  except (ValueError, KeyError, TypeError) as error:
+    raise ValueError(f'{path} is no configuration of a model: {error}') from error
+  if found not in classes:
+    raise ValueError(f'{path} is of a {found}; wanted {" or ".join(classes)}')
+  return made
+
+
+def tensors(folder: str | os.PathLike) -> Tensors:
+  """The tensors of a model by name.
+
+  Raises:
+    FileNotFoundError: there are none.
+    ValueError: a file is damaged, or holds more than tensors.
+  """
+  folder = Path(folder)
+  single, index, old = (folder / f'{STEM}.{end}' for end in ('safetensors', 'safetensors.index.json', 'bin'))
+  if single.exists():
+    return safetensors_file.lazily(single)
+  if index.exists():
+    names = json.loads(index.read_text())['weight_map']
+    files = {name: safetensors_file.lazily(folder / name) for name in sorted(set(names.values()))}
+    return {name: tensor for file in files.values() for name, tensor in file.items()}
+  if old.exists():
+    return torch_file.read(old)
+  raise FileNotFoundError(f'{folder} has no {single.name}, {index.name} or {old.name}')
+
+
+def write(folder: str | os.PathLike, config: Config, arrays: Mapping[str, np.ndarray]) -> None:
+  """Writes a folder that diffusers loads; the configuration last, so that a folder with one is whole."""
+  folder = Path(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  (folder / 'config.json').unlink(missing_ok=True)
+  safetensors_file.write(folder / f'{STEM}.safetensors', arrays, metadata={'format': 'pt'})
+  write_config(folder / 'config.json', config)
+
+
+def write_config(path: Path, config: Config) -> None:
+  """A JSON file, complete or not there."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  temporary = path.with_name(f'.{path.name}')
+  temporary.write_text(json.dumps({'_diffusers_version': _VERSION} | config, indent=2, sort_keys=True) + '\n')
+  temporary.replace(path)
+
+
+def expect(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+  """Raises ValueError, naming every difference, where a configuration asks for what the network here cannot do.
+
+  `wanted` holds diffusers' own defaults or None too: an entry that the configuration lacks is as wanted.
+  """
+  odd = {name: config[name] for name, value in wanted.items() if name in config and config[name] != value}
+  if odd:
+    each = ', '.join(f'{name} is {value!r}, wanted {wanted[name]!r}' for name, value in odd.items())
+    raise ValueError(f'this {config["_class_name"]} is not one that jaxgen has: {each}')
+
+
+def content_hash(tensors: Tensors) -> str:
+  """SHA-256 of names, shapes and values, whatever the file they are in."""
+  digest = hashlib.sha256()
+  for name in sorted(tensors):
+    array = np.ascontiguousarray(tensors[name], np.float32)
+    digest.update(f'{name} {array.shape}\n'.encode())
+    digest.update(array.data)
+  return digest.hexdigest()
+
+
+def float32(put: Callable[[str, np.ndarray], Any] | None) -> Callable[[str, np.ndarray], Any]:
+  """`put`, if any, of arrays that are made float32 first."""
+  return lambda path, array: (put or (lambda _, a: a))(path, np.asarray(array, np.float32))

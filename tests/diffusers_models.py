@@ -1,0 +1,145 @@
+"""Makes tests/golden/diffusers_*.npz: random models of diffusers (0.42.1), what they answer, and their state dicts.
+
+  python tests/diffusers_models.py OUT      # in an environment with torch and diffusers, which the tests do not need
+  python tests/diffusers_models.py --load FOLDER CLASS      # loads what jaxgen wrote, and says what it answers
+
+Every parameter is drawn anew, so that none is zero or one, and rounded to float16, which halves the files.
+"""
+
+import importlib.util
+import json
+import pathlib
+import sys
+
+# Beside a CPU's torch torchvision may not load, and diffusers needs none of it.
+_find = importlib.util.find_spec
+importlib.util.find_spec = lambda name, *args: None if name.split('.')[0] == 'torchvision' else _find(name, *args)
+
+import diffusers  # noqa: E402
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+
+MODELS = {
+  'autoencoder_kl': (
+    diffusers.AutoencoderKL,
+    {
+      'block_out_channels': [8, 16],
+      'down_block_types': ['DownEncoderBlock2D', 'AttnDownEncoderBlock2D'],
+      'up_block_types': ['AttnUpDecoderBlock2D', 'UpDecoderBlock2D'],
+      'layers_per_block': 1,
+      'latent_channels': 3,
+      'norm_num_groups': 4,
+      'shift_factor': 0.25,
+      'scaling_factor': 0.5,
+    },
+  ),
+  'vq_model': (
+    diffusers.VQModel,
+    {
+      'block_out_channels': [8, 16],
+      'down_block_types': ['DownEncoderBlock2D'] * 2,
+      'up_block_types': ['UpDecoderBlock2D'] * 2,
+      'layers_per_block': 1,
+      'latent_channels': 3,
+      'norm_num_groups': 4,
+      'num_vq_embeddings': 11,
+      'vq_embed_dim': 5,
+    },
+  ),
+  'unet': (
+    diffusers.UNet2DModel,
+    {
+      'block_out_channels': [8, 16],
+      'down_block_types': ['DownBlock2D', 'AttnDownBlock2D'],
+      'up_block_types': ['AttnUpBlock2D', 'UpBlock2D'],
+      'layers_per_block': 1,
+      'norm_num_groups': 4,
+      'attention_head_dim': 8,
+      'num_class_embeds': 5,
+      'out_channels': 6,
+      'freq_shift': 1,
+      'flip_sin_to_cos': False,
+      'downsample_padding': 0,
+      'norm_eps': 1e-6,
+    },
+  ),
+  'unet_resnet': (
+    diffusers.UNet2DModel,
+    {
+      'block_out_channels': [8, 16],
+      'down_block_types': ['ResnetDownsampleBlock2D', 'AttnDownBlock2D'],
+      'up_block_types': ['AttnUpBlock2D', 'ResnetUpsampleBlock2D'],
+      'downsample_type': 'resnet',
+      'upsample_type': 'resnet',
+      'resnet_time_scale_shift': 'scale_shift',
+      'attn_norm_num_groups': 4,
+      'layers_per_block': 1,
+      'norm_num_groups': 4,
+      'attention_head_dim': 8,
+    },
+  ),
+  'unet_condition': (
+    diffusers.UNet2DConditionModel,
+    {
+      'block_out_channels': [8, 16],
+      'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'],
+      'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
+      'layers_per_block': 1,
+      'norm_num_groups': 4,
+      'attention_head_dim': [1, 2],
+      'cross_attention_dim': 6,
+      'use_linear_projection': True,
+    },
+  ),
+}
+
+
+def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
+  fan_in = max(int(np.prod(shape[1:])), 1)
+  values = rng.standard_normal(shape) / np.sqrt(fan_in)
+  values = 1 + 0.2 * values if 'norm' in name and name.endswith('weight') and len(shape) == 1 else values
+  values = 0.1 * values if name.endswith('bias') else values
+  return values.astype(np.float16)
+
+
+def answers(kind: str, model: torch.nn.Module, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  channels = model.config.in_channels
+  x = torch.from_numpy(rng.standard_normal((2, channels, 8, 12)).astype(np.float32))
+  t = torch.tensor([3.0, 700.0])
+  with torch.no_grad():
+    match kind:
+      case 'autoencoder_kl':
+        gaussian = model.encode(x).latent_dist
+        made = {'mean': gaussian.mean, 'logvar': gaussian.logvar, 'image': model.decode(gaussian.mean).sample}
+      case 'vq_model':
+        h = model.encode(x).latents
+        index = model.quantize(h)[2][2].reshape(h.shape[0], *h.shape[2:])
+        made = {'z': h, 'index': index, 'image': model.decode(h).sample}
+      case 'unet' | 'unet_resnet':
+        y = torch.tensor([1, 4]) if model.config.num_class_embeds else None
+        made = {'t': t, 'out': model(x, t, class_labels=y).sample} | ({} if y is None else {'y': y})
+      case 'unet_condition':
+        text = torch.from_numpy(rng.standard_normal((2, 3, 6)).astype(np.float32))
+        made = {'t': t, 'text': text, 'out': model(x, t, encoder_hidden_states=text).sample}
+  return {'x': x.numpy()} | {name: value.numpy() for name, value in made.items()}
+
+
+def make(out: pathlib.Path) -> None:
+  for kind, (cls, config) in MODELS.items():
+    rng = np.random.default_rng(0)
+    model = cls(**config).eval()
+    state = {name: draw(name, tuple(tensor.shape), rng) for name, tensor in model.state_dict().items()}
+    model.load_state_dict({name: torch.from_numpy(array.astype(np.float32)) for name, array in state.items()})
+    arrays = {f'sd/{name}': array for name, array in state.items()} | answers(kind, model, rng)
+    saved = json.dumps({'_class_name': cls.__name__} | dict(model.config), default=list)
+    np.savez_compressed(out / f'diffusers_{kind}.npz', config=np.array(saved), **arrays)
+
+
+def load(folder: str, name: str) -> None:
+  model, info = getattr(diffusers, name).from_pretrained(folder, output_loading_info=True)
+  count = sum(parameter.numel() for parameter in model.parameters())
+  print(json.dumps({key: sorted(map(str, value)) for key, value in info.items()} | {'parameters': count}))
+
+
+if __name__ == '__main__':
+  load(*sys.argv[2:]) if sys.argv[1] == '--load' else make(pathlib.Path(sys.argv[1]))
