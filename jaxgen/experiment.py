@@ -4,7 +4,7 @@ A run is an Experiment, or a tuple of them: stages, run one after the other (pro
 distillation). Steps are counted across stages.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -15,6 +15,7 @@ from jaxgen.checkpoint import Policy
 from jaxgen.ema import Average
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.objectives.base import Objective
+from jaxgen.train_state import TrainState
 
 
 class Experiment(NamedTuple):
@@ -38,6 +39,8 @@ class Experiment(NamedTuple):
     max_bad_steps: the run stops when this many steps in a row were not finite.
     log_every: steps between two lines of metrics.
     checkpoints: when to save and what to keep.
+    begin: `(old, fresh) -> state`, the first state of a stage that follows another, made of that one's last and of a
+      new one; by default what both have under one path and shape is carried over.
   """
 
   objective: Objective
@@ -56,6 +59,7 @@ class Experiment(NamedTuple):
   max_bad_steps: int = 10
   log_every: int = 50
   checkpoints: Policy = Policy()
+  begin: Callable[[TrainState, TrainState], TrainState] | None = None
 
 
 def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment, ...]:

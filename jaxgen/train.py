@@ -139,6 +139,12 @@ def carry_over(old: TrainState, new: TrainState) -> TrainState:
   return jax.tree_util.tree_map_with_path(pick, new)
 
 
+def begin_stage(stage: Experiment, old: TrainState, fresh: TrainState) -> TrainState:
+  """The first state of a stage that follows another, in buffers of its own, since the step donates them."""
+  state = (stage.begin or carry_over)(old, fresh)
+  return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, fresh)
+
+
 def place_frozen(stage: Experiment) -> dict[str, Any]:
   """The frozen networks on the mesh, sharded like parameters."""
   frozen = dict(stage.frozen)
@@ -183,7 +189,7 @@ class _Run:
         self.writer.text(f'Going on from step {start:,} of {self.total:,} in {self.workdir}')
       else:
         fresh = initial_state(stage, abstract)
-        state = fresh if state is None else carry_over(state, fresh)
+        state = fresh if state is None else begin_stage(stage, state, fresh)
       state = self.stage(stage, abstract, state, begin, begin + stage.steps)
       begin += stage.steps
     assert state is not None
