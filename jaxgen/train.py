@@ -151,8 +151,8 @@ def place_frozen(stage: Experiment) -> dict[str, Any]:
   return jax.device_put(frozen, sharding.shard_tree(frozen, stage.mesh))
 
 
-def compile_step(stage: Experiment, abstract: TrainState, frozen: Any):
-  """The train step of a stage, compiled for its mesh; the state is donated."""
+def mesh_step(stage: Experiment):
+  """The train step of a stage, traced with its mesh in sight."""
   step = make_train_step(
     stage.objective,
     stage.optimizers,
@@ -160,10 +160,15 @@ def compile_step(stage: Experiment, abstract: TrainState, frozen: Any):
     accumulate=stage.accumulate,
     clip_norm=stage.clip_norm,
   )
+  return sharding.under(stage.mesh, step)
+
+
+def compile_step(stage: Experiment, abstract: TrainState, frozen: Any):
+  """The train step of a stage, compiled for its mesh; the state is donated."""
   place = sharding.batch_sharding(stage.mesh)
   batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in stage.data.spec.items()}
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  jitted = jax.jit(step, donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh)))
+  jitted = jax.jit(mesh_step(stage), donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh)))
   return jitted.lower(abstract, frozen, batch, jax.random.key(stage.seed)).compile()
 
 
