@@ -1,6 +1,7 @@
 """Floating-point operations of a function, counted from its jaxpr: matrix products and convolutions, nothing else.
 
-XLA's own count takes the body of a scan once; here it is taken as often as it runs. A multiply-add is two operations.
+XLA's own count takes the body of a scan once; here it is taken as often as it runs, and so are the programs of a Pallas
+kernel's grid and of the devices of a mesh. A multiply-add is two operations.
 """
 
 import math
@@ -53,6 +54,10 @@ def _of_equation(equation: core.JaxprEqn) -> int:
   inner = [_of_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
   if name == 'scan':
     return params['length'] * sum(inner)
+  if name == 'shard_map':
+    return params['mesh'].size * sum(inner)
+  if name == 'pallas_call':
+    return math.prod(params['grid_mapping'].grid) * sum(inner)
   if name == 'cond':
     return max(inner)
   if name == 'while' and any(inner):

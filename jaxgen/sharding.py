@@ -2,9 +2,11 @@
 
 Axes of the mesh, slowest first:
 
-  data    copies of the model; the batch is split. Across slices or nodes this is the slow axis.
-  fsdp    the batch is split, and so are parameters, moments and averages (fully sharded data parallel).
-  tensor  heads and hidden units are split.
+  data      copies of the model; the batch is split. Across slices or nodes this is the slow axis.
+  fsdp      the batch is split, and so are parameters, moments and averages (fully sharded data parallel).
+  sequence  rows of the images are split, and so a transformer's tokens; each device attends from its own queries to
+            all keys (context parallelism), for images too large for one device.
+  tensor    heads and hidden units are split.
 
 A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest
 dimension that divides goes over `fsdp`. Paths are joined with '/', and a parameter, its Adam moments and its average
@@ -12,24 +14,31 @@ end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them. This 
 that writes a PartitionSpec.
 """
 
+import contextlib
+import contextvars
+import functools
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-AXES = ('data', 'fsdp', 'tensor')
+AXES = ('data', 'fsdp', 'sequence', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
+_devices: contextvars.ContextVar[Sequence[Any] | None] = contextvars.ContextVar('devices', default=None)
 
 # (pattern, axes): one entry for each dimension of the leaf, an axis name or None.
 Rule = tuple[str, tuple[str | None, ...]]
 
 # DiT over `tensor`: whole heads and hidden units on a device, one all-reduce after each pair of products
-# (Shoeybi et al. 2019, Megatron-LM). The first axis is the scan's, over depth.
+# (Shoeybi et al. 2019, Megatron-LM). The first axis is the scan's, over depth. What embeds the condition is small, and
+# whole on each device: were it split, the partitioner would move its gradient's `b d` from images to features.
 DIT_RULES: tuple[Rule, ...] = (
+  (r'(time|label|interval)_embed/.*(kernel|embedding)$', (None, None)),
   (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
   (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
   (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
@@ -38,24 +47,60 @@ DIT_RULES: tuple[Rule, ...] = (
   (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
 )
 
+# U-Nets over `tensor`: a block's hidden features, and whole heads. The embedding as above.
+UNET_RULES: tuple[Rule, ...] = (
+  (r'time_embed/.*kernel$|label_embed/.*embedding$', (None, None)),
+  (r'(block|resize)/conv_in/kernel$', (None, None, 'fsdp', 'tensor')),
+  (r'(block|resize)/conv_out/kernel$', (None, None, 'tensor', 'fsdp')),
+  (r'(block|resize)/modulation/kernel$', ('fsdp', None, 'tensor')),
+  (r'attention/qkv/kernel$', ('fsdp', None, 'tensor', None)),
+  (r'attention/out/kernel$', ('tensor', None, 'fsdp')),
+)
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, devices=None) -> Mesh:
+
+@contextlib.contextmanager
+def devices_are(devices: Sequence[Any]) -> Iterator[None]:
+  """Within it, `make_mesh` covers these devices, such as a topology's, in place of those that are here."""
+  token = _devices.set(devices)
+  try:
+    yield
+  finally:
+    _devices.reset(token)
+
+
+def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
   """The mesh over all devices; one size may be -1, and is then whatever is left.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices.
   """
-  devices = jax.devices() if devices is None else devices
-  sizes = [data, fsdp, tensor]
+  devices = devices or _devices.get() or jax.devices()
+  sizes = [data, fsdp, sequence, tensor]
   known = math.prod(size for size in sizes if size != -1)
   if sizes.count(-1) == 1 and len(devices) % known == 0:
     sizes[sizes.index(-1)] = len(devices) // known
   if -1 in sizes or math.prod(sizes) != len(devices):
     raise ValueError(
-      f'mesh data={data} fsdp={fsdp} tensor={tensor} does not cover {len(devices)} devices; '
+      f'mesh data={data} fsdp={fsdp} sequence={sequence} tensor={tensor} does not cover {len(devices)} devices; '
       'set config.mesh so that the sizes multiply to that number (one of them may be -1)'
     )
-  return jax.make_mesh(tuple(sizes), AXES, axis_types=(AxisType.Auto,) * len(AXES), devices=devices)
+  return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+
+
+def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+  """Devices such that fast axes are near neighbours; only `data` goes from slice to slice."""
+  slices = len({slice_of(device) for device in devices})
+  if slices == 1:
+    return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
+  if sizes[0] % slices:
+    raise ValueError(f'mesh data={sizes[0]} does not divide over {slices} slices; use a multiple of {slices}')
+  within, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(sizes) - 1))
+  return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+def slice_of(device: Any) -> int:
+  """The slice that a device is in: all its neighbours by the fast interconnect."""
+  return getattr(device, 'slice_index', None) or 0
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
@@ -65,6 +110,41 @@ def replicated(mesh: Mesh) -> NamedSharding:
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The first axis is split over all devices that hold a copy or a shard of the model."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
+
+
+def under(mesh: Mesh, function: Callable) -> Callable:
+  """`function`, traced with `mesh` in sight: attention asks it for the platform and for each device's part."""
+
+  @functools.wraps(function)
+  def traced(*args):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+      return function(*args)
+
+  return traced
+
+
+def platform() -> str | None:
+  """The platform of the mesh in sight: 'tpu', 'gpu' or 'cpu'; None without one."""
+  device = jax.sharding.get_abstract_mesh().abstract_device
+  return None if device is None else device.platform
+
+
+def attention_shard(shape: Sequence[int]) -> tuple[int, ...] | None:
+  """Of queries `b l n h`, one device's part by the mesh in sight; None where there is none, or it does not divide."""
+  sizes = jax.sharding.get_abstract_mesh().shape
+  if not set(AXES) <= set(sizes):
+    return None
+  parts = (math.prod(sizes[axis] for axis in BATCH_AXES), sizes['sequence'], sizes['tensor'], 1)
+  if any(size % part for size, part in zip(shape, parts, strict=True)):
+    return None
+  return tuple(size // part for size, part in zip(shape, parts, strict=True))
+
+
+def attend_on_shards(kernel: Callable) -> Callable:
+  """An attention `(q, k, v) -> out` that each device runs for its own images, queries and heads, on all keys."""
+  queries = PartitionSpec(BATCH_AXES, 'sequence', 'tensor')
+  keys = PartitionSpec(BATCH_AXES, None, 'tensor')
+  return jax.shard_map(kernel, in_specs=(queries, keys, keys), out_specs=queries, check_vma=False)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:

@@ -31,12 +31,7 @@ def make_generate(sample: Callable[..., Array], *, mesh: jax.sharding.Mesh, batc
   """
   sharding.check_batch_size(batch_size, mesh)
   place = sharding.batch_sharding(mesh)
-
-  @jax.jit
-  def run(params, frozen, cond, root, indices):
-    keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
-    images = sample(params, frozen, cond, keys)
-    return jax.lax.with_sharding_constraint(images, place)
+  run = sampler(sample, mesh=mesh)
 
   def generate(
     params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
@@ -49,6 +44,18 @@ def make_generate(sample: Callable[..., Array], *, mesh: jax.sharding.Mesh, batc
       yield run(params, frozen, part, root, _global(indices.astype(np.int32), place)), min(batch_size, num - begin)
 
   return generate
+
+
+def sampler(sample: Callable[..., Array], *, mesh: jax.sharding.Mesh) -> Any:
+  """The jitted `(params, frozen, cond, root, indices) -> images`, a batch of them split over the mesh."""
+  place = sharding.batch_sharding(mesh)
+
+  def run(params, frozen, cond, root, indices):
+    keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
+    images = sample(params, frozen, cond, keys)
+    return jax.lax.with_sharding_constraint(images, place)
+
+  return jax.jit(sharding.under(mesh, run))
 
 
 def _global(values: np.ndarray, place: jax.sharding.Sharding) -> Array:

@@ -26,6 +26,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.models.layers import attention
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.diffusion import drop, named
 from jaxgen.processes.process import corrupt, expand, image_noise, sum_per_image
@@ -103,7 +104,8 @@ def mean_flow(
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:
   """u and what Eq. 3 wants it to be."""
   ones, zeros = jnp.ones_like(t), jnp.zeros_like(r)
-  u, along = jax.jvp(jump, (x_t, t, r), (v, ones, zeros))
+  with attention.unfused():
+    u, along = jax.jvp(jump, (x_t, t, r), (v, ones, zeros))
   return u, jax.lax.stop_gradient(v - expand(t - r, x_t) * along)
 
 

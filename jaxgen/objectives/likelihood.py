@@ -22,6 +22,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.models.layers import attention
 from jaxgen.objectives.variational import BIN
 from jaxgen.processes.process import Prediction, Process, sum_per_image
 from jaxgen.typing import Array, Cond, Float, Key
@@ -61,7 +62,8 @@ def log_likelihood(
       prediction = denoise(n * u, jnp.full(len(u), t), cond)
       return (a * prediction.eps - s * prediction.x0) / n  # Eq. 1
 
-    value, derivative = jax.linearize(v, u)
+    with attention.unfused():
+      value, derivative = jax.linearize(v, u)
     each = jax.lax.map(lambda w: sum_per_image(w * derivative(w)), signs)
     return value, each.mean(0)  # Eq. 4
 

@@ -1,0 +1,54 @@
+"""Splash attention: Eq. 1 of attention.py in one Pallas kernel for TPUs, forward and backward, by blocks of tokens.
+
+The weights of all tokens for all tokens never reach the memory, so what is kept for the gradient grows with the tokens
+rather than with their square. Dao et al. 2022, "FlashAttention"; the kernel is JAX's own.
+"""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
+from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+from jaxgen.typing import Array
+
+LANES = 128  # of a TPU's vector registers: heads are padded to a multiple, tokens must come in multiples
+_LARGEST_BLOCK = 512
+
+
+def splash_attention(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
+  """Eq. 1 on one device.
+
+  Args:
+    q, k, v: `b l n h`, and `b k n h` twice; l and k are multiples of `LANES`.
+    interpret: runs the kernel's Python instead, on any platform; for tests.
+  """
+  head_size = q.shape[-1]
+  kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], interpret)
+  # Zeros in the padding add nothing to a product, nor to the gradient of what is not padding.
+  pad = [(0, 0)] * 3 + [(0, -head_size % LANES)]
+  q, k, v = (jnp.pad(array, pad).swapaxes(1, 2) for array in (q * head_size**-0.5, k, v))  # b n l h
+  out: Any = jax.vmap(kernel)(q, k, v)
+  return out.swapaxes(1, 2)[..., :head_size]
+
+
+def _kernel(heads: int, queries: int, keys: int, interpret: bool):
+  block_q, block_kv = block(queries), block(keys)
+  return splash.make_splash_mha_single_device(
+    masks.MultiHeadMask([masks.FullMask((queries, keys))] * heads),
+    block_sizes=splash.BlockSizes(
+      block_q=block_q,
+      block_kv=block_kv,
+      block_q_dkv=block_q,
+      block_kv_dkv=block_kv,
+      block_q_dq=block_q,
+      block_kv_dq=block_kv,
+    ),
+    interpret=interpret,
+  )
+
+
+def block(tokens: int) -> int:
+  """The largest block of tokens that divides them."""
+  return max(size for size in range(LANES, _LARGEST_BLOCK + 1, LANES) if tokens % size == 0)
