@@ -44,7 +44,7 @@ _DTYPES = {
 }
 
 # fmt: off
-_OPCODES = {
+OPCODES = {
   'PROTO', 'FRAME', 'STOP', 'MARK', 'GLOBAL', 'STACK_GLOBAL', 'REDUCE', 'NEWOBJ', 'BUILD', 'BINPERSID',
   'NONE', 'NEWTRUE', 'NEWFALSE', 'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE',
   'SHORT_BINUNICODE', 'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'APPEND', 'APPENDS',
@@ -141,15 +141,20 @@ class _Unpickler(pickle.Unpickler):
     return self.storages.setdefault(key, _Storage(kind.name, key))
 
 
-def _unpickle(file: _File) -> tuple[Any, dict[str, _Storage]]:
-  """Reads one pickle and the storages it refers to; leaves the file at the pickle's end."""
-  start = file.tell()
+def check_opcodes(file: _File, allowed: set[str]) -> None:
+  """Reads one pickle as data, to its end; raises UnpicklingError where it does what no file of arrays needs."""
   for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
-    if opcode.name not in _OPCODES:
+    if opcode.name not in allowed:
       raise pickle.UnpicklingError(f'it uses the pickle opcode {opcode.name}')
     numbered = opcode.name in ('BINPUT', 'LONG_BINPUT')
     if numbered and (arg is None or arg > count):  # else one index could take all memory
       raise pickle.UnpicklingError(f'it numbers its objects up to {arg} after {count} opcodes')
+
+
+def _unpickle(file: _File) -> tuple[Any, dict[str, _Storage]]:
+  """Reads one pickle and the storages it refers to; leaves the file at the pickle's end."""
+  start = file.tell()
+  check_opcodes(file, OPCODES)
   end = file.tell()
   file.seek(start)
   unpickler = _Unpickler(file)

