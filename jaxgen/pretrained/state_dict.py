@@ -68,7 +68,7 @@ class Leaf(NamedTuple):
   def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
     parts = np.moveaxis(leaf, self.apart, range(len(self.apart))).reshape(-1, *self.part_shape)
     turned = [part.transpose(self.order).reshape(self.tensor_shape) for part in parts]
-    return {name: np.ascontiguousarray(part) for name, part in zip(self.names, turned, strict=True)}
+    return {name: np.array(part, order='C') for name, part in zip(self.names, turned, strict=True)}
 
   def _part(self, tensor: Any) -> np.ndarray:
     shape = self.part_shape
