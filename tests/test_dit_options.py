@@ -281,3 +281,16 @@ def test_bottleneck_limits_the_rank_of_the_embedding():
   out = _forward(net, params)
   np.testing.assert_allclose(_forward(net, params, _x + unseen), out, rtol=1e-3, atol=1e-4)
   assert np.abs(_forward(net, params, _x + jnp.roll(unseen, 1, axis=-1)) - out).max() > 1e-2
+
+
+@pytest.mark.parametrize(('size', 'millions'), [('B/16', 131), ('B/32', 133), ('L/16', 459), ('H/16', 953)])
+def test_jit_has_the_published_sizes(size, millions):
+  net = dit.jit(size, num_classes=1000)
+  x, cond = jnp.zeros((1, net.patch, net.patch, 3)), {'label': jnp.zeros(1, int)}
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x, jnp.zeros(1), cond)
+  assert round(sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(shapes)) / 1e6) == millions
+
+
+def test_an_unknown_jit_is_answered_with_the_known_ones():
+  with pytest.raises(ValueError, match="JiT size 'B/4' is unknown; wanted one of B, L, H, then /16 or /32"):
+    dit.jit('B/4')

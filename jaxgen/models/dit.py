@@ -52,6 +52,12 @@ SIZES = {
   'XL': Size(depth=28, width=1152, heads=16),
 }
 PATCHES = (2, 4, 8)
+JIT_SIZES = {  # with the width of the bottleneck
+  'B': (SIZES['B'], 128),
+  'L': (SIZES['L'], 128),
+  'H': (Size(depth=32, width=1280, heads=16), 256),
+}
+JIT_PATCHES = (16, 32)
 
 
 class DiT(nn.Module):
@@ -169,8 +175,6 @@ def dit(
   """A published size by name: `dit('XL/2', num_classes=1000, learn_sigma=True)`.
 
   The fields that came later are set on what it returns: `dit('B/4').clone(rope=True)`.
-  JiT-B/16 has B's size, `patch=16, bottleneck=128` and all of `qk_norm`, `rms_norm`, `swiglu` and `rope`; the paper's
-  also keeps the added positions and gives the class as 32 more tokens from the fifth block on, which DiT here does not.
   """
   name, _, patch = size.partition('/')
   if name not in SIZES or patch not in map(str, PATCHES):
@@ -184,6 +188,28 @@ def dit(
     remat=remat,
     unroll=unroll,
   )
+
+
+def jit(
+  size: str,
+  *,
+  num_classes: int = 0,
+  dtype: Any = jnp.float32,
+  remat: Callable[..., bool] | None = None,
+  unroll: int = 1,
+) -> DiT:
+  """JiT by name, `jit('B/16', num_classes=1000)`: a DiT on large patches of pixels that predicts x0 (Li and He 2025).
+
+  Train it on rectified flow, with `parameterisation.x0(process, margin=0.05)` and the loss in its velocity. Differs
+  from Li and He: they also add sin-cos positions, and give the class as 32 more tokens from a middle block on.
+  """
+  name, _, patch = size.partition('/')
+  if name not in JIT_SIZES or patch not in map(str, JIT_PATCHES):
+    raise ValueError(f'JiT size {size!r} is unknown; wanted one of {", ".join(JIT_SIZES)}, then /16 or /32')
+  shape, bottleneck = JIT_SIZES[name]
+  options = {'qk_norm': True, 'rms_norm': True, 'swiglu': True, 'rope': True, 'bottleneck': bottleneck}
+  run = {'dtype': dtype, 'remat': remat, 'unroll': unroll}
+  return DiT(patch=int(patch), **shape._asdict(), num_classes=num_classes, **options, **run)
 
 
 def patchify(x: Float[Array, 'b h w c'], patch: int) -> Float[Array, 'b l ppc']:

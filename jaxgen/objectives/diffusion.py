@@ -28,7 +28,7 @@ from jaxgen.objectives.variational import vlb_term
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, denoiser
 from jaxgen.processes.process import Prediction, Process, corrupt, expand, image_noise
-from jaxgen.processes.times import TimeSampler
+from jaxgen.processes.times import Importance, TimeSampler
 from jaxgen.samplers.guidance import nothing
 from jaxgen.typing import Array, Batch, Cond, Float, Key, Metrics
 
@@ -39,7 +39,7 @@ def diffusion(
   *,
   shape: tuple[int, ...],
   parameterisation: Parameterisation,
-  times: TimeSampler,
+  times: TimeSampler | Importance,
   sampler: Callable[..., Array],
   loss_in: Parameterisation | None = None,
   weighting: weightings.Weighting = weightings.uniform,
@@ -56,7 +56,7 @@ def diffusion(
     process: the corruption.
     shape: of one image, `(h, w, c)`.
     parameterisation: what the output means.
-    times: time sampler; `times.discrete(T)` for a process with T steps.
+    times: time sampler; `times.discrete(T)` for a process with T steps. The memory of `times.importance` is in `extra`.
     sampler: `(denoise, *, x, cond, keys) -> x0`, such as `partial(euler, process=process, times=uniform(50))`; a
       partial's times are those that images are edited with.
     loss_in: the space of the loss, if not the parameterisation's own.
@@ -79,20 +79,26 @@ def diffusion(
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
     cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
     variables = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)
-    return {'params': {'net': variables['params']}, 'extra': {}}
+    extra = {'times': times.init()} if isinstance(times, Importance) else {}
+    return {'params': {'net': variables['params']}, 'extra': extra}
 
   def loss(
     params: dict[str, Any], state: Any, frozen: Any, batch: Batch, key: Key[Array, '']
   ) -> tuple[Float[Array, ''], Aux]:
     time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
     x0 = batch['image'].astype(jnp.float32)
-    t = times(time_key, len(x0))
+    if isinstance(times, Importance):
+      t, weight = times.draw(state.extra['times'], time_key, len(x0))
+    else:
+      t, weight = times(time_key, len(x0)), jnp.ones(len(x0))
     eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
     x_t = corrupt(process, x0, eps, t)
     cond = drop(named(null, batch), null, drop_rate, drop_key)
     prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
     perfect = parameterisation.predict(parameterisation.target(x0, eps, t), x_t, t)
     each = weighting(process, t) * squared_error(loss_in or parameterisation, prediction, perfect, t)  # Eq. 1
+    extra = {'times': times.update(state.extra['times'], t, each)} if isinstance(times, Importance) else {}
+    each *= weight
     total, metrics = jnp.mean(each), by_time(each, t)
     if prediction.variance is not None:
       fixed = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
@@ -100,7 +106,7 @@ def diffusion(
       assert process.num_steps is not None  # vlb_term has seen to it
       bound = process.num_steps * term
       total, metrics = total + vlb_weight * bound, {**metrics, 'vlb': bound}  # Eq. 2
-    return total, Aux({'loss': total, **metrics})
+    return total, Aux({'loss': total, **metrics}, extra)
 
   denoising = Denoising(
     process=process,

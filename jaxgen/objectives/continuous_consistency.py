@@ -1,0 +1,122 @@
+"""Continuous-time consistency models (sCM; Lu & Song 2024): no grid of times, but a derivative along the path.
+
+With the angle o = pi t / 2 of TrigFlow, x = cos(o) x0 + d sin(o) eps, and d the data's standard deviation,
+
+  (1)  f(x, o) = cos(o) x + d sin(o) F(x / d, o)                  the end of the path; f(x, 0) = x
+  (2)  x'  = -sin(o) x0 + d cos(o) eps                            along the path: of the data, or of a teacher
+  (3)  g   = cos(o) df/do = cos^2(o) (d F + x') + r cos(o) sin(o) (d dF/do - x),   r = min(1, step / warmup)
+  (4)  L   = mean |F - sg(F) + g / (|g| + 0.1)|^2
+
+where dF/do goes along the path (one forward-mode pass), and g is not differentiated. f is consistent where g = 0.
+
+Differs from Lu & Song: F has the other sign; the loss has no learned weight of time, which the normalised tangent of
+Eq. 4 makes of little use.
+"""
+
+import math
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.consistency import Teacher
+from jaxgen.objectives.diffusion import diffusion, drop, named
+from jaxgen.processes import trig_flow
+from jaxgen.processes.parameterisation import preconditioned
+from jaxgen.processes.process import Process, corrupt, expand, image_noise, sum_per_image
+from jaxgen.processes.times import TimeSampler
+from jaxgen.samplers.consistency import consistency as sampler
+from jaxgen.typing import Array, Batch, Float, Key
+
+
+def continuous_consistency(
+  net: nn.Module,
+  *,
+  shape: tuple[int, ...],
+  process: Process | None = None,
+  data_std: float = 0.5,
+  times: TimeSampler | None = None,
+  sample_times: tuple[float, ...] = (1.0,),
+  warmup: int = 10_000,
+  teacher: Teacher | None = None,
+  null: dict[str, Any] | None = None,
+  drop_rate: float = 0.0,
+  limit: float | None = 1.0,
+) -> Objective:
+  """Trains f by Eq. 4.
+
+  Args:
+    net: `(x / d, network_time, cond, *, train) -> F`.
+    shape: of one image, `(h, w, c)`.
+    process: `trig_flow(data_std=d)`, its default if None.
+    data_std: d.
+    times: of training; `trig_flow.log_normal(data_std=d)` if None.
+    sample_times: at which `sample` calls f, falling from 1; one for each step.
+    warmup: steps in which the second part of Eq. 3 comes in.
+    teacher: `frozen -> denoise` of a diffusion model of `process` to distil; None trains from data alone.
+    null, drop_rate, limit: as in `diffusion`.
+  """
+  process = process or trig_flow.trig_flow(data_std=data_std)
+  times = times or trig_flow.log_normal(data_std=data_std)
+  if not sample_times or sample_times[0] != 1 or (np.diff((*sample_times, 0.0)) >= 0).any():
+    raise ValueError(f'sample_times are {sample_times}; they must start at 1 and fall, without reaching 0')
+  base = diffusion(
+    net,
+    process,
+    shape=shape,
+    parameterisation=preconditioned(process, data_std=data_std),
+    times=times,
+    sampler=partial(sampler, process=process, times=np.asarray([*sample_times, 0], np.float32), clip=limit),
+    null=null,
+    drop_rate=drop_rate,
+    limit=limit,
+  )
+
+  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    x0 = batch['image'].astype(jnp.float32)
+    t = times(time_key, len(x0))
+    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    cond = drop(named(null or {}, batch), null or {}, drop_rate, drop_key)
+    x_t = corrupt(process, x0, eps, t)
+    if teacher is not None:
+      x0, eps, _ = jax.lax.stop_gradient(teacher(frozen)(x_t, t, cond))
+
+    def network(x: Array, t: Array) -> Array:
+      seen, rngs = x / data_std, {'dropout': dropout_key}
+      output: Any = net.apply({'params': params['net']}, seen, process.network_time(t), cond, train=True, rngs=rngs)
+      return output.astype(jnp.float32)
+
+    share = jnp.minimum(1.0, (state.step + 1) / warmup)
+    output, g = tangent(network, x_t, t, x0, eps, data_std=data_std, share=share)
+    size = jnp.sqrt(sum_per_image(g * g))
+    wanted = jax.lax.stop_gradient(output - g / expand(size + 0.1, g))
+    return jnp.mean((output - wanted) ** 2), Aux({'tangent': jnp.mean(size) / math.sqrt(g[0].size)})  # Eq. 4
+
+  return base._replace(phases=(Phase('continuous_consistency', 'net', loss),))
+
+
+def tangent(
+  network: Callable[[Array, Array], Array],
+  x_t: Float[Array, 'b ...'],
+  t: Float[Array, ' b'],
+  x0: Float[Array, 'b ...'],
+  eps: Float[Array, 'b ...'],
+  *,
+  data_std: float,
+  share: float | Float[Array, ''] = 1.0,
+) -> tuple[Float[Array, 'b ...'], Float[Array, 'b ...']]:
+  """F, and g of Eq. 3 with r = `share`, at x_t between x0 and eps; `network` is `(x, t) -> F`."""
+  angle = 0.5 * math.pi * t
+  a, s = expand(jnp.cos(angle), x_t), expand(jnp.sin(angle), x_t)
+  along_path = data_std * a * eps - s * x0  # Eq. 2
+  # Both directions times cos sin, so that nothing is large near the ends.
+  directions = a * s * along_path, jnp.cos(angle) * jnp.sin(angle) * (2 / math.pi)
+  output, derivative = jax.jvp(network, (x_t, t), directions)
+  g = a * a * (data_std * output + along_path) + share * (data_std * derivative - a * s * x_t)
+  return output, jax.lax.stop_gradient(g)

@@ -1,0 +1,135 @@
+"""Variational diffusion models: the noise schedule is learned with the model (VDM; Kingma et al. 2021).
+
+With y(t) the negative log SNR, a monotone network from y_0 to y_1, alpha^2 = sigmoid(-y) and sigma^2 = sigmoid(y):
+
+  (1)  L(t) = y'(t) |eps - eps_hat|^2 / 2                 in nats; its mean over t does not depend on y between its ends
+  (2)  bound = E L(t) + KL(q(x_1 | x0) || N(0, 1)) - log p(x0 | x_0)
+  (3)  the schedule minimises E L(t)^2, the variance of the estimate of E L(t)
+
+so the network has one phase, whose loss is E L(t) in bits per dimension, and the schedule another, which may run at
+every few steps. Samplers take the process that the schedule makes.
+
+Differs from VDM: the ends of y are given, not learned.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.models.monotone import Monotone
+from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.diffusion import by_time, denoiser_of_network, drop, named
+from jaxgen.objectives.variational import pixel_log_likelihood, prior_term
+from jaxgen.processes import parameterisation as parameterisations
+from jaxgen.processes import times as time_samplers
+from jaxgen.processes.parameterisation import Parameterisation
+from jaxgen.processes.process import Prediction, Process, corrupt, expand, image_noise, sum_per_image
+from jaxgen.typing import Array, Batch, Cond, Float, Key
+
+TIME_SCALE = 1000.0  # the network sees this share of the way from y_0 to y_1
+
+
+def process_of(negative_log_snr: Callable[[Array], Array], ends: tuple[float, float]) -> Process:
+  """The variance-preserving process of y(t); the network sees y, brought to [0, TIME_SCALE]."""
+
+  def network_time(t: Array) -> Array:
+    return TIME_SCALE * (negative_log_snr(t) - ends[0]) / (ends[1] - ends[0])
+
+  return Process(
+    alpha=lambda t: jnp.sqrt(jax.nn.sigmoid(-negative_log_snr(t))),
+    sigma=lambda t: jnp.sqrt(jax.nn.sigmoid(negative_log_snr(t))),
+    network_time=network_time,
+  )
+
+
+def learned_schedule(
+  net: nn.Module,
+  *,
+  shape: tuple[int, ...],
+  sampler: Callable[..., Array],
+  ends: tuple[float, float] = (-13.3, 5.0),
+  width: int = 128,
+  every: int = 1,
+  parameterisation: Callable[[Process], Parameterisation] = parameterisations.eps,
+  times: time_samplers.TimeSampler = time_samplers.stratified,
+  null: dict[str, Any] | None = None,
+  drop_rate: float = 0.0,
+  guide: Callable[[Callable], Callable] = lambda denoise: denoise,
+) -> Objective:
+  """Trains `net` by Eq. 1 and the schedule by Eq. 3.
+
+  Args:
+    net, shape, null, drop_rate, guide: as in `diffusion`.
+    sampler: `(denoise, process, x, *, cond, keys) -> x0`, such as `partial(ddpm, times=grids.uniform(250), clip=1.0)`.
+    ends: y_0 and y_1.
+    width: of the schedule's network.
+    every: steps between two of the schedule's.
+    parameterisation: of a process: `parameterisation.eps` or another.
+    times: uniform, independent or stratified; Eq. 3 is for uniform times alone.
+  """
+  null, schedule = null or {}, Monotone(*ends, width=width)
+  if not ends[0] < ends[1]:
+    raise ValueError(f'ends are {ends}; the negative log SNR rises with time')
+
+  def made(params: dict[str, Any]) -> tuple[Callable[[Array], Array], Process]:
+    def y(t: Array) -> Array:
+      value: Any = schedule.apply({'params': params['schedule']}, t)
+      return value
+
+    return y, process_of(y, ends)
+
+  def denoiser(params: dict[str, Any], process: Process, **kwargs: Any) -> Callable[..., Prediction]:
+    return denoiser_of_network(net, process, parameterisation(process))(params, **kwargs)
+
+  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+    net_key, schedule_key = jax.random.split(key)
+    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
+    variables = net.init(net_key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)
+    return {'params': {'net': variables['params'], 'schedule': schedule.init(schedule_key, jnp.zeros(1))['params']}}
+
+  def terms(params: dict[str, Any], batch: Batch, key: Key[Array, '']) -> tuple[Array, Array]:
+    """L of each image in bits per dimension, and its time."""
+    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    x0 = batch['image'].astype(jnp.float32)
+    t = times(time_key, len(x0))
+    y, process = made(params)
+    rate = jax.jvp(y, (t,), (jnp.ones_like(t),))[1]
+    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    cond = drop(named(null, batch), null, drop_rate, drop_key)
+    denoise = denoiser(params, process, train=True, rngs={'dropout': dropout_key})
+    error = sum_per_image((eps - denoise(corrupt(process, x0, eps, t), t, cond).eps) ** 2)
+    return 0.5 * rate * error / (x0[0].size * math.log(2)), t  # Eq. 1
+
+  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    each, t = terms(params, batch, key)
+    x0 = batch['image'].astype(jnp.float32)
+    ended = jnp.mean(ends_of_bound(made(params)[1], x0, jax.random.fold_in(key, 1)))
+    return jnp.mean(each), Aux({'bound': jnp.mean(each) + ended, **by_time(each, t)})
+
+  def spread(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    each, _ = terms(params, batch, key)
+    return jnp.mean(each**2), Aux({'deviation': jnp.std(each)})  # Eq. 3
+
+  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
+    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    _, process = made(params)
+    denoise = guide(denoiser(params, process, train=False))
+    x = process.sigma(jnp.float32(1)) * image_noise(noise_keys, shape)
+    return jnp.clip(sampler(denoise, process, x, cond=named(null, cond), keys=step_keys), -1.0, 1.0)
+
+  phases = Phase('vdm', 'net', loss), Phase('schedule', 'schedule', spread, every)
+  return Objective(init, phases, sample)
+
+
+def ends_of_bound(process: Process, x0: Float[Array, 'b ...'], key: Key[Array, '']) -> Float[Array, ' b']:
+  """The second and third term of Eq. 2, in bits per dimension, of 8-bit images in [-1, 1]."""
+  zero = jnp.zeros(len(x0))
+  seen = corrupt(process, x0, image_noise(jax.random.split(key, len(x0)), x0.shape[1:]), zero)
+  alpha, sigma = process.alpha(zero), process.sigma(zero)
+  spread = jnp.broadcast_to(expand(2 * jnp.log(sigma / alpha), x0), x0.shape)
+  nats = -pixel_log_likelihood(x0, seen / expand(alpha, x0), spread)
+  return prior_term(process, x0) + sum_per_image(nats) / (x0[0].size * math.log(2))
