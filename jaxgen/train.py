@@ -26,6 +26,8 @@ from jaxgen.experiment import Experiment, as_stages
 from jaxgen.train_state import TrainState, init_state
 from jaxgen.train_step import Mean, make_train_step
 
+_MEET_EVERY = 16  # steps between two meetings of the processes, at most: devices take about 32 before the host waits
+
 
 class RunError(RuntimeError):
   """The run cannot go on, for a reason that the message tells."""
@@ -65,6 +67,7 @@ def train(
   total = sum(stage.steps for stage in stages)
   for evaluator in (evaluator for stage in stages for evaluator in stage.evaluators):
     evaluator.check()
+  distributed.ready('the start of the run')
   speaks = distributed.is_first()
   with writers.Writer(workdir, resume_step=start) if speaks else writers.silent() as writer:
     writer.config(record)
@@ -75,6 +78,7 @@ def train(
       checkpoints.close()
       if speaks:
         report.write(workdir)
+  distributed.ready('the end of the run')
   return state
 
 
@@ -188,6 +192,7 @@ class _Run:
     state = None
     begin = sum(stage.steps for stage in stages[:first])
     for stage in stages[first:]:
+      distributed.ready(f'the stage from step {begin}')
       abstract = abstract_state(stage)
       if state is None and start is not None:
         state = self.checkpoints.restore(abstract, start)
@@ -229,6 +234,8 @@ class _Run:
   def after_step(self, stage, state, frozen, window, done, end) -> None:
     """Progress, metrics, checkpoint, evaluation: each when it is due."""
     self.writer.progress(done, self.total)
+    if done % min(stage.log_every, _MEET_EVERY) == 0 or done == end:
+      distributed.ready(f'step {done}')
     if done % stage.log_every == 0 or done == end:
       values = window.read()
       self.writer.scalars(done, values)
@@ -238,11 +245,15 @@ class _Run:
     stopped = self.stop(done)
     with window.pause():
       if done % stage.checkpoints.every == 0 or done == end or stopped:
-        self.checkpoints.save(state, identity(stage, self.record))
+        self.save(stage, state, done)
       if stopped:
         self.leave(done)
       if any(self.due(evaluator, done) for evaluator in stage.evaluators):
         self.evaluate(stage, state, frozen, done)
+
+  def save(self, stage: Experiment, state: TrainState, done: int) -> None:
+    distributed.ready(f'the checkpoint of step {done}')
+    self.checkpoints.save(state, identity(stage, self.record))
 
   def due(self, evaluator, done: int) -> bool:
     return done % evaluator.every == 0 or done == self.total
@@ -251,6 +262,7 @@ class _Run:
     for evaluator in stage.evaluators:
       if not self.due(evaluator, done):
         continue
+      distributed.ready(f'{evaluator.name} at step {done}')
       pause = functools.partial(self.pause, stage, state, done)
       began = time.perf_counter()
       values = evaluator.run(Context(done, state, frozen, self.writer, self.workdir, pause))
@@ -271,7 +283,7 @@ class _Run:
 
   def pause(self, stage: Experiment, state: TrainState, done: int) -> None:
     if self.stop(done):
-      self.checkpoints.save(state, identity(stage, self.record))
+      self.save(stage, state, done)
       self.leave(done)
 
   def leave(self, done: int) -> None:

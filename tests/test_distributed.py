@@ -1,19 +1,25 @@
-"""Two real processes make one run, and one process can go on with it."""
+"""Real processes make one run: alike on any number of them, stopped together, and none waits for one that is gone."""
 
 import os
 import pathlib
+import re
 import socket
 import subprocess
 import sys
+import time
 
 import jax
 import numpy as np
+import pytest
 
+from jaxgen import distributed
+from jaxgen.checkpoint import Checkpoints
 from jaxgen.train import train
 from jaxgen.writer import read_metrics
-from tests import toys
+from tests import worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
+END = 12  # steps of a whole run
 
 
 def _free_port() -> int:
@@ -22,9 +28,10 @@ def _free_port() -> int:
     return s.getsockname()[1]
 
 
-def _run(workdir, steps: int, processes: int) -> list[str]:
+def _together(command: list[str], processes: int, **environment: str) -> list[subprocess.CompletedProcess]:
+  """Runs a command as several processes of eight devices together."""
   port = _free_port()
-  workers = []
+  started = []
   for index in range(processes):
     env = os.environ | {
       'JAX_NUM_CPU_DEVICES': str(8 // processes),
@@ -32,28 +39,140 @@ def _run(workdir, steps: int, processes: int) -> list[str]:
       'JAX_NUM_PROCESSES': str(processes),
       'JAX_PROCESS_ID': str(index),
     }
-    command = [sys.executable, '-m', 'tests.worker', str(workdir), str(steps)]
-    workers.append(
-      subprocess.Popen(command, cwd=ROOT, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    started.append(
+      subprocess.Popen(
+        [sys.executable, *command],
+        cwd=ROOT,
+        env=env | environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+      )
     )
-  outputs = [worker.communicate(timeout=300) for worker in workers]
-  for worker, (_, err) in zip(workers, outputs, strict=True):
-    assert worker.returncode == 0, err[-3000:]
-  return [out for out, _ in outputs]
+  outputs = [process.communicate(timeout=300) for process in started]
+  return [
+    subprocess.CompletedProcess(command, process.returncode, *output)
+    for process, output in zip(started, outputs, strict=True)
+  ]
 
 
-def test_two_processes_train_and_one_goes_on(tmp_path):
-  uninterrupted = train(toys.experiment(), tmp_path / 'one')
-  folder = tmp_path / 'two'
-  first, second = _run(folder, steps=6, processes=2)
-  assert 'step 6/6' in first
+def _run(workdir, steps: int, processes: int, what: str = '', **environment: str) -> list[subprocess.CompletedProcess]:
+  environment = {'JAXGEN_HOME': str(workdir / 'home')} | environment
+  return _together(['-m', 'tests.worker', str(workdir), str(steps), what], processes, **environment)
+
+
+def _codes(done) -> list[int]:
+  return [process.returncode for process in done]
+
+
+def _values(workdir, name: str) -> dict[int, float]:
+  return {record['step']: record[name] for record in read_metrics(workdir / 'metrics.jsonl') if name in record}
+
+
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """An uninterrupted run of one process with eight devices: its folder and its last state."""
+  workdir = tmp_path_factory.mktemp('whole')
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setenv('JAXGEN_HOME', str(workdir / 'home'))
+    return workdir, train(worker.experiment(END, patch.setattr), workdir)
+
+
+def _goes_on_to_the_same_end(workdir, whole, monkeypatch) -> None:
+  """Ends a run with one process of eight devices, and compares everything with the run that was never interrupted."""
+  monkeypatch.setenv('JAXGEN_HOME', str(workdir / 'home'))
+  state = train(worker.experiment(END, monkeypatch.setattr), workdir)
+  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), whole[1], state)
+  _same_values(workdir, whole[0], END)
+
+
+def _same_values(workdir, other, end: int) -> None:
+  for name, steps in (('loss', range(2, end + 1, 2)), ('fid_40', range(4, end + 1, 4))):
+    values, expected = _values(workdir, name), _values(other, name)
+    assert list(values) == list(steps)
+    np.testing.assert_allclose(list(values.values()), [expected[step] for step in steps], rtol=1e-5, err_msg=name)
+
+
+def test_two_processes_are_stopped_together_and_one_goes_on(whole, tmp_path, monkeypatch):
+  done = _run(tmp_path, END, 2, 'term')
+  assert _codes(done) == [75, 75], done[0].stderr[-3000:]
+  stopped = Checkpoints(tmp_path / 'checkpoints').latest()
+  assert worker.STEP <= stopped < END
+  assert f'Told to stop: saved at step {stopped}.' in done[0].stdout
   # Only process 0 speaks; Gloo itself does not know that.
-  assert [line for line in second.splitlines() if '[Gloo]' not in line] == []
-  state = train(toys.experiment(), folder)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), uninterrupted, state)
-  losses = [{r['step']: r['loss'] for r in read_metrics(tmp_path / name / 'metrics.jsonl')} for name in ('one', 'two')]
-  assert losses[0].keys() == losses[1].keys()
-  np.testing.assert_allclose(list(losses[0].values()), list(losses[1].values()), rtol=1e-5)
+  assert [line for line in done[1].stdout.splitlines() if '[Gloo]' not in line] == []
+  assert not re.search('Involuntary full rematerialization', done[0].stderr)
+  np.testing.assert_allclose(_values(tmp_path, 'fid_40')[4], _values(whole[0], 'fid_40')[4], rtol=1e-5)
+  _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
+
+
+LATE = """
+import time, jax
+from jaxgen import distributed
+distributed.start()
+distributed.ready('the start')
+if jax.process_index() == 1: time.sleep(60)
+try: distributed.ready('the checkpoint of step 4')
+except distributed.Missing as error: distributed.fail(error)
+"""
+
+
+def test_a_process_that_does_not_come_is_named_and_ends_too():
+  began = time.time()
+  done = _together(['-c', LATE], 2, JAXGEN_READY_SECONDS='2')
+  assert _codes(done) == [1, 1]
+  host = socket.gethostname()
+  said = (
+    "1 of 2 processes did not come to 'the checkpoint of step 4' within 2 s (JAXGEN_READY_SECONDS): "
+    f"process 1 ({host}), last at 'the start'"
+  )
+  assert said in done[0].stderr
+  # The late one learns it from the first, and does not sleep on.
+  assert f'jaxgen: process 0 ({host}) failed: {said}' in done[1].stderr
+  assert time.time() - began < 50
+
+
+@pytest.mark.slow
+def test_a_run_goes_over_from_2_to_1_to_4_processes(whole, tmp_path, monkeypatch):
+  for processes, steps in ((2, 4), (1, 8), (4, END)):
+    done = _run(tmp_path, steps, processes)
+    assert _codes(done) == [0] * processes, done[0].stderr[-3000:]
+  _same_values(tmp_path, whole[0], END)
+  _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(('what', 'dead'), [('kill', 1), ('kill_first', 0)])
+def test_the_death_of_one_ends_the_others_within_the_heartbeat(what, dead, whole, tmp_path, monkeypatch):
+  began = time.time()
+  done = _run(tmp_path, END, 4, what, JAXGEN_HEARTBEAT_SECONDS='10')
+  codes = _codes(done)
+  assert codes.pop(dead) == -9
+  assert all(code not in (0, 75) for code in codes)
+  del done[dead]
+  for process in done:
+    assert f'/task:{dead}' in process.stderr or (dead == 0 and 'coordination service' in process.stderr)
+  print(f'{time.time() - began:.0f} s with start-up')
+  assert Checkpoints(tmp_path / 'checkpoints').latest() == 4
+  _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
+
+
+@pytest.mark.slow
+def test_data_that_end_early_on_one_process_end_all_with_the_reason(tmp_path):
+  done = _run(tmp_path, END, 2, 'fail')
+  assert _codes(done) == [1, 1]
+  assert 'ValueError: records end at 80' in done[1].stderr
+  assert re.search(r'jaxgen: process 1 \(.+\) failed: records end at 80; ending this process', done[0].stderr)
+
+
+@pytest.mark.slow
+def test_data_that_do_not_come_on_one_process_end_all_with_its_name(tmp_path):
+  done = _run(tmp_path, END, 2, 'late', JAXGEN_READY_SECONDS='15')
+  assert _codes(done) == [1, 1]
+  for process in done:
+    assert re.search(
+      r"1 of 2 processes did not come to 'step 6' within 15 s .*: process 1 \(.+\), last at", process.stderr
+    )
 
 
 def _start(**env: str) -> subprocess.CompletedProcess:
@@ -68,6 +187,12 @@ def test_a_process_without_its_number_is_told_what_to_set():
   failed = _start(JAX_COORDINATOR_ADDRESS='localhost:1')
   assert failed.returncode == 1
   assert 'Set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID' in failed.stderr
+
+
+def test_a_time_that_is_none_is_refused(monkeypatch):
+  monkeypatch.setenv('JAXGEN_HEARTBEAT_SECONDS', 'soon')
+  with pytest.raises(ValueError, match="JAXGEN_HEARTBEAT_SECONDS is 'soon'; it must be a whole number of seconds"):
+    distributed.start()
 
 
 def test_a_single_process_starts_alone():

@@ -1,20 +1,98 @@
-"""One process of a run: `python -m tests.worker WORKDIR STEPS`; the environment says which."""
+"""One process of a run: `python -m tests.worker WORKDIR STEPS [WHAT]`; the environment says which.
 
+WHAT happens in process 1, at step 5: `term` it is told to stop, `kill` it dies, `fail` its data ends, `late` its data
+does not come. `kill_first` is for process 0.
+"""
+
+import os
+import signal
 import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
 
 from jaxgen import distributed, sharding
+from jaxgen.evaluators.fid import fid
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.experiment import Experiment
+from jaxgen.metrics import inception
 from tests import toys
+
+STEP = 5
+
+
+def _network(params, x):
+  """Stands for Inception: four numbers of a prepared image."""
+  return jnp.tanh(x[:, ::100, ::100].reshape(len(x), -1) @ params['kernel'])
+
+
+def experiment(steps: int, replace=setattr) -> Experiment:
+  """The toy run, sharded 2 x 4, with FID every 4 steps by a toy network that `replace` puts in Inception's place."""
+  kernel = np.random.default_rng(0).normal(size=(27, 4)).astype(np.float32)
+  replace(inception, 'load', lambda: inception.Inception({'kernel': kernel}, 'toy'))
+  replace(inception, 'network', _network)
+  mesh = sharding.make_mesh(data=2, fsdp=4)
+  generate = make_generate(toys.objective().sample, mesh=mesh, batch_size=16)
+  evaluator = fid(
+    generate, toys.dataset(), mesh=mesh, cond={}, num_samples=40, every=4, batch_size=16, protocol={}, seed=3
+  )
+  return toys.experiment(steps=steps, mesh=mesh, evaluators=(evaluator,))
+
+
+def _happen(what: str) -> None:
+  if what == 'term':
+    os.kill(os.getpid(), signal.SIGTERM)
+  elif what.startswith('kill'):
+    os.kill(os.getpid(), signal.SIGKILL)
+  elif what == 'fail':
+    raise ValueError('records end at 80')
+  elif what == 'late':
+    time.sleep(3600)
+
+
+class _Data:
+  """A loader whose batch of one step brings `what` with it."""
+
+  def __init__(self, data, what: str):
+    self._data, self._what = data, what
+    self.identity, self.spec = data.identity, data.spec
+
+  def iterate(self, step, place):
+    batches = self._data.iterate(step, place)
+    return _Batches(batches, step, self._what)
+
+
+class _Batches:
+  def __init__(self, batches, step: int, what: str):
+    self._batches, self._step, self._what = batches, step, what
+    self.close = batches.close
+
+  def __next__(self):
+    if self._step == STEP:
+      _happen(self._what)
+    elif self._step > STEP and self._what == 'term':
+      time.sleep(0.5)  # the notice takes a moment to go round
+    self._step += 1
+    return next(self._batches)
 
 
 def main() -> None:
   distributed.start()
   from jaxgen.train import train
 
-  workdir, steps = sys.argv[1], int(sys.argv[2])
+  workdir, steps, what = sys.argv[1], int(sys.argv[2]), ''.join(sys.argv[3:])
+  stage = experiment(steps)
+  if what and jax.process_index() == (0 if what == 'kill_first' else 1):
+    stage = stage._replace(data=_Data(stage.data, what))
   try:
-    train(toys.experiment(steps=steps, mesh=sharding.make_mesh(data=2, fsdp=4)), workdir)
+    train(stage, workdir)
   except distributed.Preempted as stopped:
     sys.exit(stopped.exit_code)
+  except Exception as error:
+    distributed.fail(error)
+    raise
 
 
 if __name__ == '__main__':

@@ -39,6 +39,9 @@ def main(argv: list[str]) -> int:
   except distributed.Preempted as stopped:
     print(f'jaxgen: {stopped}', file=sys.stderr)
     return stopped.exit_code
+  except Exception as error:
+    distributed.fail(error)
+    raise
   if distributed.is_first():
     print(f'Done. Open {workdir / "report.html"}')
   return 0
