@@ -1,6 +1,6 @@
 """DiT-XL/2 by flow matching on ImageNet latents: the linear path and velocity of SiT (Ma et al. 2024).
 
-  jaxgen train --config dit_xl2_imagenet256_flow --config.data_dir=DIR --config.mesh.fsdp=-1 --config.mesh.data=1
+  jaxgen train --config dit_xl2_imagenet256_flow --config.data_dir=DIR
 
 Hardware and data as dit_xl2_imagenet256. Result: not run.
 """
@@ -32,7 +32,7 @@ def objective(c: ConfigDict) -> Objective:
   return diffusion(
     net,
     process,
-    shape=base.LATENT,
+    shape=base.latent(c),
     parameterisation=parameterisation.velocity(process),
     times=times.uniform(),
     sampler=partial(heun, process=process, times=grids.uniform(c.sampling.steps // 2)),

@@ -1,4 +1,4 @@
-"""Settings of XLA's CPU backend, made before JAX starts.
+"""Settings of XLA's backends, made before JAX starts: the CPU's by every program, a TPU's by launchers and plans.
 
 `--xla_cpu_experimental_ynn_fusion_type=dot`: by default jaxlib 0.10 also gives reductions to YNNPACK, and some of them
 come out wrong: the Jacobian of a layer norm, taken with `vmap`, mixed images (tests/test_xla_flags.py). Products may
@@ -7,6 +7,9 @@ stay with it: they are right, and faster than Eigen's.
 `NPROC`: XLA's name for the size of its thread pool. Where one process plays several devices, each collective that
 waits holds a thread, and a device may wait in several at once. A pool of one thread a device, which is what a small
 machine gets, can run out, and the program then hangs until XLA ends it. Eight threads a device leave room.
+
+`TPU_FLAGS` go into LIBTPU_INIT_ARGS, which libtpu reads when it starts. Every one of them is accepted by its compiler
+(tests/test_xla_flags.py); none has been timed on a TPU by this project.
 """
 
 import os
@@ -14,6 +17,27 @@ import re
 
 CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=dot',)
 THREADS_PER_DEVICE = 8
+
+# Gathers and scatters of parameters run beside products, several steps of a fusion at a time.
+_OVERLAP = {
+  'xla_tpu_enable_async_collective_fusion': 'true',
+  'xla_tpu_enable_async_collective_fusion_fuse_all_gather': 'true',
+  'xla_tpu_enable_async_collective_fusion_multiple_steps': 'true',
+  'xla_tpu_overlap_compute_collective_tc': 'true',
+  'xla_enable_async_all_gather': 'true',
+}
+# Gradients are summed over `data`, between slices above all, while the backward pass still runs.
+_SUM_EARLY = {
+  'xla_tpu_enable_data_parallel_all_reduce_opt': 'true',
+  'xla_tpu_data_parallel_opt_different_sized_ops': 'true',
+}
+TPU_FLAGS: dict[str, dict[str, str]] = {
+  'v5e': _OVERLAP | _SUM_EARLY,
+  'v5p': _OVERLAP | _SUM_EARLY,
+  # 128 MiB of on-chip memory: larger blocks of a fusion fit than by default.
+  'v6e': _OVERLAP | _SUM_EARLY | {'xla_tpu_scoped_vmem_limit_kib': '65536'},
+  'tpu7x': _OVERLAP | _SUM_EARLY,
+}
 
 
 def set_defaults() -> None:
@@ -25,6 +49,13 @@ def set_defaults() -> None:
   devices = _fake_devices(flags)
   if devices > 1:
     os.environ.setdefault('NPROC', str(THREADS_PER_DEVICE * devices))
+
+
+def tpu_init_args(generation: str) -> str:
+  """The value of LIBTPU_INIT_ARGS for a generation of TPUs, such as 'v5e'."""
+  if generation not in TPU_FLAGS:
+    raise ValueError(f'there are no flags for {generation!r}; there are for {", ".join(TPU_FLAGS)}')
+  return ' '.join(f'--{name}={value}' for name, value in TPU_FLAGS[generation].items())
 
 
 def _fake_devices(flags: list[str]) -> int:

@@ -1,0 +1,127 @@
+"""`jaxgen plan`: what a config will need on a TPU that is not here."""
+
+import argparse
+import json
+import os
+import pathlib
+import sys
+from collections.abc import Callable
+from typing import Any
+
+_FIELDS = ('mesh.data', 'mesh.fsdp', 'mesh.sequence', 'mesh.tensor', 'remat', 'accumulate')
+
+
+def main(argv: list[str]) -> int:
+  args, overrides = _parser().parse_known_args(argv)
+  from jaxgen import xla_flags
+
+  if args.print_flags:
+    print(xla_flags.tpu_init_args(args.print_flags))
+    return 0
+  if not args.config or not args.topology:
+    raise ValueError('a plan needs --config and --topology, such as --config dit_xl2_imagenet256 --topology v5e:4x4')
+  from jaxgen.plan import chips
+
+  chips.set_environment()  # before JAX starts
+  os.environ.setdefault('LIBTPU_INIT_ARGS', xla_flags.tpu_init_args(chips.generation(args.topology)))
+  machine = chips.topology(args.topology, args.slices)
+  build, fields = _builder(args, overrides, machine)
+
+  from jaxgen.plan.fit import advice, as_flags, search
+  from jaxgen.plan.plan import DoesNotFit, plan, plan_sample, row, text
+
+  if args.fit:
+    found = next(search(build, fields, machine, say=_say), None)
+    if found is None:
+      raise ValueError(f'nothing fits on {args.topology}: take more chips, a smaller batch or a smaller network')
+    changes, made = found
+    print(f'fits: {as_flags(changes) or "as it is"}')
+  else:
+    changes = {}
+    try:
+      made = plan(build({}), machine)
+    except DoesNotFit as error:
+      raise ValueError(advice(build, fields, machine, error, say=_say)) from None
+  made = {'config': args.config, 'changes': changes} | made
+  if args.sample:
+    made['sample'] = plan_sample(build(changes), machine, batch_size=args.sample)
+  print(row(made) if args.row else text(made))
+  if args.json:
+    args.json.write_text(json.dumps(made, indent=2) + '\n', encoding='utf-8')
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='jaxgen plan',
+    description='Compiles the train step of a config for a TPU topology, with no TPU present, and reports memory, '
+    'collectives, operations and a roofline of the time. It needs jax[tpu].',
+    epilog='Any field of the config can be changed: --config.batch_size=512 --config.remat=dots',
+    allow_abbrev=False,
+  )
+  parser.add_argument('--config', help='path of a config file, or the bare name of one in configs/')
+  parser.add_argument('--topology', help='GENERATION:SHAPE of a slice: v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1')
+  parser.add_argument('--slices', type=int, default=1, help='such slices, joined by the network (1)')
+  parser.add_argument('--mesh', type=_mesh, default={}, help="the config's mesh: data=1,fsdp=16")
+  parser.add_argument('--sample', type=int, metavar='N', help='also compile the sampler, for N images at a time')
+  parser.add_argument('--fit', action='store_true', help='search mesh, remat and accumulation for what fits best')
+  parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='write the numbers as JSON too')
+  parser.add_argument('--row', action='store_true', help='print a row of a Markdown table instead')
+  parser.add_argument('--print-flags', metavar='GENERATION', help='print LIBTPU_INIT_ARGS for v5e, v5p, ... and stop')
+  return parser
+
+
+def _mesh(text: str) -> dict[str, int]:
+  try:
+    return {axis: int(size) for axis, _, size in (part.partition('=') for part in text.split(','))}
+  except ValueError:
+    raise argparse.ArgumentTypeError(f'{text!r} is not understood; wanted AXIS=SIZE,...: data=1,fsdp=16') from None
+
+
+def _builder(args: argparse.Namespace, overrides: list[str], machine: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+  """`build(changes)` of the config for the machine's devices, and the fields that a search may change."""
+  from jaxgen import sharding
+  from jaxgen.cli.config import load_config
+  from jaxgen.experiment import as_stages
+
+  wanted: dict[str, Any] = {f'mesh.{axis}': size for axis, size in args.mesh.items()}
+
+  def build(changes: dict[str, Any]) -> Any:
+    config, module = load_config(args.config, overrides)
+    with config.unlocked():
+      config.update_from_flattened_dict(_known(config, wanted | changes))
+    with sharding.devices_are(machine.devices):
+      return as_stages(module.build(config))[0]
+
+  config, _ = load_config(args.config, overrides)
+  try:
+    stage = build({})
+  except FileNotFoundError as missing:  # a plan needs the shapes of the data only
+    if 'dataset' not in config:
+      raise
+    wanted['dataset'] = 'synthetic'
+    try:
+      stage = build({})
+    except (FileNotFoundError, KeyError):
+      raise missing from None
+    _say(f'{missing}. Planning with noise of its shape')
+  fields = {name: _get(config, name) for name in _FIELDS if _get(config, name) is not None}
+  return build, fields | {f'mesh.{axis}': size for axis, size in stage.mesh.shape.items() if f'mesh.{axis}' in fields}
+
+
+def _known(config: Any, values: dict[str, Any]) -> dict[str, Any]:
+  """The values, checked to be fields of the config."""
+  for name in values:
+    if _get(config, name) is None:
+      raise ValueError(f'the config has no field {name!r} to set')
+  return values
+
+
+def _get(config: Any, name: str) -> Any:
+  for part in name.split('.'):
+    config = config.get(part) if config is not None else None
+  return config
+
+
+def _say(line: str) -> None:
+  print(line, file=sys.stderr, flush=True)

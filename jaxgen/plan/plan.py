@@ -1,0 +1,275 @@
+"""The plan of a train step on a machine: it is compiled for it, and what the compiler made is put beside the peaks.
+
+  compute   = operations that are executed / (devices * peak FLOP/s)                        (1)
+  memory    = bytes moved to and from a device's memory / its bandwidth                     (2)
+  neighbours, network = bytes that a device sends within, between slices / its bandwidth    (3)
+  step      = the largest of them: all overlap, and each runs at its published peak         (4)
+
+Eq. 4 is a bound that no real step reaches; what it tells is which of them is in the way, and what a run costs at least.
+Williams et al. 2009, "Roofline". Operations are counted from the jaxpr (flops.py), rematerialisation and the padding of
+fused kernels included; Eqs. 2 and 3 are read from the compiled program (program.py).
+"""
+
+import math
+import re
+import time
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen import flops, sharding, train
+from jaxgen.bench import model_flops
+from jaxgen.evaluators.generate import sampler
+from jaxgen.experiment import Experiment
+from jaxgen.plan import program as programs
+from jaxgen.plan.chips import GIB, Topology
+from jaxgen.train_state import TrainState, sampling_params
+
+
+class DoesNotFit(ValueError):
+  """A program needs more memory than a device has; `needed` bytes, where the compiler says how many."""
+
+  def __init__(self, message: str, needed: float | None):
+    super().__init__(message)
+    self.needed = needed
+
+
+def plan(stage: Experiment, machine: Topology) -> dict[str, Any]:
+  """Compiles the train step of a stage whose mesh covers a machine, and says what it will take.
+
+  Returns:
+    Numbers ready for JSON: bytes and seconds, of one device unless named otherwise.
+
+  Raises:
+    DoesNotFit: it needs more memory than there is.
+  """
+  abstract, frozen = train.abstract_state(stage), abstract_frozen(stage)
+  began = time.perf_counter()
+  compiled = _compile(lambda: train.compile_step(stage, abstract, frozen), machine)
+  compiled_in = time.perf_counter() - began
+  executed = flops.count(train.mesh_step(stage), *bare((abstract, frozen, stage.data.spec)), jax.random.key(0))
+  found = analysis(compiled, stage, machine, executed)
+  batch_size = stage.data.identity['batch_size']
+  rate = batch_size / found['roofline']['step']
+  useful = model_flops(stage, bare(abstract), bare(frozen))
+  days = stage.steps * batch_size / rate / 86400
+  memory = found['memory']
+  return {
+    **describe(stage, machine),
+    'compile_seconds': compiled_in,
+    'parameters': {name: _size(tree) for name, tree in abstract.params.items()},
+    **found,
+    'memory': {**state_bytes(abstract, frozen), **memory},
+    'fsdp_theory': fsdp_theory(stage, abstract),
+    'flops': {'model': useful, 'executed': executed},
+    'images_per_second': rate,
+    'peak_share': useful / found['roofline']['step'] / (machine.chips * machine.chip.flops),
+    'run': {'steps': stage.steps, 'days': days, 'chip_hours': 24 * days * machine.chips},
+  }
+
+
+def plan_sample(stage: Experiment, machine: Topology, *, batch_size: int) -> dict[str, Any]:
+  """The same for drawing `batch_size` images from the averaged parameters."""
+  sharding.check_batch_size(batch_size, stage.mesh)
+  abstract, frozen = train.abstract_state(stage), abstract_frozen(stage)
+  place = sharding.batch_sharding(stage.mesh)
+  rows = {name: leaf.shape[1:] for name, leaf in stage.data.spec.items() if name != 'image'}
+  cond = {
+    name: jax.ShapeDtypeStruct((batch_size, *shape), stage.data.spec[name].dtype, sharding=place)
+    for name, shape in rows.items()
+  }
+  indices = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=place)
+  run = sampler(stage.objective.sample, mesh=stage.mesh)
+  args = sampling_params(abstract), frozen, cond, jax.random.key(0), indices
+  began = time.perf_counter()
+  compiled = _compile(lambda: run.lower(*args).compile(), machine)
+  compiled_in = time.perf_counter() - began
+  params, frozen, cond, key, indices = args
+  executed = flops.count(run, *bare((params, frozen, cond)), key, *bare((indices,)))
+  found = analysis(compiled, stage, machine, executed)
+  return {
+    'batch_size': batch_size,
+    'compile_seconds': compiled_in,
+    **found,
+    'flops': {'executed': executed},
+    'images_per_second': batch_size / found['roofline']['step'],
+  }
+
+
+def describe(stage: Experiment, machine: Topology) -> dict[str, Any]:
+  return {
+    'topology': machine.name,
+    'slices': machine.slices,
+    'chips': machine.chips,
+    'mesh': dict(stage.mesh.shape),
+    'batch_size': stage.data.identity['batch_size'],
+    'accumulate': stage.accumulate,
+    'peaks': machine.chip._asdict(),
+  }
+
+
+def analysis(compiled: Any, stage: Experiment, machine: Topology, executed: int) -> dict[str, Any]:
+  """Memory, collectives and roofline of a compiled program that executes so many operations on all devices."""
+  program = programs.parse(compiled.as_text())
+  slices = [sharding.slice_of(device) for device in stage.mesh.devices.flat]
+  kinds: dict[str, dict[str, float]] = {}
+  for collective in programs.collectives(program, stage.mesh.size):
+    within, between = programs.sent(collective, slices)
+    total = kinds.setdefault(collective.kind, {'count': 0, 'bytes_within_slice': 0.0, 'bytes_between_slices': 0.0})
+    total['count'] += collective.times
+    total['bytes_within_slice'] += within
+    total['bytes_between_slices'] += between
+  traffic = programs.memory_traffic(program)
+  chip, parts = machine.chip, machine.chip.devices
+  seconds = {
+    'compute': executed / (machine.chips * chip.flops),  # Eq. 1
+    'memory': traffic / (chip.bandwidth / parts),  # Eq. 2
+    'neighbours': sum(kind['bytes_within_slice'] for kind in kinds.values()) / (chip.interconnect / parts),  # Eq. 3
+    'network': sum(kind['bytes_between_slices'] for kind in kinds.values()) / (chip.network / parts),
+  }
+  limit = max(seconds, key=lambda name: seconds[name])
+  measured = compiled.memory_analysis()
+  return {
+    'memory': {
+      'activations': measured.temp_size_in_bytes,
+      'program': measured.generated_code_size_in_bytes,
+      'on_host': measured.host_temp_size_in_bytes,
+      'peak': measured.peak_memory_in_bytes,
+      'limit': chip.memory / parts,
+    },
+    'collectives': kinds,
+    'memory_traffic': traffic,
+    'roofline': {**seconds, 'step': seconds[limit], 'limited_by': limit},  # Eq. 4
+  }
+
+
+def state_bytes(abstract: TrainState, frozen: Any) -> dict[str, int]:
+  """Bytes on one device of what lives from step to step."""
+  parts = {
+    'parameters': abstract.params,
+    'optimizer': abstract.opt_state,
+    'averages': abstract.ema,
+    'extra': abstract.extra,
+    'frozen': frozen,
+  }
+  return {name: _bytes(tree) for name, tree in parts.items()}
+
+
+def fsdp_theory(stage: Experiment, abstract: TrainState) -> float:
+  """Bytes that a device sends in a step to gather split parameters twice and to scatter their gradients once, in two
+  bytes each: what fully sharded training in bfloat16 cannot do without, for each micro-batch."""
+  total = 0.0
+  for leaf in jax.tree.leaves(abstract.params):
+    shards = leaf.size // math.prod(leaf.sharding.shard_shape(leaf.shape))
+    total += 3 * 2 * leaf.size * (shards - 1) / shards
+  others = stage.mesh.shape['tensor']
+  return stage.accumulate * total / others
+
+
+def abstract_frozen(stage: Experiment) -> dict[str, Any]:
+  """Shapes and places of the frozen networks."""
+  frozen = dict(stage.frozen)
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=place),
+    frozen,
+    sharding.shard_tree(frozen, stage.mesh),
+  )
+
+
+def _compile(compile_: Any, machine: Topology) -> Any:
+  try:
+    return compile_()
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+    limit = machine.chip.memory / machine.chip.devices
+    needed = _needed(str(error))
+    amount = 'more memory' if needed is None else f'{needed / GIB:.2f} GiB'
+    raise DoesNotFit(f'the program needs {amount} on a device of {limit / GIB:.2f} GiB', needed) from None
+
+
+def _needed(message: str) -> float | None:
+  """The bytes that the compiler says a program would take."""
+  said = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', message)
+  return float(said.group(1)) * 1024 ** ('KMGT'.index(said.group(2)) + 1) if said else None
+
+
+def bare(tree: Any) -> Any:
+  """Shapes without places."""
+  return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), tree)
+
+
+def _size(tree: Any) -> int:
+  return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def _bytes(tree: Any) -> int:
+  return sum(math.prod(leaf.sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def text(found: Mapping[str, Any]) -> str:
+  """A plan as a person reads it."""
+  mesh = ' x '.join(f'{axis} {size}' for axis, size in found['mesh'].items() if size > 1) or 'one device'
+  slices = f'{found["slices"]} slices of ' if found['slices'] > 1 else ''
+  memory, time_ = found['memory'], found['roofline']
+  lines = [
+    f'{slices}{found["topology"]}: {found["chips"]} chips, mesh {mesh}, batch {found["batch_size"]}'
+    + (f' in {found["accumulate"]} parts' if found['accumulate'] > 1 else ''),
+    'parameters  ' + ', '.join(f'{name} {size:,}' for name, size in found['parameters'].items()),
+    f'compiled in {found["compile_seconds"]:.0f} s',
+    '',
+    'memory of a device, GiB',
+    *(f'  {name:<18}{memory[name] / GIB:9.3f}' for name in memory if memory[name] or name == 'peak'),
+    '',
+    'collectives of a step, MB sent by a device: within a slice, between slices',
+    *(
+      f'  {kind:<18}{total["count"]:>6} times{total["bytes_within_slice"] / 1e6:12.1f}'
+      f'{total["bytes_between_slices"] / 1e6:12.1f}'
+      for kind, total in found['collectives'].items()
+    ),
+    f'  fully sharded data parallelism asks for {found["fsdp_theory"] / 1e6:.1f}',
+    '',
+    f'TFLOP of a step    {found["flops"]["model"] / 1e12:.2f} of the model, {found["flops"]["executed"] / 1e12:.2f} '
+    'executed',
+    _roofline(time_),
+    f'images a second    {found["images_per_second"]:,.0f} at most, {found["peak_share"]:.0%} of peak',
+    f'{found["run"]["steps"]:,} steps take {found["run"]["days"]:.2f} days, {found["run"]["chip_hours"]:,.0f} '
+    f'chip-hours, at least ({found["peaks"]["source"]})',
+  ]
+  if 'sample' in found:
+    drawn = found['sample']
+    lines += [
+      '',
+      f'drawing {drawn["batch_size"]} images: peak {drawn["memory"]["peak"] / GIB:.3f} GiB, compiled in '
+      f'{drawn["compile_seconds"]:.0f} s',
+      _roofline(drawn['roofline']),
+      f'images a second    {drawn["images_per_second"]:,.1f} at most',
+    ]
+  return '\n'.join(lines)
+
+
+def _roofline(seconds: Mapping[str, Any]) -> str:
+  parts = ', '.join(f'{name} {1e3 * seconds[name]:.1f}' for name in ('compute', 'memory', 'neighbours', 'network'))
+  return f'roofline, ms       {1e3 * seconds["step"]:.1f}, limited by {seconds["limited_by"]}: {parts}'
+
+
+def row(found: Mapping[str, Any]) -> str:
+  """A plan as a row of the README's table."""
+  mesh = ' x '.join(f'{axis} {size}' for axis, size in found['mesh'].items() if size > 1)
+  name = f'{found["slices"]} x {found["topology"]}' if found['slices'] > 1 else found['topology']
+  cells = (
+    name,
+    f'{found["chips"]:,}',
+    mesh,
+    f'{found["batch_size"]:,}',
+    f'{found["memory"]["peak"] / GIB:.2f} of {found["memory"]["limit"] / GIB:.1f}',
+    f'{1e3 * found["roofline"]["step"]:.1f}',
+    found['roofline']['limited_by'],
+    f'{found["peak_share"]:.0%}',
+    f'{found["images_per_second"]:,.0f}',
+    f'{found["run"]["days"]:.2f}',
+  )
+  return '| ' + ' | '.join(cells) + ' |'
