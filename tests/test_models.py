@@ -10,6 +10,7 @@ import pytest
 
 from jaxgen.models import unet
 from jaxgen.models.dit import DiT
+from jaxgen.models.edm_unet import EDMUNet
 
 
 class Case(NamedTuple):
@@ -51,6 +52,13 @@ NETWORKS = {
   'unet_text': Case(_smaller_unet(transformer=1, style=unet.STABLE), (4, 8, 4), 4, _text, zero_at_start=True),
   'unet_ddpm': Case(_small_unet(style=unet.DDPM), (8, 4, 3), 3, {}, zero_at_start=True),
   'unet_adm': Case(_small_unet(num_classes=6, learn_sigma=True), (8, 8, 3), 6, _labels, zero_at_start=True),
+  'edm_unet': Case(
+    EDMUNet(width=8, multipliers=(1, 1), blocks=0, num_classes=6, smooth=True),
+    (8, 8, 3),
+    3,
+    _labels,
+    zero_at_start=False,
+  ),
 }
 
 
