@@ -1,9 +1,12 @@
-"""`jaxgen data`: list the datasets, prepare one.
+"""`jaxgen data`: list the datasets, prepare one, encode one with an autoencoder.
 
-As library calls: `jaxgen.data.prepare(recipe, ...)`, `prepare_image_folder(...)`, `prepare_tfds(...)`.
+As library calls: `jaxgen.data.prepare(recipe, ...)`, `prepare_image_folder(...)`, `prepare_tfds(...)`,
+`jaxgen.encode.encode(...)`.
 """
 
 import argparse
+import sys
+from typing import Any
 
 _EXAMPLES = """examples:
   jaxgen data list
@@ -11,23 +14,24 @@ _EXAMPLES = """examples:
   jaxgen data prepare emoji64 --source FOLDER          # where `npm pack` has put them
   jaxgen data prepare fashion_mnist --source FOLDER    # the four IDX files, also with .gz
   jaxgen data prepare image_folder --source FOLDER --size 256
-  jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this"""
+  jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this
+  jaxgen data encode --data emoji32 --autoencoder runs/emoji_vae/autoencoder     # latents, as emoji32_latents"""
 
 
 def main(argv: list[str]) -> int:
   """Runs `jaxgen data ARGV`; returns 0."""
   args = _parser().parse_args(argv)
-  return _list(args.data_dir) if args.action == 'list' else _prepare(args)
+  return {'list': _list, 'prepare': _prepare, 'encode': _encode}[args.action](args)
 
 
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='jaxgen data',
-    description='List the datasets, or prepare one for training.',
+    description='List the datasets, prepare one for training, or encode one.',
     epilog=_EXAMPLES,
     formatter_class=argparse.RawDescriptionHelpFormatter,
   )
-  actions = parser.add_subparsers(dest='action', required=True, metavar='list|prepare')
+  actions = parser.add_subparsers(dest='action', required=True, metavar='list|prepare|encode')
   directory = argparse.ArgumentParser(add_help=False)
   directory.add_argument(
     '--data-dir', help='folder of prepared datasets (default: data in $JAXGEN_HOME or ~/.cache/jaxgen)'
@@ -42,7 +46,30 @@ def _parser() -> argparse.ArgumentParser:
     '--max-bad-images', type=int, default=100, help='image_folder: unreadable files to leave out (default: 100)'
   )
   prepare.add_argument('--overwrite', action='store_true', help='make it again where it is prepared already')
+  _add_encode(actions, directory)
   return parser
+
+
+def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
+  encode = actions.add_parser(
+    'encode',
+    parents=[directory],
+    help="write a dataset of an autoencoder's latents",
+    description='Encodes the images of a dataset once. The same command goes on with a run that was stopped or killed.',
+  )
+  encode.add_argument(
+    '--data', required=True, help='a prepared dataset: emoji32, emoji64, fashion_mnist, or one of TFDS'
+  )
+  encode.add_argument(
+    '--autoencoder', required=True, help="a folder in diffusers' layout: RUN/autoencoder, or one fetched"
+  )
+  encode.add_argument('--name', help='of the latents (default: DATA_latents)')
+  encode.add_argument('--split', action='append', help="as TFDS writes it; may be repeated (default: 'train')")
+  encode.add_argument('--size', type=int, help='crops and resizes the images of a dataset of TFDS')
+  encode.add_argument('--batch-size', type=int, default=32, help='images at a time, over all devices (default: 32)')
+  encode.add_argument('--no-flips', action='store_true', help='without the mirrored images')
+  encode.add_argument('--samples', action='store_true', help='one sample of each latent, not mean and deviation')
+  encode.add_argument('--dtype', default='float32', help="of the autoencoder's activations (default: float32)")
 
 
 def _recipes() -> tuple:
@@ -51,13 +78,13 @@ def _recipes() -> tuple:
   return (emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE)
 
 
-def _list(data_dir: str | None) -> int:
+def _list(args: argparse.Namespace) -> int:
   import pathlib
 
   from jaxgen.data.dataset import default_data_dir
   from jaxgen.data.recipe import folder
 
-  place = pathlib.Path(data_dir or default_data_dir()).expanduser()
+  place = pathlib.Path(args.data_dir or default_data_dir()).expanduser()
   print(f'datasets ({place})\n')
   ours = {recipe.name: recipe for recipe in _recipes()}
   for recipe in ours.values():
@@ -88,3 +115,47 @@ def _prepare(args: argparse.Namespace) -> int:
     path = data.prepare_tfds(args.name, **options)
   print(f'prepared in {path}')
   return 0
+
+
+def _encode(args: argparse.Namespace) -> int:
+  import jax
+  import jax.numpy as jnp
+
+  from jaxgen import distributed, sharding
+  from jaxgen.encode import encode
+  from jaxgen.pretrained import autoencoder
+
+  distributed.start()
+  mesh = sharding.make_mesh()
+  sharding.check_batch_size(args.batch_size, mesh)
+  datasets = [_open(args, split) for split in args.split or ['train']]
+  loaded = autoencoder.load(
+    args.autoencoder, dtype=jnp.dtype(args.dtype), put=lambda _, array: jax.device_put(array, sharding.replicated(mesh))
+  )
+  live = sys.stderr.isatty() and distributed.is_first()
+  path = encode(
+    datasets,
+    loaded,
+    name=args.name or f'{args.data.replace("/", "_")}_latents',
+    mesh=mesh,
+    batch_size=args.batch_size,
+    flips=not args.no_flips,
+    samples=args.samples,
+    data_dir=args.data_dir,
+    report=(lambda message: print(f'\r\x1b[K{message}', end='', file=sys.stderr, flush=True))
+    if live
+    else lambda _: None,
+  )
+  if live:
+    print(file=sys.stderr)
+  print(f'encoded in {path}')
+  return 0
+
+
+def _open(args: argparse.Namespace, split: str) -> Any:
+  from jaxgen import data
+
+  ours = {'emoji32': data.emoji32, 'emoji64': data.emoji64, 'fashion_mnist': data.fashion_mnist}
+  if args.data in ours:
+    return ours[args.data](split, data_dir=args.data_dir)
+  return data.tfds_dataset(args.data, split, size=args.size, data_dir=args.data_dir)

@@ -7,9 +7,10 @@ import contextlib
 import hashlib
 import io
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
 
@@ -78,6 +79,77 @@ def write(recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, pro
   tfds.disable_progress_bar()
   with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads that do not happen
     Builder(recipe, examples, data_dir, progress=progress).download_and_prepare()
+
+
+class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  """A TFDS builder of float16 arrays, with labels and texts perhaps; the arguments are those of `write_arrays`."""
+
+  def __init__(
+    self,
+    name: str,
+    version: str,
+    examples: Mapping[str, Iterator[Record]],
+    data_dir: pathlib.Path,
+    *,
+    about: str,
+    features: dict[str, tfds.features.FeatureConnector],
+    metadata: Mapping[str, str],
+  ):
+    self.name = name
+    self.VERSION = tfds.core.Version(version)
+    self._examples, self._about, self._features, self._metadata = examples, about, features, dict(metadata)
+    super().__init__(data_dir=data_dir, file_format='array_record')
+
+  def _info(self) -> tfds.core.DatasetInfo:
+    return tfds.core.DatasetInfo(
+      builder=self,
+      description=self._about,
+      features=tfds.features.FeaturesDict(self._features),
+      metadata=tfds.core.MetadataDict(self._metadata),
+    )
+
+  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
+    return {split: enumerate(examples) for split, examples in self._examples.items()}
+
+  def _generate_examples(self) -> Iterator:
+    raise AssertionError('the examples are given')
+
+
+def write_arrays(
+  name: str,
+  version: str,
+  examples: Mapping[str, Iterator[Record]],
+  *,
+  data_dir: pathlib.Path,
+  about: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  class_names: tuple[str, ...],
+  texts: tuple[str, ...],
+  metadata: Mapping[str, str],
+) -> None:
+  """Writes a dataset of arrays as ArrayRecord files in DATA_DIR/NAME/VERSION.
+
+  Args:
+    name, version: of the dataset.
+    examples: of each split.
+    data_dir: the folder of prepared datasets.
+    about: one line.
+    shapes: of the float16 arrays by field.
+    class_names: names of the field 'label'; empty for no such field.
+    texts: names of the fields that are text.
+    metadata: kept in the folder.
+  """
+  features: dict[str, tfds.features.FeatureConnector] = {
+    field: tfds.features.Tensor(shape=shape, dtype=np.float16) for field, shape in shapes.items()
+  }
+  if class_names:
+    features['label'] = tfds.features.ClassLabel(names=class_names)
+  features |= {text: tfds.features.Text() for text in texts}
+  tfds.disable_progress_bar()
+  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads that do not happen
+    ArrayBuilder(
+      name, version, examples, data_dir, about=about, features=features, metadata=metadata
+    ).download_and_prepare()
 
 
 def open_folder(path: pathlib.Path) -> tfds.core.DatasetBuilder:

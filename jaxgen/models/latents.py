@@ -62,9 +62,15 @@ def draw(
   frozen: Any, mean: Float[Array, 'b h w z'], std: Float[Array, 'b h w z'], keys: Key[Array, ' b']
 ) -> Float[Array, 'b h w z']:
   """Eq. 1, one draw for each image from its own key."""
-  noise = jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
   shift, scale = (_row(frozen[name]) for name in ('shift', 'scale'))
-  return (mean + std * noise - shift) * scale
+  return (normal(mean, std, keys) - shift) * scale
+
+
+def normal(
+  mean: Float[Array, 'b h w z'], std: Float[Array, 'b h w z'], keys: Key[Array, ' b']
+) -> Float[Array, 'b h w z']:
+  """z of Eq. 1, one draw for each image from its own key."""
+  return mean + std * jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
 
 
 def decode(net: nn.Module, frozen: Any, latents: Float[Array, 'b h w z']) -> Float[Array, 'b h2 w2 c']:
@@ -74,5 +80,5 @@ def decode(net: nn.Module, frozen: Any, latents: Float[Array, 'b h w z']) -> Flo
   return made
 
 
-def _row(values: Array) -> Array:
+def _row(values: Array | np.ndarray) -> Array:
   return jnp.asarray(values).reshape(1, 1, 1, -1)

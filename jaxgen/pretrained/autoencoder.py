@@ -102,9 +102,9 @@ def load(
   """
   config = folder.config(path, classes=CLASSES)
   net = network(config, dtype=dtype)
-  tensors = current_names(folder.tensors(path))
-  params = state_dict.to_flax(_leaves(net, _DIFFUSERS), tensors, network=f'{path}', put=folder.float32(put))
-  return Autoencoder(net, params, scaling(config, net.channels_of_latents), folder.content_hash(tensors))
+  hashed = folder.Hashed(current_names(folder.tensors(path)))
+  params = state_dict.to_flax(_leaves(net, _DIFFUSERS), hashed.tensors, network=f'{path}', put=folder.float32(put))
+  return Autoencoder(net, params, scaling(config, net.channels_of_latents), hashed.digest())
 
 
 def save(path: str | os.PathLike, net: Net, params: Params, scaling: Scaling, *, sample_size: int = 256) -> str:
@@ -122,7 +122,7 @@ def save(path: str | os.PathLike, net: Net, params: Params, scaling: Scaling, *,
   """
   tensors = state_dict.to_torch(_leaves(net, _DIFFUSERS), params)
   folder.write(path, configuration(net, scaling, sample_size=sample_size), tensors)
-  return folder.content_hash(tensors)
+  return folder.Hashed(tensors).digest()
 
 
 def from_original(net: Net, tensors: Tensors) -> Params:

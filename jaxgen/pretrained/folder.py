@@ -92,14 +92,29 @@ def expect(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
     raise ValueError(f'this {config["_class_name"]} is not one that jaxgen has: {each}')
 
 
-def content_hash(tensors: Tensors) -> str:
-  """SHA-256 of names, shapes and values, whatever the file they are in."""
-  digest = hashlib.sha256()
-  for name in sorted(tensors):
-    array = np.ascontiguousarray(tensors[name], np.float32)
-    digest.update(f'{name} {array.shape}\n'.encode())
-    digest.update(array.data)
-  return digest.hexdigest()
+class Hashed:
+  """Tensors that are hashed as they are read: `digest()` is of names, shapes and float32 values, in whatever files."""
+
+  def __init__(self, tensors: Tensors):
+    self._digests: dict[str, bytes] = {}
+    self.tensors: Tensors = {name: _Noting(name, tensor, self._digests) for name, tensor in tensors.items()}
+
+  def digest(self) -> str:
+    missing = [name for name in self.tensors if name not in self._digests]
+    for name in missing:
+      np.asarray(self.tensors[name])
+    return hashlib.sha256(b''.join(self._digests[name] for name in sorted(self._digests))).hexdigest()
+
+
+class _Noting:
+  def __init__(self, name: str, tensor: Any, digests: dict[str, bytes]):
+    self._name, self._tensor, self._digests, self.shape = name, tensor, digests, tuple(tensor.shape)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    array = np.asarray(np.asarray(self._tensor), np.float32, order='C')
+    head = f'{self._name} {self.shape}\n'.encode()
+    self._digests[self._name] = head + hashlib.blake2b(array.data).digest()
+    return array if dtype is None else array.astype(dtype, copy=False)
 
 
 def float32(put: Callable[[str, np.ndarray], Any] | None) -> Callable[[str, np.ndarray], Any]:

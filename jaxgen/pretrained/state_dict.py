@@ -8,6 +8,7 @@ A mapping is `{path in the tree: Leaf}`, and goes both ways.
 
 import math
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
@@ -16,6 +17,7 @@ from flax import traverse_util
 
 from jaxgen.typing import Params
 
+_THREADS = 4
 Shape = tuple[int, ...]
 Tensors = Mapping[str, Any]  # arrays, or what has a shape and becomes an array when it is asked to
 
@@ -117,15 +119,19 @@ def to_flax(
     leaves: of the network.
     tensors: the state dict.
     network: what it should be of, for messages.
-    put: `(path, array) -> what to put in the tree`: places each parameter before the next one is read.
+    put: `(path, array) -> what to put in the tree`: places a parameter before others are read. Threads call it.
 
   Raises:
     ValueError: a list of all tensors that are missing, unexpected or of another shape.
   """
   check(tensors, {name: leaf.tensor_shape for leaf in leaves.values() for name in leaf.names}, network=network)
-  return traverse_util.unflatten_dict(
-    {path: put(path, leaf.to_flax(tensors)) for path, leaf in leaves.items()}, sep='/'
-  )
+
+  def make(path: str) -> Any:
+    return put(path, leaves[path].to_flax(tensors))
+
+  # Reading, hashing and transposing leave Python's lock. Each thread holds one parameter.
+  with ThreadPoolExecutor(_THREADS) as pool:
+    return traverse_util.unflatten_dict(dict(zip(leaves, pool.map(make, leaves), strict=True)), sep='/')
 
 
 def to_torch(leaves: Leaves, params: Params) -> dict[str, np.ndarray]:

@@ -1,0 +1,153 @@
+"""Data sets of latents: written over a mesh, resumed, read, and refused for another autoencoder."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from jaxgen import encode as encoding
+from jaxgen import sharding
+from jaxgen.cli import data as command
+from jaxgen.data.dataset import Dataset
+from jaxgen.data.datasets.latents import Writer, latents
+from jaxgen.data.loader import Loader
+from jaxgen.models.autoencoder import AutoencoderKL
+from jaxgen.models.latents import Autoencoder, Scaling, posterior
+from jaxgen.pretrained import autoencoder as pretrained
+
+SCALING = Scaling(np.float32([0.1, -0.2]), np.float32([2, 3]))
+NUM = 21
+
+
+@pytest.fixture(scope='module')
+def made() -> Autoencoder:
+  net = AutoencoderKL(multipliers=(1, 2), latent=2, width=4, groups=2, blocks=1, middle_attention=False)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)))['params']
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: np.float32(0.3 * rng.standard_normal(leaf.shape)), shapes)
+  return Autoencoder(net, params, SCALING, 'a' * 64)
+
+
+def _dataset(split='train'):
+  images = np.random.default_rng(1).uniform(-1, 1, (NUM, 8, 8, 3)).astype(np.float32)
+  records = [{'image': image, 'label': np.int32(i % 3), 'caption': f'number {i} é'} for i, image in enumerate(images)]
+  return Dataset('things', split, records, dict, f'things-{split}', ('a', 'b', 'c'))
+
+
+def _encode(made, place, **options):
+  options = {'mesh': sharding.make_mesh(data=2, fsdp=4), 'batch_size': 8, 'name': 'things_latents', **options}
+  return encoding.encode([_dataset()], made, data_dir=place, **options)
+
+
+def _files(path):
+  return {file.relative_to(path).as_posix(): file.read_bytes() for file in sorted(path.rglob('*')) if file.is_file()}
+
+
+@pytest.fixture(scope='module')
+def written(made, tmp_path_factory):
+  place = tmp_path_factory.mktemp('data')
+  return place, _encode(made, place)
+
+
+def test_every_image_and_its_mirror_is_there_with_mean_and_deviation(made, written):
+  place, _ = written
+  dataset, source = latents('things_latents', autoencoder=made.hash, data_dir=place), _dataset()
+  assert (dataset.num_examples, dataset.class_names) == (2 * NUM, ('a', 'b', 'c'))
+  images = np.stack([record['image'] for record in source.source])
+  both = np.stack([images, images[:, :, ::-1]], axis=1).reshape(-1, *images.shape[1:])
+  mean, std = jax.jit(lambda x: posterior(made.net, made.frozen, x))(jnp.asarray(both))
+  left = {(int(i // 2) % 3, f'number {i // 2} é', i % 2): i for i in range(2 * NUM)}
+  assert dataset.read(0)['image'].dtype == np.float32
+  for index in range(dataset.num_examples):
+    stored = dataset.read(index)
+    candidates = [left[key] for key in left if key[:2] == (int(stored['label']), stored['caption'])]
+    nearest = min(candidates, key=lambda i: np.abs(mean[i] - stored['image']).max())
+    np.testing.assert_allclose(stored['image'], mean[nearest], rtol=1e-3, atol=1e-3)
+    np.testing.assert_allclose(stored['std'], std[nearest], rtol=1e-3, atol=1e-3)
+    left = {key: i for key, i in left.items() if i != nearest}
+  assert not left
+
+
+def test_a_loader_reads_them_as_any_data_set(made, written):
+  data = Loader(latents('things_latents', autoencoder=made.hash, data_dir=written[0]), batch_size=8, seed=0)
+  assert {name: leaf.shape for name, leaf in data.spec.items()} == {
+    'image': (8, 4, 4, 2),
+    'std': (8, 4, 4, 2),
+    'label': (8,),
+  }
+
+
+class Killed(BaseException):
+  pass
+
+
+@pytest.mark.parametrize('dies', ['in a batch', 'in the end'])
+def test_killed_and_started_again_it_ends_with_the_same_bytes(made, written, tmp_path, monkeypatch, dies):
+  encoded = []
+  put, finish = Writer.put, Writer.finish
+
+  def dying_put(self, split, batch, arrays):
+    if len(encoded) == 2 and dies == 'in a batch':
+      raise Killed
+    put(self, split, batch, arrays)
+    encoded.append(batch)
+
+  def dying_finish(self):
+    monkeypatch.setattr(Writer, '_examples', _dying_examples)
+    finish(self)
+
+  def _dying_examples(self, split):
+    yield {'image': np.zeros((4, 4, 2), np.float16), 'std': np.zeros((4, 4, 2), np.float16), 'label': 0, 'caption': ''}
+    raise Killed
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Writer, 'put', dying_put)
+    examples = Writer._examples
+    if dies == 'in the end':
+      patch.setattr(Writer, 'finish', dying_finish)
+    with pytest.raises(Killed):
+      _encode(made, tmp_path)
+  monkeypatch.setattr(Writer, '_examples', examples)
+  assert encoded == ([0, 1] if dies == 'in a batch' else [0, 1, 2])
+  with monkeypatch.context() as patch:
+    patch.setattr(
+      Writer, 'put', lambda self, split, batch, arrays: (put(self, split, batch, arrays), encoded.append(-1))
+    )
+    path = _encode(made, tmp_path)
+  assert encoded.count(-1) == 3 - (2 if dies == 'in a batch' else 3)
+  assert _files(path) == _files(written[1])
+  assert not (tmp_path / 'things_latents.partial').exists()
+
+
+def test_batches_of_another_autoencoder_are_not_used(made, tmp_path, written):
+  other = made._replace(hash='b' * 64)
+  writer = Writer('things_latents', identity={'autoencoder': 'a'}, batches={'train': 3}, data_dir=tmp_path)
+  writer.start()
+  writer.put('train', 0, {'image': np.zeros((1, 2, 2, 2), np.float16)})
+  path = _encode(other, tmp_path)
+  assert 'b' * 64 in (path / 'metadata.json').read_text()
+  with pytest.raises(ValueError, match=r'are of the autoencoder bbbbbbbbbbbb, and this run decodes with aaaaaaaaaaaa'):
+    latents('things_latents', autoencoder=made.hash, data_dir=tmp_path)
+  with pytest.raises(ValueError, match=r'holds other latents \(autoencoder differ\)'):
+    _encode(made, tmp_path)
+  with pytest.raises(FileNotFoundError, match='jaxgen data encode'):
+    latents('none', autoencoder=made.hash, data_dir=tmp_path)
+
+
+def test_samples_need_no_deviation(made, tmp_path):
+  _encode(made, tmp_path, samples=True, flips=False)
+  dataset = latents('things_latents', autoencoder=made.hash, data_dir=tmp_path)
+  assert dataset.num_examples == NUM
+  assert dataset.read(0).keys() == {'image', 'label', 'caption'}
+
+
+def test_the_command(made, tmp_path, capsys, monkeypatch):
+  monkeypatch.setenv('JAXGEN_HOME', str(tmp_path))
+  hash_of_weights = pretrained.save(tmp_path / 'ae', made.net, made.params, SCALING)
+  monkeypatch.setattr('jaxgen.distributed.start', lambda: None)
+  monkeypatch.setattr('jaxgen.data.emoji32', lambda split, data_dir=None: _dataset(split))
+  arguments = ['encode', '--data', 'emoji32', '--autoencoder', str(tmp_path / 'ae'), '--batch-size', '8', '--no-flips']
+  assert command.main(arguments) == 0
+  assert 'emoji32_latents' in capsys.readouterr().out
+  assert latents('emoji32_latents', autoencoder=hash_of_weights).num_examples == NUM
+  assert command.main(arguments) == 0  # it is there already
