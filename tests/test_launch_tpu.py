@@ -7,9 +7,12 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import time
 
 import pytest
+
+from jaxgen import xla_flags
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -136,7 +139,7 @@ def test_a_run_is_queued_set_up_started_watched_and_deleted(cloud):
   remote = shlex.split(start.split('--command=')[1].split('\t')[0])
   after = remote[remote.index('start') :]
   assert after[1] == 'xl'
-  assert 'JAX_COMPILATION_CACHE_DIR=gs://b/runs/compilation' in after
+  assert {'JAX_COMPILATION_CACHE_DIR=gs://b/runs/compilation', 'JAXGEN_TPU=v5e'} <= set(after)
   assert after[after.index('--') + 1 :] == [
     *['--workdir', 'gs://b/runs/xl', '--config', 'emoji_dit', '--config.note=two words']
   ]
@@ -161,14 +164,25 @@ def test_the_hosts_get_the_checkout_as_it_is_and_the_same_one_each_time(cloud):
 
 
 def test_several_slices_are_one_resource(cloud):
-  argv = [*OPTIONS, '--slices', '3', '--reserved', '--project=p', '--weights', 'inception', '--env', 'A=b c']
+  argv = [
+    *OPTIONS,
+    '--slices',
+    '3',
+    '--reserved',
+    '--project=p',
+    '--weights',
+    'inception',
+    '--env',
+    'A=b c',
+    '--data=gs://d/e',
+  ]
   code, output, _ = run(cloud, 'run', *argv, queued_resources_describe=NEW, status=DONE)
   assert code == 0, output
   create = next(c for c in calls(cloud) if _verb(c) == 'create')
   assert '--node-count=3\t--node-prefix=xl\t' in create and '--node-id' not in create
   assert all('--project=p' in call for call in calls(cloud) if call.startswith('compute'))
   setup, start = (next(c for c in calls(cloud) if _verb(c) == verb) for verb in ('ssh setup', 'ssh start'))
-  assert 'setup xl inception' in setup
+  assert 'setup xl --data gs://d/e inception' in setup
   assert r'A=b\ c -- ' in start
 
 
@@ -349,6 +363,7 @@ def test_a_dry_run_prints_every_command_and_calls_nothing(cloud):
     (['run', *OPTIONS, '--interval=0'], '--interval must be 1 or more'),
     (['run', *OPTIONS, '--slice=2'], 'unknown option --slice'),
     (['run', *OPTIONS, '--env=x'], "--env is 'x'; wanted NAME=VALUE"),
+    (['run', *OPTIONS, '--data=/disk'], "--data is '/disk'; wanted gs://"),
     (['run', *OPTIONS, 'config'], "unexpected argument 'config'"),
     (['run', *OPTIONS, '--max-failures'], '--max-failures needs a value'),
     (['run', *OPTIONS, '--', '--workdir=x'], '--workdir is set by --bucket and --run: gs://b/runs/xl'),
@@ -365,7 +380,7 @@ def test_help_names_every_option_that_is_read():
   shown = subprocess.run([ROOT / 'launch' / 'tpu_queued', '--help'], capture_output=True, text=True, check=True).stdout
   options = set(re.findall(r'^ +(--[a-z-]+)(?: \| (--[a-z-]+))?\)', text, re.MULTILINE))
   names = {name for pair in options for name in pair if name} - {'--help'}
-  assert len(names) == 19
+  assert len(names) == 20
   assert {name for name in names if name not in shown} == set()
 
 
@@ -379,6 +394,7 @@ def host(tmp_path):
   for name, text in (
     ('launch/local', '#!/usr/bin/env bash\necho "local $JAXGEN_EXTRAS $*" >> "$LOG"\n'),
     ('.venv/bin/jaxgen', '#!/usr/bin/env bash\necho "jaxgen $VALUE $*" >> "$LOG"\n. "$DOES"\n'),
+    ('.venv/bin/python', f'#!/usr/bin/env bash\ncd {ROOT}\nexec {sys.executable} "$@"\n'),
     ('bin/gcloud', '#!/usr/bin/env bash\necho "gcloud $*" >> "$LOG"\n'),
   ):
     (checkout / name).parent.mkdir(parents=True, exist_ok=True)
@@ -496,10 +512,23 @@ def _gone(pid):
   raise AssertionError(f'{pid} was left')
 
 
+def test_a_generation_brings_its_flags_unless_they_are_given(host):
+  for generation, given, flags in (
+    ('v6e', '', xla_flags.tpu_init_args('v6e')),
+    ('v6e', '--mine=1', '--mine=1'),
+    ('v4', '', ''),
+  ):
+    variables = [f'JAXGEN_TPU={generation}', f'LIBTPU_INIT_ARGS={given}']
+    worker(host, 'start', 'xl', *variables, '--', does='echo "flags:$LIBTPU_INIT_ARGS:$JAXGEN_HOME" >> "$LOG"; exit 0')
+    assert ended(host) == 'exit 0'
+    assert logged(host)[-1] == f'flags:{flags}:{host}/jaxgen'
+
+
 def test_setting_up_installs_with_what_tpus_and_buckets_need(host):
   for _ in range(2):
-    done = worker(host, 'setup', 'xl', 'inception')
+    done = worker(host, 'setup', 'xl', '--data', 'gs://d', 'inception')
     assert done.returncode == 0, done.stderr
-  assert logged(host) == ['local tpu,gcs --version', 'local tpu,gcs weights get inception'] * 2
+  data = f'gcloud storage rsync --quiet --recursive gs://d {host}/jaxgen/data'
+  assert logged(host) == ['local tpu,gcs --version', data, 'local tpu,gcs weights get inception'] * 2
   assert (host / 'jaxgen/xl/worker').resolve() == host / 'checkout/launch/tpu_worker'
   assert worker(host, 'setup').returncode == 2
