@@ -119,7 +119,7 @@ def fail(error: Exception) -> None:
 
   A usual exit would wait for processes that wait for this one.
   """
-  if jax.process_count() == 1:
+  if not jax.distributed.is_initialized() or jax.process_count() == 1:
     return
   traceback.print_exception(error)
   if isinstance(error, jax.errors.JaxRuntimeError):

@@ -217,6 +217,7 @@ class _Run:
     began = time.perf_counter()
     step_fn = compile_step(stage, abstract, frozen)
     self.writer.text(f'Compiled the train step in {time.perf_counter() - began:.1f} s')
+    distributed.ready(f'the first step after {done}')  # a collective's own patience with who still compiles is short
     root = jax.random.key(stage.seed)
     batches = stage.data.iterate(done, sharding.batch_sharding(stage.mesh))
     window = _Window(stage.data.identity['batch_size'])

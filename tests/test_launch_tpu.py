@@ -31,13 +31,13 @@ GCLOUD = f"""#!/usr/bin/env bash
 printf '%s\\t' "$@" >> "$LOG"
 echo >> "$LOG"
 next() {{
-  local file=$SCRIPTS/$1 line
+  local file=$SCRIPTS/$1 lines
   [ -e "$file" ] || return 0
-  line=$(head -n 1 "$file")
-  [ "$(wc -l < "$file")" -le 1 ] || sed -i 1d "$file"
-  case $line in
-    '!'*) echo "ERROR: (gcloud) ${{line#!}}" >&2 && exit 1 ;;
-    *) echo -e "$line" ;;
+  mapfile -t lines < "$file"
+  [ "${{#lines[@]}}" = 1 ] || printf '%s\n' "${{lines[@]:1}}" > "$file"
+  case ${{lines[0]}} in
+    '!'*) echo "ERROR: (gcloud) ${{lines[0]#!}}" >&2 && exit 1 ;;
+    *) echo -e "${{lines[0]}}" ;;
   esac
 }}
 if [ "$1" = storage ]; then cp "$3" "$SCRIPTS/code.tar.gz"; exit; fi
@@ -68,18 +68,25 @@ HALTED = r'jaxgen-worker a halted\njaxgen-worker b exit 0'
 OPTIONS = ['--run', 'xl', '--zone', 'us-a', '--accelerator', 'v5litepod-16', '--bucket', 'gs://b/runs/']
 
 
+@pytest.fixture(scope='module')
+def checkout(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('checkout')
+  (folder / 'launch').mkdir()
+  shutil.copy(ROOT / 'launch' / 'tpu_queued', folder / 'launch')
+  for words in ('init -q', 'add .', '-c user.name=a -c user.email=b commit -qm c'):
+    subprocess.run(['git', *words.split()], cwd=folder, check=True)
+  return folder
+
+
 @pytest.fixture
-def cloud(tmp_path):
+def cloud(tmp_path, checkout):
   for name in ('bin', 'scripts'):
     (tmp_path / name).mkdir()
   (tmp_path / 'bin' / 'gcloud').write_text(GCLOUD)
   (tmp_path / 'bin' / 'nap').write_text('#!/usr/bin/env bash\necho "wait $1" >> "$LOG"\n')
   for path in (tmp_path / 'bin').iterdir():
     path.chmod(0o755)
-  (tmp_path / 'checkout' / 'launch').mkdir(parents=True)
-  shutil.copy(ROOT / 'launch' / 'tpu_queued', tmp_path / 'checkout' / 'launch')
-  for words in ('init -q', 'add .', '-c user.name=a -c user.email=b commit -qm c'):
-    subprocess.run(['git', *words.split()], cwd=tmp_path / 'checkout', check=True)
+  (tmp_path / 'checkout').symlink_to(checkout)
   return tmp_path
 
 
@@ -146,7 +153,9 @@ def test_a_run_is_queued_set_up_started_watched_and_deleted(cloud):
   assert 'step 100/400' in output
 
 
-def test_the_hosts_get_the_checkout_as_it_is_and_the_same_one_each_time(cloud):
+def test_the_hosts_get_the_checkout_as_it_is_and_the_same_one_each_time(cloud, checkout):
+  (cloud / 'checkout').unlink()
+  shutil.copytree(checkout, cloud / 'checkout')
   with (cloud / 'checkout' / 'launch' / 'tpu_queued').open('a') as file:
     file.write('# changed\n')
   for _ in range(2):

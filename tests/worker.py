@@ -1,7 +1,7 @@
 """One process of a run: `python -m tests.worker WORKDIR STEPS [WHAT]`; the environment says which.
 
 WHAT happens in process 1, at step 5: `term` it is told to stop, `kill` it dies, `fail` its data ends, `late` its data
-does not come. `kill_first` is for process 0.
+does not come. `kill_first` is for process 0; with `term_look` it is told to stop while all of them evaluate.
 """
 
 import os
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import distributed, sharding
+from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.experiment import Experiment
@@ -52,6 +53,16 @@ def _happen(what: str) -> None:
     time.sleep(3600)
 
 
+def _look(context: Context) -> dict[str, float]:
+  """An evaluation that is long unless it is cut short."""
+  if jax.process_index() == 1:
+    os.kill(os.getpid(), signal.SIGTERM)
+  for _ in range(600):
+    time.sleep(0.1)
+    context.pause()
+  return {}
+
+
 class _Data:
   """A loader whose batch of one step brings `what` with it."""
 
@@ -84,7 +95,9 @@ def main() -> None:
 
   workdir, steps, what = sys.argv[1], int(sys.argv[2]), ''.join(sys.argv[3:])
   stage = experiment(steps)
-  if what and jax.process_index() == (0 if what == 'kill_first' else 1):
+  if what == 'term_look':
+    stage = stage._replace(evaluators=(Evaluator('look', 4, _look),))
+  elif what and jax.process_index() == (0 if what == 'kill_first' else 1):
     stage = stage._replace(data=_Data(stage.data, what))
   try:
     train(stage, workdir)
