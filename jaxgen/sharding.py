@@ -47,14 +47,26 @@ DIT_RULES: tuple[Rule, ...] = (
   (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
 )
 
-# U-Nets over `tensor`: a block's hidden features, and whole heads. The embedding as above.
-UNET_RULES: tuple[Rule, ...] = (
+# U-Nets over `tensor`: a block's hidden features. Attention is whole on each device, since the numbers of heads (3, 5, 9)
+# do not divide. The embedding as above.
+_UNET_BLOCKS: tuple[Rule, ...] = (
   (r'time_embed/.*kernel$|label_embed/.*embedding$', (None, None)),
   (r'(block|resize)/conv_in/kernel$', (None, None, 'fsdp', 'tensor')),
   (r'(block|resize)/conv_out/kernel$', (None, None, 'tensor', 'fsdp')),
   (r'(block|resize)/modulation/kernel$', ('fsdp', None, 'tensor')),
-  (r'attention/qkv/kernel$', ('fsdp', None, 'tensor', None)),
-  (r'attention/out/kernel$', ('tensor', None, 'fsdp')),
+)
+UNET_RULES: tuple[Rule, ...] = (
+  *_UNET_BLOCKS,
+  (r'attention/qkv/kernel$', ('fsdp', None, None, None)),
+  (r'attention/out/kernel$', (None, None, 'fsdp')),
+)
+# The same with transformers that read text.
+TEXT_UNET_RULES: tuple[Rule, ...] = (
+  *_UNET_BLOCKS,
+  (r'(self|cross)/(query|key|value)/kernel$', ('fsdp', None, None)),
+  (r'(self|cross)/out/kernel$', (None, None, 'fsdp')),
+  (r'mlp_in/kernel$', ('fsdp', None, 'tensor')),
+  (r'mlp_out/kernel$', ('tensor', 'fsdp')),
 )
 
 
@@ -84,10 +96,10 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int =
       f'mesh data={data} fsdp={fsdp} sequence={sequence} tensor={tensor} does not cover {len(devices)} devices; '
       'set config.mesh so that the sizes multiply to that number (one of them may be -1)'
     )
-  return Mesh(_arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def _arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
+def arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
   """Devices such that fast axes are near neighbours; only `data` goes from slice to slice."""
   slices = len({slice_of(device) for device in devices})
   if slices == 1:

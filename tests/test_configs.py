@@ -13,7 +13,12 @@ from jaxgen.train import abstract_state, place_frozen
 from jaxgen.train_step import make_train_step
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
-PARAMETERS = {'dit_xl2_imagenet256': 674_834_720}
+PARAMETERS = {'dit_xl2_imagenet256': 674_834_720, 'dit_xl2_imagenet512': 674_834_720}
+SYNTHETIC = {'dit_xl2_imagenet512'}  # noise stands for their data
+SYNTHETIC = ('celeba_dcgan', 'celebahq_progan', 'cifar10_r3gan', 'cifar10_stylegan2_ada', 'ffhq256_stylegan2')
+SYNTHETIC += ('cifar10_ddpm', 'cifar10_edm', 'imagenet64_adm')
+LONG = (*SYNTHETIC, 'emoji_progressive', 'emoji_classifier', 'emoji_reflow', 'fashion_mnist_unet')
+LONG += ('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2')  # to trace
 
 
 @pytest.fixture(scope='session')
@@ -66,6 +71,12 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
   config, module = load_config(name)
   if 'data_dir' in config:
     config.data_dir = str(data_dir)
+  if name in SYNTHETIC:
+    config.dataset = 'synthetic'
+  if name in SYNTHETIC:
+    config.dataset = 'synthetic'
+  if 'autoencoder' in config:
+    config.autoencoder = str(data_dir / f'{"emoji" if "emoji" in name else name}_autoencoder')
   assert module.__doc__.count('jaxgen train') or module.__doc__.count('launch/local train')
   assert 'esult' in module.__doc__, 'the docstring says what came out, or "not run"'
   for stage in as_stages(module.build(config)):

@@ -1,5 +1,10 @@
 """Sharded equals single, and every leaf is where the rules say."""
 
+import dataclasses
+import os
+import subprocess
+import sys
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -7,6 +12,7 @@ import optax
 import pytest
 
 from jaxgen import ema, sharding
+from jaxgen.models import unet
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
@@ -18,6 +24,7 @@ MESHES = {
   'data 8': {'data': 8},
   'fsdp 8': {'fsdp': 8, 'data': 1},
   'fsdp 4 x tensor 2': {'fsdp': 4, 'tensor': 2, 'data': 1},
+  'fsdp 2 x sequence 2 x tensor 2': {'fsdp': 2, 'sequence': 2, 'tensor': 2, 'data': 1},
 }
 OPTIMIZERS = {'net': optax.adamw(1e-3)}
 AVERAGES = {'net': ema.Average('net', ema.constant(0.9))}
@@ -60,7 +67,7 @@ def state(objective, batch):
 def _two_steps(objective, state, batch, mesh, rules=()):
   shardings = sharding.shard_tree(state, mesh, rules)
   step = jax.jit(
-    make_train_step(objective, OPTIMIZERS, AVERAGES, clip_norm=1.0),
+    sharding.under(mesh, make_train_step(objective, OPTIMIZERS, AVERAGES, clip_norm=1.0)),
     out_shardings=(shardings, sharding.replicated(mesh)),
   )
   state = jax.device_put(state, shardings)
@@ -134,3 +141,102 @@ def test_bad_meshes_rules_and_batches_are_refused():
     sharding.check_batch_size(100, mesh)
   with pytest.raises(ValueError, match='times 3 accumulation steps; use a multiple of 24'):
     sharding.check_batch_size(64, mesh, accumulate=3)
+
+
+UNETS = {
+  'adm': ({'style': unet.ADM, 'num_classes': 7}, sharding.UNET_RULES),
+  'ddpm': ({'style': unet.DDPM}, sharding.UNET_RULES),
+  'stable diffusion': ({'style': unet.STABLE, 'transformer': 1}, sharding.TEXT_UNET_RULES),
+}
+
+
+@pytest.mark.parametrize('name', UNETS)
+def test_unets_have_rules_that_split_nearly_all_of_them(name):
+  options, rules = UNETS[name]
+  net = unet.UNet(width=64, multipliers=(1, 3), blocks=1, attention=(1,), head_size=64, groups=8, **options)
+  x, t = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
+  cond = {'label': jax.ShapeDtypeStruct((1,), jnp.int32), 'text': jax.ShapeDtypeStruct((1, 6, 32), jnp.float32)}
+  params = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
+  mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
+  places = sharding.shard_tree(params, mesh, rules)
+  split = jax.tree.map(lambda leaf, place: np.prod(place.shard_shape(leaf.shape)), params, places)
+  whole, part = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), split))
+  assert part < 0.25 * whole  # an eighth of the blocks, a fourth of attention, all of what embeds the condition
+
+
+def test_a_mesh_covers_the_devices_it_is_told():
+  with sharding.devices_are(jax.devices()[:4]):
+    assert sharding.make_mesh(fsdp=2).shape == {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 1}
+  assert sharding.make_mesh().size == 8
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+  """A device as the arrangement of a mesh sees one."""
+
+  id: int
+  slice_index: int
+  process_index: int = 0
+  platform: str = 'cpu'
+  device_kind: str = 'cpu'
+
+
+def test_only_data_goes_from_slice_to_slice():
+  chips = [Chip(number, number // 4) for number in (3, 6, 1, 0, 7, 2, 5, 4)]
+  rows = sharding.arranged((4, 2, 1, 1), chips).reshape(4, 2)
+  assert sorted(chip.id for chip in rows.flat) == list(range(8))
+  assert [{sharding.slice_of(chip) for chip in row} for row in rows] == [{0}, {0}, {1}, {1}]
+  with pytest.raises(ValueError, match='mesh data=1 does not divide over 2 slices; use a multiple of 2'):
+    sharding.arranged((1, 8, 1, 1), chips)
+
+
+# Compiles the train step of a small DiT for a mesh, with the compiler's own log on standard error.
+_COMPILE = """
+import sys
+from jaxgen import xla_flags
+xla_flags.set_defaults()
+import numpy as np, optax
+from jaxgen import ema, sharding, train
+from jaxgen.bench import FixedBatch
+from jaxgen.experiment import Experiment
+from jaxgen.models.dit import DiT
+from jaxgen.models.layers import remat
+from jaxgen.objectives.diffusion import diffusion
+from jaxgen.processes import parameterisation, times
+from jaxgen.processes.rectified_flow import rectified_flow
+rules, *sizes = sys.argv[1:]
+flow = rectified_flow()
+net = DiT(patch=2, depth=2, width=32, heads=4, num_classes=7, remat=remat.policy('full'))
+objective = diffusion(
+  net, flow, shape=(8, 8, 4), parameterisation=parameterisation.velocity(flow), times=times.uniform(),
+  sampler=lambda *_: None, null={'label': 7}, drop_rate=0.1)
+stage = Experiment(
+  objective, {'net': optax.adamw(1e-3)}, {'net': ema.Average('net', ema.constant(0.9))},
+  FixedBatch({'image': np.zeros((16, 8, 8, 4), 'f'), 'label': np.zeros(16, 'i')}), 1,
+  sharding.make_mesh(**dict(zip(('data', 'fsdp', 'sequence', 'tensor'), map(int, sizes)))),
+  rules=getattr(sharding, rules, ()))
+train.compile_step(stage, train.abstract_state(stage), {})
+"""
+
+
+def _compiler_log(rules, *sizes):
+  """What the compiler says in a process of its own, with nothing compiled before and the least of optimisation."""
+  env = {name: value for name, value in os.environ.items() if not name.startswith('JAX_')}
+  env |= {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': '8', 'XLA_FLAGS': '--xla_backend_optimization_level=0'}
+  command = [sys.executable, '-c', _COMPILE, rules, *map(str, sizes)]
+  root = os.path.dirname(os.path.dirname(__file__))
+  result = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  return result.stderr
+
+
+@pytest.mark.parametrize(
+  'sizes', [(2, 2, 1, 2), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(2, 4, 1, 1), (1, 4, 2, 1)])]
+)
+def test_the_compiler_finds_a_way_between_all_shardings(sizes):
+  assert 'Involuntary full rematerialization' not in _compiler_log('DIT_RULES', *sizes)
+
+
+@pytest.mark.slow
+def test_its_log_is_seen_where_it_does_not():
+  assert 'Involuntary full rematerialization' in _compiler_log('no rules', 2, 4, 1, 1)
