@@ -1,0 +1,47 @@
+"""emoji_dit with EDM's process, preconditioning, times and sampler.
+
+  ./launch/local train --config emoji_edm
+
+The same hardware and time as emoji_dit. Result: not run yet.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from configs import emoji_dit
+from jaxgen.objectives.base import Objective
+from jaxgen.objectives.diffusion import diffusion
+from jaxgen.processes import parameterisation, times
+from jaxgen.processes.edm import edm, log_normal
+from jaxgen.samplers import grids
+from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.heun import heun
+
+PROCESS = edm()
+
+
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+  return diffusion(
+    net,
+    PROCESS._replace(network_time=lambda t: 250 * (PROCESS.network_time(t) + 2)),  # to DiT's 0 to 1000
+    shape=shape,
+    parameterisation=parameterisation.preconditioned(PROCESS, data_std=c.data_std),
+    times=log_normal(c.times.mean, c.times.std, draw=times.stratified),
+    sampler=partial(heun, process=PROCESS, times=grids.uniform(c.sampling.steps), clip=1.0),
+    guide=partial(guided, null=null, scale=c.sampling.scale),
+    null=null,
+    drop_rate=c.drop_rate,
+  )
+
+
+build = partial(emoji_dit.build, learn=learn)
+
+
+def get_config() -> ConfigDict:
+  c = emoji_dit.get_config()
+  c.sampling.name = 'Heun'
+  c.data_std = 0.5
+  c.times = ConfigDict({'mean': -0.8, 'std': 1.2})  # of log sigma
+  return c

@@ -1,0 +1,19 @@
+"""emoji_consistency on Fashion-MNIST, 60,000 clothes of 10 classes at 28x28 in gray: a consistency model.
+
+  jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
+  ./launch/local train --config fashion_mnist_consistency
+
+Result: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji_consistency
+
+build = emoji_consistency.build
+
+
+def get_config() -> ConfigDict:
+  c = emoji_consistency.get_config()
+  c.dataset = 'fashion_mnist'
+  return c

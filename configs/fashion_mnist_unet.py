@@ -1,0 +1,19 @@
+"""emoji_unet on Fashion-MNIST, 60,000 clothes of 10 classes at 28x28 in gray: a small ADM.
+
+  jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
+  ./launch/local train --config fashion_mnist_unet
+
+Result: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji_unet
+
+build = emoji_unet.build
+
+
+def get_config() -> ConfigDict:
+  c = emoji_unet.get_config()
+  c.dataset = 'fashion_mnist'
+  return c

@@ -1,0 +1,92 @@
+"""Classifier guidance, with the classifier trained beside the model (Dhariwal & Nichol 2021).
+
+  (1)  L = -log p(y | x_t),   x_t = alpha(t) x0 + sigma(t) eps        in nats, at the times the sampler will ask about
+
+  guided_by_classifier(objective, net) -> objective
+
+The wrapped objective has one more network, 'classifier', with a phase of its own, and its samples are drawn from
+p(x) p(y | x)^(scale - 1): samplers/guidance.py, Eq. 4. The model may know nothing of the label.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.objectives import drawing
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
+from jaxgen.processes import times as time_samplers
+from jaxgen.processes.process import Prediction, Process, corrupt, image_noise
+from jaxgen.samplers.guidance import Scale, classifier_guided
+from jaxgen.typing import Array, Batch, Cond, Float, Key
+
+NAME, LABEL = 'classifier', 'label'
+
+
+def guided_by_classifier(
+  objective: Objective,
+  net: nn.Module,
+  *,
+  scale: Scale,
+  times: time_samplers.TimeSampler = time_samplers.independent,
+  interval: tuple[float, float] | None = None,
+) -> Objective:
+  """`objective`, sampled with a classifier that is trained with it.
+
+  Args:
+    objective: one that denoises, such as `diffusion`.
+    net: `(x_t, network_time, cond, *, train) -> logits`, such as `UNetClassifier`; cond is empty.
+    scale: 1 leaves the objective's samples as they are, 2 makes conditional ones of an unconditional model.
+    times: of the classifier's training.
+    interval: of times in which it guides.
+  """
+  d = objective.denoising
+  if d is None:
+    raise ValueError('a classifier guides a denoiser, and this objective has none')
+
+  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+    made = objective.init(key, batch)
+    x, key = jnp.zeros((1, *d.shape)), jax.random.fold_in(key, 1)
+    return made | {'params': made['params'] | {NAME: net.init(key, x, jnp.zeros(1), {}, train=False)['params']}}
+
+  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    time_key, noise_key, dropout_key = jax.random.split(key, 3)
+    x0 = batch['image'].astype(jnp.float32)
+    t = times(time_key, len(x0))
+    x_t = corrupt(d.process, x0, image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:]), t)
+    each = log_probabilities(net, d.process, params[NAME], train=True, rngs={'dropout': dropout_key})(x_t, t)
+    right = jnp.argmax(each, axis=-1) == batch[LABEL]
+    of_label = jnp.take_along_axis(each, batch[LABEL][:, None], axis=1)[:, 0]
+    return -jnp.mean(of_label), Aux({'accuracy': jnp.mean(jnp.float32(right))})  # Eq. 1
+
+  def denoiser(params: dict[str, Any], frozen: Any) -> Any:
+    all_of = log_probabilities(net, d.process, params[NAME], train=False)
+
+    def log_probability(x_t: Array, t: Array, cond: Cond) -> Array:
+      return jnp.take_along_axis(all_of(x_t, t), cond[LABEL][:, None], axis=1)[:, 0]
+
+    def unlabelled(x_t: Array, t: Array, cond: Cond) -> Prediction:
+      return d.denoiser(params, frozen)(x_t, t, d.condition(cond))
+
+    return classifier_guided(unlabelled, d.process, log_probability, scale, interval)
+
+  denoising: Denoising = d._replace(
+    denoiser=denoiser, condition=lambda entries: d.condition(entries) | {LABEL: entries[LABEL]}
+  )
+  return objective._replace(
+    init=init,
+    phases=(*objective.phases, Phase(NAME, NAME, loss)),
+    sample=drawing.sampled(denoising),
+    denoising=denoising,
+  )
+
+
+def log_probabilities(net: nn.Module, process: Process, params: dict[str, Any], **kwargs: Any) -> Any:
+  """`(x_t, t) -> log p(y | x_t)` of every class y, float32 [b y], in nats."""
+
+  def of(x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Float[Array, 'b y']:
+    logits: Any = net.apply({'params': params}, x_t, process.network_time(t), {}, **kwargs)
+    return jax.nn.log_softmax(logits.astype(jnp.float32))
+
+  return of
