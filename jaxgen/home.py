@@ -5,5 +5,15 @@ import pathlib
 
 
 def home() -> pathlib.Path:
-  """$JAXGEN_HOME, else ~/.cache/jaxgen. It may not exist yet."""
-  return pathlib.Path(os.environ.get('JAXGEN_HOME') or pathlib.Path.home() / '.cache' / 'jaxgen')
+  """$JAXGEN_HOME, else ~/.cache/jaxgen. It may not exist yet.
+
+  Raises:
+    ValueError: $JAXGEN_HOME is not on this machine.
+  """
+  value = os.environ.get('JAXGEN_HOME') or str(pathlib.Path.home() / '.cache' / 'jaxgen')
+  if '://' in value:
+    raise ValueError(
+      f'JAXGEN_HOME is {value}; it must be a folder of this machine. In a bucket may be a run (--workdir), a data_dir '
+      'of TFDS, and compiled programs (JAX_COMPILATION_CACHE_DIR)'
+    )
+  return pathlib.Path(value)

@@ -124,3 +124,9 @@ def test_the_program_takes_a_bucket_for_a_run(bucket, capsys):
     load_run('gs://mine/none')
   save_png('gs://mine/e/one.png', np.zeros((2, 2, 1), np.uint8))
   assert (bucket / 'e' / 'one.png').read_bytes().startswith(b'\x89PNG')
+
+
+def test_what_must_be_on_the_machine_is_refused_in_a_bucket(monkeypatch, capsys):
+  monkeypatch.setenv('JAXGEN_HOME', 'gs://mine/home')
+  assert main(['weights', 'list']) == 2
+  assert 'JAXGEN_HOME is gs://mine/home; it must be a folder of this machine' in capsys.readouterr().err
