@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.dit import DiT
 from jaxgen.models.latents import Scaling
 from jaxgen.models.vq import VQModel
@@ -185,6 +186,31 @@ def test_the_original_codes_names_go_both_ways():
   assert tensors['encoder.down.1.block.0.nin_shortcut.weight'].shape == (16, 8, 1, 1)
   back = autoencoder.from_original(net, tensors | {'loss.discriminator.main.0.weight': np.zeros(3)})
   jax.tree.map(np.testing.assert_array_equal, back, params)
+
+
+def test_a_checkpoint_of_the_original_code_becomes_a_folder(tmp_path, monkeypatch, capsys):
+  from jaxgen.cli import weights as command
+
+  net = AutoencoderKL(multipliers=(1,), latent=2, width=4, groups=2, blocks=0)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
+  tensors = {f'first_stage_model.{name}': tensor for name, tensor in autoencoder.to_original(net, params).items()}
+  others = {'scale_factor': np.float32([0.5])[0], 'model.diffusion_model.out.2.bias': np.zeros(3, np.float32)}
+  file = tmp_path / 'model.safetensors'
+  safetensors_file.write(file, tensors | {k: np.asarray(v) for k, v in others.items()}, metadata={})
+  monkeypatch.setattr(autoencoder, 'published', lambda name: net)
+  assert command.main(['convert', str(file), str(tmp_path / 'out'), '--network', 'mine']) == 0
+  assert str(tmp_path / 'out') in capsys.readouterr().out
+  loaded = autoencoder.load(tmp_path / 'out')
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  np.testing.assert_array_equal(loaded.scaling.scale, [0.5, 0.5])
+  monkeypatch.undo()
+  with pytest.raises(ValueError, match=r'missing: encoder\.down\.2'):
+    autoencoder.convert(file, tmp_path / 'other', autoencoder.published('kl-f4'))
+  assert not (tmp_path / 'other').exists()
+  with pytest.raises(ValueError, match=r'sd-f8, .*vq-f4'):
+    autoencoder.published('kl-f5')
 
 
 def test_dit_goes_both_ways_and_its_embeddings_must_agree(tmp_path):

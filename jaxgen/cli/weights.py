@@ -1,4 +1,4 @@
-"""`jaxgen weights`: lists the pretrained weights that jaxgen knows, and gets them."""
+"""`jaxgen weights`: lists the pretrained weights that jaxgen knows, gets them, and converts an autoencoder's file."""
 
 import argparse
 import sys
@@ -12,12 +12,31 @@ def main(argv: list[str]) -> int:
   get = commands.add_parser('get', help='fetch, check and store weights')
   get.add_argument('name')
   get.add_argument('--from', dest='source', type=Path, metavar='FILE', help='read this file; fetch nothing')
+  convert = commands.add_parser(
+    'convert',
+    help="write a folder in diffusers' layout from an autoencoder's original checkpoint",
+    description='The checkpoint may be of an autoencoder (VQGAN, latent diffusion) or of a whole Stable Diffusion.',
+  )
+  convert.add_argument('file', type=Path, help='.ckpt, .pt, .pth or .safetensors; nothing in it is run')
+  convert.add_argument('folder', type=Path)
+  convert.add_argument(
+    '--network', required=True, help='sd-f8, kl-f4, kl-f8, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...'
+  )
   options = parser.parse_args(argv)
   if options.command == 'list':
     _list()
-  else:
+  elif options.command == 'get':
     _get(options.name, options.source)
+  else:
+    _convert(options.file, options.folder, options.network)
   return 0
+
+
+def _convert(file: Path, folder: Path, network: str) -> None:
+  from jaxgen.pretrained import autoencoder
+
+  autoencoder.convert(file, folder, autoencoder.published(network))
+  print(folder)
 
 
 def _list() -> None:

@@ -44,6 +44,7 @@ def fid(
   batch_size: int,
   protocol: Mapping[str, Any],
   seed: int = 0,
+  prefix: str = '',
 ) -> Evaluator:
   """Fréchet Inception Distance to a dataset, written with its protocol to protocols.json.
 
@@ -57,6 +58,7 @@ def fid(
     batch_size: reference images at a time.
     protocol: what else the number depends on, for people: labels, sampler, guidance.
     seed: of the noise.
+    prefix: of the name: 'r' of what an autoencoder restores.
 
   Raises:
     ValueError: too few samples.
@@ -66,7 +68,7 @@ def fid(
   if num_samples < 2:
     raise ValueError(f'FID of {num_samples} samples is not defined; set fid.num_samples to 50000, or to at least 2')
   load = functools.cache(inception.load)
-  name = fid_name(num_samples)
+  name = prefix + fid_name(num_samples)
   kept: list[Moments | None] = []
   extractors: list[Extract] = []
 

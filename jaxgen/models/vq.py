@@ -23,6 +23,8 @@ from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Float, Int
 
 _uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
+# For FSQ, whose codes would all be 0 at the start, and a decoder's norms of zeros make gradients without bound.
+_wide = nn.initializers.variance_scaling(9.0, 'fan_in', 'uniform')
 
 
 class Size(NamedTuple):
@@ -86,7 +88,8 @@ class VQModel(nn.Module):
       raise ValueError(f'codes is {self.codes} and levels {self.levels}; set one of them: a codebook, or FSQ')
     self.encoder = Encoder(self.latent, *stack(self), name='encoder')
     self.decoder = Decoder(self.channels, *stack(self), name='decoder')
-    self.quant_conv = Linear(self.features, dtype=self.dtype, kernel_init=_uniform)
+    into_codes = _wide if self.levels else _uniform
+    self.quant_conv = Linear(self.features, dtype=self.dtype, kernel_init=into_codes)
     self.post_quant_conv = Linear(self.latent, dtype=self.dtype, kernel_init=_uniform)
     if self.codes:
       self.codebook = self.param('codebook', initial_codebook(self.cosine), (self.codes, self.features))

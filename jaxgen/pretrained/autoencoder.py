@@ -11,15 +11,18 @@ The scaling of latents (models/latents.py) is kept in config.json under diffuser
 import math
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.models.autoencoder import AutoencoderKL
+from jaxgen.models import autoencoder as autoencoders
+from jaxgen.models import vq
+from jaxgen.models.autoencoder import AutoencoderKL, autoencoder_kl
 from jaxgen.models.latents import Autoencoder, Scaling
-from jaxgen.models.vq import VQModel
-from jaxgen.pretrained import folder, state_dict
+from jaxgen.models.vq import VQModel, vq_model
+from jaxgen.pretrained import folder, safetensors_file, state_dict, torch_file
 from jaxgen.pretrained.state_dict import (
   Layout,
   Leaf,
@@ -39,6 +42,7 @@ from jaxgen.typing import Params
 Net = AutoencoderKL | VQModel
 CLASSES = ('AutoencoderKL', 'VQModel')
 _SD_SCALE = 0.18215  # diffusers' default of scaling_factor
+_WITHIN = 'first_stage_model.'  # where a latent diffusion's file has its autoencoder
 
 
 class _Names(NamedTuple):
@@ -142,6 +146,37 @@ def to_original(net: Net, params: Params) -> dict[str, np.ndarray]:
   return state_dict.to_torch(_leaves(net, _ORIGINAL), params)
 
 
+def convert(file: str | os.PathLike, path: str | os.PathLike, net: Net) -> None:
+  """Writes the folder of an autoencoder that is in a file of the original code, alone or within a latent diffusion.
+
+  Args:
+    file: a checkpoint, .ckpt, .pt, .pth or .safetensors.
+    path: the folder to write.
+    net: the network the weights are for.
+
+  Raises:
+    ValueError: the file is damaged, holds more than tensors, or is of another network.
+  """
+  read = safetensors_file.lazily if Path(file).suffix == '.safetensors' else torch_file.read
+  content: Any = read(file)
+  tensors: Tensors = content.get('state_dict', content)
+  if any(name.startswith(_WITHIN) for name in tensors):
+    factor = np.asarray(tensors.get('scale_factor', 1.0), np.float32).item()
+    tensors = {name.removeprefix(_WITHIN): tensor for name, tensor in tensors.items() if name.startswith(_WITHIN)}
+  else:
+    factor = 1.0
+  channels = net.channels_of_latents
+  scale = Scaling(np.zeros(channels, np.float32), np.full(channels, factor, np.float32))
+  save(path, net, from_original(net, tensors), scale)
+
+
+def published(name: str) -> Net:
+  """A published network by name."""
+  if name not in (known := {**autoencoders.SIZES, **vq.SIZES}):
+    raise ValueError(f'there is no autoencoder {name!r}; wanted one of {", ".join(known)}')
+  return autoencoder_kl(name) if name in autoencoders.SIZES else vq_model(name)
+
+
 def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Net:
   """The network of a configuration.
 
@@ -228,7 +263,8 @@ def scaling(config: Mapping[str, Any], channels: int) -> Scaling:
 def _scaling_entries(scaling: Scaling) -> dict[str, Any]:
   shift, scale = (np.asarray(values, np.float64) for values in scaling)
   if np.all(shift == shift[0]) and np.all(scale == scale[0]):
-    return {'shift_factor': _short(shift[0]), 'scaling_factor': _short(scale[0])}
+    moved = {'shift_factor': _short(shift[0])} if shift[0] else {}
+    return moved | {'scaling_factor': _short(scale[0])}
   return {
     'latents_mean': [_short(value) for value in shift],
     'latents_std': [float(1 / value) for value in scale],

@@ -1,0 +1,54 @@
+"""Learning on an autoencoder's latents: the one place that knows of them.
+
+  latent(objective, net) -> objective
+
+The inner objective sees latents, drawn anew at each step from what the data set stores (models/latents.py, Eq. 1), as
+images; its samples are decoded (Eq. 2 there). The autoencoder's arrays are `frozen["autoencoder"]`. Rombach et al.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.models.latents import decode, draw
+from jaxgen.models.tiles import decode_tiled
+from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.typing import Array, Batch, Float, Key
+
+STORED = ('image', 'std')  # fields of a data set of latents: means and standard deviations, or samples alone
+
+
+def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> Objective:
+  """`objective`, on latents.
+
+  Args:
+    objective: learns to make arrays of the latents' shape.
+    net: the autoencoder's network; `Experiment.frozen` is `{'autoencoder': autoencoder.frozen}`.
+    tile: decodes large images in tiles of this many latents a side; None for all at once.
+  """
+
+  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+    return objective.init(key, {name: value for name, value in batch.items() if name != 'std'})
+
+  def on_latents(phase: Phase) -> Phase:
+    def loss(
+      params: dict[str, Any], state: Any, frozen: Any, batch: Batch, key: Key[Array, '']
+    ) -> tuple[Float[Array, ''], Aux]:
+      draw_key, key = jax.random.split(key)
+      mean = batch['image'].astype(jnp.float32)
+      std = batch.get('std', jnp.zeros_like(mean)).astype(jnp.float32)
+      z = draw(frozen['autoencoder'], mean, std, jax.random.split(draw_key, len(mean)))
+      rest = {name: value for name, value in batch.items() if name not in STORED}
+      return phase.loss(params, state, frozen, rest | {'image': z}, key)
+
+    return phase._replace(loss=loss)
+
+  def sample(params: dict[str, Any], frozen: Any, cond: Any, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
+    z = objective.sample(params, frozen, cond, keys)
+    if tile is None:
+      return jnp.clip(decode(net, frozen['autoencoder'], z), -1.0, 1.0)
+    return jnp.clip(decode_tiled(net, frozen['autoencoder'], z, tile=tile), -1.0, 1.0)
+
+  return Objective(init, tuple(on_latents(phase) for phase in objective.phases), sample)
