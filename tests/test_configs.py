@@ -13,6 +13,7 @@ from jaxgen.train import abstract_state, place_frozen
 from jaxgen.train_step import make_train_step
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
+SLOW = {'imagenet256_ldm'}
 PARAMETERS = {'dit_xl2_imagenet256': 674_834_720, 'dit_xl2_imagenet512': 674_834_720}
 SYNTHETIC = {  # noise stands for their data
   *('dit_xl2_imagenet512', 'celeba_dcgan', 'celebahq_progan', 'cifar10_r3gan', 'cifar10_stylegan2_ada'),
@@ -62,7 +63,43 @@ def data_dir(tmp_path_factory):
       raise AssertionError
 
   Imagenet256Latents(data_dir=folder, file_format='array_record').download_and_prepare()
+  _latents(folder)
+  _lpips(folder.parent / 'weights' / 'lpips.safetensors')
   return folder
+
+
+def _latents(folder):
+  """Small autoencoders with the latents' shapes of real ones, and latents of each."""
+  from jaxgen.data.datasets.latents import Writer
+  from jaxgen.models.autoencoder import AutoencoderKL
+  from jaxgen.models.latents import unscaled
+  from jaxgen.models.vq import VQModel
+  from jaxgen.pretrained import autoencoder
+
+  small = {'width': 8, 'groups': 4, 'blocks': 1}
+  for config, name, net, side in (
+    ('emoji', 'emoji32_latents', AutoencoderKL(multipliers=(1, 1, 1), latent=4, **small), 8),
+    ('imagenet256_ldm', 'imagenet256_vq_f4_latents', VQModel(multipliers=(1, 1, 1), latent=3, codes=8, **small), 64),
+  ):
+    shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))['params']
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+    channels = net.channels_of_latents
+    digest = autoencoder.save(folder / f'{config}_autoencoder', net, params, unscaled(channels))
+    classes = tuple('abcdefg') if config == 'emoji' else tuple(map(str, range(1000)))
+    writer = Writer(name, identity={'autoencoder': digest}, batches={'train': 1}, class_names=classes, data_dir=folder)
+    writer.start()
+    rows = np.arange(16)[:, None, None, None] * np.ones((1, side, side, channels))
+    writer.put('train', 0, {'image': np.float16(rows), 'std': np.float16(rows), 'label': np.arange(16) % 7})
+    writer.finish()
+
+
+def _lpips(path):
+  """Stands for LPIPS's weights."""
+  from jaxgen.metrics.inception import content_hash
+  from jaxgen.pretrained import lpips, safetensors_file
+
+  tensors = {name: np.zeros(shape, np.float32) for name, shape in lpips.shapes().items()}
+  safetensors_file.write(path, tensors, metadata={'hash': content_hash(tensors)})
 
 
 def test_all_configs_are_found():
@@ -95,4 +132,5 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
       lambda leaf: (leaf.shape, leaf.dtype), state
     )
     assert {'loss', 'grad_norm', 'skipped'} <= {name.rpartition('/')[2] for name in metrics}
-    assert next(iter(stage.data.iterate(0, sharding.batch_sharding(stage.mesh))))['image'].shape[0] == config.batch_size
+    batch = next(iter(stage.data.iterate(0, sharding.batch_sharding(stage.mesh))))
+    assert batch['image'].shape[0] == stage.data.identity['batch_size']

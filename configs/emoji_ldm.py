@@ -1,0 +1,23 @@
+"""emoji_latent_dit with a U-Net: latent diffusion as it began, in small.
+
+  jaxgen train --config emoji_ldm               # after emoji_vae's three commands
+
+Two CPU cores. Result: not run in full yet.
+"""
+
+from functools import partial
+
+from ml_collections import ConfigDict
+
+from configs import emoji_latent_dit
+from jaxgen.models.unet import UNet
+
+build = partial(emoji_latent_dit.build, network=UNet)
+
+
+def get_config() -> ConfigDict:
+  c = emoji_latent_dit.get_config()
+  c.model = ConfigDict(
+    {'width': 64, 'multipliers': (1, 2), 'blocks': 1, 'attention': (0, 1), 'heads': 2, 'groups': 16, 'dropout': 0.0}
+  )
+  return c
