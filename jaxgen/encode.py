@@ -17,6 +17,7 @@ from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets.latents import TEXT, Writer
 from jaxgen.data.loader import held_rows, to_devices
 from jaxgen.data.reader import Reader
+from jaxgen.metrics.inception import compiler_options
 from jaxgen.models.latents import Autoencoder, normal, posterior
 from jaxgen.typing import Array
 
@@ -97,7 +98,8 @@ def _encoder(net: Any, mesh: jax.sharding.Mesh, *, flips: bool, samples: bool) -
       fields = {'image': [mean for mean, _ in made], 'std': [std for _, std in made]}
     return {name: jnp.stack(parts, axis=1).astype(jnp.float16) for name, parts in fields.items()}
 
-  return jax.jit(run, out_shardings=sharding.replicated(mesh))
+  options = compiler_options()  # convolutions are most of the work
+  return jax.jit(run, out_shardings=sharding.replicated(mesh), compiler_options=options)
 
 
 def _encode_split(
