@@ -6,7 +6,8 @@ import pytest
 from jax import lax
 
 from jaxgen import flops
-from jaxgen.models.dit import dit
+from jaxgen.models import unet
+from jaxgen.models.dit import SIZES, dit
 from jaxgen.models.layers import remat
 
 _matrix = jax.ShapeDtypeStruct((8, 8), jnp.float32)
@@ -78,3 +79,56 @@ def test_gradient_of_dit_is_the_closed_formula_whatever_is_rematerialised(policy
   rest = 2 * b * d * d + 2 * b * d * 2 * d + 2 * b * l * d * 128
   assert flops.count(loss, params, x, t, cond) == depth * block + first + rest
   assert flops.count_gradient(loss, params, x, t, cond) == 3 * (depth * block + rest) + 2 * first
+
+
+@pytest.mark.parametrize('size', SIZES)
+def test_forward_of_every_size_of_dit_is_the_closed_formula(size):
+  depth, d, _ = SIZES[size]
+  b, l = 2, 256
+  net = dit(f'{size}/2', num_classes=1000, learn_sigma=True, dtype=jnp.bfloat16, remat=remat.policy('full'))
+  x, t = jax.ShapeDtypeStruct((b, 32, 32, 4), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.float32)
+  cond = {'label': jax.ShapeDtypeStruct((b,), jnp.int32)}
+  params = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
+  formula = b * depth * (l * 24 * d * d + 4 * l * l * d + 12 * d * d)  # the rest is within the 2%
+  assert flops.count(net.apply, params, x, t, cond) == pytest.approx(formula, rel=0.02)
+
+
+def test_forward_of_a_unet_is_the_closed_formula():
+  b, side, channels = 2, 32, 3
+  net = unet.iddpm('cifar10')
+  x, t = jax.ShapeDtypeStruct((b, side, side, channels), jnp.float32), jax.ShapeDtypeStruct((b,), jnp.float32)
+  params = jax.eval_shape(net.init, jax.random.key(0), x, t, {})
+  size = unet.IDDPM_SIZES['cifar10']
+  widths = [int(m * size.width) for m in size.multipliers]
+
+  def conv(side, c, o):
+    return 2 * 9 * side**2 * c * o
+
+  def block(side, c, o):
+    modulation = 2 * 4 * size.width * 2 * o
+    return conv(side, c, o) + conv(side, o, o) + modulation + (2 * side**2 * c * o if c != o else 0)
+
+  def attend(side, c):
+    return 8 * side**2 * c * c + 4 * side**4 * c
+
+  total, kept, c = conv(side, channels, widths[0]), [widths[0]], widths[0]
+  for level, o in enumerate(widths):
+    for _ in range(size.blocks):
+      total += block(side, c, o) + (attend(side, o) if level in size.attention else 0)
+      c = o
+      kept.append(c)
+    if level + 1 < len(widths):
+      side //= 2
+      total += conv(side, c, c)
+      kept.append(c)
+  total += 2 * block(side, c, c) + attend(side, c)
+  for level, o in reversed(list(enumerate(widths))):
+    for _ in range(size.blocks + 1):
+      total += block(side, c + kept.pop(), o) + (attend(side, o) if level in size.attention else 0)
+      c = o
+    if level:
+      side *= 2
+      total += conv(side, c, c)
+  total += conv(side, c, 2 * channels)
+  assert not kept
+  assert flops.count(net.apply, params, x, t, {}) == pytest.approx(b * total, rel=0.02)

@@ -23,6 +23,15 @@ needs_libtpu = pytest.mark.skipif(
 )
 
 
+@pytest.fixture(autouse=True)
+def same_environment():
+  """A plan sets what libtpu reads when it starts; other tests must not see it."""
+  before = dict(os.environ)
+  yield
+  os.environ.clear()
+  os.environ.update(before)
+
+
 @pytest.fixture(scope='module')
 def machine():
   return Topology('cpu:8', _CHIP, 1, jax.devices())
@@ -176,14 +185,12 @@ def test_where_nothing_fits_the_advice_is_more_chips(monkeypatch, machine):
     ),
   ],
 )
-def test_a_plan_that_cannot_be_made_says_why(arguments, message, capsys, monkeypatch):
-  monkeypatch.setenv('LIBTPU_INIT_ARGS', '')
+def test_a_plan_that_cannot_be_made_says_why(arguments, message, capsys):
   assert main(['plan', *arguments]) == 2
   assert message in capsys.readouterr().err
 
 
 def test_without_libtpu_the_error_names_it(capsys, monkeypatch):
-  monkeypatch.setenv('LIBTPU_INIT_ARGS', '')
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   assert main(['plan', '--config', 'emoji_dit', '--topology', 'v5e:4x4']) == 2
   assert "pip install 'jax[tpu]'" in capsys.readouterr().err
@@ -194,9 +201,15 @@ def test_launchers_can_have_the_flags(capsys):
   assert '--xla_tpu_enable_async_collective_fusion=true' in capsys.readouterr().out
 
 
+@pytest.fixture
+def no_cache():
+  jax.config.update('jax_enable_compilation_cache', False)
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
+
+
 @needs_libtpu
-def test_a_program_for_tpus_is_compiled_without_one(monkeypatch):
-  monkeypatch.setenv('LIBTPU_INIT_ARGS', '')
+def test_a_program_for_tpus_is_compiled_without_one(no_cache):
   chips.set_environment()
   machine = chips.topology('v5e:2x4')
   with sharding.devices_are(machine.devices):

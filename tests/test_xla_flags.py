@@ -1,8 +1,11 @@
 """The flags that every program of jaxgen sets: accepted by the jaxlib that is installed, and needed."""
 
+import importlib.util
 import os
 import subprocess
 import sys
+
+import pytest
 
 from jaxgen import xla_flags
 
@@ -71,3 +74,41 @@ def test_fake_devices_get_threads_to_wait_in(monkeypatch):
   assert _threads(monkeypatch, JAX_NUM_CPU_DEVICES='8') == '64'
   assert _threads(monkeypatch, XLA_FLAGS='--xla_force_host_platform_device_count=4') == '32'
   assert _threads(monkeypatch, JAX_NUM_CPU_DEVICES='8', NPROC='3') == '3'
+
+
+_TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2', 'tpu7x': 'tpu7x:2x2x1'}
+
+# Compiles a product whose right side is gathered, with each flag alone; then with one that there is not.
+_COMPILE = """
+import sys
+from jaxgen.plan import chips
+chips.set_environment()
+import jax, jax.numpy as jnp
+from jaxgen import sharding
+machine, *flags = sys.argv[1:]
+mesh = sharding.make_mesh(data=1, fsdp=-1, devices=chips.topology(machine).devices)
+x = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=sharding.batch_sharding(mesh))
+lowered = jax.jit(lambda x, w: x @ w).lower(x, x)
+for flag in flags:
+  name, _, value = flag.removeprefix('--').partition('=')
+  lowered.compile(compiler_options={name: value})
+  print('accepted', name)
+try:
+  lowered.compile(compiler_options={'xla_tpu_no_such_flag': 'true'})
+except Exception as error:
+  print('refused', type(error).__name__)
+"""
+
+
+@pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason="needs libtpu: pip install 'jax[tpu]'")
+@pytest.mark.slow
+@pytest.mark.parametrize('generation', xla_flags.TPU_FLAGS)
+def test_every_flag_for_tpus_is_accepted_by_their_compiler(generation):
+  root = os.path.dirname(os.path.dirname(__file__))
+  env = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'LIBTPU', 'TPU_'))}
+  flags = xla_flags.tpu_init_args(generation).split()
+  command = [sys.executable, '-c', _COMPILE, _TOPOLOGIES[generation], *flags]
+  result = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  assert result.stdout.count('accepted') == len(xla_flags.TPU_FLAGS[generation])
+  assert 'refused' in result.stdout

@@ -68,8 +68,11 @@ class Topology(NamedTuple):
 
 
 def set_environment() -> None:
-  """Lets libtpu compile where there is no TPU; no effect once JAX has started."""
-  for name, value in {'JAX_PLATFORMS': 'cpu', **NO_TPU_HERE}.items():
+  """Lets libtpu compile where there is no TPU; no effect once JAX has started.
+
+  Without JAX's cache of compiled programs: it keeps those of a topology, but only a TPU can read them back.
+  """
+  for name, value in {'JAX_PLATFORMS': 'cpu', 'JAX_ENABLE_COMPILATION_CACHE': 'false', **NO_TPU_HERE}.items():
     os.environ.setdefault(name, value)
 
 

@@ -283,7 +283,8 @@ def memory_traffic(program: Program) -> int:
   """Bytes that a device reads from and writes to its memory in a step, as the program is written.
 
   Every array outside of the chip that an instruction reads or writes, whole; but of one that it only slices, or
-  updates a slice of, that slice.
+  updates a slice of, that slice, and nothing of one that it only hands on. A collective beside other work counts where
+  it starts.
   """
   total = 0
   for instruction, computation, times, fused in walk(program):
@@ -301,6 +302,9 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
     inside = lambda index: _sliced(body, index)  # noqa: E731
     if body.root.opcode == 'dynamic-update-slice':
       written = sum(arrays(body.instructions[body.root.operands[1]].shape))
+    elif body.root.opcode == 'tuple' and not _starts_here(body):
+      made = [body.instructions[name] for name in body.root.operands]
+      written = sum(sum(arrays(one.shape, memory_only=True)) for one in made if not _carried(one))
   if instruction.opcode in ('dynamic-slice', 'slice', 'gather'):
     return 2 * written
   if instruction.opcode == 'dynamic-update-slice':
@@ -318,12 +322,25 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
   return read + written
 
 
+def _carried(instruction: Instruction) -> bool:
+  """Whether a fusion only hands something on: its operand, or the buffers of a collective that is under way."""
+  return (
+    instruction.opcode == 'parameter'
+    or instruction.kind is not None
+    or (instruction.opcode == 'custom-call' and 'AsyncCollective' in instruction.attributes)
+  )
+
+
 def _sliced(body: Computation, index: int) -> int | None:
   """Bytes of a fusion's operand that it reads, where it only slices it; None where it reads all."""
   name = body.parameter(index)
   total = 0
   for instruction in body.instructions.values():
     if name not in instruction.operands:
+      continue
+    if instruction is body.root and instruction.opcode == 'tuple':
+      continue
+    if _carried(instruction) and not _starts_here(body):
       continue
     if instruction.opcode in ('dynamic-slice', 'slice', 'gather') and instruction.operands[0] == name:
       total += sum(arrays(instruction.shape))
