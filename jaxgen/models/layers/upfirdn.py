@@ -74,8 +74,7 @@ def downsample(x: Float[Array, 'b h w c'], taps: Sequence[float] = LOW_PASS) -> 
 
 
 def _normal(taps: Sequence[float]) -> np.ndarray:
-  taps = np.asarray(taps, np.float64)
-  return taps / taps.sum()
+  return np.asarray(taps, np.float64) / sum(taps)
 
 
 def _separable(taps: np.ndarray) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -1,0 +1,134 @@
+"""DCGAN: transposed and strided 4x4 convolutions with batch normalisation between them.
+
+  generator      z -> 4x4 -> (up x 2, norm, relu) ... -> up x 2, tanh                                   (1)
+  discriminator  (down x 2, norm, leaky relu) ... -> 4x4 -> logit                                       (2)
+
+Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional GANs". The generator's norms keep
+running statistics in the collection 'batch_stats', with which it is sampled; the discriminator's are those of the batch
+it is given. With labels: embedded and appended to z, and a projection in the discriminator (Miyato and Koyama 2018).
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.models.layers.batch_norm import BatchStatisticsNorm
+from jaxgen.models.layers.critics import MinibatchDiscrimination, conv, label_projection
+from jaxgen.typing import Array, Cond, Float, Key
+
+_normal = nn.initializers.normal(0.02)
+
+
+def doublings(side: int) -> int:
+  """How often 4 is doubled.
+
+  Raises:
+    ValueError: it is not 4 doubled some times.
+  """
+  times = (side // 4).bit_length() - 1
+  if times < 1 or 4 << times != side:
+    raise ValueError(f'images of side {side}; DCGAN makes and judges sides of 8, 16, 32, ...')
+  return times
+
+
+class DCGANGenerator(nn.Module):
+  """Eq. 1.
+
+  Attributes:
+    resolution: of the images: 8, 16, 32, ...
+    channels: of the images.
+    width: features of the layer before the last; each layer before it has twice as many.
+    num_classes: labels are 0 to num_classes - 1; 0 for none.
+    momentum: of the running statistics.
+    dtype: of activations.
+  """
+
+  resolution: int
+  channels: int = 3
+  width: int = 64
+  num_classes: int = 0
+  momentum: float = 0.9
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'], train: bool = False
+  ) -> Float[Array, 'b h w c']:
+    if self.num_classes:
+      embedding = self.param('labels', nn.initializers.normal(1.0), (self.num_classes, z.shape[-1]))
+      z = jnp.concatenate([z, embedding[cond['label']]], axis=-1)
+    times = doublings(self.resolution)
+    features = self.width << (times - 1)
+    x = nn.Dense(16 * features, use_bias=False, kernel_init=_normal, dtype=self.dtype, name='in')(z)
+    x = x.reshape(-1, 4, 4, features)
+    for layer in range(times):
+      x = nn.relu(self._norm(train, f'norm_{layer}')(x))
+      last = layer == times - 1
+      x = nn.ConvTranspose(
+        self.channels if last else features >> (layer + 1),
+        (4, 4),
+        (2, 2),
+        use_bias=last,
+        kernel_init=_normal,
+        dtype=self.dtype,
+        name=f'up_{layer}',
+      )(x)
+    return jnp.tanh(x.astype(jnp.float32))
+
+  def _norm(self, train: bool, name: str) -> nn.BatchNorm:
+    return nn.BatchNorm(
+      use_running_average=not train,
+      momentum=self.momentum,
+      scale_init=lambda key, shape, dtype=jnp.float32: 1.0 + 0.02 * jax.random.normal(key, shape, dtype),
+      dtype=self.dtype,
+      name=name,
+    )
+
+
+class DCGANDiscriminator(nn.Module):
+  """Eq. 2.
+
+  Attributes:
+    width: features of the first layer; each after it has twice as many.
+    num_classes: labels are 0 to num_classes - 1; 0 for none.
+    norm: whether there are batch norms, in all layers but the first.
+    spectral: spectral normalisation of the convolutions; the usual thing then is `norm=False`.
+    kernels: of minibatch discrimination before the logit; 0 for none.
+    dtype: of activations.
+  """
+
+  width: int = 64
+  num_classes: int = 0
+  norm: bool = True
+  spectral: bool = False
+  kernels: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w c'], cond: Cond, *, train: bool = False) -> Float[Array, ' b']:
+    x = images.astype(self.dtype)
+    for layer in range(doublings(images.shape[1])):
+      normed = self.norm and layer > 0
+      x = conv(
+        self.width << layer,
+        size=4,
+        strides=2,
+        spectral=self.spectral,
+        train=train,
+        name=f'down_{layer}',
+        use_bias=not normed,
+        kernel_init=_normal,
+        dtype=self.dtype,
+      )(x)
+      x = BatchStatisticsNorm(name=f'norm_{layer}')(x) if normed else x
+      x = nn.leaky_relu(x, 0.2)
+    x = x.reshape(len(x), -1).astype(jnp.float32)
+    if self.kernels:
+      x = jnp.concatenate([x, MinibatchDiscrimination(self.kernels, name='minibatch')(x)], axis=-1)
+    logits = nn.Dense(1, kernel_init=_normal, name='out')(x)[:, 0]
+    if self.num_classes:
+      embedding = self.param('labels', _normal, (self.num_classes, x.shape[-1]))
+      logits += label_projection(x, cond['label'], embedding)
+    return logits

@@ -1,0 +1,63 @@
+"""Parts of discriminators: spectral normalisation and minibatch discrimination.
+
+  (1)  W / sigma(W),  sigma the largest singular value, by a step of power iteration each time it is trained
+  (2)  o_i = sum over j != i of exp(-|M_i - M_j|_1),  M = T f(x): B kernels of C numbers for each image
+
+Miyato et al. 2018, "Spectral Normalization for GANs" (Flax's `SpectralNorm`, whose vectors are in the collection
+'batch_stats'). Salimans et al. 2016, "Improved Techniques for Training GANs": an image that is like its neighbours in
+the batch is seen to be so.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.typing import Array, Float
+
+
+def dense(features: int, *, spectral: bool, train: bool, name: str) -> Callable[[Array], Array]:
+  """A dense layer, by Eq. 1 if `spectral`."""
+  if not spectral:
+    return nn.Dense(features, name=name)
+  return _spectral(nn.Dense(features, name=name), train)
+
+
+def conv(
+  features: int, *, size: int, strides: int = 1, spectral: bool = False, train: bool, name: str, **kwargs: Any
+) -> Callable[[Array], Array]:
+  """A convolution, by Eq. 1 if `spectral`; `kwargs` are those of `nn.Conv`."""
+  layer = nn.Conv(features, (size, size), strides, name=name, **kwargs)
+  return _spectral(layer, train) if spectral else layer
+
+
+def _spectral(layer: nn.Module, train: bool) -> Callable[[Array], Array]:
+  normalised = nn.SpectralNorm(layer, collection_name='batch_stats', name=f'{layer.name}_norm')
+  return lambda x: normalised(x, update_stats=train)
+
+
+class MinibatchDiscrimination(nn.Module):
+  """Eq. 2.
+
+  Attributes:
+    kernels: B.
+    size: C.
+  """
+
+  kernels: int = 16
+  size: int = 8
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b d']) -> Float[Array, 'b o']:
+    matrix = self.param('matrix', nn.initializers.normal(0.1), (x.shape[-1], self.kernels * self.size))
+    m = (x @ matrix).reshape(len(x), self.kernels, self.size)
+    distance = jnp.abs(m[:, None] - m[None]).sum(-1)  # b b o
+    others = 1.0 - jnp.eye(len(x))
+    return (jnp.exp(-distance) * others[..., None]).sum(1)  # Eq. 2
+
+
+def label_projection(x: Float[Array, 'b d'], label: Array, embedding: Array) -> Float[Array, ' b']:
+  """<x, embedding of the label> / sqrt(d), what a conditional discriminator adds up to (Miyato and Koyama 2018)."""
+  return jnp.sum(x * embedding[label], axis=-1) * jax.lax.rsqrt(jnp.float32(x.shape[-1]))

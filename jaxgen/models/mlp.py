@@ -1,0 +1,59 @@
+"""Fully connected GANs, for data of a few numbers: points that are images of one pixel.
+
+generator      z -> (dense, relu) x depth -> images                                                  (1)
+discriminator  images -> (dense, leaky relu) x depth -> logits                                       (2)
+"""
+
+import math
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxgen.models.layers.critics import MinibatchDiscrimination, dense
+from jaxgen.typing import Array, Cond, Float, Key
+
+
+class MLPGenerator(nn.Module):
+  """Eq. 1.
+
+  Attributes:
+    shape: of one image, `(h, w, c)`.
+    width, depth: of the hidden layers.
+  """
+
+  shape: tuple[int, ...]
+  width: int = 128
+  depth: int = 3
+
+  @nn.compact
+  def __call__(
+    self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'], train: bool = False
+  ) -> Float[Array, 'b h w c']:
+    x = z
+    for _ in range(self.depth):
+      x = nn.relu(nn.Dense(self.width)(x))
+    return nn.Dense(math.prod(self.shape))(x).reshape(-1, *self.shape)
+
+
+class MLPDiscriminator(nn.Module):
+  """Eq. 2.
+
+  Attributes:
+    width, depth: of the hidden layers.
+    spectral: divides every kernel by its largest singular value.
+    kernels: of minibatch discrimination before the last layer; 0 for none.
+  """
+
+  width: int = 128
+  depth: int = 3
+  spectral: bool = False
+  kernels: int = 0
+
+  @nn.compact
+  def __call__(self, images: Float[Array, 'b h w c'], cond: Cond, *, train: bool = False) -> Float[Array, ' b']:
+    x = images.reshape(len(images), -1)
+    for layer in range(self.depth):
+      x = nn.leaky_relu(dense(self.width, spectral=self.spectral, train=train, name=f'dense_{layer}')(x), 0.2)
+    if self.kernels:
+      x = jnp.concatenate([x, MinibatchDiscrimination(self.kernels)(x)], axis=-1)
+    return dense(1, spectral=self.spectral, train=train, name='out')(x)[:, 0]
