@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,7 +18,12 @@ from jaxgen import ema, flops, sharding, train
 from jaxgen.experiment import Experiment, as_stages
 from jaxgen.models.dit import dit
 from jaxgen.models.layers import remat
+from jaxgen.models.unet import DDPM, DDPM_SIZES, UNet
 from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.processes import parameterisation
+from jaxgen.processes.vp import vp_linear
+from jaxgen.samplers import grids
+from jaxgen.samplers.ddim import ddim
 from jaxgen.train_state import TrainState
 
 # Published dense bfloat16 peaks, FLOP/s for each JAX device, by `device_kind`.
@@ -160,34 +166,92 @@ class FixedBatch(NamedTuple):
 def dit_s4(*, batch_size: int = 16, size: str = 'S/4') -> Experiment:
   """The train step that is compared with the public PyTorch DiT's: float32, 32x32x4 latents, eps, AdamW, EMA."""
   net = dit(size, num_classes=1000, learn_sigma=True, remat=remat.policy('dots'))
+  return eps_step(net, (batch_size, 32, 32, 4), optax.adamw(1e-4, weight_decay=0.0), num_classes=1000)
+
+
+def unet_cifar10(*, batch_size: int = 16) -> Experiment:
+  """The train step that is compared with a PyTorch U-Net's: DDPM's of CIFAR-10 at half the width, float32, Adam."""
+  net = UNet(**DDPM_SIZES['cifar10']._replace(width=64, dropout=0.0)._asdict(), style=DDPM)
+  return eps_step(net, (batch_size, 32, 32, 3), optax.adam(2e-4))
+
+
+def eps_step(
+  net: nn.Module, shape: tuple[int, ...], optimizer: optax.GradientTransformation, *, num_classes: int = 0
+) -> Experiment:
+  """One batch of that shape, for ever; the loss is the mean squared error of eps in the first channels."""
   draw = np.random.default_rng(0)
-  shape = (batch_size, 32, 32, 4)
   batch = {
     'image': draw.standard_normal(shape, np.float32),
     'eps': draw.standard_normal(shape, np.float32),
-    't': draw.integers(0, 1000, batch_size).astype(np.float32),
-    'label': draw.integers(0, 1000, batch_size, np.int32),
+    't': draw.integers(0, 1000, shape[0]).astype(np.float32),
+    'label': draw.integers(0, num_classes or 1, shape[0], np.int32),
   }
 
-  def apply(variables, batch) -> Any:
-    return net.apply(variables, batch['image'], batch['t'], {'label': batch['label']}, train=True)
+  def apply(variables, batch, **kwargs) -> Any:
+    return net.apply(variables, batch['image'], batch['t'], {'label': batch['label']}, train=True, **kwargs)
 
   def init(key, batch):
     made = net.init(key, batch['image'], batch['t'], {'label': batch['label']})
     return {'params': {'net': made['params']}}
 
   def loss(params, state, frozen, batch, key):
-    error = apply({'params': params['net']}, batch)[..., :4] - batch['eps']
+    error = apply({'params': params['net']}, batch, rngs={'dropout': key})[..., : shape[-1]] - batch['eps']
     return jnp.mean(jnp.square(error)), Aux()
 
   return Experiment(
     objective=Objective(init, (Phase('net', 'net', loss),), _no_samples),
-    optimizers={'net': optax.adamw(1e-4, weight_decay=0.0)},
+    optimizers={'net': optimizer},
     averages={'net': ema.Average('net', ema.constant(0.9999))},
     data=FixedBatch(batch),
     steps=1,
     mesh=sharding.make_mesh(data=1, devices=jax.devices()[:1]),
   )
+
+
+def bench_sampler(*, steps: int = 50, rounds: int = 10, batch_size: int = 4, size: str = 'S/4') -> dict[str, Any]:
+  """Times a DDIM run against its calls of the network alone, in turn: what a sampler costs beside the network.
+
+  Args:
+    steps: of DDIM.
+    rounds: of both, after one more.
+    batch_size: images of 32x32x4.
+    size: of the DiT.
+  """
+  net, process = dit(size, num_classes=1000), vp_linear(1000)
+  times, x = jnp.asarray(grids.spaced(steps, 1000)), jax.random.normal(jax.random.key(0), (batch_size, 32, 32, 4))
+  cond = {'label': jnp.zeros(batch_size, jnp.int32)}
+  params = jax.jit(lambda key: net.init(key, x, times[:1].repeat(batch_size), cond))(jax.random.key(1))
+
+  def sample(params, x):
+    def apply(x, t, cond) -> Any:
+      return net.apply(params, x, t, cond)
+
+    denoise = parameterisation.denoiser(apply, process, parameterisation.eps(process))
+    return ddim(denoise, process, x, times, cond=cond)
+
+  def call(params, x):
+    def body(x, t) -> Any:
+      return net.apply(params, x, jnp.full(len(x), process.network_time(t)), cond), None
+
+    return jax.lax.scan(body, x, times[:-1])[0]
+
+  programs = [jax.jit(program).lower(params, x).compile() for program in (sample, call)]
+  seconds = [[_seconds(program, params, x) for program in programs] for _ in range(rounds + 1)][1:]
+  both, alone = (statistics.median(column) for column in zip(*seconds, strict=True))
+  return {
+    'device': jax.devices()[0].device_kind,
+    'steps': steps,
+    'batch_size': batch_size,
+    'sampler_ms': 1e3 * both,
+    'network_ms': 1e3 * alone,
+    'overhead': statistics.median(1 - network / sampler for sampler, network in seconds),
+  }
+
+
+def _seconds(program: Callable, *args: Any) -> float:
+  began = time.perf_counter()
+  jax.block_until_ready(program(*args))
+  return time.perf_counter() - began
 
 
 def _no_samples(params, frozen, cond, keys):
@@ -240,3 +304,15 @@ def torch_dit_command(folder: str | os.PathLike, python: str, *, batch_size: int
   if not script.is_file():
     raise FileNotFoundError(f'{script} is missing; the comparison runs from a checkout of jaxgen')
   return [python, str(script), str(folder), str(batch_size)]
+
+
+def torch_unet_command(python: str, *, batch_size: int = 16) -> list[str]:
+  """The command of the peer in `tests/torch_unet_peer.py`, which is diffusers' U-Net.
+
+  Raises:
+    FileNotFoundError: jaxgen runs without its checkout.
+  """
+  script = pathlib.Path(__file__).resolve().parents[1] / 'tests' / 'torch_unet_peer.py'
+  if not script.is_file():
+    raise FileNotFoundError(f'{script} is missing; the comparison runs from a checkout of jaxgen')
+  return [python, str(script), str(batch_size)]

@@ -66,6 +66,19 @@ def test_the_benchmark_of_dit_s4_is_the_published_network():
   }
 
 
+def test_the_benchmark_of_the_unet_is_ddpms_at_half_the_width():
+  """8,952,067 parameters is what the peer, diffusers' network, has."""
+  experiment = bench.unet_cifar10()
+  shapes = jax.eval_shape(experiment.objective.init, jax.random.key(0), experiment.data.spec)
+  assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 8_952_067
+
+
+def test_overhead_is_the_time_of_a_sampler_beside_its_network():
+  result = bench.bench_sampler(steps=2, rounds=1, batch_size=1, size='S/8')
+  assert result['overhead'] == pytest.approx(1 - result['network_ms'] / result['sampler_ms'])
+  assert result['network_ms'] > 0
+
+
 def test_a_peer_that_stops_is_an_error():
   with pytest.raises(RuntimeError, match="the peer program stopped, or said ''"):
     bench.Peer([sys.executable, '-c', ''])
@@ -94,7 +107,8 @@ def test_the_peer_is_a_script_that_torch_can_run(tmp_path):
     (['--steps', '0'], '--steps is 0; it must be 1 or more'),
     (['--stepz=3'], 'unexpected --stepz=3'),
     (['dit-s4', '--config.steps=3'], 'unexpected --config.steps=3'),
-    (['--peer', 'x'], '--peer is for dit-s4, not config'),
+    (['--peer', 'x'], '--peer is for dit-s4 and unet-cifar10, not config'),
+    (['unet-cifar10', '--peer', 'x'], 'the peer of unet-cifar10 is `diffusers`, not x'),
     (['dit-s5'], 'invalid choice'),
   ],
 )
