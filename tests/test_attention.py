@@ -10,7 +10,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import flops, sharding
 from jaxgen.models.layers import splash
-from jaxgen.models.layers.attention import attention, unfused, xla_attention
+from jaxgen.models.layers.attention import _kernel, attention, cudnn_attention, unfused, xla_attention
 
 _SIZES = {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
 
@@ -107,3 +107,16 @@ def test_each_choice_is_logged_once(caplog):
       _kernels(_tpu(), *arrays)
   lines = [record.message for record in caplog.records if '384 queries' in record.message]
   assert lines == ['attention on tpu, float32, 384 queries on 384 keys, heads of 40: splash_attention']
+
+
+@pytest.mark.parametrize(
+  ('dtype', 'size', 'kernel'),
+  [
+    (jnp.bfloat16, 72, cudnn_attention),
+    (jnp.float32, 64, xla_attention),
+    (jnp.float16, 192, xla_attention),
+    (jnp.float16, 20, xla_attention),
+  ],
+)
+def test_gpus_take_half_precision_and_some_head_sizes(dtype, size, kernel):
+  assert _kernel('gpu', jnp.dtype(dtype), (2, 64, 4, size), 64, False, True) is kernel

@@ -127,7 +127,7 @@ def test_one_step_makes_the_distribution(method):
   objective = method(Small(), shape=(1, 1, 1), jumps=grids.uniform(1), limit=None)
   params = _train(objective, {'image': jnp.asarray(data)})
   images = compiled(lambda keys: objective.sample(params, {}, {}, keys), jax.random.split(jax.random.key(2), 1024))
-  assert 0.3 < np.mean(images > 0) < 0.7
+  assert 0.2 < np.mean(images > 0) < 0.8  # both points, however the network came to share them out
   assert 0.5 < np.abs(images).mean() < 1.0  # 0 for one step of Euler
   assert np.mean(np.abs(np.abs(images) - 0.8) < 0.3) > 0.6
 
