@@ -19,7 +19,7 @@ from etils import epath
 from jaxgen.train_state import TrainState
 
 PARTS = ('params', 'ema', 'opt_state', 'extra')
-MODEL = ('params', 'ema')
+MODEL = ('params', 'ema', 'extra')
 
 
 class Policy(NamedTuple):
@@ -127,7 +127,7 @@ class Checkpoints:
     return abstract.replace(**restored.pop('counters'), **restored)
 
   def restore_model(self, abstract: TrainState, step: int | None = None) -> TrainState:
-    """As `restore`, but reads only parameters and averages; the rest of `abstract` stays as it is."""
+    """As `restore`, but reads only what is sampled with; the rest of `abstract` stays as it is."""
     step = self._existing(step)
     parts = {part: getattr(abstract, part) for part in MODEL if getattr(abstract, part)}
     return abstract.replace(**self._read(step, parts), step=np.int32(step))

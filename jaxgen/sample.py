@@ -38,7 +38,7 @@ def restore(
   step: int | None = None,
   average: str | None = None,
 ) -> Trained:
-  """Reads parameters and averages; optimizer state is not read.
+  """Reads what is sampled with; optimizer state is not read.
 
   Args:
     experiment: what the run's config builds.
@@ -66,7 +66,8 @@ def restore(
     if profile is None:
       params = _params(stage, state, average)
     else:
-      params = state.params | _reconstructed(stage, checkpoints, abstract, int(state.step), profile)
+      averages = _reconstructed(stage, checkpoints, abstract, int(state.step), profile)
+      params = sampling_params(state.replace(ema=averages))
   finally:
     checkpoints.close()
   return Trained(stage, params, train.place_frozen(stage), int(state.step))
@@ -103,8 +104,8 @@ def _params(stage: Experiment, state: TrainState, average: str | None) -> dict[s
   if average is None:
     return sampling_params(state)
   if average == 'none':
-    return state.params
-  return {**state.params, stage.averages[average].of: state.ema[average]}
+    return sampling_params(state.replace(ema={}))
+  return sampling_params(state.replace(ema={stage.averages[average].of: state.ema[average]}))
 
 
 def conditioning(stage: Experiment, num: int, *, labels: Sequence[int] | None = None) -> dict[str, np.ndarray]:

@@ -56,5 +56,7 @@ def init_state(objective, optimizers, averages, batch, key) -> TrainState:
 
 
 def sampling_params(state: TrainState) -> dict[str, Any]:
-  """The parameters to sample with: a network's average of the same name where there is one."""
-  return {name: state.ema.get(name, tree) for name, tree in state.params.items()}
+  """What to sample with: each network's average of the same name where there is one, and the objective's own state,
+  if any, as 'extra' (running statistics, say)."""
+  params = {name: state.ema.get(name, tree) for name, tree in state.params.items()}
+  return params | ({'extra': state.extra} if state.extra else {})

@@ -114,6 +114,7 @@ def test_any_number_of_averages():
     np.testing.assert_allclose(history[-1][0].ema[name]['w'], expected, rtol=1e-6)
   sampled = sampling_params(history[-1][0])
   assert sampled['net']['w'] == history[-1][0].ema['net']['w']
+  assert sampled['extra']['calls'] == 3
 
 
 @pytest.mark.parametrize(

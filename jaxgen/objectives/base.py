@@ -73,7 +73,7 @@ class Objective(NamedTuple):
     init: `(key, batch) -> {'params': {name: tree}, 'extra': {name: tree}}`; `batch` gives the shapes.
     phases: the updates of one train step, in order.
     sample: `(params, frozen, cond, keys) -> images`, float32 `b h w c` in [-1, 1]; `params` as in
-      `state.params` (usually averaged), `keys` one PRNG key for each image.
+      `state.params` (usually averaged) with `state.extra`, if there is any, as 'extra'; `keys` one for each image.
     denoising: what `sample` is made of, if it denoises, so that images can be edited and watched too.
   """
 
