@@ -1,4 +1,4 @@
-"""What optax needs to be told of Flax parameters: which are decayed, and which are matrices.
+"""What optax needs to be told of Flax parameters: which are decayed, and which are matrices; GANs' ways with Adam.
 
 Optimizers are optax's, called plainly in the configs:
 
@@ -9,6 +9,8 @@ Optimizers are optax's, called plainly in the configs:
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+import optax
 from optax.contrib import MuonDimensionNumbers
 
 
@@ -34,3 +36,24 @@ def matrices(params: Any) -> Any:
     )
 
   return jax.tree_util.tree_map_with_path(view, params)
+
+
+def clipped(optimizer: optax.GradientTransformation, limit: float) -> optax.GradientTransformation:
+  """Keeps every parameter in [-limit, limit] after each update (WGAN, Arjovsky et al. 2017)."""
+
+  def update(updates, state, params=None):
+    updates, state = optimizer.update(updates, state, params)
+    return jax.tree.map(lambda p, u: jnp.clip(p + u, -limit, limit) - p, params, updates), state
+
+  return optax.GradientTransformation(optimizer.init, update)
+
+
+def lazy_adam(rate: float, *, b1: float, b2: float, every: int) -> optax.GradientTransformation:
+  """Adam for a network with a lazy regulariser of that interval: `every` + 1 updates do the work of `every`.
+
+  The rate and the logarithms of b1 and b2 are scaled by every / (every + 1), so that the moments forget, and the
+  parameters move, as fast by the step as without (Karras et al. 2020, StyleGAN2, appendix B). Plain where `every` is 0
+  or 1, for no regulariser or one within the loss.
+  """
+  ratio = every / (every + 1) if every > 1 else 1.0
+  return optax.adam(rate * ratio, b1=b1**ratio, b2=b2**ratio)

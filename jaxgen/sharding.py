@@ -135,6 +135,17 @@ def under(mesh: Mesh, function: Callable) -> Callable:
   return traced
 
 
+def split_batch(x: Any) -> Any:
+  """An array that a computation makes itself, such as noise, split by its first axis as a batch, if a mesh is in sight.
+
+  Nothing else tells the compiler to: without it every device may compute all of what follows.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  if not set(BATCH_AXES) <= set(mesh.shape) or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+    return x
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+
+
 def platform() -> str | None:
   """The platform of the mesh in sight: 'tpu', 'gpu' or 'cpu'; None without one."""
   device = jax.sharding.get_abstract_mesh().abstract_device

@@ -8,6 +8,8 @@ import pathlib
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from jaxgen.home import home
 
 Record = dict[str, Any]
@@ -55,6 +57,27 @@ class Dataset(NamedTuple):
       return self.decode(self.source[index])
     except (ValueError, OSError, RuntimeError) as error:
       raise BadRecord(f'record {index} of {self.name} ({self.split}): {error}') from error
+
+
+def padded(dataset: Dataset, size: int) -> Dataset:
+  """The dataset with a border of -1 (black) around its images, of size x size; it is 28x28 that wants 32x32.
+
+  Raises:
+    ValueError: an image is larger.
+  """
+  height, width, _ = dataset.read(0)['image'].shape
+  if (height, width) == (size, size):
+    return dataset
+  if max(height, width) > size:
+    raise ValueError(f'{dataset.name} has images of {height}x{width}, which do not fit {size}x{size}; raise resolution')
+  before = ((size - height) // 2, (size - width) // 2)
+  border = [(first, size - side - first) for first, side in zip(before, (height, width), strict=True)]
+
+  def decode(record: Any) -> Record:
+    read = dataset.decode(record)
+    return read | {'image': np.pad(read['image'], (*border, (0, 0)), constant_values=-1.0)}
+
+  return dataset._replace(decode=decode, fingerprint=f'{dataset.fingerprint} padded to {size}')
 
 
 def default_data_dir() -> pathlib.Path:

@@ -1,0 +1,48 @@
+"""emoji_stylegan2's data with a DCGAN: batch norms, Adam at 2e-4, no regulariser, DiffAugment.
+
+  ./launch/local train --config emoji_dcgan
+
+Two CPU cores. The generator is sampled with its running statistics, which are of the parameters themselves, so there
+is no average. Result: not run yet.
+"""
+
+from functools import partial
+
+import optax
+from ml_collections import ConfigDict
+
+from configs import emoji_stylegan2
+from jaxgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from jaxgen.objectives import gan_losses
+from jaxgen.objectives.augmentation import diff_augment, no_augmentation
+from jaxgen.objectives.base import Objective
+from jaxgen.objectives.gan import gan
+
+
+def get_config() -> ConfigDict:
+  c = emoji_stylegan2.get_config()
+  c.model = ConfigDict({'width': 32, 'latent': 100})
+  c.batch_size = 64
+  c.diff_augment = True
+  c.optimizer = ConfigDict({'rate': 2e-4, 'b1': 0.5, 'b2': 0.999})
+  c.ema.images = 0.0
+  return c
+
+
+def dcgan(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
+  return gan(
+    DCGANGenerator(c.resolution, channels, c.model.width, num_classes, dtype=c.dtype),
+    DCGANDiscriminator(c.model.width, num_classes, dtype=c.dtype),
+    latent=c.model.latent,
+    loss=gan_losses.non_saturating,
+    augmentation=diff_augment() if c.diff_augment else no_augmentation,
+    cond=('label',) if num_classes else (),
+  )
+
+
+def adams(c: ConfigDict) -> dict[str, optax.GradientTransformation]:
+  adam = optax.adam(c.optimizer.rate, b1=c.optimizer.b1, b2=c.optimizer.b2)
+  return {'generator': adam, 'discriminator': adam}
+
+
+build = partial(emoji_stylegan2.build, learn=dcgan, optimizers=adams)

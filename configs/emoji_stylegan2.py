@@ -1,0 +1,121 @@
+"""A StyleGAN2 with labels learns the emoji of 7 classes at 32x32, with ADA, R1 and path lengths.
+
+  ./launch/local train --config emoji_stylegan2
+
+Two CPU cores. Result: not run yet.
+"""
+
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxgen import ema, sharding
+from jaxgen.checkpoint import Policy
+from jaxgen.data.dataset import Dataset, padded
+from jaxgen.data.datasets.emoji32 import emoji32
+from jaxgen.data.datasets.emoji64 import emoji64
+from jaxgen.data.datasets.fashion_mnist import fashion_mnist
+from jaxgen.data.loader import Loader
+from jaxgen.evaluators.fid import fid
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.modes import collapse
+from jaxgen.evaluators.samples import samples
+from jaxgen.experiment import Experiment
+from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
+from jaxgen.objectives import gan_losses
+from jaxgen.objectives.augmentation import adaptive, no_augmentation
+from jaxgen.objectives.augmentation_pipeline import Pipeline
+from jaxgen.objectives.base import Objective
+from jaxgen.objectives.gan import gan
+from jaxgen.objectives.regularizers import path_length, r1
+from jaxgen.optimizers import lazy_adam
+
+PACKAGED = {'emoji32': emoji32, 'emoji64': emoji64, 'fashion_mnist': fashion_mnist}
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      'seed': 0,
+      'dataset': 'emoji32',
+      'resolution': 32,
+      'flip': False,
+      'steps': 3000,
+      'batch_size': 32,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'model': {'width': 128, 'layers': 4, 'base': 2048, 'max_features': 128, 'mixing': 0.9},
+      'dtype': 'float32',
+      'r1': {'gamma': 0.05, 'every': 16},
+      'path_length': {'weight': 2.0, 'every': 4},  # every=0 for none
+      'ada': {'target': 0.6, 'ramp': 50_000.0},  # ramp=0 for none
+      'optimizer': {'rate': 0.0025, 'b1': 0.0, 'b2': 0.99},
+      'ema': {'images': 5_000.0, 'ramp': 0.05},  # half-life; 0 for no average
+      'sampling': {'batch_size': 64},
+      'samples': {'every': 500, 'num': 56},
+      'fid': {'every': 500, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'log_every': 50,
+      'checkpoint': {'every': 500, 'keep': 2},
+    }
+  )
+
+
+def packaged(c: ConfigDict) -> Dataset:
+  return padded(PACKAGED[c.dataset]('train'), c.resolution)
+
+
+def stylegan2(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
+  m = c.model
+  return gan(
+    stylegan2_generator(c.resolution, channels=channels, num_classes=num_classes, dtype=c.dtype, **m),
+    StyleGAN2Discriminator(num_classes, base=m.base, max_features=m.max_features, dtype=c.dtype),
+    latent=m.width,
+    loss=gan_losses.non_saturating,
+    generator_penalties=(path_length(**c.path_length),) if c.path_length.every else (),
+    discriminator_penalties=(r1(**c.r1),),
+    cond=('label',) if num_classes else (),
+    augmentation=adaptive(Pipeline(), **c.ada) if c.ada.ramp else no_augmentation,
+  )
+
+
+def lazy_adams(c: ConfigDict) -> dict[str, optax.GradientTransformation]:
+  adam = partial(lazy_adam, c.optimizer.rate, b1=c.optimizer.b1, b2=c.optimizer.b2)
+  return {'generator': adam(every=c.path_length.every), 'discriminator': adam(every=c.r1.every)}
+
+
+def build(
+  c: ConfigDict,
+  *,
+  learn: Callable[..., Objective] = stylegan2,
+  optimizers: Callable[[ConfigDict], dict[str, optax.GradientTransformation]] = lazy_adams,
+  opened: Callable[[ConfigDict], Dataset] = packaged,
+) -> Experiment:
+  mesh, dataset = sharding.make_mesh(**c.mesh), opened(c)
+  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=c.dataset in PACKAGED)
+  num_classes = dataset.num_classes
+  objective = learn(c, channels=data.spec['image'].shape[-1], num_classes=num_classes)
+  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+  classes = np.arange(c.samples.num, dtype=np.int32) * max(num_classes, 1) // c.samples.num
+  evaluators = [samples(generate, mesh=mesh, cond={'label': classes}, **c.samples)]
+  if c.fid.num_samples:
+    rows = data.rows(0, range(min(c.fid.num_samples, 256)))  # their labels, in turn
+    cond = {'label': np.resize(rows['label'], c.fid.num_samples)} if num_classes else {}
+    protocol = {'labels': 'of the training data', 'sampler': 'one pass', 'truncation': 1.0}
+    evaluators.append(fid(generate, dataset, mesh=mesh, cond=cond, protocol=protocol, **c.fid))
+    seen = rows['image']
+    evaluators.append(collapse(generate, mesh=mesh, cond=cond, images=seen, num=len(seen), every=c.fid.every))
+  average = ema.half_life(c.ema.images, batch_size=c.batch_size, ramp=c.ema.ramp)
+  return Experiment(
+    objective=objective,
+    optimizers=optimizers(c),
+    averages={'generator': ema.Average('generator', average)} if c.ema.images else {},
+    data=data,
+    steps=c.steps,
+    mesh=mesh,
+    seed=c.seed,
+    log_every=c.log_every,
+    checkpoints=Policy(every=c.checkpoint.every, keep=c.checkpoint.keep),
+    evaluators=tuple(evaluators),
+  )

@@ -1,0 +1,20 @@
+"""emoji_dcgan on Fashion-MNIST, 60,000 clothes of 10 classes in gray, with a border to 32x32.
+
+  jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
+  ./launch/local train --config fashion_mnist_dcgan
+
+Result: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji_dcgan
+
+build = emoji_dcgan.build
+
+
+def get_config() -> ConfigDict:
+  c = emoji_dcgan.get_config()
+  c.dataset = 'fashion_mnist'
+  c.diff_augment = False
+  return c

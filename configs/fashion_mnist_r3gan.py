@@ -1,0 +1,19 @@
+"""emoji_r3gan on Fashion-MNIST, 60,000 clothes of 10 classes in gray, with a border to 32x32.
+
+  jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
+  ./launch/local train --config fashion_mnist_r3gan
+
+Result: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji_r3gan
+
+build = emoji_r3gan.build
+
+
+def get_config() -> ConfigDict:
+  c = emoji_r3gan.get_config()
+  c.dataset = 'fashion_mnist'
+  return c

@@ -1,0 +1,20 @@
+"""emoji_stylegan2 on Fashion-MNIST, 60,000 clothes of 10 classes in gray, with a border to 32x32.
+
+  jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
+  ./launch/local train --config fashion_mnist_stylegan2
+
+Result: not run yet.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import emoji_stylegan2
+
+build = emoji_stylegan2.build
+
+
+def get_config() -> ConfigDict:
+  c = emoji_stylegan2.get_config()
+  c.dataset = 'fashion_mnist'
+  c.ada.ramp = 0.0  # there is enough data not to need it
+  return c

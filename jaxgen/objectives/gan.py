@@ -1,0 +1,244 @@
+"""Generative adversarial networks: a generator and a discriminator, each minimising a loss of its own.
+
+  (1)  L_G = E g(D(T(x)), D(T(G(z))))  + penalties,   z ~ N(0, 1)
+  (2)  L_D = E d(D(T(x)), D(T(G(z))))  + penalties,   G held fixed
+
+with (d, g) one of gan_losses.py, penalties of regularizers.py and T an augmentation of augmentation.py that everything
+the discriminator sees goes through. Each is a phase: first the generator's, then the discriminator's, lazy penalties
+after the phase of their network. Goodfellow et al. 2014, "Generative Adversarial Nets".
+
+Networks are Flax modules, `generator(z, cond, *, keys, train) -> images` and `discriminator(images, cond, *, train) ->
+logits`. Whatever collections they have besides parameters (running statistics, the mean of w, power iterations) are
+`state.extra['generator']` and `['discriminator']`; the phase that trains a network moves its own. Statistics over the
+batch are global under jit: those of all devices.
+
+Unrolled (Metz et al. 2017): the generator's loss is against the discriminator after k more updates of Eq. 2 by
+gradient descent, and is differentiated through them.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen import sharding
+from jaxgen.objectives.augmentation import Augmentation, no_augmentation
+from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.gan_losses import GanLoss, heuristics
+from jaxgen.objectives.regularizers import DiscriminatorPenalty, GeneratorPenalty
+from jaxgen.processes.process import image_noise
+from jaxgen.typing import Array, Batch, Cond, Float, Key
+
+Extra = dict[str, Any]
+
+
+class Unroll(NamedTuple):
+  """Attributes: steps, k above; rate, of the gradient descent."""
+
+  steps: int
+  rate: float
+
+
+class Game(NamedTuple):
+  """The networks as functions of parameters and state.
+
+  Attributes:
+    generator, discriminator: Flax modules.
+    latent: size of z.
+    cond: the entries of a batch that both networks see.
+    scheduled: step to what else is in the condition.
+    augmentation: T.
+  """
+
+  generator: nn.Module
+  discriminator: nn.Module
+  latent: int
+  cond: tuple[str, ...]
+  scheduled: Callable[[Array], Cond]
+  augmentation: Augmentation
+
+  def condition(self, batch: dict[str, Any]) -> Cond:
+    """The entries of a batch that the networks see."""
+    missing = sorted(set(self.cond) - set(batch))
+    if missing:
+      raise ValueError(f'cond names {missing}, which the batch has not; it has {sorted(batch)}')
+    return {name: batch[name] for name in self.cond}
+
+  def latents(self, keys: Key[Array, ' b']) -> tuple[Float[Array, 'b z'], Key[Array, ' b']]:
+    """Of each image: z, and a key for what else the generator draws."""
+    z_keys, other = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+    return sharding.split_batch(image_noise(z_keys, (self.latent,))), sharding.split_batch(other)
+
+  def fake(self, params: Any, extra: Extra, cond: Cond, key: Key[Array, ''], num: int) -> tuple[Array, Any]:
+    """Images of the training generator, and its collections after them."""
+    z, keys = self.latents(jax.random.split(key, num))
+    variables = {'params': params['generator'], **extra['generator']}
+    return self.generator.apply(variables, z, cond, keys=keys, train=True, mutable=list(extra['generator']))
+
+  def judge(
+    self, params: Any, extra: Extra, step: Array, images: Array, cond: Cond, key: Key[Array, '']
+  ) -> tuple[Array, Any]:
+    """Logits of images, augmented first, and the discriminator's collections after them."""
+    images = self.augmentation.apply(extra['augmentation'], step, images, key)
+    variables = {'params': params['discriminator'], **extra['discriminator']}
+    return self.discriminator.apply(variables, images, cond, train=True, mutable=list(extra['discriminator']))
+
+
+def gan(
+  generator: nn.Module,
+  discriminator: nn.Module,
+  *,
+  latent: int,
+  loss: GanLoss,
+  generator_penalties: Sequence[GeneratorPenalty] = (),
+  discriminator_penalties: Sequence[DiscriminatorPenalty] = (),
+  augmentation: Augmentation = no_augmentation,
+  cond: tuple[str, ...] = (),
+  scheduled: Callable[[Array], Cond] = lambda step: {},
+  generator_every: int = 1,
+  unroll: Unroll | None = None,
+) -> Objective:
+  """Trains two networks against each other.
+
+  Args:
+    generator, discriminator: see the module's docstring.
+    latent: size of z.
+    loss: of gan_losses.py.
+    generator_penalties, discriminator_penalties: of regularizers.py.
+    augmentation: of augmentation.py.
+    cond: names of the batch's entries that the networks see, such as ('label',).
+    scheduled: step to scalars by name that they see in the same place, such as {'fade': ...}; samples are drawn with
+      those of the last step.
+    generator_every: discriminator updates for each of the generator.
+    unroll: discriminator updates that the generator looks ahead.
+  """
+  game = Game(generator, discriminator, latent, cond, scheduled, augmentation)
+  d_loss = _discriminator_loss(game, loss, [p for p in discriminator_penalties if p.every == 1])
+  g_loss = _generator_loss(game, loss, unroll)
+  lazy_g = [_lazy_generator(game, p, generator_every) for p in generator_penalties]
+  lazy_d = [_lazy_discriminator(game, p) for p in discriminator_penalties if p.every > 1]
+
+  def init(key: Key[Array, ''], batch: Batch) -> dict[str, Any]:
+    g_key, d_key, z_key = jax.random.split(key, 3)
+    few = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in game.condition(batch).items()}
+    few |= scheduled(jnp.int32(0))
+    z, keys = game.latents(jax.random.split(z_key, 1))
+    made_g = dict(generator.init(g_key, z, few, keys=keys, train=False))
+    image = jnp.zeros((1, *batch['image'].shape[1:]))
+    made_d = dict(discriminator.init(d_key, image, few, train=False))
+    params = {'generator': made_g.pop('params'), 'discriminator': made_d.pop('params')}
+    kept = {p.name: p.init() for p in generator_penalties}
+    extra = {'generator': made_g, 'discriminator': made_d, 'augmentation': augmentation.init()}
+    extra['scheduled'] = scheduled(jnp.int32(0))
+    return {'params': params, 'extra': extra | kept}
+
+  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
+    z, others = game.latents(keys)
+    seen = game.condition(cond) | params['extra']['scheduled']
+    variables = {'params': params['generator'], **params['extra']['generator']}
+    images: Any = generator.apply(variables, z, seen, keys=others, train=False)
+    return jnp.clip(images.astype(jnp.float32), -1.0, 1.0)
+
+  phases = (
+    Phase('generator', 'generator', g_loss, generator_every),
+    *lazy_g,
+    Phase('discriminator', 'discriminator', d_loss),
+    *lazy_d,
+  )
+  return Objective(init, phases, sample)
+
+
+def _generator_loss(game: Game, loss: GanLoss, unroll: Unroll | None) -> Callable:
+  """Eq. 1."""
+
+  def generator_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
+    latent_key, fake_key, real_key, unroll_key = jax.random.split(key, 4)
+    cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
+    fake, moved = game.fake(params, state.extra, cond, latent_key, len(real))
+    if unroll is not None:
+      params = _ahead(game, loss, unroll, params, state, batch, unroll_key)
+    fake_logits, _ = game.judge(params, state.extra, state.step, fake, cond, fake_key)
+    real_logits, _ = game.judge(params, state.extra, state.step, real, cond, real_key)
+    return jnp.mean(loss.generator(real_logits, fake_logits)), Aux(
+      {}, {'generator': moved, 'scheduled': game.scheduled(state.step)}
+    )
+
+  return generator_loss
+
+
+def _discriminator_loss(game: Game, loss: GanLoss, penalties: Sequence[DiscriminatorPenalty]) -> Callable:
+  """Eq. 2, with the penalties of every step."""
+
+  def discriminator_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
+    latent_key, fake_key, real_key, *keys = jax.random.split(key, 3 + len(penalties))
+    cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
+    fake = jax.lax.stop_gradient(game.fake(params, state.extra, cond, latent_key, len(real))[0])
+    real_logits, moved = game.judge(params, state.extra, state.step, real, cond, real_key)
+    after = state.extra | {'discriminator': moved}
+    fake_logits, moved = game.judge(params, after, state.step, fake, cond, fake_key)
+    total = jnp.mean(loss.discriminator(real_logits, fake_logits))
+    metrics = heuristics(real_logits, fake_logits)
+    for penalty, penalty_key in zip(penalties, keys, strict=True):
+      value = _penalty(game, penalty, params, state, real, fake, cond, penalty_key)
+      total, metrics = total + value, metrics | {penalty.name: value}
+    kept = game.augmentation.update(state.extra['augmentation'], state.step, real_logits)
+    metrics |= game.augmentation.metrics(kept, state.step)
+    return total, Aux(metrics, {'discriminator': moved, 'augmentation': kept})
+
+  return discriminator_loss
+
+
+def _penalty(game: Game, penalty: DiscriminatorPenalty, params, state, real, fake, cond, key) -> Array:
+  augment_key, value_key = jax.random.split(key)
+
+  def judge(images: Array) -> Array:
+    return game.judge(params, state.extra, state.step, images, cond, augment_key)[0]
+
+  return jnp.mean(penalty.value(judge, real, fake, state.step, value_key))
+
+
+def _lazy_discriminator(game: Game, penalty: DiscriminatorPenalty) -> Phase:
+  def lazy(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
+    latent_key, penalty_key = jax.random.split(key)
+    cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
+    fake = jax.lax.stop_gradient(game.fake(params, state.extra, cond, latent_key, len(real))[0])
+    value = _penalty(game, penalty, params, state, real, fake, cond, penalty_key)
+    return penalty.every * value, Aux({'penalty': value})
+
+  return Phase(penalty.name, 'discriminator', lazy, penalty.every)
+
+
+def _lazy_generator(game: Game, penalty: GeneratorPenalty, generator_every: int) -> Phase:
+  """A phase of its own whatever its interval, since it draws a batch of its own."""
+
+  def lazy(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
+    cond, num = game.condition(batch) | game.scheduled(state.step), len(batch['image'])
+    z, keys = game.latents(jax.random.split(key, num))
+    variables = {'params': params['generator'], **state.extra['generator']}
+    each, metrics, kept = penalty.value(game.generator, variables, state.extra[penalty.name], z, cond, keys)
+    value = jnp.mean(each)
+    return penalty.every * value, Aux({'penalty': value, **metrics}, {penalty.name: kept})
+
+  return Phase(penalty.name, 'generator', lazy, penalty.every * generator_every)
+
+
+def _ahead(game: Game, loss: GanLoss, unroll: Unroll, params, state, batch: Batch, key: Key[Array, '']) -> Any:
+  """The parameters with the discriminator's after more updates, as a function of the generator's."""
+  cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
+
+  def discriminator_loss(subtree: Any, step_key: Key[Array, '']) -> Array:
+    latent_key, fake_key, real_key = jax.random.split(step_key, 3)
+    tried = params | {'discriminator': subtree}
+    fake, _ = game.fake(tried, state.extra, cond, latent_key, len(real))
+    fake_logits, _ = game.judge(tried, state.extra, state.step, fake, cond, fake_key)
+    real_logits, _ = game.judge(tried, state.extra, state.step, real, cond, real_key)
+    return jnp.mean(loss.discriminator(real_logits, fake_logits))
+
+  def update(subtree: Any, step_key: Key[Array, '']) -> tuple[Any, None]:
+    grads = jax.grad(discriminator_loss)(subtree, step_key)
+    return jax.tree.map(lambda p, g: p - unroll.rate * g, subtree, grads), None
+
+  ahead, _ = jax.lax.scan(update, params['discriminator'], jax.random.split(key, unroll.steps))
+  return params | {'discriminator': ahead}
