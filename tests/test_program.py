@@ -147,6 +147,22 @@ def test_bytes_of_groups_that_span_slices():
   assert programs.sent(Collective('collective-permute', 1, 800, across), slices) == (400, 400)
 
 
+def test_what_goes_through_the_hosts_goes_between_slices():
+  program = programs.parse(
+    """ENTRY %main (a: f32[8,8]) -> f32[8,8] {
+  %a = f32[8,8]{1,0} parameter(0)
+  %t = token[] after-all()
+  %s = (f32[8,8]{1,0}, u32[], token[]) send(%a, %t), channel_id=3, is_host_transfer=true, frontend_attributes={_xla_host_transfer_handler_name="xla_megascale_runtime",_xla_host_transfer_rendezvous="all-reduce.2_0"}
+  ROOT %sum = f32[8,8]{1,0} all-reduce(%a), channel_id=1, replica_groups=mesh['x'=2,'y'=2] {'y'}, to_apply=%add
+}
+"""
+  )
+  between, within = programs.collectives(program, 8, 2)
+  assert between.groups.tolist() == [[0, 4], [1, 5], [2, 6], [3, 7]]
+  assert programs.sent(between, [0] * 4 + [1] * 4) == (0, 256)  # Eq. 2 of 256 bytes among two
+  assert within.groups.tolist() == [[0, 1], [2, 3]]
+
+
 def test_collectives_of_a_program_that_was_compiled_here():
   mesh = sharding.make_mesh(data=2, fsdp=4)
 

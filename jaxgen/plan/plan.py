@@ -116,7 +116,7 @@ def analysis(compiled: Any, stage: Experiment, machine: Topology, executed: int)
   program = programs.parse(compiled.as_text())
   slices = [sharding.slice_of(device) for device in stage.mesh.devices.flat]
   kinds: dict[str, dict[str, float]] = {}
-  for collective in programs.collectives(program, stage.mesh.size):
+  for collective in programs.collectives(program, stage.mesh.size, machine.slices):
     within, between = programs.sent(collective, slices)
     total = kinds.setdefault(collective.kind, {'count': 0, 'bytes_within_slice': 0.0, 'bytes_between_slices': 0.0})
     total['count'] += collective.times

@@ -199,10 +199,18 @@ def _element(computation: Computation, name: str, index: int) -> str | None:
   return made.operands[index] if made is not None and made.opcode == 'tuple' else None
 
 
-def collectives(program: Program, devices: int) -> list[Collective]:
-  """All of a step, each once, wherever it starts."""
+def collectives(program: Program, devices: int, slices: int = 1) -> list[Collective]:
+  """All of a step, each once, wherever it starts.
+
+  The program of several slices is that of one; between slices an array goes through the hosts, which is named after
+  the collective that it is part of.
+  """
   found = []
+  across = np.arange(devices).reshape(slices, -1).T
   for instruction, computation, times, fused in walk(program):
+    through_host = re.search(r'_xla_host_transfer_rendezvous="([a-z\-]+)', instruction.attributes)
+    if instruction.opcode == 'send' and through_host and through_host.group(1) in COLLECTIVES:
+      found.append(Collective(through_host.group(1), times, arrays(instruction.shape)[0], across))
     kind = instruction.kind
     if kind is None or (fused and not _starts_here(computation)):
       continue
@@ -237,16 +245,17 @@ def device_groups(attributes: str, devices: int) -> np.ndarray:
     return np.array([[int(d) for d in group.split(',')] for group in re.findall(r'\{([\d,]+)\}', listed.group(1))])
   iota = re.search(r'replica_groups=\[(\d+),(\d+)\]<=\[([\d,]+)\](?:T\(([\d,]+)\))?', attributes)
   if iota:
-    grid = np.arange(devices).reshape([int(size) for size in iota.group(3).split(',')])
+    sizes = [int(size) for size in iota.group(3).split(',')]
+    grid = np.arange(math.prod(sizes)).reshape(sizes)
     grid = grid.transpose([int(axis) for axis in iota.group(4).split(',')]) if iota.group(4) else grid
     return grid.reshape(int(iota.group(1)), int(iota.group(2)))
   axes = re.search(r'replica_groups=mesh\[([^\]]*)\][^{]*\{([^}]*)\}', attributes)
   if axes:
-    return _groups_of_axes(axes.group(1), axes.group(2), devices)
+    return _groups_of_axes(axes.group(1), axes.group(2))
   return np.arange(devices)[None]
 
 
-def _groups_of_axes(mesh: str, along: str, devices: int) -> np.ndarray:
+def _groups_of_axes(mesh: str, along: str) -> np.ndarray:
   """Groups along some axes of a mesh, `'a'=2,'b'=8` and `'b'`; `'b':(2)4` is the part of size 4 after one of 2."""
   named = re.findall(r"'([^']+)'=(\d+)", mesh)
   split: list[tuple[str, int]] = []
@@ -257,7 +266,7 @@ def _groups_of_axes(mesh: str, along: str, devices: int) -> np.ndarray:
     before, inside = (int(part.group(1)), int(part.group(2))) if part else (1, int(size))
     taken += [False, name in wanted, False]
     split += [(name, before), (name, inside), (name, int(size) // before // inside)]
-  grid = np.arange(devices).reshape([size for _, size in split])
+  grid = np.arange(math.prod(size for _, size in split)).reshape([size for _, size in split])
   order = [i for i, used in enumerate(taken) if not used] + [i for i, used in enumerate(taken) if used]
   members = math.prod(size for (_, size), used in zip(split, taken, strict=True) if used)
   return grid.transpose(order).reshape(-1, members)
