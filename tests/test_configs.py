@@ -13,7 +13,7 @@ from jaxgen.train import abstract_state, place_frozen
 from jaxgen.train_step import make_train_step
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
-SLOW = {'imagenet256_ldm'}
+SLOW = {'emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm'}  # each the like of another
 PARAMETERS = {'dit_xl2_imagenet256': 674_834_720, 'dit_xl2_imagenet512': 674_834_720}
 SYNTHETIC = {  # noise stands for their data
   *('dit_xl2_imagenet512', 'celeba_dcgan', 'celebahq_progan', 'cifar10_r3gan', 'cifar10_stylegan2_ada'),

@@ -21,7 +21,7 @@ from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import Generate, to_host
 from jaxgen.metrics.lpips import lpips
 from jaxgen.metrics.reconstruction import psnr, ssim
-from jaxgen.models.latents import Scaling, posterior
+from jaxgen.models.latents import Scaling, posterior, unscaled
 from jaxgen.objectives.bottleneck import whole
 from jaxgen.pretrained import autoencoder
 from jaxgen.train_state import sampling_params
@@ -193,7 +193,7 @@ def keep(
       autoencoder.save(context.workdir / name, net, host, scaling, sample_size=side)
     return {}
 
-  return Evaluator(name, every, run, check=lambda: autoencoder.configuration(net, scaling_of(*np.ones((3, 1)) * 2)))
+  return Evaluator(name, every, run, check=lambda: autoencoder.configuration(net, unscaled(net.channels_of_latents)))
 
 
 def scaling_of(total: np.ndarray, squares: np.ndarray, count: np.ndarray, *, by_channel: bool = True) -> Scaling:
