@@ -79,7 +79,13 @@ class Made(NamedTuple):
   forward: Any  # (params, x, t, cond) -> output
 
 
-@pytest.fixture(params=NETWORKS, scope='module')
+# Each is the like of another here, or has a test file of its own.
+SLOW = {'dit_unconditional', 'dit_learned_sigma', 'dit_interval', 'unet_ddpm', 'edm_unet'}
+
+
+@pytest.fixture(
+  params=[pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name for name in NETWORKS], scope='module'
+)
 def made(request) -> Made:
   case = NETWORKS[request.param]
   x = jnp.asarray(np.random.default_rng(1).standard_normal((3, *case.image), np.float32))
