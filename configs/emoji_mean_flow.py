@@ -37,5 +37,5 @@ build = partial(emoji_dit.build, network=partial(DiT, interval=True), learn=lear
 def get_config() -> ConfigDict:
   c = emoji_dit.get_config()
   c.different = 0.25
-  c.sampling.steps = 1
+  c.sampling.update(name='MeanFlow', steps=1, scale=2.0)
   return c
