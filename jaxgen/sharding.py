@@ -47,8 +47,8 @@ DIT_RULES: tuple[Rule, ...] = (
   (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
 )
 
-# U-Nets over `tensor`: a block's hidden features. Attention is whole on each device, since the numbers of heads (3, 5, 9)
-# do not divide. The embedding as above.
+# U-Nets over `tensor`: a block's hidden features. Attention is whole on each device, since the numbers of heads (3, 5,
+# 9) do not divide. The embedding as above.
 _UNET_BLOCKS: tuple[Rule, ...] = (
   (r'time_embed/.*kernel$|label_embed/.*embedding$', (None, None)),
   (r'(block|resize)/conv_in/kernel$', (None, None, 'fsdp', 'tensor')),
