@@ -49,6 +49,7 @@ def test_a_turn_and_its_inverse_give_back_a_smooth_image():
   )  # round, so that turning changes nothing
 
 
+@pytest.mark.slow
 def test_colours():
   gray = jnp.ones(3) / math.sqrt(3)
   keys = jax.random.split(jax.random.key(0), 64)
@@ -92,6 +93,7 @@ def test_nothing_happens_with_probability_0_and_all_of_it_with_1(augment):
   assert np.isfinite(certain).all()
 
 
+@pytest.mark.slow
 def test_each_transformation_happens_to_a_share_of_the_images():
   keys = jax.random.split(jax.random.key(2), 2000)
   for chosen, probability in ((NOTHING._replace(scale=0.5), 0.3), (NOTHING._replace(rotation=1.0), 0.6)):

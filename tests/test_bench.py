@@ -73,6 +73,7 @@ def test_the_benchmark_of_the_unet_is_ddpms_at_half_the_width():
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 8_952_067
 
 
+@pytest.mark.slow
 def test_overhead_is_the_time_of_a_sampler_beside_its_network():
   result = bench.bench_sampler(steps=2, rounds=1, batch_size=1, size='S/8')
   assert result['overhead'] == pytest.approx(1 - result['network_ms'] / result['sampler_ms'])

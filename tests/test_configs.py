@@ -13,7 +13,6 @@ from jaxgen.train import abstract_state, place_frozen
 from jaxgen.train_step import make_train_step
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
-SLOW = {'emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm'}  # each the like of another
 PARAMETERS = {'dit_xl2_imagenet256': 674_834_720, 'dit_xl2_imagenet512': 674_834_720}
 SYNTHETIC = {  # noise stands for their data
   *('dit_xl2_imagenet512', 'celeba_dcgan', 'celebahq_progan', 'cifar10_r3gan', 'cifar10_stylegan2_ada'),
@@ -22,7 +21,8 @@ SYNTHETIC = {  # noise stands for their data
 LONG = {  # to trace
   *(SYNTHETIC - {'dit_xl2_imagenet512'}),
   *('emoji_progressive', 'emoji_classifier', 'emoji_reflow', 'fashion_mnist_unet'),
-  *('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2'),
+  *('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2', 'emoji_r3gan', 'emoji_vdm', 'emoji_unet'),
+  *('emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm'),
 }
 
 

@@ -58,6 +58,7 @@ def test_the_schedule_rises_from_end_to_end():
   assert np.abs(y - np.asarray(start)).max() > 0.3
 
 
+@pytest.mark.slow
 def test_learning_the_schedule_halves_the_spread_and_leaves_the_bound():
   objective, batch = _objective(), _batch()
   optimizers = {'net': optax.sgd(0.0), 'schedule': optax.adam(0.03)}
