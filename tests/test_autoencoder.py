@@ -16,11 +16,12 @@ from jaxgen.models import latents, tiles, vq
 from jaxgen.models.autoencoder import AutoencoderKL, Gaussian, autoencoder_kl
 from jaxgen.models.patchgan import PatchGAN
 from jaxgen.objectives import autoencoder as objectives
-from jaxgen.objectives import bottleneck
+from jaxgen.objectives import bottleneck, drawing
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.latent import latent
 from jaxgen.train_state import init_state, sampling_params
 from jaxgen.train_step import make_train_step
+from tests import tiny_diffusion
 
 _small = functools.partial(AutoencoderKL, multipliers=(1, 2), latent=2, width=4, groups=2, blocks=1)
 _small_vq = functools.partial(vq.VQModel, multipliers=(1, 2), latent=3, width=4, groups=2, blocks=1)
@@ -329,3 +330,19 @@ def test_latents_are_drawn_scaled_and_decoded_in_one_place():
   np.testing.assert_allclose(sampled['image'][0, 0, 0], [0, 0.5, 6], atol=1e-6)
   images = made.sample({'net': 0.25}, frozen, {}, jax.random.split(jax.random.key(0), 2))
   np.testing.assert_allclose(images[0, 0, 0], np.clip([0.25 / 2 + 0.5, 0.25, 0.25 / 4 - 1], -1, 1), rtol=1e-6)
+
+
+def test_images_are_edited_as_latents():
+  inner, net = tiny_diffusion.objective(), Echo()
+  made = latent(inner, net)
+  frozen = {'autoencoder': {'params': {}, 'shift': np.float32([0.5, 0, -1]), 'scale': np.float32([2, 1, 0.5])}}
+  images = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)), jnp.float32)
+  z = latents.scaled(frozen['autoencoder'], latents.posterior(net, frozen['autoencoder'], images)[0])
+  params, label = {'net': {'level': jnp.float32([0.2, -0.1])}}, {'label': jnp.array([0, 1])}
+  keys = jax.random.split(jax.random.key(0), 2)
+  assert made.denoising is not None and inner.denoising is not None
+  got = drawing.edited(made.denoising, strength=0.5)(params, frozen, label | {drawing.IMAGE: images}, keys)
+  on_latents = inner.denoising._replace(decode=lambda frozen, x0: x0)
+  want = drawing.edited(on_latents, strength=0.5)(params, {}, label | {drawing.IMAGE: z}, keys)
+  assert got.shape == images.shape
+  np.testing.assert_allclose(got, np.clip(latents.decode(net, frozen['autoencoder'], want), -1, 1), atol=1e-5)

@@ -62,8 +62,13 @@ def draw(
   frozen: Any, mean: Float[Array, 'b h w z'], std: Float[Array, 'b h w z'], keys: Key[Array, ' b']
 ) -> Float[Array, 'b h w z']:
   """Eq. 1, one draw for each image from its own key."""
+  return scaled(frozen, normal(mean, std, keys))
+
+
+def scaled(frozen: Any, z: Float[Array, 'b h w z']) -> Float[Array, 'b h w z']:
+  """Eq. 1 of a given z."""
   shift, scale = (_row(frozen[name]) for name in ('shift', 'scale'))
-  return (normal(mean, std, keys) - shift) * scale
+  return (z - shift) * scale
 
 
 def normal(

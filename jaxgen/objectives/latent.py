@@ -3,7 +3,8 @@
   latent(objective, net) -> objective
 
 The inner objective sees latents, drawn anew at each step from what the data set stores (models/latents.py, Eq. 1), as
-images; its samples are decoded (Eq. 2 there). The autoencoder's arrays are `frozen["autoencoder"]`. Rombach et al.
+images; its samples are decoded (Eq. 2 there), and images to be edited are encoded, as the mean. The autoencoder's
+arrays are `frozen["autoencoder"]`. Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models".
 """
 
 from typing import Any
@@ -12,7 +13,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.models.latents import decode, draw
+from jaxgen.models.latents import decode, draw, posterior, scaled
 from jaxgen.models.tiles import decode_tiled
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.typing import Array, Batch, Float, Key
@@ -45,10 +46,22 @@ def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> 
 
     return phase._replace(loss=loss)
 
-  def sample(params: dict[str, Any], frozen: Any, cond: Any, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
-    z = objective.sample(params, frozen, cond, keys)
+  def encoded(frozen: Any, images: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 z']:
+    mean, _ = posterior(net, frozen['autoencoder'], images)
+    return scaled(frozen['autoencoder'], mean)
+
+  def decoded(frozen: Any, z: Float[Array, 'b h2 w2 z']) -> Float[Array, 'b h w c']:
     if tile is None:
       return jnp.clip(decode(net, frozen['autoencoder'], z), -1.0, 1.0)
     return jnp.clip(decode_tiled(net, frozen['autoencoder'], z, tile=tile), -1.0, 1.0)
 
-  return Objective(init, tuple(on_latents(phase) for phase in objective.phases), sample)
+  def sample(params: dict[str, Any], frozen: Any, cond: Any, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
+    return decoded(frozen, objective.sample(params, frozen, cond, keys))
+
+  parts = objective.denoising
+  return Objective(
+    init,
+    tuple(on_latents(phase) for phase in objective.phases),
+    sample,
+    None if parts is None else parts._replace(encode=encoded, decode=decoded),
+  )
