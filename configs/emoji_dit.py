@@ -64,7 +64,7 @@ def get_config() -> ConfigDict:
       'sampling': {'name': 'DPM-Solver++ 2M', 'steps': 12, 'scale': 3.0, 'batch_size': 64},
       'evaluate_first': True,
       'samples': {'every': 250, 'per_class': 8},
-      'fid': {'every': 500, 'num_samples': 512, 'batch_size': 16},  # num_samples=0 for none
+      'fid': {'every': 500, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
       'log_every': 50,
       'checkpoint': {'every': 250, 'keep': 2},
     }
