@@ -95,6 +95,7 @@ def test_what_does_not_denoise_cannot_be_guided():
     guided_by_classifier(Objective(lambda *_: {}, (), lambda *_: jnp.zeros(0)), Odds(), scale=2.0)
 
 
+@pytest.mark.slow
 def test_the_network_sees_the_image_and_the_time_and_starts_undecided():
   net = UNetClassifier(num_classes=3, width=8, multipliers=(1, 2), blocks=1, attention=(1,), groups=4)
   x, t = jax.random.normal(jax.random.key(0), (2, 8, 8, 3)), jnp.array([3.0, 700.0])

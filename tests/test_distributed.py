@@ -118,6 +118,7 @@ except distributed.Missing as error: distributed.fail(error)
 """
 
 
+@pytest.mark.slow
 def test_a_process_that_does_not_come_is_named_and_ends_too():
   began = time.time()
   done = _together(['-c', LATE], 2, JAXGEN_READY_SECONDS='2')

@@ -118,6 +118,7 @@ def single(start):
   return _steps(*start, sharding.make_mesh(data=1, devices=jax.devices()[:1]))
 
 
+@pytest.mark.slow
 def test_sharded_over_eight_devices_equals_one(start, single):
   """Batch norm, running statistics, groups of the batch, spectral norm, ADA and the mean path length included."""
   history, after = _steps(*start, sharding.make_mesh(data=4, fsdp=2))

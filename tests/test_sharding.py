@@ -89,7 +89,9 @@ def single(objective, state, batch):
   return _two_steps(objective, state, batch, mesh)
 
 
-@pytest.mark.parametrize('name', MESHES)
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=pytest.mark.slow) if name == 'data 8' else name for name in MESHES]
+)
 def test_a_sharded_step_equals_a_single_device_step(name, objective, state, batch, single):
   mesh = sharding.make_mesh(**MESHES[name])
   losses, after = _two_steps(objective, state, batch, mesh, sharding.DIT_RULES if 'tensor' in name else ())
