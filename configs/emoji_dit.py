@@ -35,14 +35,17 @@ from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids
+from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.dpm_solver import dpm_multistep
 from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.unipc import unipc
 
 DATASETS = {'emoji32': emoji32, 'emoji64': emoji64, 'fashion_mnist': fashion_mnist}
 PROCESSES = {  # process, space of the loss, times
   'cosine': (vp_cosine(), parameterisation.v, times.uniform(draw=times.stratified)),
   'flow': (rectified_flow(), parameterisation.velocity, times.logit_normal(-0.4, draw=times.stratified)),
 }
+SAMPLERS = {'DPM-Solver++ 2M': dpm_multistep, 'UniPC': unipc, 'DDIM': ddim}
 
 
 def get_config() -> ConfigDict:
@@ -52,7 +55,7 @@ def get_config() -> ConfigDict:
       'dataset': 'emoji32',
       'flip': False,
       'process': 'cosine',
-      'steps': 1500,
+      'steps': 1200,
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2, 'unroll': 5},  # unrolled: 0.85 of the time
@@ -63,16 +66,17 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'sampling': {'name': 'DPM-Solver++ 2M', 'steps': 12, 'scale': 3.0, 'batch_size': 64},
       'evaluate_first': True,
-      'samples': {'every': 250, 'per_class': 8},
-      'fid': {'every': 500, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'samples': {'every': 300, 'per_class': 8},
+      'fid': {'every': 600, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
       'log_every': 50,
-      'checkpoint': {'every': 250, 'keep': 2},
+      'checkpoint': {'every': 300, 'keep': 2},
     }
   )
 
 
 def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
   process, loss_in, time_sampler = PROCESSES[c.process]
+  sampler = SAMPLERS[c.sampling.name]
   return diffusion(
     net,
     process,
@@ -80,7 +84,7 @@ def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: di
     parameterisation=parameterisation.x0(process, margin=c.margin),
     loss_in=loss_in(process),
     times=time_sampler,
-    sampler=partial(dpm_multistep, process=process, times=grids.uniform(c.sampling.steps), clip=1.0),
+    sampler=partial(sampler, process=process, times=grids.uniform(c.sampling.steps), clip=1.0),
     guide=partial(guided, null=null, scale=c.sampling.scale),
     null=null,
     drop_rate=c.drop_rate,

@@ -23,12 +23,20 @@ from jaxgen.typing import UInt8
 
 
 class Trained(NamedTuple):
-  """A restored run: the stage it was in, and what to sample with."""
+  """A restored run: the stage it was in, and a state whose averages are what to sample with."""
 
   stage: Experiment
-  params: dict[str, Any]
+  state: TrainState
   frozen: dict[str, Any]
-  step: int
+
+  @property
+  def params(self) -> dict[str, Any]:
+    """What `Objective.sample` takes."""
+    return sampling_params(self.state)
+
+  @property
+  def step(self) -> int:
+    return int(self.state.step)
 
 
 def restore(
@@ -63,14 +71,14 @@ def restore(
       raise ValueError(f'no average named {average!r}; this run keeps {sorted(stage.averages)}, none and power:WIDTH')
     abstract = train.abstract_state(stage)
     state = checkpoints.restore_model(abstract, step)
-    if profile is None:
-      params = _params(stage, state, average)
-    else:
-      averages = _reconstructed(stage, checkpoints, abstract, int(state.step), profile)
-      params = sampling_params(state.replace(ema=averages))
+    if profile is not None:
+      state = state.replace(ema=_reconstructed(stage, checkpoints, abstract, int(state.step), profile))
+    elif average is not None:
+      kept = stage.averages.get(average)
+      state = state.replace(ema={} if kept is None else {kept.of: state.ema[average]})
   finally:
     checkpoints.close()
-  return Trained(stage, params, train.place_frozen(stage), int(state.step))
+  return Trained(stage, state, train.place_frozen(stage))
 
 
 def _profile(average: str | None) -> float | None:
@@ -100,14 +108,6 @@ def _reconstructed(stage: Experiment, checkpoints: Checkpoints, abstract, step: 
   return {of: ema.reconstruct(kept, step, ema.exponent_of(width)) for of, kept in snapshots.items()}
 
 
-def _params(stage: Experiment, state: TrainState, average: str | None) -> dict[str, Any]:
-  if average is None:
-    return sampling_params(state)
-  if average == 'none':
-    return sampling_params(state.replace(ema={}))
-  return sampling_params(state.replace(ema={stage.averages[average].of: state.ema[average]}))
-
-
 def conditioning(stage: Experiment, num: int, *, labels: Sequence[int] | None = None) -> dict[str, np.ndarray]:
   """Conditioning of `num` images: that of the training data's first records, or the given labels in turn."""
   fields = stage.data.rows(0, range(num))
@@ -127,7 +127,10 @@ def denoising(trained: Trained) -> Denoising:
   """
   parts = trained.stage.objective.denoising
   if parts is None:
-    raise ValueError('this run does not draw by denoising step by step, so its images cannot be edited or watched')
+    raise ValueError(
+      'this run does not draw by denoising, so its images cannot be edited, inpainted, interpolated, inverted, watched '
+      'or stopped early; they are drawn from noise alone'
+    )
   return parts
 
 

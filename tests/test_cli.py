@@ -13,6 +13,7 @@ import types
 import numpy as np
 import pytest
 
+from jaxgen import sample, writer
 from jaxgen.cli import config as configs
 from jaxgen.cli import main as program
 
@@ -341,6 +342,31 @@ def test_samples_that_cannot_be_say_why(trained, tmp_path, capsys, options, mess
   error = capsys.readouterr().err
   assert message in error
   assert error.count('\n') == 1
+
+
+def test_a_run_can_be_evaluated_again(trained, tmp_path, capsys):
+  options = ('evaluate', '--run', trained, '--out', tmp_path / 'again', '--step', 2)
+  assert jaxgen(*options, '--ema', 'none', '--only', 'mean', '--config.target=0.25') == 0
+  again = json.loads(capsys.readouterr().out)
+  during = {line['step']: line['mean'] for line in writer.read_metrics(trained / 'metrics.jsonl') if 'mean' in line}
+  assert again['step'] == 2 and set(again) == {'step', 'mean', 'protocols'}
+  assert again['protocols'] == {'mean': {'target': 0.25}}
+  config, module = configs.load_run(trained)
+  raw = sample.restore(module.build(config), trained, step=2, average='none').params['net']['means']
+  np.testing.assert_allclose(again['mean'], np.mean(raw[1]) - 0.25, rtol=1e-6)
+  assert set(during) == {2, 4} and during[2] < again['mean'] + 0.25  # the average lags
+  assert not (tmp_path / 'again' / 'samples' / 'samples_00000002.png').exists()
+  assert jaxgen(*options) == 0
+  assert (tmp_path / 'again' / 'samples' / 'samples_00000002.png').exists()
+  assert json.loads(capsys.readouterr().out)['mean'] == during[2]
+
+
+def test_evaluations_that_cannot_be_say_why(trained, tmp_path, capsys):
+  assert jaxgen('evaluate', '--run', trained, '--only', 'fid') == 2
+  assert "no evaluator named 'fid'; it has samples, mean" in capsys.readouterr().err
+  for options in ((), ('--run', trained, '--images', tmp_path), ('--images', tmp_path)):
+    with pytest.raises(SystemExit, match='2'):
+      jaxgen('evaluate', *options)
 
 
 def test_a_mistake_in_build_is_one_line_and_leaves_no_folder(tmp_path, capsys):

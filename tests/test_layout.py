@@ -27,7 +27,7 @@ LEVELS = [
     'writer',
     'report',
   },
-  {'experiment', 'train', 'sample', 'bench', 'encode', 'plan'},
+  {'experiment', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
   {'cli'},
 ]

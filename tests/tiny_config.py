@@ -1,5 +1,7 @@
 """A config of the smallest run there can be, for tests of what surrounds training: two classes of flat images."""
 
+from functools import partial
+
 import numpy as np
 import optax
 from ml_collections import ConfigDict, config_dict
@@ -8,10 +10,12 @@ from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import Loader
+from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.train_state import sampling_params
 
 
 def get_config() -> ConfigDict:
@@ -26,6 +30,7 @@ def get_config() -> ConfigDict:
       'limit': config_dict.placeholder(int),
       'nothing': None,
       'sizes': [1, 2],
+      'target': 0.0,
     }
   )
 
@@ -49,6 +54,12 @@ def objective() -> Objective:
   return Objective(init, (Phase('net', 'net', loss),), sample)
 
 
+def mean(context: Context, *, target: float) -> dict[str, float]:
+  """How far the light class's mean, of what is sampled with, is from a target."""
+  context.writer.protocol('mean', {'target': target})
+  return {'mean': float(np.mean(sampling_params(context.state)['net']['means'][1])) - target}
+
+
 def build(c: ConfigDict) -> Experiment:
   if c.batch_size < 1:
     raise ValueError(f'batch_size is {c.batch_size}; it must be 1 or more')
@@ -68,5 +79,8 @@ def build(c: ConfigDict) -> Experiment:
     seed=c.seed,
     log_every=1,
     checkpoints=Policy(every=c.checkpoint_every, keep=4),
-    evaluators=(samples(generate, mesh=mesh, cond=cond, num=8, every=2),),
+    evaluators=(
+      samples(generate, mesh=mesh, cond=cond, num=8, every=2),
+      Evaluator('mean', 2, partial(mean, target=c.target)),
+    ),
   )

@@ -12,7 +12,7 @@ import traceback
 _COMMANDS = {
   'train': ('jaxgen.cli.train', 'train a config, or go on with a run'),
   'sample': ('jaxgen.cli.sample', "make images with a run's model"),
-  'evaluate': ('jaxgen.cli.evaluate', 'FID and other metrics between two folders of images'),
+  'evaluate': ('jaxgen.cli.evaluate', 'FID and other metrics, of a run or between two folders of images'),
   'data': ('jaxgen.cli.data', 'list and prepare datasets'),
   'weights': ('jaxgen.cli.weights', 'list and get pretrained weights'),
   'bench': ('jaxgen.cli.bench', 'time the train step and print JSON'),
