@@ -6,6 +6,7 @@ A checkpoint is a folder `STEP/` with one Orbax item for each part of the state 
 differ from those that saved.
 """
 
+import contextlib
 import logging
 import os
 from collections.abc import Mapping, Sequence
@@ -185,7 +186,9 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    self._manager.close()
+    """Waits for a save that is under way and ends the manager; only `save` and `wait` tell of what failed."""
+    with contextlib.suppress(Exception):
+      self._manager.close()
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

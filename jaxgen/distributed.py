@@ -23,7 +23,7 @@ import sys
 import threading
 import time
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -55,6 +55,11 @@ def start() -> None:
   count, index = os.environ.get('JAX_NUM_PROCESSES'), os.environ.get('JAX_PROCESS_ID')
   job: dict[str, Any] = {}
   if address and count and index:
+    if not (count.isdecimal() and index.isdecimal() and int(index) < int(count)):
+      raise ValueError(
+        f'JAX_PROCESS_ID is {index!r} and JAX_NUM_PROCESSES {count!r}; they must be whole numbers, the first below the '
+        'second'
+      )
     job = {'coordinator_address': address, 'num_processes': int(count), 'process_id': int(index)}
   heartbeat = _seconds('JAXGEN_HEARTBEAT_SECONDS', 100)
   try:
@@ -134,8 +139,9 @@ def fail(error: Exception) -> None:
   _end(why)
 
 
-def stop_signal() -> Callable[[int], bool]:
-  """Listens for SIGTERM; returns `stop(step)`, true once the run must save and end at this step.
+@contextlib.contextmanager
+def stop_signal() -> Iterator[Callable[[int], bool]]:
+  """Listens for SIGTERM within it; gives `stop(step)`, true once the run must save and end at this step.
 
   With several processes all of them answer alike at the same call, whichever was signalled.
   """
@@ -143,12 +149,17 @@ def stop_signal() -> Callable[[int], bool]:
     # JAX agrees on the largest number that any process has come to, and one more. Calls are counted rather than
     # steps, because an evaluation asks many times in one step.
     calls = itertools.count()
-    return lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
+    yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
+    return
   told: list[bool] = []
   if threading.current_thread() is not threading.main_thread():
-    return lambda step: False  # only the main thread may listen
-  signal.signal(signal.SIGTERM, lambda *_: told.append(True))
-  return lambda step: bool(told)
+    yield lambda step: False  # only the main thread may listen
+    return
+  before = signal.signal(signal.SIGTERM, lambda *_: told.append(True))
+  try:
+    yield lambda step: bool(told)
+  finally:
+    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was not set from Python
 
 
 def _store() -> Any:

@@ -4,8 +4,9 @@ A run is an Experiment, or a tuple of them: stages, run one after the other (pro
 distillation). Steps are counted across stages.
 """
 
+import difflib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 import optax
@@ -16,6 +17,8 @@ from jaxgen.ema import Average
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.objectives.base import Objective
 from jaxgen.train_state import TrainState
+
+T = TypeVar('T')
 
 
 class Experiment(NamedTuple):
@@ -30,14 +33,14 @@ class Experiment(NamedTuple):
     mesh: from `sharding.make_mesh`.
     seed: of the initial parameters and of every step's randomness.
     rules: sharding rules of the state, by path.
-    frozen: networks that are used, not trained: an argument of the step, sharded by the same rules.
+    frozen: networks that are used, not trained: an argument of the step, each leaf sharded over `fsdp`.
     evaluators: run while training, each at its own interval and after the last step.
     evaluate_first: they also run before the first step: where the curves begin, and where an evaluation that cannot
       run (for want of memory, say) is found out at once.
     accumulate: micro-batches in a batch.
     clip_norm: global-norm clipping; None for none.
     max_bad_steps: the run stops when this many steps in a row were not finite.
-    log_every: steps between two lines of metrics.
+    log_every: steps between two lines of metrics, at most: a checkpoint and an evaluation have one too.
     checkpoints: when to save and what to keep.
     begin: `(old, fresh) -> state`, the first state of a stage that follows another, made of that one's last and of a
       new one; by default what both have under one path and shape is carried over.
@@ -62,6 +65,28 @@ class Experiment(NamedTuple):
   begin: Callable[[TrainState, TrainState], TrainState] | None = None
 
 
+class NoSuchChoice(ValueError):
+  """A field of a config names what is not among its choices."""
+
+
+def chosen(choices: Mapping[str, T], name: str, *, field: str) -> T:
+  """What a field of a config names.
+
+  Args:
+    choices: by name.
+    name: the field's value.
+    field: its own name, as in `--config.FIELD`.
+
+  Raises:
+    NoSuchChoice: it is none of them.
+  """
+  if name not in choices:
+    close = difflib.get_close_matches(str(name), choices, n=1)
+    meant = f'did you mean {close[0]!r}? ' if close else ''
+    raise NoSuchChoice(f'config.{field} is {name!r}; {meant}it can be {", ".join(map(repr, choices))}')
+  return choices[name]
+
+
 def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment, ...]:
   """The stages of a run, checked.
 
@@ -72,9 +97,15 @@ def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment
   if not stages:
     raise ValueError('a run needs at least one Experiment, got none; build() must return one')
   for stage in stages:
-    for name in ('steps', 'accumulate', 'log_every', 'max_bad_steps'):
-      if getattr(stage, name) < 1:
-        raise ValueError(f'{name} is {getattr(stage, name)}; it must be 1 or more')
+    counts = {name: getattr(stage, name) for name in ('steps', 'accumulate', 'log_every', 'max_bad_steps')}
+    counts |= {f'checkpoints.{name}': value for name, value in stage.checkpoints._asdict().items()}
+    counts |= {f'every of {evaluator.name}': evaluator.every for evaluator in stage.evaluators}
+    for name, value in counts.items():
+      if value is not None and value < 1:
+        raise ValueError(f'{name} is {value}; it must be 1 or more')
+    names = [evaluator.name for evaluator in stage.evaluators]
+    if len(set(names)) < len(names):
+      raise ValueError(f'evaluators must have different names, got {names}')
     sharding.check_batch_size(stage.data.identity['batch_size'], stage.mesh, accumulate=stage.accumulate)
     sizes = {key: leaf.shape[0] for key, leaf in stage.data.spec.items()}
     assert len(set(sizes.values())) == 1, sizes

@@ -21,7 +21,7 @@ from jaxgen import distributed, report, sharding
 from jaxgen import writer as writers
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.distributed import Preempted
-from jaxgen.evaluators.base import Context
+from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.experiment import Experiment, as_stages
 from jaxgen.train_state import TrainState, init_state
 from jaxgen.train_step import Mean, make_train_step
@@ -69,15 +69,19 @@ def train(
     evaluator.check()
   distributed.ready('the start of the run')
   speaks = distributed.is_first()
-  with writers.Writer(workdir, resume_step=start) if speaks else writers.silent() as writer:
-    writer.config(record)
-    run = _Run(workdir, writer, checkpoints, distributed.stop_signal(), record, total)
+  writer = writers.Writer(workdir, resume_step=start) if speaks else writers.silent()
+  with writer, distributed.stop_signal() as stop:
+    run = _Run(workdir, writer, checkpoints, stop, record, total)
     try:
       state = run.stages(stages, start)
-    finally:
+      checkpoints.wait()
+    except BaseException:
       checkpoints.close()
-      if speaks:
-        report.write(workdir)
+      with contextlib.suppress(OSError):  # on a full disk, say, which the error itself tells of
+        run.report()
+      raise
+    checkpoints.close()
+    run.report()
   distributed.ready('the end of the run')
   return state
 
@@ -200,6 +204,7 @@ class _Run:
       else:
         fresh = initial_state(stage, abstract)
         state = fresh if state is None else begin_stage(stage, state, fresh)
+      self.writer.config(self.record)  # not before the checkpoint is known to be of this config
       state = self.stage(stage, abstract, state, begin, begin + stage.steps)
       begin += stage.steps
     assert state is not None
@@ -209,9 +214,8 @@ class _Run:
     done = int(state.step)
     frozen = place_frozen(stage)
     self.describe(stage, abstract, done)
-    first = done == 0 and stage.evaluate_first
-    if (first or done > begin) and not self.evaluated(stage, done):
-      self.evaluate(stage, state, frozen, done)  # or killed between this step's checkpoint and its evaluation
+    if done > begin or (done == 0 and stage.evaluate_first):
+      self.evaluate(self.missing(stage, done), stage, state, frozen, done)
     if done >= end:
       return state
     began = time.perf_counter()
@@ -233,54 +237,60 @@ class _Run:
     return state
 
   def after_step(self, stage, state, frozen, window, done, end) -> None:
-    """Progress, metrics, checkpoint, evaluation: each when it is due."""
+    """Progress, metrics, checkpoint, evaluation: each when it is due.
+
+    A line of metrics goes before whatever a run may go on from, so that none of its steps is lost or counted twice.
+    """
     self.writer.progress(done, self.total)
-    if done % min(stage.log_every, _MEET_EVERY) == 0 or done == end:
+    stopped = self.stop(done)
+    saves = done % stage.checkpoints.every == 0 or done == end or stopped
+    due = self.due(stage, done)
+    tells = done % stage.log_every == 0 or saves or bool(due)
+    if tells or done % _MEET_EVERY == 0:
       distributed.ready(f'step {done}')
-    if done % stage.log_every == 0 or done == end:
+    if tells:
       values = window.read()
       self.writer.scalars(done, values)
       shown = [name for name in values if name.endswith('loss')] + ['images_per_second', 'input_wait']
       self.writer.progress(done, self.total, {name: values[name] for name in shown if name in values})
       self.check_finite(stage, state, done)
-    stopped = self.stop(done)
     with window.pause():
-      if done % stage.checkpoints.every == 0 or done == end or stopped:
+      if saves:
         self.save(stage, state, done)
       if stopped:
         self.leave(done)
-      if any(self.due(evaluator, done) for evaluator in stage.evaluators):
-        self.evaluate(stage, state, frozen, done)
+      self.evaluate(due, stage, state, frozen, done)
 
   def save(self, stage: Experiment, state: TrainState, done: int) -> None:
     distributed.ready(f'the checkpoint of step {done}')
     self.checkpoints.save(state, identity(stage, self.record))
 
-  def due(self, evaluator, done: int) -> bool:
-    return done % evaluator.every == 0 or done == self.total
+  def due(self, stage: Experiment, done: int) -> list[Evaluator]:
+    return [evaluator for evaluator in stage.evaluators if done % evaluator.every == 0 or done == self.total]
 
-  def evaluate(self, stage: Experiment, state: TrainState, frozen: Any, done: int) -> None:
-    for evaluator in stage.evaluators:
-      if not self.due(evaluator, done):
-        continue
+  def missing(self, stage: Experiment, done: int) -> list[Evaluator]:
+    """Of what is due at this step, what is not on record: the run was killed after the step's checkpoint."""
+    path = self.workdir / 'metrics.jsonl'
+    records = writers.read_metrics(path) if distributed.is_first() and path.exists() else []
+    seen = {name for line in records if line['step'] == done for name in line}
+    return [each for each in self.due(stage, done) if not distributed.agree(int(_clock(each) in seen))]
+
+  def evaluate(self, evaluators: Sequence[Evaluator], stage: Experiment, state: TrainState, frozen, done: int) -> None:
+    for evaluator in evaluators:
       distributed.ready(f'{evaluator.name} at step {done}')
       pause = functools.partial(self.pause, stage, state, done)
       began = time.perf_counter()
       values = evaluator.run(Context(done, state, frozen, self.writer, self.workdir, pause))
-      values = dict(values) | {f'{evaluator.name}/seconds': time.perf_counter() - began}
+      values = dict(values) | {_clock(evaluator): time.perf_counter() - began}
       self.writer.scalars(done, values)
       shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
       self.writer.text(f'step {done:,}  {shown}')
+    if evaluators:
+      self.report()
+
+  def report(self) -> None:
     if distributed.is_first():
       report.write(self.workdir)
-
-  def evaluated(self, stage: Experiment, done: int) -> bool:
-    """Whether the evaluations that are due at this step are all on record."""
-    due = {f'{evaluator.name}/seconds' for evaluator in stage.evaluators if self.due(evaluator, done)}
-    path = self.workdir / 'metrics.jsonl'
-    records = writers.read_metrics(path) if distributed.is_first() and path.exists() else []
-    seen = {name for line in records if line['step'] == done for name in line}
-    return bool(distributed.agree(int(due <= seen)))
 
   def pause(self, stage: Experiment, state: TrainState, done: int) -> None:
     if self.stop(done):
@@ -311,6 +321,11 @@ class _Run:
       )
     mesh = ' x '.join(f'{name} {size}' for name, size in stage.mesh.shape.items() if size > 1) or 'one device'
     self.writer.text(f'{jax.device_count()} {jax.devices()[0].device_kind} device(s): {mesh}')
+
+
+def _clock(evaluator: Evaluator) -> str:
+  """The metric that says how long an evaluation took, and so that it was done."""
+  return f'{evaluator.name}/seconds'
 
 
 class _Window:

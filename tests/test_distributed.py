@@ -201,6 +201,14 @@ def test_a_process_without_its_number_is_told_what_to_set():
   assert 'Set JAX_COORDINATOR_ADDRESS (host:port), JAX_NUM_PROCESSES and JAX_PROCESS_ID' in failed.stderr
 
 
+@pytest.mark.parametrize(('index', 'count'), [('one', '2'), ('0', 'two'), ('2', '2')])
+def test_a_process_that_is_none_of_the_job_s_is_refused(index, count, monkeypatch):
+  for name, value in (('COORDINATOR_ADDRESS', 'localhost:1'), ('PROCESS_ID', index), ('NUM_PROCESSES', count)):
+    monkeypatch.setenv(f'JAX_{name}', value)
+  with pytest.raises(ValueError, match=f"JAX_PROCESS_ID is '{index}' and JAX_NUM_PROCESSES '{count}'; they must be"):
+    distributed.start()
+
+
 def test_a_time_that_is_none_is_refused(monkeypatch):
   monkeypatch.setenv('JAXGEN_HEARTBEAT_SECONDS', 'soon')
   with pytest.raises(ValueError, match="JAXGEN_HEARTBEAT_SECONDS is 'soon'; it must be a whole number of seconds"):

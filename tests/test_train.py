@@ -1,5 +1,6 @@
 """The train loop: a run is a pure function of (config, seed, step), whatever happens to its process."""
 
+import errno
 import json
 import os
 import shutil
@@ -8,9 +9,10 @@ import signal
 import jax
 import numpy as np
 import optax
+import orbax.checkpoint as ocp
 import pytest
 
-from jaxgen import sharding
+from jaxgen import report, sharding
 from jaxgen.checkpoint import CheckpointError, Checkpoints, Policy
 from jaxgen.distributed import Preempted
 from jaxgen.evaluators.base import Evaluator
@@ -74,6 +76,32 @@ def test_a_killed_run_goes_on_bit_for_bit(step, whole, tmp_path):
   assert _records(tmp_path) == _records(whole[0])
 
 
+def test_a_kill_between_two_evaluations_repeats_neither(tmp_path):
+  seen = []
+
+  def act(context):
+    seen.append(context.step)
+    return {'first': float(context.step)}
+
+  evaluators = (_evaluator(2, act, 'first'), _at(8, _die))
+  with pytest.raises(Killed):
+    train(toys.experiment(evaluators=evaluators), tmp_path)
+  train(toys.experiment(evaluators=evaluators), tmp_path)
+  assert seen == [2, 4, 6, 8, 10, 12]
+  for name in ('first', 'value'):
+    assert [r['step'] for r in _records(tmp_path) if name in r] == [2, 4, 6, 8, 10, 12]
+
+
+def test_no_step_is_left_out_of_the_lines_whatever_the_intervals(tmp_path):
+  intervals = {'log_every': 5, 'checkpoints': Policy(every=4)}
+  train(toys.experiment(**intervals), tmp_path / 'whole')
+  with pytest.raises(Killed):
+    train(toys.experiment(evaluators=(_evaluator(8, _die),), **intervals), tmp_path / 'killed')
+  train(toys.experiment(**intervals), tmp_path / 'killed')
+  assert [record['step'] for record in _records(tmp_path / 'whole')] == [4, 5, 8, 10, 12]
+  assert _records(tmp_path / 'killed') == _records(tmp_path / 'whole')
+
+
 def test_evaluations_can_begin_before_the_first_step(whole, tmp_path):
   seen = []
 
@@ -95,14 +123,15 @@ def test_evaluations_can_begin_before_the_first_step(whole, tmp_path):
 def test_sigterm_saves_and_the_run_goes_on_bit_for_bit(whole, tmp_path):
   evaluators = (_at(6, lambda context: os.kill(os.getpid(), signal.SIGTERM)),)
   before = signal.getsignal(signal.SIGTERM)
-  try:
-    with pytest.raises(Preempted):
-      train(toys.experiment(evaluators=evaluators), tmp_path)
-    assert Checkpoints(tmp_path / 'checkpoints').latest() == 7  # no multiple of the interval
-    state = train(toys.experiment(evaluators=evaluators), tmp_path)
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  with pytest.raises(Preempted):
+    train(toys.experiment(evaluators=evaluators), tmp_path)
+  assert signal.getsignal(signal.SIGTERM) is before
+  assert Checkpoints(tmp_path / 'checkpoints').latest() == 7  # no multiple of the interval
+  state = train(toys.experiment(evaluators=evaluators), tmp_path)
+  assert signal.getsignal(signal.SIGTERM) is before
   _same(state, whole[1])
+  # The line of step 8 tells of that step alone: step 7 has one of its own.
+  assert [record['step'] for record in _records(tmp_path) if 'loss' in record] == [2, 4, 6, 7, 8, 10, 12]
 
 
 def test_sigterm_cuts_a_long_evaluation_short(tmp_path):
@@ -111,12 +140,8 @@ def test_sigterm_cuts_a_long_evaluation_short(tmp_path):
     context.pause()
     raise AssertionError('went on after being told to stop')
 
-  before = signal.getsignal(signal.SIGTERM)
-  try:
-    with pytest.raises(Preempted):
-      train(toys.experiment(evaluators=(_evaluator(3, act),)), tmp_path)
-  finally:
-    signal.signal(signal.SIGTERM, before)
+  with pytest.raises(Preempted):
+    train(toys.experiment(evaluators=(_evaluator(3, act),)), tmp_path)
   assert Checkpoints(tmp_path / 'checkpoints').latest() == 3
 
 
@@ -169,6 +194,29 @@ def test_a_checkpoint_of_another_network_is_refused(whole):
     train(toys.experiment(objective=toys.objective(width=16)), whole[0])
   with pytest.raises(CheckpointError, match='another network or optimizer'):
     train(toys.experiment(optimizers={'net': optax.sgd(1e-2)}), whole[0])
+
+
+def test_a_config_that_is_refused_leaves_the_folder_as_it_was(tmp_path):
+  record = {'name': 'toy', 'config': {'width': 8}}
+  train(toys.experiment(steps=4), tmp_path, record=record)
+  before = {path: path.read_bytes() for path in tmp_path.glob('*.json*')}
+  other = toys.experiment(objective=toys.objective(width=16))
+  with pytest.raises(CheckpointError, match='another network'):
+    train(other, tmp_path, record=record | {'config': {'width': 16}})
+  assert {path: path.read_bytes() for path in tmp_path.glob('*.json*')} == before  # `sample` still builds this run
+
+
+def test_a_full_disk_is_told_of_once(tmp_path, monkeypatch):
+  """The save in the background fails, and then the report, and then whatever ends the checkpoints."""
+  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/a/12')
+
+  def fail(*_, **__):
+    raise full
+
+  monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', fail)
+  monkeypatch.setattr(report, 'write', fail)
+  with pytest.raises(CheckpointError, match=r'No space left on device.* the disk is full: free some space'):
+    train(toys.experiment(), tmp_path)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(whole, tmp_path):
@@ -235,6 +283,14 @@ def test_a_stage_with_another_network_takes_what_fits(tmp_path):
 def test_experiments_that_cannot_run_are_refused_before_compiling(tmp_path):
   with pytest.raises(ValueError, match='steps is 0'):
     train(toys.experiment(steps=0), tmp_path)
+  with pytest.raises(ValueError, match=r'checkpoints\.every is 0; it must be 1 or more'):
+    train(toys.experiment(checkpoints=Policy(every=0)), tmp_path)
+  with pytest.raises(ValueError, match=r'checkpoints\.keep is 0'):
+    train(toys.experiment(checkpoints=Policy(keep=0)), tmp_path)
+  with pytest.raises(ValueError, match='every of look is 0; it must be 1 or more'):
+    train(toys.experiment(evaluators=(_evaluator(0),)), tmp_path)
+  with pytest.raises(ValueError, match=r"evaluators must have different names, got \['look', 'look'\]"):
+    train(toys.experiment(evaluators=(_evaluator(1), _evaluator(2))), tmp_path)
   with pytest.raises(ValueError, match='batch_size 16 does not divide over 8 devices times 3 accumulation steps'):
     train(toys.experiment(accumulate=3), tmp_path)
   with pytest.raises(ValueError, match='at least one Experiment'):
