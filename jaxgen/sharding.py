@@ -172,6 +172,8 @@ def attend_on_shards(kernel: Callable) -> Callable:
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
   """Raises ValueError where a batch does not split evenly over the mesh and the accumulation steps."""
+  if batch_size < 1:
+    raise ValueError(f'batch_size is {batch_size}; it must be 1 or more')
   parts = accumulate * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
   if batch_size % parts:
     raise ValueError(

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen import sharding
+from jaxgen import distributed, sharding
 from jaxgen.evaluators import fid as fid_module
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.fid import fid, fid_name
@@ -63,6 +63,14 @@ def test_a_fid_of_fewer_samples_is_named_so(num, name):
   assert fid_name(num) == name
 
 
+def test_a_reference_that_cannot_be_split_over_the_mesh_is_refused_before_training():
+  mesh = sharding.make_mesh()
+  with pytest.raises(ValueError, match='batch_size 12 does not divide over 8 devices'):
+    fid(lambda: None, toys.dataset(), mesh=mesh, cond={}, num_samples=9, every=1, batch_size=12, protocol={})
+  with pytest.raises(ValueError, match='batch_size is -8; it must be 1 or more'):
+    make_generate(_sample, mesh=mesh, batch_size=-8)
+
+
 @pytest.fixture
 def cheap_network(monkeypatch, tmp_path):
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
@@ -75,20 +83,17 @@ def _context(tmp_path, writer) -> Context:
   return Context(5, state, {}, writer, tmp_path)
 
 
+def _fid(dataset, batch_size: int = 8):
+  mesh = sharding.make_mesh()
+  generate = make_generate(_sample, mesh=mesh, batch_size=batch_size)
+  options = {'num_samples': 21, 'every': 1, 'batch_size': batch_size, 'protocol': {'guidance': 2.0}, 'seed': 3}
+  return fid(generate, dataset, mesh=mesh, cond=LABELS, **options)
+
+
 @pytest.mark.parametrize('batch_size', [8, 16])
 def test_fid_in_the_loop_is_the_distance_of_all_images(batch_size, cheap_network, tmp_path):
   mesh, dataset = sharding.make_mesh(), toys.dataset(30)
-  evaluator = fid(
-    make_generate(_sample, mesh=mesh, batch_size=batch_size),
-    dataset,
-    mesh=mesh,
-    cond=LABELS,
-    num_samples=21,
-    every=1,
-    batch_size=batch_size,
-    protocol={'guidance': 2.0},
-    seed=3,
-  )
+  evaluator = _fid(dataset, batch_size)
   ours, theirs = FeatureStatistics(), FeatureStatistics()
   # The averaged parameters are sampled, not the raw ones.
   ours.update(_features(np.repeat(_images(mesh, 8), 3, axis=-1)))
@@ -105,6 +110,42 @@ def test_fid_in_the_loop_is_the_distance_of_all_images(batch_size, cheap_network
   assert how['guidance'] == 2.0
   assert how['network_hash'] == 'cheap'
   assert how['reference_fingerprint'] == 'toy'
+
+
+def test_a_record_that_cannot_be_read_is_not_counted_as_reference(cheap_network, tmp_path):
+  dataset = toys.dataset(30)
+
+  def decode(image):
+    if image is dataset.source[4]:
+      raise ValueError('damaged')
+    return dataset.decode(image)
+
+  with Writer(tmp_path / 'run') as writer:
+    _fid(dataset._replace(decode=decode)).run(_context(tmp_path, writer))
+  how = json.loads((tmp_path / 'run' / 'protocols.json').read_text())['fid_21']
+  assert how['reference'] == '29 images of toy (train)'
+
+
+def test_reference_statistics_are_made_once_and_by_all_processes_or_none(cheap_network, tmp_path, monkeypatch):
+  made = []
+
+  def counted(images):
+    made.append(len(images))
+    return _features(images)
+
+  monkeypatch.setattr(fid_module, 'feature_extractor', lambda params, **_: counted)
+  with Writer(tmp_path / 'run') as writer:
+    values = _fid(toys.dataset(30)).run(_context(tmp_path, writer))
+    assert made == 4 * [8] + 3 * [8]  # the reference, then the samples
+    made.clear()
+    assert _fid(toys.dataset(30)).run(_context(tmp_path, writer)) == values
+    assert made == 3 * [8]
+    # The first process has no file: this one computes with it, though it has one, or the first would wait for ever.
+    made.clear()
+    monkeypatch.setattr(distributed, 'agree', lambda value: 0)
+    monkeypatch.setattr(distributed, 'is_first', lambda: False)
+    assert _fid(toys.dataset(30)).run(_context(tmp_path, writer)) == {}
+    assert made == 4 * [8] + 3 * [8]
 
 
 def test_samples_are_drawn_from_the_same_noise_each_time(tmp_path):

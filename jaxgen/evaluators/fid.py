@@ -61,12 +61,13 @@ def fid(
     prefix: of the name: 'r' of what an autoencoder restores.
 
   Raises:
-    ValueError: too few samples.
+    ValueError: too few samples, or reference images at a time that do not divide over the mesh.
 
   Its `check` raises FileNotFoundError where there are no Inception weights, and says how to get them.
   """
   if num_samples < 2:
     raise ValueError(f'FID of {num_samples} samples is not defined; set fid.num_samples to 50000, or to at least 2')
+  sharding.check_batch_size(batch_size, mesh)
   load = functools.cache(inception.load)
   name = prefix + fid_name(num_samples)
   kept: list[Moments | None] = []
@@ -79,9 +80,12 @@ def fid(
       feature_extractor(network.params, batch_size=batch_size, batch_sharding=place, replicated=everywhere)
     )
     key = {'dataset': dataset.fingerprint, 'split': dataset.split, 'resize': 'tf1', 'weights': network.hash}
-    kept.append(_on_first(key, lambda: _moments(dataset, _rgb(extractors[0]), batch_size, mesh, context.pause)))
+    moments = _on_first(key, lambda: _moments(dataset, _rgb(extractors[0]), batch_size, mesh, context.pause))
+    kept.append(moments)
+    if moments is None:
+      return
     how = {
-      'reference': f'{dataset.num_examples} images of {dataset.name} ({dataset.split})',
+      'reference': f'{moments.n} images of {dataset.name} ({dataset.split})',
       'reference_fingerprint': dataset.fingerprint,
       'samples': num_samples,
       'seed': seed,
@@ -106,10 +110,13 @@ def fid(
 
 def _on_first(key: Mapping[str, str], compute: Callable[[], Moments]) -> Moments | None:
   """Kept or computed statistics on the first process, which alone has use for them; all of them compute."""
-  first = distributed.is_first()
-  if distributed.agree(int(reference.cached_path(key).exists())):
-    return reference.read(reference.cached_path(key)) if first else None
-  return reference.cached(key, compute, write=first)
+  path, first = reference.cached_path(key), distributed.is_first()
+  if distributed.agree(int(path.exists())):
+    return reference.read(path) if first else None
+  moments = compute()  # on every process, also where another run has left the file
+  if first:
+    reference.write(path, moments, key)
+  return moments if first else None
 
 
 def _moments(dataset: Dataset, extract, batch_size: int, mesh: jax.sharding.Mesh, pause: Callable) -> Moments:

@@ -7,44 +7,23 @@ written in the file. The file is an .npz with `mu` and `sigma`, as TTUR and pyto
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from jaxgen.home import home
-from jaxgen.metrics.features import Extract
-from jaxgen.metrics.statistics import FeatureStatistics, Moments
-from jaxgen.typing import Array
-
-
-def moments_of(batches: Iterable[Array | np.ndarray], extract: Extract) -> Moments:
-  """Statistics of the features of batches of images in [-1, 1]."""
-  statistics = FeatureStatistics()
-  for batch in batches:
-    statistics.update(extract(batch))
-  return statistics.finalize()
-
-
-def cached(key: Mapping[str, str], compute: Callable[[], Moments], *, write: bool = True) -> Moments:
-  """The statistics of `key`, computed when they are asked for the first time.
-
-  Args:
-    key: all they depend on: the dataset's fingerprint, split, preprocessing, resize, hash of the weights.
-    write: whether to keep them; one process of several should.
-  """
-  path = cached_path(key)
-  if path.exists():
-    return read(path)
-  moments = compute()
-  if write:
-    _write(path, moments, key)
-  return moments
+from jaxgen.metrics.statistics import Moments
 
 
 def cached_path(key: Mapping[str, str]) -> Path:
+  """Where the statistics of `key` are kept, there or not.
+
+  Args:
+    key: all they depend on: the dataset's fingerprint, split, preprocessing, resize, hash of the weights.
+  """
   digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
   return home() / 'statistics' / f'{digest[:32]}.npz'
 
@@ -66,15 +45,15 @@ def read(path: Path) -> Moments:
   return Moments(n, mean, cov)
 
 
-def _write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:
-  """The file is complete or not there, whenever the process is killed."""
+def write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:
+  """Keeps statistics for `read`; the file is complete or not there, whenever the process is killed."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, suffix='.npz')
+  temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(4)}.tmp')  # mkstemp's would be for this user alone
   try:
-    with os.fdopen(handle, 'wb') as file:
+    with temporary.open('wb') as file:
       np.savez(
         file, n=np.int64(moments.n or 0), mu=moments.mean, sigma=moments.cov, key=json.dumps(dict(key), sort_keys=True)
       )
     os.replace(temporary, path)
   finally:
-    Path(temporary).unlink(missing_ok=True)
+    temporary.unlink(missing_ok=True)
