@@ -14,8 +14,9 @@ import pytest
 
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.cli.config import load_config
-from jaxgen.train import abstract_state
+from jaxgen.train import abstract_state, train
 from jaxgen.writer import read_metrics
+from tests import worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OVERRIDES = [
@@ -94,6 +95,34 @@ def _killed_run_equals_whole(tmp_path, kills: int, seed: int) -> None:
 
 def test_a_kill_changes_nothing(tmp_path):
   _killed_run_equals_whole(tmp_path, kills=1, seed=0)
+
+
+def test_a_kill_while_features_are_extracted_changes_nothing(tmp_path, monkeypatch):
+  """FID by a toy network every 4 steps: 3 batches of the reference at first, and 3 of samples each time."""
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+
+  def finish(workdir):
+    with monkeypatch.context() as patch:
+      patch.setenv('JAXGEN_HOME', str(workdir / 'home'))
+      return train(worker.experiment(12, patch.setattr), workdir)
+
+  def fids(workdir):
+    return {line['step']: line['fid_40'] for line in read_metrics(workdir / 'metrics.jsonl') if 'fid_40' in line}
+
+  expected = finish(whole)
+  for batch, on_record in ((2, []), (3 + 3 + 2, [4])):  # of the reference; of the samples of step 8
+    command = [sys.executable, '-m', 'tests.worker', str(killed), '12', f'kill_features={batch}']
+    env = os.environ | {'JAXGEN_HOME': str(killed / 'home')}
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+    assert done.returncode == -signal.SIGKILL, done.stderr[-3000:]
+    assert list(fids(killed)) == on_record
+  jax.tree.map(np.testing.assert_array_equal, jax.device_get(expected), jax.device_get(finish(killed)))
+  assert fids(killed) == fids(whole)
+  assert list(fids(whole)) == [4, 8, 12]
+  steps = [line['step'] for line in read_metrics(killed / 'metrics.jsonl')]
+  assert steps == [2, 4, 4, 6, 8, 8, 10, 12, 12]  # lines of losses and of FID, each once
+  kept = [[path.name for path in (w / 'home' / 'statistics').iterdir()] for w in (whole, killed)]
+  assert kept[0] == kept[1]
 
 
 @pytest.mark.slow

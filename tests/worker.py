@@ -2,8 +2,10 @@
 
 WHAT happens in process 1, at step 5: `term` it is told to stop, `kill` it dies, `fail` its data ends, `late` its data
 does not come. `kill_first` is for process 0; with `term_look` it is told to stop while all of them evaluate.
+`kill_features=N` is for a single process, which dies over the Nth batch of images that it extracts features of.
 """
 
+import itertools
 import os
 import signal
 import sys
@@ -14,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import distributed, sharding
+from jaxgen.evaluators import fid as fid_module
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
@@ -63,6 +66,22 @@ def _look(context: Context) -> dict[str, float]:
   return {}
 
 
+def _die_over_features(batch: int) -> None:
+  make, batches = fid_module.feature_extractor, itertools.count(1)
+
+  def made(*args, **options):
+    extract = make(*args, **options)
+
+    def extract_or_die(images):
+      if next(batches) == batch:
+        _happen('kill')
+      return extract(images)
+
+    return extract_or_die
+
+  fid_module.feature_extractor = made
+
+
 class _Data:
   """A loader whose batch of one step brings `what` with it."""
 
@@ -95,7 +114,9 @@ def main() -> None:
 
   workdir, steps, what = sys.argv[1], int(sys.argv[2]), ''.join(sys.argv[3:])
   stage = experiment(steps)
-  if what == 'term_look':
+  if what.startswith('kill_features='):
+    _die_over_features(int(what.partition('=')[2]))
+  elif what == 'term_look':
     stage = stage._replace(evaluators=(Evaluator('look', 4, _look),))
   elif what and jax.process_index() == (0 if what == 'kill_first' else 1):
     stage = stage._replace(data=_Data(stage.data, what))
