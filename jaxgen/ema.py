@@ -39,13 +39,24 @@ class Average(NamedTuple):
 
 
 def constant(decay: float) -> Callable:
-  """Eq. 2."""
+  """Eq. 2.
+
+  Raises:
+    ValueError: `decay` is not in [0, 1]: the average would run away.
+  """
+  _check(decay)
   return lambda step: jnp.float32(decay)
 
 
 def warmup(decay: float) -> Callable:
-  """Eq. 3."""
+  """Eq. 3; raises as `constant`."""
+  _check(decay)
   return lambda step: jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
+
+
+def _check(decay: float) -> None:
+  if not 0 <= decay <= 1:
+    raise ValueError(f"an average's decay is {decay}; it must be in [0, 1], such as 0.9999")
 
 
 def half_life(images: float, *, batch_size: int, ramp: float | None = None) -> Callable:

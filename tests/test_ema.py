@@ -47,6 +47,13 @@ def test_exponents_and_widths_are_inverse_and_bounded():
     ema.power(0.0)
 
 
+@pytest.mark.parametrize('decay', [-0.1, 1.1, float('nan')])
+@pytest.mark.parametrize('make', [ema.constant, ema.warmup])
+def test_a_decay_that_is_none_is_refused(make, decay):
+  with pytest.raises(ValueError, match=r'it must be in \[0, 1\]'):
+    make(decay)
+
+
 def test_an_inner_product_is_the_integral_of_two_profiles():
   s = (np.arange(200_000) + 0.5) / 200_000 * 9.0
 
