@@ -15,7 +15,7 @@ import numpy as np
 from jaxgen import distributed, sharding
 from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets.latents import TEXT, Writer
-from jaxgen.data.loader import held_rows, to_devices
+from jaxgen.data.loader import Batches, held_rows, to_devices
 from jaxgen.data.reader import Reader
 from jaxgen.metrics.inception import compiler_options
 from jaxgen.models.latents import Autoencoder, normal, posterior
@@ -51,13 +51,16 @@ def encode(
     report: told what is done.
 
   Raises:
-    ValueError: the name is taken by other latents, or an image cannot be read.
+    ValueError: the name is taken by other latents, an image cannot be read, or is not what the autoencoder takes.
   """
   sharding.check_batch_size(batch_size, mesh)
+  for dataset in datasets:
+    _check_images(dataset, autoencoder.net)
   writer = Writer(
     name,
     identity={
       'autoencoder': autoencoder.hash,
+      'dtype': jnp.dtype(autoencoder.net.dtype).name,
       'data': datasets[0].name,
       'fingerprints': ' '.join(dataset.fingerprint for dataset in datasets),
       'batch_size': batch_size,
@@ -76,7 +79,7 @@ def encode(
     writer.start()
   distributed.agree(0)  # the others wait for the folder
   frozen = jax.device_put(autoencoder.frozen, sharding.shard_tree(autoencoder.frozen, mesh))
-  run = _encoder(autoencoder.net, mesh, flips=flips, samples=samples)
+  run = encoder(autoencoder.net, mesh, flips=flips, samples=samples)
   for dataset in datasets:
     _encode_split(dataset, writer, lambda images, index: run(frozen, images, index), mesh, batch_size, report)
   if first:
@@ -85,7 +88,18 @@ def encode(
   return writer.path
 
 
-def _encoder(net: Any, mesh: jax.sharding.Mesh, *, flips: bool, samples: bool) -> Callable[..., dict[str, Array]]:
+def _check_images(dataset: Dataset, net: Any) -> None:
+  height, width, channels = dataset.read(0)['image'].shape
+  if channels != net.channels:
+    raise ValueError(f'{dataset.name} has images of {channels} channels; the autoencoder takes {net.channels}')
+  if height % net.factor or width % net.factor:
+    raise ValueError(
+      f'{dataset.name} has images of {height}x{width}, which do not divide by {net.factor}, the side of a latent; '
+      'encode them at another --size'
+    )
+
+
+def encoder(net: Any, mesh: jax.sharding.Mesh, *, flips: bool, samples: bool) -> Callable[..., dict[str, Array]]:
   """`(frozen, images, index) -> {'image', 'std'}`, float16, b copies ...: everything on every process."""
 
   def run(frozen: Any, images: Array, index: Array) -> dict[str, Array]:
@@ -109,18 +123,21 @@ def _encode_split(
   place, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)
   rows = held_rows(place, batch_size)
   batches = writer.batches[dataset.split]
-  for batch in range(batches):
-    if distributed.agree(int(writer.has(dataset.split, batch))):
-      continue
-    index = np.arange(batch * batch_size, (batch + 1) * batch_size, dtype=np.int32)
+  wanted = [batch for batch in range(batches) if not distributed.agree(int(writer.has(dataset.split, batch)))]
+
+  def read(i: int) -> dict[str, Array]:
+    index = np.arange(wanted[i] * batch_size, (wanted[i] + 1) * batch_size, dtype=np.int32)
     local = reader.stack(reader.read_or_blank, [int(index[row]) for row in rows])
-    arrays = to_devices(local | {'index': index[rows]}, rows, place, batch_size)
-    latents = run(arrays['image'], arrays['index'])
-    others = {name: value for name, value in arrays.items() if name in ('label', TEXT, 'mask')}
-    others = jax.device_get(jax.device_put(others, everywhere))
-    if distributed.is_first():
-      writer.put(dataset.split, batch, _rows(jax.device_get(latents), others))
-    report(f'{dataset.name} {dataset.split}: {batch + 1} of {batches} batches')
+    return to_devices(local | {'index': index[rows]}, rows, place, batch_size)
+
+  with Batches(read, range(len(wanted)), prefetch=2) as read_ahead:
+    for batch, arrays in zip(wanted, read_ahead, strict=True):
+      latents = run(arrays['image'], arrays['index'])
+      others = {name: value for name, value in arrays.items() if name in ('label', TEXT, 'mask')}
+      others = jax.device_get(jax.device_put(others, everywhere))
+      if distributed.is_first():
+        writer.put(dataset.split, batch, _rows(jax.device_get(latents), others))
+      report(f'{dataset.name} {dataset.split}: {batch + 1} of {batches} batches')
 
 
 def _rows(latents: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -2,6 +2,7 @@
 
   python tests/diffusers_models.py OUT      # in an environment with torch and diffusers, which the tests do not need
   python tests/diffusers_models.py --load FOLDER CLASS      # loads what jaxgen wrote, and says what it answers
+  python tests/diffusers_models.py --published FOLDER KIND  # one of a published size: its folder, with answers.npz
 
 Every parameter is drawn anew, so that none is zero or one, and rounded to float16, which halves the files.
 """
@@ -93,6 +94,38 @@ MODELS = {
   ),
 }
 
+# Stable Diffusion's autoencoder, VQ-f4 of latent diffusion, DDPM's of 256x256, Stable Diffusion 1.5's.
+PUBLISHED = {
+  'autoencoder_kl': {
+    'block_out_channels': [128, 256, 512, 512],
+    'down_block_types': ['DownEncoderBlock2D'] * 4,
+    'up_block_types': ['UpDecoderBlock2D'] * 4,
+    'layers_per_block': 2,
+    'latent_channels': 4,
+  },
+  'vq_model': {
+    'block_out_channels': [128, 256, 512],
+    'down_block_types': ['DownEncoderBlock2D'] * 3,
+    'up_block_types': ['UpDecoderBlock2D'] * 3,
+    'layers_per_block': 2,
+    'latent_channels': 3,
+    'num_vq_embeddings': 8192,
+    'vq_embed_dim': 3,
+  },
+  'unet': {
+    'block_out_channels': [128, 128, 256, 256, 512, 512],
+    'down_block_types': [*['DownBlock2D'] * 4, 'AttnDownBlock2D', 'DownBlock2D'],
+    'up_block_types': ['UpBlock2D', 'AttnUpBlock2D', *['UpBlock2D'] * 4],
+    'attention_head_dim': None,
+    'freq_shift': 1,
+    'flip_sin_to_cos': False,
+    'downsample_padding': 0,
+    'norm_eps': 1e-6,
+  },
+  'unet_condition': {'attention_head_dim': 8, 'cross_attention_dim': 768},
+}
+SIDES = {'autoencoder_kl': 128, 'vq_model': 128, 'unet': 128, 'unet_condition': 64}  # of the input
+
 
 def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndarray:
   fan_in = max(int(np.prod(shape[1:])), 1)
@@ -102,10 +135,12 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
   return values.astype(np.float16)
 
 
-def answers(kind: str, model: torch.nn.Module, rng: np.random.Generator) -> dict[str, np.ndarray]:
+def answers(
+  kind: str, model: torch.nn.Module, rng: np.random.Generator, *, batch: int = 2, size=(8, 12), tokens: int = 3
+) -> dict[str, np.ndarray]:
   channels = model.config.in_channels
-  x = torch.from_numpy(rng.standard_normal((2, channels, 8, 12)).astype(np.float32))
-  t = torch.tensor([3.0, 700.0])
+  x = torch.from_numpy(rng.standard_normal((batch, channels, *size)).astype(np.float32))
+  t = torch.tensor([3.0, 700.0])[-batch:]
   with torch.no_grad():
     match kind:
       case 'autoencoder_kl':
@@ -116,10 +151,11 @@ def answers(kind: str, model: torch.nn.Module, rng: np.random.Generator) -> dict
         index = model.quantize(h)[2][2].reshape(h.shape[0], *h.shape[2:])
         made = {'z': h, 'index': index, 'image': model.decode(h).sample}
       case 'unet' | 'unet_resnet':
-        y = torch.tensor([1, 4]) if model.config.num_class_embeds else None
+        y = torch.tensor([1, 4])[-batch:] if model.config.num_class_embeds else None
         made = {'t': t, 'out': model(x, t, class_labels=y).sample} | ({} if y is None else {'y': y})
       case 'unet_condition':
-        text = torch.from_numpy(rng.standard_normal((2, 3, 6)).astype(np.float32))
+        width = model.config.cross_attention_dim
+        text = torch.from_numpy(rng.standard_normal((batch, tokens, width)).astype(np.float32))
         made = {'t': t, 'text': text, 'out': model(x, t, encoder_hidden_states=text).sample}
   return {'x': x.numpy()} | {name: value.numpy() for name, value in made.items()}
 
@@ -135,6 +171,16 @@ def make(out: pathlib.Path) -> None:
     np.savez_compressed(out / f'diffusers_{kind}.npz', config=np.array(saved), **arrays)
 
 
+def publish(folder: str, kind: str) -> None:
+  rng = np.random.default_rng(0)
+  model = MODELS[kind][0](**PUBLISHED[kind]).eval()
+  for name, tensor in model.state_dict().items():
+    tensor.copy_(torch.from_numpy(draw(name, tuple(tensor.shape), rng).astype(np.float32)))
+  model.save_pretrained(folder)
+  side = SIDES[kind]
+  np.savez(f'{folder}/answers.npz', **answers(kind, model, rng, batch=1, size=(side, side), tokens=77))
+
+
 def load(folder: str, name: str) -> None:
   model, info = getattr(diffusers, name).from_pretrained(folder, output_loading_info=True)
   count = sum(parameter.numel() for parameter in model.parameters())
@@ -142,4 +188,10 @@ def load(folder: str, name: str) -> None:
 
 
 if __name__ == '__main__':
-  load(*sys.argv[2:]) if sys.argv[1] == '--load' else make(pathlib.Path(sys.argv[1]))
+  match sys.argv[1:]:
+    case '--load', folder, name:
+      load(folder, name)
+    case '--published', folder, kind:
+      publish(folder, kind)
+    case (out,):
+      make(pathlib.Path(out))

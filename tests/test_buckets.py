@@ -12,11 +12,17 @@ from etils import epath
 from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 
-from jaxgen import report
+from jaxgen import report, sharding
 from jaxgen.checkpoint import Checkpoints, Policy
 from jaxgen.cli.config import load_run
 from jaxgen.cli.main import main
+from jaxgen.data.datasets import latents
+from jaxgen.evaluators import reconstruction
+from jaxgen.evaluators.base import Context
+from jaxgen.models.autoencoder import AutoencoderKL
+from jaxgen.pretrained import autoencoder, folder, safetensors_file
 from jaxgen.train import train
+from jaxgen.train_state import TrainState
 from jaxgen.writer import Writer, read_metrics, save_png
 from tests import toys
 
@@ -130,3 +136,65 @@ def test_what_must_be_on_the_machine_is_refused_in_a_bucket(monkeypatch, capsys)
   monkeypatch.setenv('JAXGEN_HOME', 'gs://mine/home')
   assert main(['weights', 'list']) == 2
   assert 'JAXGEN_HOME is gs://mine/home; it must be a folder of this machine' in capsys.readouterr().err
+
+
+@pytest.fixture
+def kept(bucket):
+  """What a run in a bucket leaves of its autoencoder: its folder, the network and its parameters."""
+  net = AutoencoderKL(multipliers=(1,), latent=2, width=4, groups=2, blocks=0, middle_attention=False, channels=1)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 2, 4, 1), np.float32))['params']
+  rng = np.random.default_rng(0)
+  params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
+  state = TrainState(step=1, bad_steps=0, params={'autoencoder': params}, opt_state={}, ema={}, extra={})
+  keep = reconstruction.keep(net, toys.dataset(8), mesh=sharding.make_mesh(), every=1, batch_size=8, num=8)
+  keep.run(Context(1, state, {}, None, epath.Path('gs://mine/f')))
+  return bucket / 'f' / 'autoencoder', net, params
+
+
+def test_an_autoencoder_is_kept_in_a_bucket_and_loaded_from_it(kept, tmp_path, monkeypatch):
+  place, net, params = kept
+  assert {path.name for path in place.iterdir()} == {'config.json', f'{folder.STEM}.safetensors'}
+  assert Buckets.writes == ['gs://mine/f/autoencoder/' + name for name in (f'{folder.STEM}.safetensors', 'config.json')]
+  copies = tmp_path / 'copies'
+  copies.mkdir()
+  monkeypatch.setattr('tempfile.tempdir', str(copies))
+  loaded = autoencoder.load('gs://mine/f/autoencoder')
+  assert loaded.net == net
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  assert loaded.hash == autoencoder.load(place).hash
+  assert not list(copies.iterdir())  # nothing is left of what was copied to be read
+  tensors = safetensors_file.lazily('gs://mine/f/autoencoder/diffusion_pytorch_model.safetensors')
+  assert len(list(copies.iterdir())) == 1
+  del tensors
+  assert not list(copies.iterdir())
+
+
+def test_what_is_wrong_in_a_bucket_is_named_as_it_is_on_a_disk(kept):
+  place, _, _ = kept
+  file = place / f'{folder.STEM}.safetensors'
+  with pytest.raises(FileNotFoundError, match=r'gs://mine/none/config\.json does not exist'):
+    autoencoder.load('gs://mine/none')
+  file.write_bytes(file.read_bytes()[:-1])
+  with pytest.raises(ValueError, match=r'gs://mine/f/autoencoder/\S+ cannot be read as a safetensors file'):
+    autoencoder.load('gs://mine/f/autoencoder')
+  file.rename(file.with_suffix('.bin'))
+  with pytest.raises(ValueError, match=r'gs://mine/f/autoencoder/diffusion_pytorch_model\.bin is no torch file'):
+    autoencoder.load('gs://mine/f/autoencoder')
+
+
+def test_latents_are_looked_for_in_a_bucket_and_written_on_a_disk(bucket, tmp_path):
+  options = {'identity': {'autoencoder': 'a' * 64}, 'batches': {'train': 1}}
+  writer = latents.Writer('things_latents', data_dir=tmp_path / 'disk', **options)
+  writer.start()
+  writer.put('train', 0, {'image': np.zeros((2, 1, 1, 1), np.float16)})
+  writer.finish()
+  with pytest.raises(FileNotFoundError, match=r'no latents things_latents in gs://mine/data; make them with'):
+    latents.latents('things_latents', autoencoder='b' * 64, data_dir='gs://mine/data')
+  bucket.mkdir(parents=True)
+  (tmp_path / 'disk').rename(bucket / 'data')
+  with pytest.raises(
+    ValueError, match=r'in gs://mine/data/things_latents/\S+ are of the autoencoder aaaaaaaaaaaa, and'
+  ):
+    latents.latents('things_latents', autoencoder='b' * 64, data_dir='gs://mine/data')
+  with pytest.raises(ValueError, match=r'data_dir is gs://mine/data, and ArrayRecord files are written on a disk only'):
+    latents.Writer('things_latents', data_dir='gs://mine/data', **options)

@@ -1,5 +1,13 @@
 """Data sets of latents: written over a mesh, resumed, read, and refused for another autoencoder."""
 
+import os
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -117,6 +125,44 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made, written, tmp
   assert encoded.count(-1) == 3 - (2 if dies == 'in a batch' else 3)
   assert _files(path) == _files(written[1])
   assert not (tmp_path / 'things_latents.partial').exists()
+
+
+def _start(place):
+  arguments = ['--data', 'emoji32', '--autoencoder', place / 'ae', '--batch-size', '4', '--data-dir', place]
+  command = [sys.executable, '-m', 'jaxgen.cli.main', 'data', 'encode', *map(str, arguments)]
+  root = pathlib.Path(__file__).resolve().parents[1]
+  return subprocess.Popen(command, cwd=root, env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'}, stdout=subprocess.PIPE)
+
+
+@pytest.mark.slow
+def test_kill_9_at_random_moments_changes_no_byte(made, tmp_path):
+  whole, killed = tmp_path / 'whole', tmp_path / 'killed'
+  for place in (whole, killed):
+    pretrained.save(place / 'ae', made.net, made.params, SCALING)
+  assert _start(whole).wait(timeout=600) == 0
+  moments, landed = random.Random(0), []
+  for _ in range(6):
+    process, partial = _start(killed), killed / 'emoji32_latents.partial'
+    before = len(list(partial.glob('*.npz')))
+    while process.poll() is None and len(list(partial.glob('*.npz'))) == before:
+      time.sleep(0.005)
+    time.sleep(moments.uniform(0, 1))
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if process.returncode != -signal.SIGKILL:
+      break  # it was done before it was killed
+    landed.append(len(list(partial.glob('*.npz'))))
+  print(f'killed with {landed} batches on the disk')
+  assert landed
+  assert _start(killed).wait(timeout=600) == 0
+  assert _files(killed / 'emoji32_latents') == _files(whole / 'emoji32_latents')
+  assert not (killed / 'emoji32_latents.partial').exists()
+
+
+def test_latents_in_another_dtype_are_others(made, written):
+  half = made._replace(net=made.net.clone(dtype=jnp.bfloat16))
+  with pytest.raises(ValueError, match=r'holds other latents \(dtype differ\)'):
+    _encode(half, written[0])
 
 
 def test_batches_of_another_autoencoder_are_not_used(made, tmp_path, written):

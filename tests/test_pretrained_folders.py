@@ -1,7 +1,10 @@
 """Models in diffusers' folders, in and out; the numbers are diffusers' own (diffusers_models.py made the files)."""
 
 import json
+import os
 import pathlib
+import subprocess
+import sys
 from typing import Any, NamedTuple
 
 import jax
@@ -17,6 +20,7 @@ from jaxgen.pretrained import autoencoder, diffusers_dit, diffusers_unet, folder
 from jaxgen.processes import parameterisation
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
+PEER = pathlib.Path(__file__).parent / 'diffusers_models.py'
 MODELS = {
   'autoencoder_kl': autoencoder,
   'vq_model': autoencoder,
@@ -93,6 +97,36 @@ def test_answers_are_those_of_diffusers(case):
   for name, ours in _answers(case).items():
     theirs = case.arrays[name]
     _close(ours, theirs[:, None] if name == 'index' else theirs)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ('kind', 'count'),
+  [
+    ('autoencoder_kl', 83_653_863),
+    ('vq_model', 55_322_782),
+    ('unet', 113_673_219),
+    ('unet_condition', 859_520_964),
+  ],
+)
+def test_published_sizes_answer_as_in_diffusers(kind, count, tmp_path):
+  """Full widths on images of 128x128, or latents of 64x64; SD 1.5's U-Net takes 8 GB of memory and of the disk."""
+  python = os.environ.get('JAXGEN_PARITY_PYTHON', sys.executable)
+  if subprocess.run([python, '-c', 'import torch, diffusers'], capture_output=True, check=False).returncode:
+    pytest.skip(f'{python} has not torch and diffusers (the `parity` extra); JAXGEN_PARITY_PYTHON may name another')
+  subprocess.run([python, PEER, '--published', tmp_path, kind], check=True, timeout=3000)
+  loaded = MODELS[kind].load(tmp_path, put=lambda _, array: jax.device_put(array))
+  assert sum(leaf.size for leaf in jax.tree.leaves(loaded.params)) == count
+  with np.load(tmp_path / 'answers.npz') as file:
+    arrays = dict(file)
+  for name, ours in _answers(Case(kind, tmp_path, arrays, {}, loaded)).items():
+    theirs = arrays[name]
+    if name == 'index':
+      np.testing.assert_array_equal(ours[..., 0], theirs)
+      continue
+    error = np.abs(ours.transpose(0, 3, 1, 2) - theirs)
+    print(f'{kind} {name}: {error.max() / np.abs(theirs).max():.1e} of the largest value of {theirs.shape}')
+    assert error.max() <= 1e-4 * np.abs(theirs).max()
 
 
 def test_no_tensor_of_the_golden_files_is_at_its_start(case):
@@ -205,8 +239,14 @@ def test_a_checkpoint_of_the_original_code_becomes_a_folder(tmp_path, monkeypatc
   loaded = autoencoder.load(tmp_path / 'out')
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
   np.testing.assert_array_equal(loaded.scaling.scale, [0.5, 0.5])
+  del others['scale_factor']  # as in Stable Diffusion's files, whose code has it
+  safetensors_file.write(file, tensors | others, metadata={})
+  autoencoder.convert(file, tmp_path / 'as published', 'sd3-f8')
+  scaling = autoencoder.load(tmp_path / 'as published').scaling
+  np.testing.assert_array_equal(scaling, np.float32([[0.0609] * 2, [1.5305] * 2]))
+  monkeypatch.setattr(autoencoder, 'published', lambda name: net.clone(blocks=1))
   with pytest.raises(ValueError, match=r'missing: encoder\.down\.0\.block\.0'):
-    autoencoder.convert(file, tmp_path / 'other', net.clone(blocks=1))
+    autoencoder.convert(file, tmp_path / 'other', 'mine')
   assert not (tmp_path / 'other').exists()
   monkeypatch.undo()
   with pytest.raises(ValueError, match=r'sd-f8, .*vq-f4'):

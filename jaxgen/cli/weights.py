@@ -20,7 +20,7 @@ def main(argv: list[str]) -> int:
   convert.add_argument('file', type=Path, help='.ckpt, .pt, .pth or .safetensors; nothing in it is run')
   convert.add_argument('folder', type=Path)
   convert.add_argument(
-    '--network', required=True, help='sd-f8, kl-f4, kl-f8, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...'
+    '--network', required=True, help='sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...'
   )
   options = parser.parse_args(argv)
   if options.command == 'list':
@@ -35,7 +35,7 @@ def main(argv: list[str]) -> int:
 def _convert(file: Path, folder: Path, network: str) -> None:
   from jaxgen.pretrained import autoencoder
 
-  autoencoder.convert(file, folder, autoencoder.published(network))
+  autoencoder.convert(file, folder, network)
   print(folder)
 
 

@@ -6,6 +6,7 @@ Nothing here needs TensorFlow: images are handed to TFDS as encoded bytes and ta
 import contextlib
 import hashlib
 import io
+import os
 import pathlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
@@ -152,7 +153,7 @@ def write_arrays(
     ).download_and_prepare()
 
 
-def open_folder(path: pathlib.Path) -> tfds.core.DatasetBuilder:
+def open_folder(path: str | os.PathLike) -> tfds.core.DatasetBuilder:
   """The builder of a prepared dataset, made from its folder alone."""
   return tfds.builder_from_directory(path)
 

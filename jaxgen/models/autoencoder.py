@@ -59,8 +59,10 @@ class Size(NamedTuple):
 
 
 SIZES = {
-  'sd-f8': Size((1, 2, 4, 4), latent=4),  # Stable Diffusion 1, 2 and XL
-  'sd3-f8': Size((1, 2, 4, 4), latent=16, quant=False),  # Stable Diffusion 3, Flux
+  'sd-f8': Size((1, 2, 4, 4), latent=4),  # Stable Diffusion 1 and 2
+  'sd3-f8': Size((1, 2, 4, 4), latent=16, quant=False),  # Stable Diffusion 3
+  'sdxl-f8': Size((1, 2, 4, 4), latent=4),
+  'flux-f8': Size((1, 2, 4, 4), latent=16, quant=False),
   'kl-f4': Size((1, 2, 4), latent=3),  # Rombach et al.
   'kl-f8': Size((1, 2, 4, 4), latent=4),
   'kl-f16': Size((1, 1, 2, 2, 4), latent=16, attention=(4,)),

@@ -31,7 +31,7 @@ class Autoencoder(NamedTuple):
   """A trained autoencoder.
 
   Attributes:
-    net: with the methods `posterior` and `restore`, `factor` and `channels_of_latents`.
+    net: with the methods `posterior` and `restore`, `factor`, `channels` of images, `channels_of_latents` and `dtype`.
     params: of it.
     scaling: of its latents.
     hash: of its weights.

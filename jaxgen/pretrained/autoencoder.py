@@ -14,13 +14,15 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from jaxgen.models import autoencoder as autoencoders
 from jaxgen.models import vq
 from jaxgen.models.autoencoder import AutoencoderKL, autoencoder_kl
-from jaxgen.models.latents import Autoencoder, Scaling
+from jaxgen.models.latents import Autoencoder, Scaling, unscaled
 from jaxgen.models.vq import VQModel, vq_model
 from jaxgen.pretrained import folder, safetensors_file, state_dict, torch_file
 from jaxgen.pretrained.state_dict import (
@@ -42,6 +44,13 @@ from jaxgen.typing import Params
 Net = AutoencoderKL | VQModel
 CLASSES = ('AutoencoderKL', 'VQModel')
 _SD_SCALE = 0.18215  # diffusers' default of scaling_factor
+# Shift and scale that the code of published models has, and their files have not; others are not scaled.
+_SCALES = {
+  'sd-f8': (0.0, _SD_SCALE),
+  'sdxl-f8': (0.0, 0.13025),
+  'sd3-f8': (0.0609, 1.5305),
+  'flux-f8': (0.1159, 0.3611),
+}
 _WITHIN = 'first_stage_model.'  # where a latent diffusion's file has its autoencoder
 
 
@@ -104,7 +113,7 @@ def load(
     FileNotFoundError: there is no such folder.
     ValueError: it holds another model; every tensor that is missing, unexpected or misshapen is listed.
   """
-  config = folder.config(path, classes=CLASSES)
+  config = folder.config(path, classes=CLASSES, entries=('block_out_channels', 'down_block_types'))
   net = network(config, dtype=dtype)
   hashed = folder.Hashed(current_names(folder.tensors(path)))
   params = state_dict.to_flax(_leaves(net, _DIFFUSERS), hashed.tensors, network=f'{path}', put=folder.float32(put))
@@ -146,28 +155,25 @@ def to_original(net: Net, params: Params) -> dict[str, np.ndarray]:
   return state_dict.to_torch(_leaves(net, _ORIGINAL), params)
 
 
-def convert(file: str | os.PathLike, path: str | os.PathLike, net: Net) -> None:
+def convert(file: str | os.PathLike, path: str | os.PathLike, name: str) -> None:
   """Writes the folder of an autoencoder that is in a file of the original code, alone or within a latent diffusion.
 
   Args:
     file: a checkpoint, .ckpt, .pt, .pth or .safetensors.
     path: the folder to write.
-    net: the network the weights are for.
+    name: of a published network. Its latents are scaled as published, unless the file says how.
 
   Raises:
-    ValueError: the file is damaged, holds more than tensors, or is of another network.
+    ValueError: there is no such network; the file is damaged, holds more than tensors, or is of another network.
   """
-  read = safetensors_file.lazily if Path(file).suffix == '.safetensors' else torch_file.read
-  content: Any = read(file)
-  tensors: Tensors = content.get('state_dict', content)
+  net, (shift, scale) = published(name), _SCALES.get(name, (0.0, 1.0))
+  read = safetensors_file.lazily if Path(file).suffix == '.safetensors' else torch_file.state_dict
+  tensors: Tensors = read(file)
   if any(name.startswith(_WITHIN) for name in tensors):
-    factor = np.asarray(tensors.get('scale_factor', 1.0), np.float32).item()
+    scale = np.asarray(tensors.get('scale_factor', scale), np.float32).item()
     tensors = {name.removeprefix(_WITHIN): tensor for name, tensor in tensors.items() if name.startswith(_WITHIN)}
-  else:
-    factor = 1.0
-  channels = net.channels_of_latents
-  scale = Scaling(np.zeros(channels, np.float32), np.full(channels, factor, np.float32))
-  save(path, net, from_original(net, tensors), scale)
+  each = Scaling(*(np.full(net.channels_of_latents, value, np.float32) for value in (shift, scale)))
+  save(path, net, from_original(net, tensors), each)
 
 
 def published(name: str) -> Net:
@@ -175,6 +181,16 @@ def published(name: str) -> Net:
   if name not in (known := {**autoencoders.SIZES, **vq.SIZES}):
     raise ValueError(f'there is no autoencoder {name!r}; wanted one of {", ".join(known)}')
   return autoencoder_kl(name) if name in autoencoders.SIZES else vq_model(name)
+
+
+def blank(name: str) -> Autoencoder:
+  """A published network with zeros for its weights, which take no memory before they are placed, and no hash.
+
+  It stands for the trained one where only shapes and times matter: in a plan, or beside synthetic latents.
+  """
+  net = published(name)
+  flat = {path: np.broadcast_to(np.float32(0), shape) for path, shape in flat_shapes(net.init, _image(net)).items()}
+  return Autoencoder(net, traverse_util.unflatten_dict(flat, sep='/'), unscaled(net.channels_of_latents), '')
 
 
 def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Net:
@@ -288,12 +304,16 @@ def current_names(tensors: Tensors) -> Tensors:
   return {rename(name): tensor for name, tensor in tensors.items()}
 
 
+def _image(net: Net) -> jax.Array:
+  """The smallest that it takes."""
+  return jnp.zeros((1, net.factor, net.factor, net.channels))
+
+
 def _leaves(net: Net, names: _Names) -> Leaves:
-  images = jnp.zeros((1, net.factor, net.factor, net.channels))
   modules = {'quant_conv': ('quant_conv', conv_1x1), 'post_quant_conv': ('post_quant_conv', conv_1x1)}
   modules |= _half(net, names, 'encoder', names.down, net.blocks, names.resize[0])
   modules |= _half(net, names, 'decoder', names.up, net.blocks + 1, names.resize[1])
-  shapes = flat_shapes(net.init, images)
+  shapes = flat_shapes(net.init, _image(net))
   codebook = shapes.pop('codebook', None)
   leaves = {path: leaf_of(path, shape, modules) for path, shape in shapes.items()}
   if codebook is not None:

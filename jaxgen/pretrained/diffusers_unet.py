@@ -37,6 +37,7 @@ _TIMES: dict[tuple[bool, int], Callable[[Array, int], Array]] = {  # (flip_sin_t
   (False, 1): ddpm_timestep_embedding,
 }
 _PADDINGS = {1: (1, 1), 0: (0, 1)}  # downsample_padding -> Style.half_padding
+_ONE_FOR_ALL = ('layers_per_block', 'transformer_layers_per_block', 'cross_attention_dim')  # levels
 _ENDS: Modules = {
   'time_embed/in': ('time_embedding.linear_1', linear),
   'time_embed/out': ('time_embedding.linear_2', linear),
@@ -83,7 +84,7 @@ def load(
     FileNotFoundError: there is no such folder.
     ValueError: it holds another model; every tensor that is missing, unexpected or misshapen is listed.
   """
-  config = folder.config(path, classes=CLASSES)
+  config = folder.config(path, classes=CLASSES, entries=('block_out_channels', 'down_block_types'))
   net = network(config, dtype=dtype)
   projection = bool(config.get('use_linear_projection'))
   leaves = _leaves(net, config.get('in_channels', 3), _text_width(config), projection)
@@ -118,6 +119,11 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
     ValueError: jaxgen has no such network.
   """
   text = config['_class_name'] == 'UNet2DConditionModel'
+  lists = [name for name in _ONE_FOR_ALL if isinstance(config.get(name), list)]
+  if lists:
+    raise ValueError(
+      f'this {config["_class_name"]} is not one that jaxgen has: {lists[0]} is {config[lists[0]]}, wanted one number'
+    )
   features, channels = config['block_out_channels'], config.get('in_channels', 4 if text else 3)
   width = features[0]
   attends = tuple('Attn' in kind for kind in config['down_block_types'])

@@ -4,19 +4,20 @@
   diffusion_pytorch_model.safetensors               or several, with ....safetensors.index.json that says which has what
   diffusion_pytorch_model.bin                       in older folders, read without pickle (torch_file.py)
 
-Tensors are handed out lazily, so that a model larger than the memory to spare can be placed one by one.
+Tensors are handed out lazily, so that a model larger than the memory to spare can be placed one by one. The folder may
+be in a bucket, gs://BUCKET/FOLDER.
 """
 
 import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 
-from jaxgen.pretrained import safetensors_file, torch_file
+from jaxgen.pretrained import bucket, safetensors_file, torch_file
 from jaxgen.pretrained.state_dict import Tensors
 
 STEM = 'diffusion_pytorch_model'
@@ -24,14 +25,22 @@ _VERSION = '0.36.0'  # of diffusers, whose layout this is: it warns where there 
 Config = dict[str, Any]
 
 
-def config(folder: str | os.PathLike, *, classes: tuple[str, ...], name: str = 'config.json') -> Config:
+def config(
+  folder: str | os.PathLike, *, classes: tuple[str, ...], name: str = 'config.json', entries: tuple[str, ...] = ()
+) -> Config:
   """A model's configuration.
+
+  Args:
+    folder: of the model.
+    classes: that it may be of.
+    name: of the file.
+    entries: that it must have; others may be left to diffusers' defaults.
 
   Raises:
     FileNotFoundError: there is no such folder or file.
-    ValueError: it is no JSON, or of another class.
+    ValueError: it is no JSON, of another class, or lacks an entry.
   """
-  path = Path(folder) / name
+  path = epath.Path(folder) / name
   if not path.exists():
     raise FileNotFoundError(f"{path} does not exist; wanted a folder as diffusers' save_pretrained writes it")
   try:
@@ -41,6 +50,9 @@ def config(folder: str | os.PathLike, *, classes: tuple[str, ...], name: str = '
     raise ValueError(f'{path} is no configuration of a model: {error}') from error
   if found not in classes:
     raise ValueError(f'{path} is of a {found}; wanted {" or ".join(classes)}')
+  missing = [entry for entry in entries if entry not in made]
+  if missing:
+    raise ValueError(f'{path} lacks {", ".join(missing)}')
   return made
 
 
@@ -51,34 +63,47 @@ def tensors(folder: str | os.PathLike) -> Tensors:
     FileNotFoundError: there are none.
     ValueError: a file is damaged, or holds more than tensors.
   """
-  folder = Path(folder)
+  folder = epath.Path(folder)
   single, index, old = (folder / f'{STEM}.{end}' for end in ('safetensors', 'safetensors.index.json', 'bin'))
   if single.exists():
     return safetensors_file.lazily(single)
   if index.exists():
-    names = json.loads(index.read_text())['weight_map']
-    files = {name: safetensors_file.lazily(folder / name) for name in sorted(set(names.values()))}
-    return {name: tensor for file in files.values() for name, tensor in file.items()}
+    files = [safetensors_file.lazily(folder / name) for name in _shards(index)]
+    return {name: tensor for file in files for name, tensor in file.items()}
   if old.exists():
-    return torch_file.read(old)
+    return torch_file.state_dict(old)
   raise FileNotFoundError(f'{folder} has no {single.name}, {index.name} or {old.name}')
+
+
+def _shards(index: epath.Path) -> list[str]:
+  """The names of the files that an index lists, all beside it."""
+  try:
+    names = set(json.loads(index.read_text())['weight_map'].values())
+    strangers = [name for name in names if epath.Path(name).name != name]
+  except (ValueError, KeyError, TypeError, AttributeError) as error:
+    raise ValueError(f'{index} is no index of safetensors files: {error}; fetch it again') from error
+  if strangers:
+    raise ValueError(f'{index} names {strangers[0]!r}, which is not a file beside it')
+  return sorted(names)
 
 
 def write(folder: str | os.PathLike, config: Config, arrays: Mapping[str, np.ndarray]) -> None:
   """Writes a folder that diffusers loads; the configuration last, so that a folder with one is whole."""
-  folder = Path(folder)
+  folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'config.json').unlink(missing_ok=True)
   safetensors_file.write(folder / f'{STEM}.safetensors', arrays, metadata={'format': 'pt'})
   write_config(folder / 'config.json', config)
 
 
-def write_config(path: Path, config: Config) -> None:
+def write_config(path: str | os.PathLike, config: Config) -> None:
   """A JSON file, complete or not there."""
+  path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.name}')
+  temporary = path if bucket.in_bucket(path) else path.with_name(f'.{path.name}')
   temporary.write_text(json.dumps({'_diffusers_version': _VERSION} | config, indent=2, sort_keys=True) + '\n')
-  temporary.replace(path)
+  if temporary != path:
+    temporary.replace(path)
 
 
 def expect(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -9,6 +9,9 @@ from typing import Any
 import numpy as np
 import safetensors
 import safetensors.numpy
+from etils import epath
+
+from jaxgen.pretrained import bucket
 
 
 def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
@@ -18,7 +21,7 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
     ValueError: the file is damaged or no safetensors file.
   """
   try:
-    with safetensors.safe_open(os.fspath(path), framework='np') as file:
+    with safetensors.safe_open(bucket.here(path).path, framework='np') as file:
       return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
@@ -27,12 +30,12 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
 class Stored:
   """A tensor in a file: its shape, and its values for whoever asks numpy for an array of it."""
 
-  def __init__(self, path: str, name: str, shape: tuple[int, ...]):
-    self._path, self._name, self.shape = path, name, shape
+  def __init__(self, file: bucket.Here, name: str, shape: tuple[int, ...]):
+    self._file, self._name, self.shape = file, name, shape
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     # The file is opened for each tensor, since the pages of one that stays open count as this process's memory.
-    with safetensors.safe_open(self._path, framework='np') as file:
+    with safetensors.safe_open(self._file.path, framework='np') as file:
       return np.asarray(file.get_tensor(self._name), dtype)
 
 
@@ -42,9 +45,9 @@ def lazily(path: str | os.PathLike) -> dict[str, Stored]:
   Raises:
     ValueError: the file is damaged or no safetensors file.
   """
-  place = os.fspath(path)
+  place = bucket.here(path)
   try:
-    with safetensors.safe_open(place, framework='np') as file:
+    with safetensors.safe_open(place.path, framework='np') as file:
       return {name: Stored(place, name, tuple(file.get_slice(name).get_shape())) for name in file.keys()}  # noqa: SIM118
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
@@ -52,15 +55,14 @@ def lazily(path: str | os.PathLike) -> dict[str, Stored]:
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata: Mapping[str, str]) -> None:
   """Writes a file that is either complete or not there, whenever the process is killed."""
-  path = Path(path)
+  path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=f'.{path.name}.')
+  handle, temporary = tempfile.mkstemp(dir=None if bucket.in_bucket(path) else path.parent, prefix=f'.{path.name}.')
   os.close(handle)
   try:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
     safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
-    os.chmod(temporary, 0o644)
-    os.replace(temporary, path)
+    bucket.move(temporary, path)
   except safetensors.SafetensorError as error:
     raise OSError(f'{path} cannot be written: {error}') from error
   finally:

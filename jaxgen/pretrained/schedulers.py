@@ -8,10 +8,10 @@ the sampler is the caller's choice here. beta is `linear`, or linear in its squa
 """
 
 import os
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 
 from jaxgen.pretrained import folder
 from jaxgen.processes import parameterisation as parameterisations
@@ -95,7 +95,7 @@ def save(path: str | os.PathLike, schedule: Schedule) -> None:
     config |= {name: getattr(schedule, name) for name in names}
   if schedule.scheduler in ('DDIMScheduler', 'DDPMScheduler'):
     config |= {'clip_sample': False}  # of latents; diffusers clips by default
-  folder.write_config(Path(path) / FILE, config)
+  folder.write_config(epath.Path(path) / FILE, config)
 
 
 def process(schedule: Schedule) -> Process:

@@ -25,6 +25,8 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
+from jaxgen.pretrained import bucket
+
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b'\x80\x02\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')
 
@@ -244,15 +246,15 @@ def read(path: str | os.PathLike) -> Any:
   Raises:
     ValueError: the file is damaged, is no torch file, or holds anything but tensors and containers.
   """
-  path = Path(path)
-  with path.open('rb') as file:
+  copy = bucket.here(path)  # which may go when its pages are mapped
+  with Path(copy.path).open('rb') as file:
     start = file.read(265)
     file.seek(0)
     try:
       if start.startswith(b'PK'):
-        return _read_zip(path, file)
+        return _read_zip(Path(copy.path), file)
       if start.startswith(_LEGACY_START):
-        return _read_legacy(path, file)
+        return _read_legacy(Path(copy.path), file)
     except zipfile.BadZipFile as error:
       raise ValueError(f'{path} is cut off or damaged ({error}); fetch it again') from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
@@ -260,3 +262,19 @@ def read(path: str | os.PathLike) -> Any:
   if start[257:262] == b'ustar':
     raise ValueError(f'{path} is in the tar format of torch before 0.2; save it again with a newer torch')
   raise ValueError(f'{path} is no torch file: it starts with {start[:8]!r}, not with a zip or a pickle header')
+
+
+def state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
+  """The tensors of a file that is a state dict, or has one as its entry 'state_dict', as checkpoints do.
+
+  Raises:
+    ValueError: as `read`; or it holds something else.
+  """
+  content = read(path)
+  found = content.get('state_dict', content) if isinstance(content, dict) else content
+  if not isinstance(found, dict):
+    raise ValueError(f'{path} holds no state dict but a {type(found).__name__}')
+  odd = [name for name, value in found.items() if not isinstance(value, np.ndarray)]
+  if odd:
+    raise ValueError(f'{path} holds no state dict: {odd[0]!r} is a {type(found[odd[0]]).__name__}, not a tensor')
+  return found

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
+from etils import epath
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
 
@@ -35,7 +36,7 @@ def latents(
     name: as `jaxgen data encode` was told, such as 'emoji32_latents'.
     split: as TFDS writes it.
     autoencoder: the hash of the one in use.
-    data_dir: the folder of prepared data sets.
+    data_dir: the folder of prepared data sets, also gs://BUCKET/FOLDER.
 
   Raises:
     FileNotFoundError: it is not there.
@@ -68,8 +69,8 @@ def latents(
   )
 
 
-def folder(name: str, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
-  return pathlib.Path(data_dir or default_data_dir()).expanduser() / name / VERSION
+def folder(name: str, data_dir: str | os.PathLike | None = None) -> epath.Path:
+  return epath.Path(data_dir or default_data_dir()).expanduser() / name / VERSION
 
 
 def _decode(record: Record) -> Record:
@@ -104,8 +105,16 @@ class Writer:
       batches: how many there are of each split.
       class_names: the labels' names.
       data_dir: the folder of prepared data sets.
+
+    Raises:
+      ValueError: it is in a bucket.
     """
-    self.path = folder(name, data_dir)
+    if '://' in os.fspath(data_dir or ''):
+      raise ValueError(
+        f'data_dir is {data_dir}, and ArrayRecord files are written on a disk only; encode there, and copy the folder '
+        'into the bucket, where training reads it'
+      )
+    self.path = pathlib.Path(folder(name, data_dir))
     self._partial = self.path.parent.with_name(f'{name}.partial')
     self._identity, self.batches, self._class_names = dict(identity), dict(batches), class_names
     self._text = json.dumps(self._identity | {'batches': self.batches}, sort_keys=True)

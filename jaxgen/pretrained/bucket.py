@@ -1,0 +1,51 @@
+"""Files in a bucket, gs://BUCKET/FILE, for libraries that read and write files of this machine only: copies of them."""
+
+import os
+import shutil
+import tempfile
+from typing import Any, NamedTuple
+
+from etils import epath
+
+_CHUNK = 16 << 20  # bytes
+
+
+class Here(NamedTuple):
+  """A file of this machine.
+
+  Attributes:
+    path: of it.
+    copy: what deletes it when nobody holds this any more; None where it is no copy.
+  """
+
+  path: str
+  copy: Any = None
+
+
+def in_bucket(path: str | os.PathLike) -> bool:
+  return '://' in os.fspath(path)
+
+
+def here(path: str | os.PathLike) -> Here:
+  """The file itself, or a copy of one in a bucket.
+
+  Raises:
+    OSError: it cannot be read.
+  """
+  if not in_bucket(path):
+    return Here(os.fspath(path))
+  copy = tempfile.NamedTemporaryFile(prefix='jaxgen-')  # noqa: SIM115  closed when nobody holds it
+  with epath.Path(path).open('rb') as file:
+    shutil.copyfileobj(file, copy, _CHUNK)
+  copy.flush()
+  return Here(copy.name, copy)
+
+
+def move(file: str, path: epath.Path) -> None:
+  """Puts a file of this machine in the place of another, on the same disk or in a bucket, at once."""
+  if in_bucket(path):
+    epath.Path(file).copy(path, overwrite=True)  # an object appears when all of it is there
+    os.unlink(file)
+  else:
+    os.chmod(file, 0o644)
+    os.replace(file, path)
