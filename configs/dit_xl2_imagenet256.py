@@ -1,12 +1,16 @@
-"""DiT-XL/2 on ImageNet at 256x256, by the paper's recipe (Peebles & Xie 2023), on latents that are already encoded.
+"""DiT-XL/2 on ImageNet at 256x256, by the paper's recipe (Peebles & Xie 2023), on latents of Stable Diffusion's VAE.
 
-  jaxgen plan --config dit_xl2_imagenet256 --topology v5e:4x4
-  jaxgen train --config dit_xl2_imagenet256 --config.data_dir=DIR
+  jaxgen plan --config dit_xl2_imagenet256 --topology v5e:4x4        # needs neither data nor weights
+  jaxgen data prepare imagenet2012                                   # by TFDS, from ImageNet's archives
+  jaxgen data encode --data imagenet2012 --size 256 --autoencoder VAE --name imagenet256_latents
+  jaxgen train --config dit_xl2_imagenet256 --config.autoencoder=VAE
 
-`dataset` is a TFDS dataset of latents, flipped copies included: `image`, float 32 x 32 x 4, scaled to unit variance
-(0.18215 times those of the ft-mse VAE), and `label`; or `synthetic`, which is noise, to time a step without data. The
-run needs 7 million steps of batch 256 on a pod; the paper took a TPU v3-256 and reports FID 9.62 unguided, 2.27 with
-guidance 1.5. Samples and FID need the autoencoder, so none are drawn here.
+VAE is the folder of sd-vae-ft-ema, on a disk or in a bucket: the paper's numbers are of that decoder. With `dataset`
+`synthetic` there is noise for latents, and no sampling: to plan a run, or to time its step, without any of these.
+
+7 million steps of batch 256 are for a pod; the paper took a TPU v3-256, and reports FID-50k 9.62 unguided
+(`--config.sampling.scale=1`) and 2.27 with guidance 1.5. As there: 250 DDPM steps, labels drawn uniformly, against all
+of the training images, resized as ADM's. Differs from its released code, which guides three of the four channels.
 
 Result: not run.
 """
@@ -14,19 +18,29 @@ Result: not run.
 from functools import partial
 
 import jax.numpy as jnp
+import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
+from jaxgen.data.dataset import Dataset
+from jaxgen.data.datasets.latents import latents
 from jaxgen.data.datasets.synthetic import synthetic
 from jaxgen.data.datasets.tfds_dataset import tfds_dataset
 from jaxgen.data.loader import Loader
+from jaxgen.evaluators.base import Evaluator
+from jaxgen.evaluators.fid import fid
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.models import dit
+from jaxgen.models.latents import Autoencoder
 from jaxgen.models.layers import remat
 from jaxgen.objectives.base import Objective
 from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.latent import latent
+from jaxgen.pretrained import autoencoder
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
@@ -34,15 +48,18 @@ from jaxgen.samplers.ddpm import ddpm
 from jaxgen.samplers.guidance import guided
 
 NUM_CLASSES = 1000
+SHOWN = (207, 360, 387, 974, 88, 979, 417, 279)  # classes in the grid, as in the paper's figures
 
 
 def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'imagenet256_latents',
+      'dataset': 'imagenet2012',  # of the images, which FID compares with; or synthetic
+      'latents': 'imagenet256_latents',
+      'autoencoder': 'sd-vae-ft-ema',
       'resolution': 256,
-      'data_dir': '',  # where TFDS finds it; empty for its own folder
+      'data_dir': '',  # of both datasets; empty for jaxgen's own folder
       'steps': 7_000_000,
       'batch_size': 256,
       'accumulate': 1,
@@ -53,33 +70,28 @@ def get_config() -> ConfigDict:
       'drop_rate': 0.1,
       'learning_rate': 1e-4,
       'ema': 0.9999,
-      'sampling': {'steps': 250, 'scale': 1.5},
+      'sampling': {'name': 'DDPM', 'steps': 250, 'scale': 1.5, 'batch_size': 256},
+      'samples': {'every': 50_000},
+      'fid': {'every': 500_000, 'num_samples': 50_000, 'batch_size': 256},  # num_samples=0 for none
       'log_every': 100,
       'checkpoint': {'every': 5000, 'keep': 2, 'keep_every': 100_000},
     }
   )
 
 
-def latent(c: ConfigDict) -> tuple[int, int, int]:
-  """The shape of what the autoencoder makes of an image."""
+def shape(c: ConfigDict) -> tuple[int, int, int]:
+  """Of the latents."""
   return (c.resolution // 8, c.resolution // 8, 4)
 
 
 def objective(c: ConfigDict) -> Objective:
   """DDPM's linear schedule of 1,000 steps, noise prediction, learned variance by the hybrid loss."""
-  process = vp_linear(1000)
-  null = {'label': NUM_CLASSES}
-  net = dit.dit(
-    c.size,
-    num_classes=NUM_CLASSES,
-    learn_sigma=True,
-    dtype=jnp.dtype(c.dtype),
-    remat=remat.policy(c.remat),
-  )
+  process, null = vp_linear(1000), {'label': NUM_CLASSES}
+  options = {'dtype': jnp.dtype(c.dtype), 'remat': remat.policy(c.remat)}
   return diffusion(
-    net,
+    dit.dit(c.size, num_classes=NUM_CLASSES, learn_sigma=True, **options),
     process,
-    shape=latent(c),
+    shape=shape(c),
     parameterisation=parameterisation.learned_variance(parameterisation.eps(process)),
     times=times.discrete(1000),
     sampler=partial(ddpm, process=process, times=grids.spaced(c.sampling.steps, 1000), variance=posterior.learned),
@@ -90,14 +102,37 @@ def objective(c: ConfigDict) -> Objective:
   )
 
 
-def build(c: ConfigDict, learned: Objective | None = None) -> Experiment:
+def opened(c: ConfigDict, network: str = 'sd-f8') -> tuple[Dataset, Autoencoder]:
+  """The latents, and the autoencoder that they are of; `network` stands for it beside noise."""
   if c.dataset == 'synthetic':
-    dataset = synthetic(latent(c), num_classes=NUM_CLASSES)
-  else:
-    dataset = tfds_dataset(c.dataset, data_dir=c.data_dir or None)
+    blank = autoencoder.blank(network)
+    side, channels = c.resolution // blank.net.factor, blank.net.channels_of_latents
+    return synthetic((side, side, channels), num_classes=NUM_CLASSES), blank
+  loaded = autoencoder.load(c.autoencoder)
+  return latents(c.latents, autoencoder=loaded.hash, data_dir=c.data_dir or None), loaded
+
+
+def evaluators(c: ConfigDict, drawn: Objective, loaded: Autoencoder, mesh: sharding.Mesh) -> tuple[Evaluator, ...]:
+  if c.dataset == 'synthetic':
+    return ()
+  generate = make_generate(drawn.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+  cond = {'label': np.repeat(np.asarray(SHOWN, np.int32), 2)}
+  grid = samples(generate, mesh=mesh, cond=cond, num=len(cond['label']), every=c.samples.every)
+  if not c.fid.num_samples:
+    return (grid,)
+  images = tfds_dataset(c.dataset, size=c.resolution, data_dir=c.data_dir or None)
+  cond = {'label': np.random.default_rng(c.seed).integers(0, NUM_CLASSES, c.fid.num_samples, np.int32)}
+  sampler = f'{c.sampling.name}, {c.sampling.steps} steps'
+  protocol = {'labels': 'uniform', 'sampler': sampler, 'guidance': c.sampling.scale, 'autoencoder': loaded.hash}
+  return grid, fid(generate, images, mesh=mesh, cond=cond, protocol=protocol, **c.fid)
+
+
+def build(c: ConfigDict, learned: Objective | None = None) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
+  dataset, loaded = opened(c)
+  on_latents = latent(learned or objective(c), loaded.net)
   return Experiment(
-    objective=learned or objective(c),
+    objective=on_latents,
     optimizers={'net': optax.adamw(c.learning_rate, weight_decay=0.0)},
     averages={'net': ema.Average('net', ema.constant(c.ema))},
     data=Loader(dataset, batch_size=c.batch_size, seed=c.seed),
@@ -105,7 +140,9 @@ def build(c: ConfigDict, learned: Objective | None = None) -> Experiment:
     mesh=mesh,
     seed=c.seed,
     rules=sharding.DIT_RULES,
+    frozen={'autoencoder': loaded.frozen},
     accumulate=c.accumulate,
     log_every=c.log_every,
     checkpoints=Policy(**c.checkpoint),
+    evaluators=evaluators(c, on_latents, loaded, mesh),
   )

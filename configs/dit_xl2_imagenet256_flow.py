@@ -1,8 +1,9 @@
 """DiT-XL/2 by flow matching on ImageNet latents: the linear path and velocity of SiT (Ma et al. 2024).
 
-  jaxgen train --config dit_xl2_imagenet256_flow --config.data_dir=DIR
+  jaxgen train --config dit_xl2_imagenet256_flow --config.autoencoder=VAE
 
-Hardware and data as dit_xl2_imagenet256. Result: not run.
+Hardware, data and VAE as dit_xl2_imagenet256. The paper reports FID-50k 9.35 unguided and 2.15 with guidance 1.5, both
+by an ODE. Result: not run.
 """
 
 from functools import partial
@@ -22,7 +23,11 @@ from jaxgen.samplers import grids
 from jaxgen.samplers.guidance import guided
 from jaxgen.samplers.heun import heun
 
-get_config = base.get_config
+
+def get_config() -> ConfigDict:
+  config = base.get_config()
+  config.sampling.update(name='Heun', steps=125)
+  return config
 
 
 def objective(c: ConfigDict) -> Objective:
@@ -32,10 +37,10 @@ def objective(c: ConfigDict) -> Objective:
   return diffusion(
     net,
     process,
-    shape=base.latent(c),
+    shape=base.shape(c),
     parameterisation=parameterisation.velocity(process),
     times=times.uniform(),
-    sampler=partial(heun, process=process, times=grids.uniform(c.sampling.steps // 2)),
+    sampler=partial(heun, process=process, times=grids.uniform(c.sampling.steps)),
     guide=partial(guided, null=null, scale=c.sampling.scale),
     null=null,
     drop_rate=c.drop_rate,

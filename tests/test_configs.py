@@ -10,6 +10,7 @@ from jaxgen import sharding
 from jaxgen.cli.config import available_configs, load_config
 from jaxgen.experiment import as_stages
 from jaxgen.train import abstract_state, place_frozen
+from jaxgen.train_state import sampling_params
 from jaxgen.train_step import make_train_step
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
@@ -18,11 +19,17 @@ SYNTHETIC = {  # noise stands for their data
   *('dit_xl2_imagenet512', 'celeba_dcgan', 'celebahq_progan', 'cifar10_r3gan', 'cifar10_stylegan2_ada'),
   *('ffhq256_stylegan2', 'cifar10_ddpm', 'cifar10_edm', 'imagenet64_adm'),
 }
+ON_LATENTS = {  # the side of their images
+  **dict.fromkeys(('emoji_latent_dit', 'emoji_ldm'), 32),
+  **dict.fromkeys(('dit_xl2_imagenet256', 'dit_xl2_imagenet256_flow', 'imagenet256_ldm'), 256),
+  'dit_xl2_imagenet512': 512,
+}
 LONG = {  # to trace
   *(SYNTHETIC - {'dit_xl2_imagenet512'}),
   *('emoji_progressive', 'emoji_classifier', 'emoji_reflow', 'fashion_mnist_unet'),
   *('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2', 'emoji_r3gan', 'emoji_vdm', 'emoji_unet'),
   *('emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm', 'emoji_stylegan2'),
+  'dit_xl2_imagenet256_flow',
 }
 
 
@@ -45,24 +52,24 @@ def data_dir(tmp_path_factory):
       (fashion / name).write_bytes(head + values.tobytes())
   prepare(RECIPE, source=fashion, data_dir=folder)
 
-  class Imagenet256Latents(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+  class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     pkg_dir_path = pathlib.Path(__file__).parent
     VERSION = tfds.core.Version('1.0.0')
 
     def _info(self):
       features = {
-        'image': tfds.features.Tensor(shape=(32, 32, 4), dtype=np.float16),
+        'image': tfds.features.Tensor(shape=(8, 8, 3), dtype=np.uint8),
         'label': tfds.features.ClassLabel(num_classes=1000),
       }
       return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
-      return {'train': ((i, {'image': np.full((32, 32, 4), i, np.float16), 'label': i}) for i in range(300))}
+      return {'train': ((i, {'image': np.full((8, 8, 3), i, np.uint8), 'label': i}) for i in range(4))}
 
     def _generate_examples(self):
       raise AssertionError
 
-  Imagenet256Latents(data_dir=folder, file_format='array_record').download_and_prepare()
+  Pictures(data_dir=folder, file_format='array_record').download_and_prepare()
   _latents(folder)
   _lpips(folder.parent / 'weights' / 'lpips.safetensors')
   return folder
@@ -77,15 +84,16 @@ def _latents(folder):
   from jaxgen.pretrained import autoencoder
 
   small = {'width': 8, 'groups': 4, 'blocks': 1}
-  for config, name, net, side in (
+  for family, name, net, side in (
     ('emoji', 'emoji32_latents', AutoencoderKL(multipliers=(1, 1, 1), latent=4, **small), 8),
+    ('dit_xl2', 'imagenet256_latents', AutoencoderKL(multipliers=(1, 1, 1, 1), latent=4, **small), 32),
     ('imagenet256_ldm', 'imagenet256_vq_f4_latents', VQModel(multipliers=(1, 1, 1), latent=3, codes=8, **small), 64),
   ):
     shapes = jax.eval_shape(net.init, jax.random.key(0), np.zeros((1, 8, 8, 3), np.float32))['params']
     params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
     channels = net.channels_of_latents
-    digest = autoencoder.save(folder / f'{config}_autoencoder', net, params, unscaled(channels))
-    classes = tuple('abcdefg') if config == 'emoji' else tuple(map(str, range(1000)))
+    digest = autoencoder.save(folder / f'{family}_autoencoder', net, params, unscaled(channels))
+    classes = tuple('abcdefg') if family == 'emoji' else tuple(map(str, range(1000)))
     writer = Writer(name, identity={'autoencoder': digest}, batches={'train': 1}, class_names=classes, data_dir=folder)
     writer.start()
     rows = np.arange(16)[:, None, None, None] * np.ones((1, side, side, channels))
@@ -116,8 +124,11 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
     config.data_dir = str(data_dir)
   if name in SYNTHETIC:
     config.dataset = 'synthetic'
-  if 'autoencoder' in config:
-    config.autoencoder = str(data_dir / f'{"emoji" if "emoji" in name else name}_autoencoder')
+  elif config.get('dataset') == 'imagenet2012':
+    config.dataset = 'pictures'
+  if name in ON_LATENTS:
+    family = next(family for family in ('emoji', 'dit_xl2', 'imagenet256_ldm') if family in name)
+    config.autoencoder = str(data_dir / f'{family}_autoencoder')
   assert module.__doc__.count('jaxgen train') or module.__doc__.count('launch/local train')
   assert 'esult' in module.__doc__, 'the docstring says what came out, or "not run"'
   for stage in as_stages(module.build(config)):
@@ -132,5 +143,15 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
       lambda leaf: (leaf.shape, leaf.dtype), state
     )
     assert {'loss', 'grad_norm', 'skipped'} <= {name.rpartition('/')[2] for name in metrics}
+    if name in ON_LATENTS:
+      _sampling_traces(stage, state, ON_LATENTS[name])
     batch = next(iter(stage.data.iterate(0, sharding.batch_sharding(stage.mesh))))
     assert batch['image'].shape[0] == stage.data.identity['batch_size']
+
+
+def _sampling_traces(stage, state, side):
+  keys, cond = jax.random.split(jax.random.key(0), 2), {'label': np.zeros(2, np.int32)}
+  images = jax.eval_shape(stage.objective.sample, sampling_params(state), dict(stage.frozen), cond, keys)
+  assert images.shape == (2, side, side, 3)
+  fids = [evaluator.name for evaluator in stage.evaluators if evaluator.name.startswith('fid')]
+  assert fids == ([] if side == 512 else ['fid'] if side == 256 else ['fid_256'])
