@@ -305,6 +305,19 @@ def test_image_folder_s_errors_name_the_file(tmp_path):
   (pictures / 'metadata.jsonl').write_text('{"file": "a.png"}')
   with pytest.raises(ValueError, match=r'metadata.jsonl, line 1'):
     image_folder.list_images(pictures)
+  (pictures / 'metadata.jsonl').unlink()
+  (pictures / 'cats' / 'a.txt').write_bytes('un été'.encode('latin-1'))
+  with pytest.raises(ValueError, match=r'a\.txt is not UTF-8 text'):
+    image_folder.list_images(pictures)
+
+
+def test_captions_may_hold_what_others_take_for_the_end_of_a_line(tmp_path):
+  pictures = write_pictures(tmp_path / 'pictures')
+  lines = [{'file_name': 'dogs/c.webp', 'text': 'one\u2028two\x85'}, {'file_name': 'dogs/d.PNG', 'text': 'a dog'}]
+  text = '\n\n'.join(json.dumps(line, ensure_ascii=False) for line in lines)
+  (pictures / 'metadata.jsonl').write_text(text + '\r\n', encoding='utf-8')
+  captions = {image.path.name: image.caption for image in image_folder.list_images(pictures)}
+  assert (captions['c.webp'], captions['d.PNG']) == ('one\u2028two\x85', 'a dog')
 
 
 def test_an_image_folder_without_sub_folders_has_no_classes(tmp_path):
@@ -380,6 +393,17 @@ prepare(Recipe('killed', '1.0.0', '', '', (4, 4, 3), examples), data_dir={str(tm
 
 def one_example(source):
   return {'train': iter([{'image': np.zeros((4, 4, 3), np.uint8)}])}
+
+
+def test_making_a_dataset_again_from_nowhere_leaves_the_one_that_is_there(tmp_path):
+  clothes = write_clothes(tmp_path / 'clothes')
+  path = prepare(fashion_mnist.RECIPE, source=clothes, data_dir=tmp_path / 'data')
+  with pytest.raises(FileNotFoundError, match='train-images'):
+    prepare(fashion_mnist.RECIPE, source=tmp_path / 'nowhere', data_dir=tmp_path / 'data', overwrite=True)
+  assert data.fashion_mnist('test', data_dir=tmp_path / 'data').num_examples == 6
+  made = (path / 'dataset_info.json').stat().st_mtime_ns
+  prepare(fashion_mnist.RECIPE, source=clothes, data_dir=tmp_path / 'data', overwrite=True)
+  assert (path / 'dataset_info.json').stat().st_mtime_ns > made
 
 
 def test_a_preparation_that_comes_second_uses_the_first(tmp_path, monkeypatch):
@@ -490,3 +514,9 @@ def test_the_command_prepares_and_lists(tmp_path, capsys):
     cli.main(['prepare', 'image_folder', '--data-dir', place])
   with pytest.raises(ValueError, match="neither jaxgen nor TFDS knows a dataset 'emoji_32'"):
     cli.main(['prepare', 'emoji_32', '--data-dir', place])
+  with pytest.raises(ValueError, match=r"dataset 'emoji 32': Parsing builder name .* failed.*; wanted NAME,"):
+    cli.main(['prepare', 'emoji 32', '--data-dir', place])
+  with pytest.raises(ValueError, match=r"'cifar10:9\.9\.9': Dataset cifar10 cannot be loaded at version 9\.9\.9, only"):
+    cli.main(['prepare', 'cifar10:9.9.9', '--data-dir', place])
+  with pytest.raises(ValueError, match='the size of the images is 0; it must be 1 or more'):
+    cli.main(['prepare', 'image_folder', '--source', str(pictures), '--size', '0', '--data-dir', place])

@@ -67,12 +67,12 @@ def prepare(
     overwrite: makes it again where it is there already.
   """
   path = folder(recipe, data_dir)
-  if overwrite:
-    shutil.rmtree(path, ignore_errors=True)
-  if not path.exists():
+  if overwrite or not path.exists():
     from jaxgen.data import tfds_builder
 
     examples = recipe.examples(None if source is None else pathlib.Path(source).expanduser())
+    if overwrite:  # not before the original files are found
+      shutil.rmtree(path, ignore_errors=True)
     try:
       tfds_builder.write(recipe, examples, path.parent.parent, progress=progress)
     except OSError:

@@ -77,6 +77,8 @@ def prepare_image_folder(
     progress: whether a bar is shown, in a terminal.
     overwrite: makes it again where it is there already.
   """
+  if size < 1:
+    raise ValueError(f'the size of the images is {size}; it must be 1 or more')
   listed = list_images(pathlib.Path(source).expanduser())
   labels = sorted({image.label for image in listed if image.label is not None})
   captions = any(image.caption is not None for image in listed)
@@ -105,7 +107,7 @@ def list_images(source: pathlib.Path) -> list[Listed]:
 
   Raises:
     FileNotFoundError: there is no such folder, or no image in it.
-    ValueError: some images are in class sub-folders and some are not, or metadata.jsonl cannot be read.
+    ValueError: some images are in class sub-folders and some are not, or a caption cannot be read.
   """
   if not source.is_dir():
     raise FileNotFoundError(f'there is no folder {source}')
@@ -134,7 +136,10 @@ def read_metadata(source: pathlib.Path) -> dict[pathlib.Path, str]:
   """Captions from `metadata.jsonl`: {"file_name": ..., "text": ...} a line."""
   path = source / 'metadata.jsonl'
   captions = {}
-  for number, line in enumerate(path.read_text().splitlines() if path.exists() else (), start=1):
+  lines = _text(path).split('\n') if path.exists() else []  # splitlines() would also split within a caption
+  for number, line in enumerate(lines, start=1):
+    if not line.strip():
+      continue
     try:
       entry = json.loads(line)
       captions[source / entry['file_name']] = str(entry['text'])
@@ -150,7 +155,14 @@ def read_metadata(source: pathlib.Path) -> dict[pathlib.Path, str]:
 
 def _caption(path: pathlib.Path, captions: dict[pathlib.Path, str]) -> str | None:
   beside = path.with_suffix('.txt')
-  return beside.read_text().strip() if beside.exists() else captions.get(path)
+  return _text(beside).strip() if beside.exists() else captions.get(path)
+
+
+def _text(path: pathlib.Path) -> str:
+  try:
+    return path.read_text(encoding='utf-8')
+  except UnicodeDecodeError as error:
+    raise ValueError(f'{path} is not UTF-8 text ({error}); write it again as UTF-8') from error
 
 
 def _examples(

@@ -7,7 +7,7 @@ prepare a dataset; none is needed to read it.
 import hashlib
 import json
 import pathlib
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
 from jaxgen.data.recipe import decode
@@ -83,7 +83,7 @@ def prepare_tfds(
   tfds.display_progress_bar(progress)
   mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
   try:
-    builder = tfds.builder(name, data_dir=directory, file_format='array_record')
+    builder = _builder(name, data_dir=directory, file_format='array_record')
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(download_mode=mode))
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(f'neither jaxgen nor TFDS knows a dataset {name!r}; see `jaxgen data list`') from error
@@ -95,13 +95,30 @@ def prepare_tfds(
   return pathlib.Path(builder.data_dir)
 
 
+def _builder(name: str, **options: Any) -> 'tfds.core.DatasetBuilder':
+  """TFDS's builder.
+
+  Raises:
+    ValueError: the name is none, or there is no such config or version.
+  """
+  import tensorflow_datasets as tfds
+
+  try:
+    return tfds.builder(name, **options)
+  except tfds.core.DatasetNotFoundError:
+    raise
+  except (ValueError, AssertionError) as error:  # of a name that TFDS cannot read; of a version that it has not
+    why = str(error).strip().splitlines()[0].rpartition('}": ')[2]
+    raise ValueError(f'dataset {name!r}: {why}; wanted NAME, NAME/CONFIG, NAME:1.0.0 or NAME/CONFIG:1.0.0') from error
+
+
 def _find(name: str, data_dir: str | pathlib.Path | None) -> 'tfds.core.DatasetBuilder':
   """The prepared dataset's builder."""
   import tensorflow_datasets as tfds
 
   for place in [data_dir] if data_dir else [default_data_dir(), None]:
     try:
-      builder = tfds.builder(name, data_dir=place)
+      builder = _builder(name, data_dir=place)
     except (tfds.core.DatasetNotFoundError, ImportError):
       continue
     if builder.is_prepared():
