@@ -10,15 +10,19 @@ from typing import Any
 
 import jax
 from jax.extend import core
+from jax.interpreters.partial_eval import dce_jaxpr
 
 
 def count(function: Callable, *args: Any) -> int:
   """Operations of `function(*args)`, over all devices; the arguments may be ShapeDtypeStructs.
 
+  What no result depends on is not compiled, and not counted.
+
   Raises:
     ValueError: there is a product in a while loop, whose number of turns is not known.
   """
-  return _of_jaxpr(jax.make_jaxpr(function)(*args).jaxpr)
+  jaxpr = jax.make_jaxpr(function)(*args).jaxpr
+  return _of_jaxpr(dce_jaxpr(jaxpr, [True] * len(jaxpr.outvars))[0])
 
 
 def count_gradient(function: Callable, *args: Any) -> int:

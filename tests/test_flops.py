@@ -34,6 +34,8 @@ def _branches(x):
     (lambda x: lax.while_loop(lambda x: x[0, 0] > 0, lambda x: x - 1, x), 0),
     (jax.vmap(lambda row: row @ row), 1 / 8),
     (lambda x: x[:, :1] @ x[:1], 0),
+    (lambda x: (x @ x, x)[1], 0),  # which nothing needs
+    (lambda x: jax.jit(lambda x: (x @ x @ x, x @ x))(x)[1], 1),
   ],
 )
 def test_products_are_counted_as_often_as_they_run(function, products):

@@ -199,7 +199,7 @@ from jaxgen import xla_flags
 xla_flags.set_defaults()
 import numpy as np, optax
 from jaxgen import ema, sharding, train
-from jaxgen.bench import FixedBatch
+from jaxgen.bench.programs import FixedBatch
 from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT
 from jaxgen.models.layers import remat

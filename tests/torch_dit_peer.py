@@ -3,15 +3,15 @@
   python tests/torch_dit_peer.py FOLDER BATCH_SIZE
 
 FOLDER is a clone of https://github.com/facebookresearch/DiT; torch and timm must be installed. The step is that of
-its train.py: forward, mean squared error of eps, backward, AdamW, EMA. It answers as `jaxgen.bench.Peer` asks.
+its train.py: forward, mean squared error of eps, backward, AdamW, EMA.
 """
 
 import copy
-import os
 import sys
-import time
+from functools import partial
 
 import torch
+from torch_peer import serve
 
 
 def import_models(folder):
@@ -52,16 +52,5 @@ def make_step(folder, batch_size):
   return step
 
 
-def main():
-  torch.set_num_threads(len(os.sched_getaffinity(0)))  # what XLA takes
-  step = make_step(sys.argv[1], int(sys.argv[2]))
-  step()
-  print('ready', flush=True)
-  for _ in sys.stdin:
-    began = time.perf_counter()
-    step()
-    print(time.perf_counter() - began, flush=True)
-
-
 if __name__ == '__main__':
-  main()
+  serve(partial(make_step, sys.argv[1], int(sys.argv[2])))

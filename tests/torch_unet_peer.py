@@ -3,15 +3,15 @@
   python tests/torch_unet_peer.py BATCH_SIZE
 
 torch and diffusers must be installed. The images and weights are channels last; the step is forward, mean squared error
-of eps, backward, Adam, EMA. It answers as `jaxgen.bench.Peer` asks.
+of eps, backward, Adam, EMA.
 """
 
 import copy
-import os
 import sys
-import time
+from functools import partial
 
 import torch
+from torch_peer import serve
 
 
 def import_unet():
@@ -62,16 +62,5 @@ def make_step(batch_size):
   return step
 
 
-def main():
-  torch.set_num_threads(len(os.sched_getaffinity(0)))  # what XLA takes
-  step = make_step(int(sys.argv[1]))
-  step()
-  print('ready', flush=True)
-  for _ in sys.stdin:
-    began = time.perf_counter()
-    step()
-    print(time.perf_counter() - began, flush=True)
-
-
 if __name__ == '__main__':
-  main()
+  serve(partial(make_step, int(sys.argv[1])))

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+PEERS = ('dit-s4', 'stylegan2', 'unet-cifar10')  # what may be timed in turn with another program
+
 
 def main(argv: list[str]) -> int:
   options, overrides = _parse(argv)
@@ -16,23 +18,21 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
     prog='jaxgen bench', description='Times the train step of a config, or one of the fixed benchmarks, as JSON.'
   )
-  parser.add_argument(
-    'what', nargs='?', default='config', choices=('config', 'dit-s4', 'unet-cifar10', 'sampler', 'features')
-  )
+  parser.add_argument('what', nargs='?', default='config', choices=('config', *PEERS, 'sampler', 'features'))
   parser.add_argument('--config', default='emoji_dit', help='path or name; --config.FIELD=VALUE changes a field')
-  parser.add_argument('--steps', type=int, default=20, help='train steps, or runs of a sampler, to time (20)')
-  peer_help = 'in turn with PyTorch: dit-s4 with this clone of the public DiT, unet-cifar10 with `diffusers`'
+  steps_help = 'train steps (rounded up to whole cycles of phases), or runs of a sampler, to time (20)'
+  parser.add_argument('--steps', type=int, default=20, help=steps_help)
+  peer_help = 'in turn with PyTorch: dit-s4, stylegan2 with a clone of the public code, unet-cifar10 with `diffusers`'
   parser.add_argument('--peer', metavar='FOLDER', help=peer_help)
-  parser.add_argument(
-    '--peer-python', metavar='PYTHON', default=sys.executable, help='of the peer: has torch, and timm or diffusers'
-  )
+  python_help = 'of the peer: has torch, and timm, requests or diffusers'
+  parser.add_argument('--peer-python', metavar='PYTHON', default=sys.executable, help=python_help)
   options, rest = parser.parse_known_args(argv)
   if options.steps < 1:
     parser.error(f'--steps is {options.steps}; it must be 1 or more')
   if rest and (options.what != 'config' or not all(word.startswith('--config.') for word in rest)):
     parser.error(f'unexpected {" ".join(rest)}')
-  if options.peer and options.what not in ('dit-s4', 'unet-cifar10'):
-    parser.error(f'--peer is for dit-s4 and unet-cifar10, not {options.what}')
+  if options.peer and options.what not in PEERS:
+    parser.error(f'--peer is for {", ".join(PEERS)}, not {options.what}')
   if options.what == 'unet-cifar10' and options.peer not in (None, 'diffusers'):
     parser.error(f'the peer of unet-cifar10 is `diffusers`, not {options.peer}')
   return options, rest
@@ -44,21 +44,22 @@ def _run(options: argparse.Namespace, overrides: list[str]):
     from jaxgen.metrics.benchmark import features_benchmark
 
     return features_benchmark(inception.load().params)
-  from jaxgen import bench
+  from jaxgen.bench import peer, programs, sampler, train_step
 
   if options.what == 'config':
     from jaxgen.cli.config import load_config
 
     config, module = load_config(options.config, overrides)
-    return bench.bench_train_step(module.build(config), steps=options.steps)
+    return train_step.bench_train_step(module.build(config), steps=options.steps)
   if options.what == 'sampler':
-    return bench.bench_sampler(rounds=options.steps)
-  experiment = bench.dit_s4() if options.what == 'dit-s4' else bench.unet_cifar10()
+    return sampler.bench_sampler(rounds=options.steps)
+  build = {'dit-s4': programs.dit_s4, 'stylegan2': programs.stylegan2, 'unet-cifar10': programs.unet_cifar10}
+  experiment = build[options.what]()
   if options.peer is None:
-    return bench.bench_train_step(experiment, steps=options.steps)
-  if options.what == 'dit-s4':
-    command = bench.torch_dit_command(options.peer, options.peer_python)
+    return train_step.bench_train_step(experiment, steps=options.steps)
+  if options.what == 'unet-cifar10':
+    command = peer.unet_command(options.peer_python)
   else:
-    command = bench.torch_unet_command(options.peer_python)
-  with bench.Peer(command) as peer:
-    return bench.bench_train_step(experiment, steps=options.steps, peer=peer)
+    command = peer.clone_command(peer.CLONES[options.what], options.peer, options.peer_python)
+  with peer.Peer(command) as other:
+    return train_step.bench_train_step(experiment, steps=options.steps, peer=other)

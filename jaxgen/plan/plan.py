@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import flops, sharding, train
-from jaxgen.bench import model_flops
+from jaxgen.bench.train_step import model_flops
 from jaxgen.evaluators.generate import sampler
 from jaxgen.experiment import Experiment
 from jaxgen.plan import program as programs
