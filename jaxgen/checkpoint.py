@@ -46,8 +46,7 @@ class Checkpoints:
 
   def __init__(self, directory: str | os.PathLike, policy: Policy | None = None):
     """With `policy` None the folder is only read."""
-    # Orbax tells every file that it writes, and warns of a folder that is only read.
-    logging.getLogger('absl').setLevel(logging.WARNING if policy else logging.ERROR)
+    logging.getLogger('absl').addFilter(_is_not_orbax)
     self.directory = epath.Path(directory)
     self.policy = policy
     options = ocp.CheckpointManagerOptions(
@@ -70,6 +69,10 @@ class Checkpoints:
 
   def latest(self) -> int | None:
     return self._manager.latest_step()
+
+  def going_on(self) -> str:
+    """Where a run that starts again goes on, for messages."""
+    return 'from the start' if self.latest() is None else f'from step {self.latest()}'
 
   def save(self, state: TrainState, identity: Mapping[str, Any]) -> None:
     """Starts a save and returns when the arrays are copied to the host; nothing is done where the step is there.
@@ -111,7 +114,7 @@ class Checkpoints:
     advice = 'the disk is full: free some space' if full else 'see the cause above'
     return CheckpointError(
       f'a checkpoint (last asked for: step {step}) could not be saved in {self.directory}: {_first_line(error)}; '
-      f'{advice} and start again, the run goes on from step {self.latest()}'
+      f'{advice} and start again, the run goes on {self.going_on()}'
     )
 
   def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
@@ -189,6 +192,11 @@ class Checkpoints:
     """Waits for a save that is under way and ends the manager; only `save` and `wait` tell of what failed."""
     with contextlib.suppress(Exception):
       self._manager.close()
+
+
+def _is_not_orbax(record: logging.LogRecord) -> bool:
+  """Orbax tells of every file that it writes, and with a traceback of each error that `save` and `wait` raise."""
+  return 'orbax' not in record.pathname
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

@@ -6,6 +6,7 @@ started again is bit-identical, on the same mesh, to one that was not.
 """
 
 import contextlib
+import errno
 import functools
 import os
 import time
@@ -53,7 +54,7 @@ def train(
 
   Raises:
     ValueError: the experiment cannot run as configured, or `workdir` holds another run.
-    RunError: too many steps in a row were not finite.
+    RunError: too many steps in a row were not finite, or the disk is full.
     CheckpointError: a checkpoint cannot be read or written.
     Preempted: SIGTERM came; the state is saved.
   """
@@ -75,10 +76,14 @@ def train(
     try:
       state = run.stages(stages, start)
       checkpoints.wait()
-    except BaseException:
+    except BaseException as error:
       checkpoints.close()
-      with contextlib.suppress(OSError):  # on a full disk, say, which the error itself tells of
+      with contextlib.suppress(OSError):  # such as of a full disk, which the error itself tells of
         run.report()
+      if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+        raise RunError(
+          f'the disk of {workdir} is full: free some space and start again, the run goes on {checkpoints.going_on()}'
+        ) from error
       raise
     checkpoints.close()
     run.report()

@@ -133,16 +133,20 @@ class Writer:
     if self._workdir is None:
       return
     self._line.end()
+    board, self._tensorboard = self._tensorboard, None
+    if board is not None:
+      _close_tensorboard(board)
     self._metrics.close()
-    if self._tensorboard is not None:
-      self._tensorboard.close()
-      self._tensorboard = None
 
   def __enter__(self) -> 'Writer':
     return self
 
-  def __exit__(self, *_: object) -> None:
-    self.close()
+  def __exit__(self, kind: object, *_: object) -> None:
+    try:
+      self.close()
+    except OSError:  # of a full disk, say: what has failed before it tells more
+      if kind is None:
+        raise
 
 
 def silent() -> Writer:
@@ -287,6 +291,16 @@ def _tensorboard(folder: epath.Path, purge_step: int) -> Any:
     folder.rmtree()
   # The suffix keeps two processes apart that started in one second: file names carry only the time.
   return SummaryWriter(str(folder), purge_step=purge_step, filename_suffix=f'.from_{purge_step}')
+
+
+def _close_tensorboard(board: Any) -> None:
+  """Where the disk is full its thread and its exit handler would fail too, and say so; metrics.jsonl has the same."""
+  try:
+    board.close()
+  except OSError:
+    events = board.file_writer.event_writer
+    events._worker.stop()
+    events._closed = True
 
 
 def _drop_records_beyond(path: epath.Path, last: int) -> None:

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+from tensorboardX.event_file_writer import EventFileWriter
 
 from jaxgen import report, sharding
 from jaxgen.checkpoint import CheckpointError, Checkpoints, Policy
@@ -206,17 +207,28 @@ def test_a_config_that_is_refused_leaves_the_folder_as_it_was(tmp_path):
   assert {path: path.read_bytes() for path in tmp_path.glob('*.json*')} == before  # `sample` still builds this run
 
 
-def test_a_full_disk_is_told_of_once(tmp_path, monkeypatch):
+def _full(*_, **__):
+  raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def test_a_disk_that_is_full_for_a_save_is_told_of_once(tmp_path, monkeypatch):
   """The save in the background fails, and then the report, and then whatever ends the checkpoints."""
-  full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), 'runs/a/12')
-
-  def fail(*_, **__):
-    raise full
-
-  monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', fail)
-  monkeypatch.setattr(report, 'write', fail)
+  monkeypatch.setattr(ocp.CheckpointManager, 'wait_until_finished', _full)
+  monkeypatch.setattr(report, 'write', _full)
   with pytest.raises(CheckpointError, match=r'No space left on device.* the disk is full: free some space'):
     train(toys.experiment(), tmp_path)
+
+
+def test_a_disk_that_is_full_for_the_metrics_is_told_of_once(tmp_path, monkeypatch):
+  """A line fails, and then the report, and TensorBoard's file when it is closed."""
+
+  def fill(context):
+    monkeypatch.setattr(EventFileWriter, 'flush', _full)
+    monkeypatch.setattr(report, 'write', _full)
+    _full()
+
+  with pytest.raises(RunError, match=r'the disk of .* is full: free some space .*, the run goes on from step 8'):
+    train(toys.experiment(evaluators=(_at(10, fill),)), tmp_path)
 
 
 def test_a_damaged_checkpoint_says_what_to_do(whole, tmp_path):
