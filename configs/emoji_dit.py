@@ -26,7 +26,7 @@ from jaxgen.data.loader import Loader
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
 from jaxgen.objectives.diffusion import diffusion
@@ -75,8 +75,8 @@ def get_config() -> ConfigDict:
 
 
 def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
-  process, loss_in, time_sampler = PROCESSES[c.process]
-  sampler = SAMPLERS[c.sampling.name]
+  process, loss_in, time_sampler = chosen(PROCESSES, c.process, field='process')
+  sampler = chosen(SAMPLERS, c.sampling.name, field='sampling.name')
   return diffusion(
     net,
     process,
@@ -95,7 +95,7 @@ def build(
   c: ConfigDict, *, network: Callable[..., nn.Module] = DiT, learn: Callable[..., Objective] = denoising
 ) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
-  dataset = DATASETS[c.dataset]('train')
+  dataset = chosen(DATASETS, c.dataset, field='dataset')('train')
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=True)
   net = network(num_classes=dataset.num_classes, **c.model)
   objective = learn(c, net, shape=data.spec['image'].shape[1:], null={'label': dataset.num_classes})

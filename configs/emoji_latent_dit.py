@@ -21,7 +21,7 @@ from jaxgen.data.loader import Loader
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
 from jaxgen.objectives.diffusion import diffusion
@@ -76,7 +76,7 @@ def flow(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[st
 
 def build(c: ConfigDict, *, network: Callable[..., nn.Module] = DiT) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
-  images, loaded = DATASETS[c.dataset]('train'), autoencoder.load(c.autoencoder)
+  images, loaded = chosen(DATASETS, c.dataset, field='dataset')('train'), autoencoder.load(c.autoencoder)
   data = Loader(latents(c.latents, autoencoder=loaded.hash), batch_size=c.batch_size, seed=c.seed, cache=True)
   net = network(num_classes=images.num_classes, **c.model)
   null = {'label': images.num_classes}

@@ -21,7 +21,7 @@ from jaxgen.data.loader import Loader
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.evaluators.fid import fid
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, chosen
 from jaxgen.metrics import lpips
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.patchgan import PatchGAN
@@ -65,7 +65,8 @@ def build(
   latents: reconstruction.Latents = reconstruction.GAUSSIAN,
 ) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
-  dataset, held_out = DATASETS[c.dataset]('train'), DATASETS[c.dataset]('test')
+  opened = chosen(DATASETS, c.dataset, field='dataset')
+  dataset, held_out = opened('train'), opened('test')
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=True)
   side, _, channels = data.spec['image'].shape[1:]
   net = network(channels=channels, **c.model)

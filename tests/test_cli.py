@@ -259,6 +259,9 @@ def test_a_file_that_is_no_config_says_so(experiments):
   (experiments / 'mine.py').write_text('x = 1\n')
   with pytest.raises(ValueError, match=r'mine.py is no config: it has no function get_config\(\)'):
     configs.load_config('./mine.py')
+  (experiments / 'mine.yaml').write_text('x: 1\n')
+  with pytest.raises(ValueError, match=r'mine.yaml is no config: wanted a Python file'):
+    configs.load_config('./mine.yaml')
 
 
 def jaxgen(*argv):
@@ -289,6 +292,12 @@ def test_a_run_leaves_the_folder_that_the_design_says(trained):
   config, _ = configs.load_run(trained)
   assert (config.optimizer.learning_rate, config.optimizer.betas, config.limit) == (8.0, (0.9, 0.95), 9)
   assert configs.load_run(trained, ['--config.steps=9'])[0].steps == 9
+
+
+def test_a_damaged_config_of_a_run_is_one_line(tmp_path, capsys):
+  (tmp_path / 'config.json').write_text('{"name": "emo')
+  assert jaxgen('sample', '--run', tmp_path, '--out', tmp_path / 'a') == 2
+  assert f'{tmp_path}/config.json is damaged' in capsys.readouterr().err
 
 
 def test_samples_depend_on_seed_and_index_alone(trained, tmp_path):
@@ -398,3 +407,25 @@ def test_train_takes_the_default_config(capsys):
   # `./launch/local train` names none; an override that is wrong shows which config it was read against.
   assert program.main(['train', '--config.stesp=5']) == 2
   assert "config emoji_dit has no field 'stesp'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+  ('override', 'message'),
+  [
+    ('dataset=emoji23', "config.dataset is 'emoji23'; did you mean 'emoji32'? it can be 'emoji32', 'emoji64'"),
+    ('process=cosin', "config.process is 'cosin'; did you mean 'cosine'? it can be 'cosine', 'flow'"),
+    ('sampling.name=Eulr', "config.sampling.name is 'Eulr'; it can be 'DPM-Solver++ 2M', 'UniPC', 'DDIM'"),
+    ('ema=2', "an average's decay is 2.0; it must be in [0, 1]"),
+    ('samples.per_class=0', 'a grid of samples has 0 images for 7 row(s); each row needs as many'),
+    ('samples.every=0', 'every of samples is 0; it must be 1 or more'),
+    ('checkpoint.keep=0', 'checkpoints.keep is 0; it must be 1 or more'),
+    ('sampling.batch_size=0', 'batch_size is 0; it must be 1 or more'),
+  ],
+)
+def test_a_value_of_the_default_config_that_cannot_be_is_one_line(override, message, tmp_path, capsys):
+  argv = ('train', '--workdir', tmp_path / 'run', f'--config.{override}', '--config.fid.num_samples=0')
+  assert jaxgen(*argv) == 2
+  error = capsys.readouterr().err
+  assert error.startswith(f'jaxgen: error: {message}')
+  assert error.count('\n') == 1
+  assert not (tmp_path / 'run' / 'metrics.jsonl').exists()

@@ -56,7 +56,10 @@ def load_run(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple
   path = epath.Path(workdir) / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no config.json')
-  kept = json.loads(path.read_text(encoding='utf-8'))
+  try:
+    kept = json.loads(path.read_text(encoding='utf-8'))
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged ({error}); write it again, as the same run of `jaxgen train` does') from error
   if not {'name', 'config'} <= kept.keys():
     raise ValueError(f'{path} names no config; the run was not started from one')
   name = kept.get('file') or kept['name']
@@ -79,6 +82,8 @@ def find_config(name: str | os.PathLike) -> types.ModuleType:
   path = pathlib.Path(text).resolve()
   if not path.is_file():
     raise FileNotFoundError(f'no config file {text}; {_choices(path.stem)}')
+  if path.suffix != '.py':
+    raise ValueError(f'{text} is no config: wanted a Python file, NAME.py')
   if path.parent in folders and path.stem in available_configs():
     return importlib.import_module(f'configs.{path.stem}')
   spec = importlib.util.spec_from_file_location(f'config_file.{path.stem}', path)

@@ -82,7 +82,7 @@ def _builder(args: argparse.Namespace, overrides: list[str], machine: Any) -> tu
   """`build(changes)` of the config for the machine's devices, and the fields that a search may change."""
   from jaxgen import sharding
   from jaxgen.cli.config import load_config
-  from jaxgen.experiment import as_stages
+  from jaxgen.experiment import NoSuchChoice, as_stages
 
   wanted: dict[str, Any] = {f'mesh.{axis}': size for axis, size in args.mesh.items()}
 
@@ -102,7 +102,7 @@ def _builder(args: argparse.Namespace, overrides: list[str], machine: Any) -> tu
     wanted['dataset'] = 'synthetic'
     try:
       stage = build({})
-    except (FileNotFoundError, KeyError):
+    except (FileNotFoundError, KeyError, NoSuchChoice):
       raise missing from None
     _say(f'{missing}. Planning with noise of its shape')
   fields = {name: _get(config, name) for name in _FIELDS if _get(config, name) is not None}

@@ -32,7 +32,13 @@ def samples(
     seed: of the noise.
     rows: a label for each row of the grid; None for a near-square grid.
     name: of the files.
+
+  Raises:
+    ValueError: no images, or rows that do not divide them.
   """
+  lines = len(rows or ('',))
+  if num < 1 or num % lines:
+    raise ValueError(f'a grid of {name} has {num} images for {lines} row(s); each row needs as many, 1 or more')
 
   def run(context: Context) -> dict[str, float]:
     images = []
