@@ -2,74 +2,136 @@
 
 import math
 import pathlib
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import traverse_util
 
+from jaxgen.cli import weights as command
 from jaxgen.models.edm_unet import EDMUNet, ddpmpp, ncsnpp
 from jaxgen.models.layers import resample
+from jaxgen.models.unet import UNet
+from jaxgen.pretrained import edm_unet as pretrained
+from jaxgen.pretrained.arrays import read
+from jaxgen.processes.edm import edm
+from jaxgen.processes.parameterisation import denoiser, preconditioned
+from tests.torch_edm_unet import drawn
 
 SIDE = 8  # of the file's images
 NETWORKS = {
   'ddpmpp': EDMUNet(width=8, multipliers=(1, 2), blocks=1, num_classes=3, augment=2),
   'ncsnpp': EDMUNet(width=8, multipliers=(1, 2), blocks=1, num_classes=3, augment=2, smooth=True),
 }
-OUTER = {
-  'conv_in': f'enc.{SIDE}x{SIDE}_conv',
-  'norm_out': f'dec.{SIDE}x{SIDE}_aux_norm',
-  'conv_out': f'dec.{SIDE}x{SIDE}_aux_conv',
-  'label': 'map_label',
-  'augment_embed': 'map_augment',
-  'embed_in': 'map_layer0',
-  'embed_out': 'map_layer1',
-}
+ADM = UNet(128, (1, 1), 1, attention=(1,), head_size=64, num_classes=3)  # as torch_edm_unet.ADM
 
 
-def _name(module):
-  """The public code's name of a module."""
-  if module in OUTER:
-    return OUTER[module]
-  stage, *rest = module.split('/')
-  half, level, part = stage.split('_', 2)
-  side = SIDE >> int(level)
-  if part == 'down_residual':
-    part, rest = 'aux_residual', []
-  return '.'.join([half[:3], f'{side}x{side}_{part}', *rest])
+@pytest.fixture(scope='module')
+def golden():
+  return read(pathlib.Path(__file__).parent / 'golden' / 'edm_unet.npz')
 
 
-def _leaf(tensors, path, shape):
-  """A Flax parameter from the public code's tensors."""
-  module, _, parameter = path.rpartition('/')
-  tensor = tensors.pop(f'{_name(module)}.{"bias" if parameter == "bias" else "weight"}').astype(np.float32)
-  if module.endswith('/qkv'):  # rows are features, then which of the three
-    tensor = np.moveaxis(tensor.reshape(-1, 3, *tensor.shape[1:2]), 0, 1)  # 3 h c
-    return (tensor.transpose(2, 0, 1) if parameter == 'kernel' else tensor).reshape(shape)
-  if parameter != 'kernel':
-    return tensor
-  return tensor.transpose(2, 3, 1, 0) if len(shape) == 4 else tensor.reshape(tensor.shape[:2]).T.reshape(shape)
+def _tensors(golden, name):
+  """The state dict, with the filters that the file leaves out."""
+  tensors = {key.partition('/')[2]: array for key, array in golden.items() if key.startswith(f'{name}/')}
+  taps = np.float32([1, 3, 3, 1] if name == 'ncsnpp' else [1, 1])
+  filters = ['enc.4x4_down.conv0', 'enc.4x4_down.skip', 'dec.8x8_up.conv0', 'dec.8x8_up.skip']
+  filters += ['enc.4x4_aux_residual'] if name == 'ncsnpp' else []
+  taps = np.outer(taps, taps)[None, None] / taps.sum() ** 2
+  return tensors | {f'{place}.resample_filter': taps for place in filters}
 
 
 @pytest.mark.parametrize('name', NETWORKS)
-def test_forward_agrees_with_the_public_network(name):
-  net = NETWORKS[name]
-  with np.load(pathlib.Path(__file__).parent / 'golden' / 'edm_unet.npz') as file:
-    tensors = {key.partition('/')[2]: file[key] for key in file if key.startswith(f'{name}/')}
-    x, t, want = (jnp.asarray(file[key]) for key in ('x', 't', f'{name}_out'))
-    cond = {'label': jnp.asarray(file['label'], jnp.int32), 'augment': jnp.asarray(file['augment'])}
-  if net.smooth:
-    net = net.clone(frequencies=tuple(map(float, tensors.pop('map_noise.freqs'))))
-  x = x.transpose(0, 2, 3, 1)
-  shapes = traverse_util.flatten_dict(jax.eval_shape(net.init, jax.random.key(0), x, t, cond)['params'], sep='/')
-  params = traverse_util.unflatten_dict({path: _leaf(tensors, path, leaf.shape) for path, leaf in shapes.items()}, '/')
-  assert not tensors
-  assert jax.tree.map(lambda leaf: leaf.shape, params) == jax.tree.map(
-    lambda leaf: leaf.shape, traverse_util.unflatten_dict(shapes, '/')
-  )
+def test_forward_agrees_with_the_public_network(golden, name):
+  tensors = _tensors(golden, name)
+  net = pretrained.with_frequencies(NETWORKS[name], tensors)
+  params = pretrained.from_torch(net, tensors, resolution=SIDE)
+  x, t = jnp.asarray(golden['x'].transpose(0, 2, 3, 1)), jnp.asarray(golden['t'])
+  cond = {'label': jnp.asarray(golden['label'], jnp.int32), 'augment': jnp.asarray(golden['augment'])}
   got = jax.jit(net.apply)({'params': params}, x, t, cond)
-  np.testing.assert_allclose(got.transpose(0, 3, 1, 2), want, atol=1e-4, rtol=0)
+  np.testing.assert_allclose(got.transpose(0, 3, 1, 2), golden[f'{name}_out'], atol=1e-4, rtol=0)
+
+
+def test_adm_under_edm_s_preconditioning_agrees_with_the_public_network(golden):
+  shapes = {name: tensor.shape for name, tensor in pretrained.to_torch(ADM, _zeros(ADM), resolution=SIDE).items()}
+  tensors = {name: drawn(name, shape) for name, shape in shapes.items() if 'filter' not in name}
+  params = pretrained.from_torch(ADM, tensors, resolution=SIDE)
+  process = edm()
+  sigma = jnp.asarray(golden['adm_sigma'])
+  low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
+  t = (sigma ** (1 / 7) - low) / (high - low)
+  denoise = denoiser(partial(ADM.apply, {'params': params}), process, preconditioned(process, data_std=0.5))
+  x, label = jnp.asarray(golden['adm_x'].transpose(0, 2, 3, 1)), jnp.asarray(golden['label'], jnp.int32)
+  got = jax.jit(lambda x, t, label: denoise(x, t, {'label': label}).x0)(x, t, label)
+  np.testing.assert_allclose(got.transpose(0, 3, 1, 2), golden['adm_out'], atol=1e-4, rtol=0)
+
+
+def _zeros(net):
+  cond = {'label': jnp.zeros(1, int)}
+  shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 8, 8, 3)), jnp.zeros(1), cond)['params']
+  return jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+
+
+@pytest.mark.parametrize('name', NETWORKS)
+def test_weights_go_both_ways_bit_for_bit(golden, name):
+  tensors = {key: array.astype(np.float32) for key, array in _tensors(golden, name).items()}
+  net = pretrained.with_frequencies(NETWORKS[name], tensors)
+  back = pretrained.to_torch(net, pretrained.from_torch(net, tensors, resolution=SIDE), resolution=SIDE)
+  assert back.keys() == tensors.keys()
+  for key, array in tensors.items():
+    np.testing.assert_array_equal(back[key], array, err_msg=key)
+
+
+def test_a_state_dict_saved_as_arrays_becomes_a_folder_that_is_loaded(golden, tmp_path, monkeypatch):
+  name, tensors = 'edm-tiny-ve', _tensors(golden, 'ncsnpp')
+  monkeypatch.setitem(pretrained.PUBLISHED, name, pretrained.Published(NETWORKS['ncsnpp'], SIDE))
+  np.savez(tmp_path / 'edm.npz', **{f'model.{key}': array for key, array in tensors.items()})
+  assert command.main(['convert', str(tmp_path / 'edm.npz'), str(tmp_path / 'edm'), '--network', name]) == 0
+  net, params = pretrained.load(tmp_path / 'edm')
+  assert net.frequencies == tuple(tensors['map_noise.freqs'].astype(float))
+  want = pretrained.from_torch(net, tensors, resolution=SIDE)
+  jax.tree.map(np.testing.assert_array_equal, params, want)
+
+
+def test_weights_of_another_network_are_refused_by_name(golden):
+  tensors, net = _tensors(golden, 'ddpmpp'), NETWORKS['ddpmpp']
+  convert = partial(pretrained.from_torch, resolution=SIDE)
+  other = dict(tensors, extra=np.zeros(3), **{'enc.8x8_conv.weight': np.zeros((8, 3, 5, 5))})
+  del other['map_label.bias']
+  with pytest.raises(ValueError) as error:
+    convert(net, other)
+  for line in ('missing: map_label.bias (8,)', 'unexpected: extra (3,)', 'misshapen: enc.8x8_conv.weight is (8, 3, 5'):
+    assert line in str(error.value)
+  with pytest.raises(ValueError, match=r'resample_filter is not .* \[1, 1\]'):
+    convert(net, dict(tensors, **{'enc.4x4_down.conv0.resample_filter': np.full((1, 1, 2, 2), 0.3)}))
+  smooth = NETWORKS['ncsnpp'].clone(frequencies=(1.0,) * 8)
+  with pytest.raises(ValueError, match=r'map_noise.freqs is not .* with_frequencies'):
+    convert(smooth, _tensors(golden, 'ncsnpp'))
+  with pytest.raises(ValueError, match=r"EDM published no 'edm-cifar'; wanted one of edm-cifar10-32x32-cond-vp, "):
+    pretrained.published('edm-cifar')
+
+
+@pytest.mark.parametrize('name', ['edm-imagenet-64x64-cond-adm', 'edm-ffhq-64x64-uncond-ve'])
+def test_every_parameter_of_a_published_network_has_a_name(name):
+  net, resolution = pretrained.PUBLISHED[name]
+  leaves = pretrained._leaves(net, resolution, 3)
+  names = [name for leaf in leaves.values() for name in leaf.names]
+  assert len(set(names)) == len(names)
+  found = {side for side in (64, 32, 16, 8) if f'enc.{side}x{side}_block0.qkv.weight' in names}
+  assert found == ({32, 16, 8} if isinstance(net, UNet) else {16})
+
+
+def test_images_that_are_not_augmented_need_not_say_so():
+  net, x = EDMUNet(width=8, multipliers=(1,), blocks=1, attention=(), augment=2), jnp.ones((1, 4, 4, 3))
+
+  def both(key):
+    params = jax.tree.map(lambda leaf: leaf + 0.1, net.init(key, x, jnp.zeros(1), {})['params'])
+    return [net.apply({'params': params}, x, jnp.zeros(1), told) for told in ({}, {'augment': jnp.zeros((1, 2))})]
+
+  untold, told = jax.jit(both)(jax.random.key(0))
+  np.testing.assert_allclose(untold, told, rtol=1e-5)
+  assert np.abs(told).max() > 0.1
 
 
 @pytest.mark.parametrize(

@@ -21,6 +21,7 @@ from jaxgen.models.stylegan2 import (
 )
 from jaxgen.pretrained import safetensors_file
 from jaxgen.pretrained import stylegan2 as pretrained
+from jaxgen.pretrained.arrays import read
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 G = stylegan2_generator(32, width=32, base=512, max_features=32)
@@ -40,13 +41,13 @@ def arrays():
 
 @pytest.fixture(scope='module')
 def generator():
-  tensors = pretrained.read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
+  tensors = read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
   return jax.tree.map(jnp.asarray, pretrained.generator_from_torch(G, tensors))
 
 
 @pytest.fixture(scope='module')
 def discriminator():
-  tensors = pretrained.read(GOLDEN / 'stylegan2_tiny.npz', prefix='D/')
+  tensors = read(GOLDEN / 'stylegan2_tiny.npz', prefix='D/')
   return jax.tree.map(jnp.asarray, pretrained.discriminator_from_torch(D, tensors, resolution=32))
 
 
@@ -173,16 +174,16 @@ def test_discriminator_agrees_with_the_original(arrays, discriminator):
 
 
 def test_weights_go_back_as_they_came(generator, discriminator, tmp_path):
-  original = pretrained.read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
+  original = read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
   back = pretrained.generator_to_torch(G, generator)
   assert back.keys() == original.keys()
   jax.tree.map(np.testing.assert_array_equal, back, original)
-  judge = pretrained.read(GOLDEN / 'stylegan2_tiny.npz', prefix='D/')
+  judge = read(GOLDEN / 'stylegan2_tiny.npz', prefix='D/')
   back_judge = pretrained.discriminator_to_torch(D, discriminator, resolution=32)
   assert back_judge.keys() == judge.keys()
   jax.tree.map(np.testing.assert_array_equal, back_judge, judge)
   safetensors_file.write(tmp_path / 'g.safetensors', back, metadata={})
-  jax.tree.map(np.testing.assert_array_equal, pretrained.read(tmp_path / 'g.safetensors'), original)
+  jax.tree.map(np.testing.assert_array_equal, read(tmp_path / 'g.safetensors'), original)
 
 
 def test_labels_have_weights_that_go_both_ways():
@@ -200,7 +201,7 @@ def test_labels_have_weights_that_go_both_ways():
 
 
 def test_tensors_that_do_not_fit_are_listed(tmp_path):
-  tensors = pretrained.read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
+  tensors = read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
   wrong = tensors | {'mapping.fc0.bias': np.zeros(31, np.float32), 'more': np.zeros(2)}
   del wrong['synthesis.b4.const']
   with pytest.raises(
@@ -211,9 +212,9 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
   with pytest.raises(ValueError, match=r'b8\.resample_filter is not the filter'):
     pretrained.generator_from_torch(G, filters)
   with pytest.raises(ValueError, match='convert it where its code is trusted'):
-    pretrained.read(tmp_path / 'ffhq.pkl')
+    read(tmp_path / 'ffhq.pkl')
   with pytest.raises(ValueError, match="starts with 'Q/'"):
-    pretrained.read(GOLDEN / 'stylegan2_tiny.npz', prefix='Q/')
+    read(GOLDEN / 'stylegan2_tiny.npz', prefix='Q/')
 
 
 @pytest.fixture(scope='module')

@@ -1,4 +1,4 @@
-"""`jaxgen weights`: lists the pretrained weights that jaxgen knows, gets them, and converts an autoencoder's file."""
+"""`jaxgen weights`: lists the pretrained weights that jaxgen knows, gets them, and converts published files."""
 
 import argparse
 import sys
@@ -14,13 +14,18 @@ def main(argv: list[str]) -> int:
   get.add_argument('--from', dest='source', type=Path, metavar='FILE', help='read this file; fetch nothing')
   convert = commands.add_parser(
     'convert',
-    help="write a folder in diffusers' layout from an autoencoder's original checkpoint",
-    description='The checkpoint may be of an autoencoder (VQGAN, latent diffusion) or of a whole Stable Diffusion.',
+    help="write a folder that jaxgen loads from an autoencoder's original checkpoint, or from EDM's state dicts",
+    description='The checkpoint may be of an autoencoder (VQGAN, latent diffusion) or of a whole Stable Diffusion. '
+    "EDM's pickles hold code: save their state dicts as arrays where you trust it (jaxgen/pretrained/edm_unet.py).",
   )
-  convert.add_argument('file', type=Path, help='.ckpt, .pt, .pth or .safetensors; nothing in it is run')
+  convert.add_argument(
+    'file', type=Path, help='.ckpt, .pt, .pth or .safetensors; .npz or .safetensors of EDM; nothing in it is run'
+  )
   convert.add_argument('folder', type=Path)
   convert.add_argument(
-    '--network', required=True, help='sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...'
+    '--network',
+    required=True,
+    help='sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...; edm-cifar10-32x32-cond-vp, ...',
   )
   options = parser.parse_args(argv)
   if options.command == 'list':
@@ -33,9 +38,12 @@ def main(argv: list[str]) -> int:
 
 
 def _convert(file: Path, folder: Path, network: str) -> None:
-  from jaxgen.pretrained import autoencoder
+  from jaxgen.pretrained import autoencoder, edm_unet
 
-  autoencoder.convert(file, folder, network)
+  if network.startswith('edm-'):
+    edm_unet.convert(file, folder, network)
+  else:
+    autoencoder.convert(file, folder, network)
   print(folder)
 
 

@@ -85,7 +85,7 @@ class EDMUNet(nn.Module):
     Args:
       x: images.
       t: log(sigma) / 4 (`Process.network_time` of processes/edm.py).
-      cond: `'label'`, int32 b, if there are classes; `'augment'`, float b a, if that is told.
+      cond: `'label'`, int32 b, if there are classes; `'augment'`, float b a, of images that are augmented.
       train: whether there is dropout; its rng is 'dropout'.
     """
     self._check(x.shape)
@@ -117,7 +117,8 @@ class EDMUNet(nn.Module):
       features += Linear(features.shape[-1], name='label')(rows * self.num_classes**0.5)
     if self.augment:
       width = features.shape[-1]
-      features += nn.Dense(width, use_bias=False, kernel_init=_xavier, name='augment_embed')(cond['augment'])
+      told = cond.get('augment', jnp.zeros((len(t), self.augment)))
+      features += nn.Dense(width, use_bias=False, kernel_init=_xavier, name='augment_embed')(told)
     h = nn.silu(Linear(4 * self.width, name='embed_in')(features))
     return nn.silu(Linear(4 * self.width, name='embed_out')(h)).astype(self.dtype)
 

@@ -1,15 +1,13 @@
 """StyleGAN2 weights of the published PyTorch code to Flax variables and back, bit for bit.
 
 The published files are pickles that hold code, which is never run here: take their state dicts (`G_ema`, `D`) where
-that code is trusted and save them as plain arrays, npz or safetensors. The variables of a generator are its parameters,
+that code is trusted and save them as plain arrays (arrays.py). The variables of a generator are its parameters,
 the mean of w ('statistics') and its constant noise ('noise'); a discriminator has parameters alone. The fixed filters
 among the tensors have to be the [1, 3, 3, 1] that the networks here compute with.
 """
 
-import os
 import re
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -19,7 +17,7 @@ from flax import traverse_util
 
 from jaxgen.models.layers.styles import StyleGenerator
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, Synthesis, sizes
-from jaxgen.pretrained import safetensors_file, state_dict
+from jaxgen.pretrained import state_dict
 from jaxgen.pretrained.state_dict import Leaf, Leaves, Shape
 
 _FILTER = np.outer((1, 3, 3, 1), (1, 3, 3, 1)).astype(np.float32) / 64
@@ -43,25 +41,6 @@ _DISCRIMINATOR = (
   (r'params/dense/', 'b4.fc.'),
   (r'params/out/', 'b4.out.'),
 )
-
-
-def read(path: str | os.PathLike, *, prefix: str = '') -> dict[str, np.ndarray]:
-  """The arrays of an npz or safetensors file whose names start with `prefix`, without it.
-
-  Raises:
-    ValueError: the file is neither, or none of its arrays is called so.
-  """
-  path = Path(path)
-  if path.suffix == '.npz':
-    with np.load(path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files if name.startswith(prefix)}
-  elif path.suffix == '.safetensors':
-    arrays = {name: array for name, array in safetensors_file.read(path).items() if name.startswith(prefix)}
-  else:
-    raise ValueError(f'{path} is read as arrays from .npz or .safetensors; convert it where its code is trusted')
-  if not arrays:
-    raise ValueError(f'{path} has no array whose name starts with {prefix!r}')
-  return {name.removeprefix(prefix): array for name, array in arrays.items()}
 
 
 def generator_from_torch(net: StyleGenerator, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
