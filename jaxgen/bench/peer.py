@@ -92,6 +92,15 @@ def unet_command(python: str) -> list[str]:
   return [python, str(_script('torch_unet_peer.py')), str(BATCH_SIZE)]
 
 
+def encode_command(python: str, *, batch_size: int, size: int) -> list[str]:
+  """The command of the peer in `tests/torch_encode_peer.py`, which is diffusers' autoencoder.
+
+  Raises:
+    FileNotFoundError: jaxgen runs without its checkout.
+  """
+  return [python, str(_script('torch_encode_peer.py')), str(batch_size), str(size)]
+
+
 def _script(name: str) -> pathlib.Path:
   script = pathlib.Path(__file__).resolve().parents[2] / 'tests' / name
   if not script.is_file():

@@ -1,9 +1,9 @@
-"""`jaxgen bench`: how fast a train step, a sampler, or the FID's network, runs here; prints JSON."""
+"""`jaxgen bench`: how fast a train step, a sampler, an encoder, or the FID's network, runs here; prints JSON."""
 
 import argparse
 import sys
 
-PEERS = ('dit-s4', 'stylegan2', 'unet-cifar10')  # what may be timed in turn with another program
+PEERS = ('dit-s4', 'stylegan2', 'unet-cifar10', 'encode')  # what may be timed in turn with another program
 
 
 def main(argv: list[str]) -> int:
@@ -20,9 +20,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   parser.add_argument('what', nargs='?', default='config', choices=('config', *PEERS, 'sampler', 'features'))
   parser.add_argument('--config', default='emoji_dit', help='path or name; --config.FIELD=VALUE changes a field')
-  steps_help = 'train steps (rounded up to whole cycles of phases), or runs of a sampler, to time (20)'
+  steps_help = 'train steps (rounded up to whole cycles of phases), or runs of a sampler or encoder, to time (20)'
   parser.add_argument('--steps', type=int, default=20, help=steps_help)
-  peer_help = 'in turn with PyTorch: dit-s4, stylegan2 with a clone of the public code, unet-cifar10 with `diffusers`'
+  peer_help = 'in turn with PyTorch: dit-s4, stylegan2 with a clone of the public code, others with `diffusers`'
   parser.add_argument('--peer', metavar='FOLDER', help=peer_help)
   python_help = 'of the peer: has torch, and timm, requests or diffusers'
   parser.add_argument('--peer-python', metavar='PYTHON', default=sys.executable, help=python_help)
@@ -33,8 +33,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.error(f'unexpected {" ".join(rest)}')
   if options.peer and options.what not in PEERS:
     parser.error(f'--peer is for {", ".join(PEERS)}, not {options.what}')
-  if options.what == 'unet-cifar10' and options.peer not in (None, 'diffusers'):
-    parser.error(f'the peer of unet-cifar10 is `diffusers`, not {options.peer}')
+  if options.what in ('unet-cifar10', 'encode') and options.peer not in (None, 'diffusers'):
+    parser.error(f'the peer of {options.what} is `diffusers`, not {options.peer}')
   return options, rest
 
 
@@ -53,6 +53,8 @@ def _run(options: argparse.Namespace, overrides: list[str]):
     return train_step.bench_train_step(module.build(config), steps=options.steps)
   if options.what == 'sampler':
     return sampler.bench_sampler(rounds=options.steps)
+  if options.what == 'encode':
+    return _encode(options)
   build = {'dit-s4': programs.dit_s4, 'stylegan2': programs.stylegan2, 'unet-cifar10': programs.unet_cifar10}
   experiment = build[options.what]()
   if options.peer is None:
@@ -63,3 +65,13 @@ def _run(options: argparse.Namespace, overrides: list[str]):
     command = peer.clone_command(peer.CLONES[options.what], options.peer, options.peer_python)
   with peer.Peer(command) as other:
     return train_step.bench_train_step(experiment, steps=options.steps, peer=other)
+
+
+def _encode(options: argparse.Namespace):
+  from jaxgen.bench import encode, peer
+
+  if options.peer is None:
+    return encode.bench_encode(rounds=options.steps)
+  command = peer.encode_command(options.peer_python, batch_size=encode.BATCH_SIZE, size=encode.SIZE)
+  with peer.Peer(command) as other:
+    return encode.bench_encode(rounds=options.steps, peer=other)
