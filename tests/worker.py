@@ -42,7 +42,7 @@ def experiment(steps: int, replace=setattr) -> Experiment:
   evaluator = fid(
     generate, toys.dataset(), mesh=mesh, cond={}, num_samples=40, every=4, batch_size=16, protocol={}, seed=3
   )
-  return toys.experiment(steps=steps, mesh=mesh, evaluators=(evaluator,))
+  return toys.experiment(steps=steps, mesh=mesh, evaluators=(evaluator,), log_every=1)
 
 
 def _happen(what: str) -> None:
