@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxgen.writer import duration, read_metrics, write_whole
+from jaxgen.writer import duration, flat, read_metrics, write_whole
 
 _TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
 _MOST_POINTS = 600  # of a series; longer ones are thinned to the mean of each bucket
@@ -58,7 +58,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
     'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record)),
     'PROTOCOLS': _protocols(_read_json(workdir / 'protocols.json')),
-    'CONFIG': _table(_flat(record.get('config', {}))),
+    'CONFIG': _table(flat(record.get('config', {}))),
     'ENVIRONMENT': _table(record.get('environment', {})),
     'PARAMETERS': _parameters(workdir / 'parameters.txt'),
     # `<` would end the script element where a text holds `</script>`.
@@ -177,7 +177,7 @@ def _number(value: float) -> str:
 
 def _protocols(protocols: Mapping[str, Mapping[str, Any]]) -> str:
   return ''.join(
-    f'<details><summary>How <code>{html.escape(metric)}</code> is measured</summary>{_table(_flat(how))}</details>'
+    f'<details><summary>How <code>{html.escape(metric)}</code> is measured</summary>{_table(flat(how))}</details>'
     for metric, how in protocols.items()
   )
 
@@ -187,13 +187,6 @@ def _parameters(path: epath.Path) -> str:
     return ''
   text = html.escape(path.read_text(encoding='utf-8'))
   return f'<section><h2>Parameters</h2><pre>{text}</pre></section>'
-
-
-def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat: dict[str, Any] = {}
-  for key, value in values.items():
-    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
-  return flat
 
 
 def _table(values: Mapping[str, Any]) -> str:

@@ -49,6 +49,7 @@ class Writer:
     self._line = _ProgressLine(sys.stdout)
     if self._workdir is None:
       return
+    self._goes_on = resume_step is not None
     last = -1 if resume_step is None else resume_step
     (self._workdir / 'samples').mkdir(parents=True, exist_ok=True)
     _drop_records_beyond(self._workdir / 'metrics.jsonl', last)
@@ -57,10 +58,20 @@ class Writer:
     self._tensorboard = _tensorboard(self._workdir / 'tensorboard', last + 1)
 
   def config(self, config: Mapping[str, Any]) -> None:
-    """Writes config.json, with the `environment` beside it; what JSON cannot hold is written as its repr."""
-    if self._workdir is not None:
-      text = json.dumps({**config, 'environment': environment()}, indent=2, default=repr) + '\n'
-      write_whole(self._workdir / 'config.json', text)
+    """Writes config.json, with the `environment` beside it; what JSON cannot hold is written as its repr.
+
+    Where a run goes on with other values than it had, they are told.
+    """
+    if self._workdir is None:
+      return
+    path, text = (
+      self._workdir / 'config.json',
+      json.dumps({**config, 'environment': environment()}, indent=2, default=repr),
+    )
+    changes = _changes(path, json.loads(text)) if self._goes_on else []
+    if changes:
+      self.text(f'Going on with other values: {", ".join(changes)}')
+    write_whole(path, text + '\n')
 
   def scalars(self, step: int, values: Mapping[str, Any]) -> None:
     """Appends one record; values are numbers or arrays of one element."""
@@ -224,6 +235,25 @@ def read_metrics(path: str | os.PathLike) -> list[dict[str, Any]]:
     if isinstance(record, dict) and isinstance(record.get('step'), int):
       records.append(record)
   return records
+
+
+def flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
+  """{'model': {'width': 8}} as {'model.width': 8}."""
+  fields: dict[str, Any] = {}
+  for key, value in values.items():
+    fields |= flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
+  return fields
+
+
+def _changes(path: epath.Path, record: Mapping[str, Any]) -> list[str]:
+  """What differs between the config in a file and the one in a record."""
+  try:
+    kept = json.loads(path.read_text(encoding='utf-8'))
+  except (FileNotFoundError, ValueError):
+    return []
+  before, now = flat(kept.get('config', {})), flat(record.get('config', {}))
+  fields = sorted(before.keys() | now.keys())
+  return [f'{key} was {before.get(key)!r}, is {now.get(key)!r}' for key in fields if before.get(key) != now.get(key)]
 
 
 def _labels(rows: Sequence[str], height: int, lines: int) -> UInt8[np.ndarray, 'H W 3']:

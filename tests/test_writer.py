@@ -106,6 +106,28 @@ def test_config_is_json_whole_or_absent(open_writer, tmp_path):
   assert not list(tmp_path.glob('.*'))
 
 
+def test_values_that_a_run_goes_on_with_are_told_where_they_are_others(open_writer, tmp_path, capsys):
+  config = {'config': {'steps': 5, 'betas': (0.9, 0.99), 'model': {'width': 8}}}
+  other = {'config': {'steps': 9, 'betas': (0.9, 0.99), 'model': {'width': 8, 'depth': 2}}}
+  with open_writer() as run:
+    run.config(config)
+  with open_writer(resume_step=5) as run:
+    run.config(config)
+  with open_writer() as run:  # a new run in an old folder
+    run.config(other)
+    run.config(config)
+  assert capsys.readouterr().out == ''
+  with open_writer(resume_step=5) as run:
+    run.config(other)
+    run.config(other)  # of the next stage
+  said = 'Going on with other values: model.depth was None, is 2, steps was 5, is 9\n'
+  assert capsys.readouterr().out == said
+  (tmp_path / 'config.json').write_text('{"conf')
+  with open_writer(resume_step=5) as run:
+    run.config(config)
+  assert json.loads((tmp_path / 'config.json').read_text())['config']['steps'] == 5
+
+
 @pytest.mark.parametrize(('n', 'columns'), [(1, 1), (12, 4), (64, 8)])
 def test_grid_is_near_square_and_every_image_is_where_it_belongs(n, columns):
   images = np.arange(n, dtype=np.uint8)[:, None, None, None] * np.ones((1, 4, 6, 3), np.uint8)
