@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 
 from jaxgen import sharding, train
-from jaxgen.bench import peer, programs, sampler, train_step
+from jaxgen.bench import peer, programs, sampler, start, train_step
 from jaxgen.cli import bench as command
-from tests import toys
+from tests import tiny_config, toys
 
 _SLOW = "import sys, time\nprint('ready', flush=True)\nfor _ in sys.stdin: print(1e3, flush=True)"
 
@@ -112,6 +112,20 @@ def test_overhead_is_the_time_of_a_sampler_beside_its_network():
   result = sampler.bench_sampler(steps=2, rounds=1, batch_size=1, size='S/8')
   assert result['overhead'] == pytest.approx(1 - result['network_ms'] / result['sampler_ms'])
   assert result['network_ms'] > 0
+
+
+@pytest.mark.slow
+def test_a_start_is_timed_until_a_step_is_on_record(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAX_COMPILATION_CACHE_DIR', str(tmp_path))
+  result = start.bench_start(tiny_config.__file__, ['--config.steps=1'], rounds=1)
+  assert (
+    len(result['seconds']) == 1 and 0.5 < result['seconds'][0] < 120 and result['overrides'] == ['--config.steps=1']
+  )
+
+
+def test_a_start_that_fails_is_an_error():
+  with pytest.raises(RuntimeError, match='the run ended with 2 before its first step'):
+    start.bench_start('emoji_dot', rounds=1)
 
 
 def test_a_peer_that_stops_is_an_error():

@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
       'nothing': None,
       'sizes': [1, 2],
       'target': 0.0,
+      'log_every': 1,
     }
   )
 
@@ -77,7 +78,7 @@ def build(c: ConfigDict) -> Experiment:
     steps=c.steps,
     mesh=mesh,
     seed=c.seed,
-    log_every=1,
+    log_every=c.log_every,
     checkpoints=Policy(every=c.checkpoint_every, keep=4),
     evaluators=(
       samples(generate, mesh=mesh, cond=cond, num=8, every=2),

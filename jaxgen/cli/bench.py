@@ -16,11 +16,12 @@ def main(argv: list[str]) -> int:
 
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
-    prog='jaxgen bench', description='Times the train step of a config, or one of the fixed benchmarks, as JSON.'
+    prog='jaxgen bench',
+    description='Times the train step of a config, how soon it starts, or one of the fixed benchmarks, as JSON.',
   )
-  parser.add_argument('what', nargs='?', default='config', choices=('config', *PEERS, 'sampler', 'features'))
+  parser.add_argument('what', nargs='?', default='config', choices=('config', 'start', *PEERS, 'sampler', 'features'))
   parser.add_argument('--config', default='emoji_dit', help='path or name; --config.FIELD=VALUE changes a field')
-  steps_help = 'train steps (rounded up to whole cycles of phases), or runs of a sampler or encoder, to time (20)'
+  steps_help = 'train steps (up to whole cycles of phases), runs of a sampler or encoder, or starts, to time (20)'
   parser.add_argument('--steps', type=int, default=20, help=steps_help)
   peer_help = 'in turn with PyTorch: dit-s4, stylegan2 with a clone of the public code, others with `diffusers`'
   parser.add_argument('--peer', metavar='FOLDER', help=peer_help)
@@ -29,7 +30,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   options, rest = parser.parse_known_args(argv)
   if options.steps < 1:
     parser.error(f'--steps is {options.steps}; it must be 1 or more')
-  if rest and (options.what != 'config' or not all(word.startswith('--config.') for word in rest)):
+  if rest and (options.what not in ('config', 'start') or not all(word.startswith('--config.') for word in rest)):
     parser.error(f'unexpected {" ".join(rest)}')
   if options.peer and options.what not in PEERS:
     parser.error(f'--peer is for {", ".join(PEERS)}, not {options.what}')
@@ -44,8 +45,10 @@ def _run(options: argparse.Namespace, overrides: list[str]):
     from jaxgen.metrics.benchmark import features_benchmark
 
     return features_benchmark(inception.load().params)
-  from jaxgen.bench import peer, programs, sampler, train_step
+  from jaxgen.bench import peer, programs, sampler, start, train_step
 
+  if options.what == 'start':
+    return start.bench_start(options.config, overrides, rounds=options.steps)
   if options.what == 'config':
     from jaxgen.cli.config import load_config
 
