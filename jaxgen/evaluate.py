@@ -26,17 +26,19 @@ def evaluate(
     The scalars of each evaluator by its name.
 
   Raises:
-    ValueError: there is no evaluator of that name.
+    ValueError: there is no evaluator of that name, or `workdir` is the folder of a run.
     FileNotFoundError: the weights that one needs are missing.
   """
   evaluators = {evaluator.name: evaluator for evaluator in trained.stage.evaluators}
   unknown = sorted(set(only) - evaluators.keys())
   if unknown:
     raise ValueError(f'this run has no evaluator named {unknown[0]!r}; it has {", ".join(evaluators) or "none"}')
+  folder, results = epath.Path(workdir), {}
+  if (folder / 'checkpoints').exists():
+    raise ValueError(f'{folder} is the folder of a run, whose records would be lost; give another (--out)')
   chosen = [evaluators[name] for name in only or evaluators]
   for evaluator in chosen:
     evaluator.check()
-  folder, results = epath.Path(workdir), {}
   with writers.Writer(folder) if distributed.is_first() else writers.silent() as writer:
     for evaluator in chosen:
       distributed.ready(f'{evaluator.name} at step {trained.step}')

@@ -373,6 +373,10 @@ def test_a_run_can_be_evaluated_again(trained, tmp_path, capsys):
 def test_evaluations_that_cannot_be_say_why(trained, tmp_path, capsys):
   assert jaxgen('evaluate', '--run', trained, '--only', 'fid') == 2
   assert "no evaluator named 'fid'; it has samples, mean" in capsys.readouterr().err
+  measured = (trained / 'metrics.jsonl').read_bytes()
+  assert jaxgen('evaluate', '--run', trained, '--out', trained) == 2
+  assert 'is the folder of a run, whose records would be lost; give another (--out)' in capsys.readouterr().err
+  assert (trained / 'metrics.jsonl').read_bytes() == measured
   for options in ((), ('--run', trained, '--images', tmp_path), ('--images', tmp_path)):
     with pytest.raises(SystemExit, match='2'):
       jaxgen('evaluate', *options)
