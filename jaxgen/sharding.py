@@ -138,7 +138,11 @@ def under(mesh: Mesh, function: Callable) -> Callable:
 def split_batch(x: Any) -> Any:
   """An array that a computation makes itself, such as noise, split by its first axis as a batch, if a mesh is in sight.
 
-  Nothing else tells the compiler to: without it every device may compute all of what follows.
+  Nothing else tells the compiler to: without it every device may compute all of what follows, or worse. Where a dense
+  layer's output becomes an image, the split of its kernel becomes one of rows. Rows that meet a convolution's kernel
+  that is split over the same axis, one of two, come out wrong (XLA's partitioner, jaxlib 0.10.2 and 0.12.0.1): the
+  gradient of a GAN's generator was a quarter of what it is on one device. tests/test_sharding.py tells when that is
+  mended.
   """
   mesh = jax.sharding.get_abstract_mesh()
   if not set(BATCH_AXES) <= set(mesh.shape) or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):

@@ -192,6 +192,30 @@ def test_only_data_goes_from_slice_to_slice():
     sharding.arranged((1, 8, 1, 1), chips)
 
 
+@pytest.mark.parametrize(
+  'axes',
+  [
+    (('data', 'fsdp'),),
+    pytest.param(
+      (None, 'fsdp'),
+      marks=pytest.mark.xfail(strict=True, reason="XLA's fault; where this passes, `split_batch` is for speed alone"),
+    ),
+  ],
+)
+def test_a_convolution_whose_kernel_is_split_like_its_images_is_right(axes):
+  """Images split by the batch, or, as a generator's would be without `split_batch`, by rows: on one axis of two."""
+  mesh = sharding.make_mesh(data=4, fsdp=2)
+  draw = np.random.default_rng(0).standard_normal
+  x, kernel = draw((8, 4, 4, 4), np.float32), draw((3, 3, 4, 2), np.float32)
+
+  def convolve(x, kernel):
+    return jax.lax.conv_general_dilated(x, kernel, (1, 1), 'SAME', dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+
+  places = (jax.sharding.PartitionSpec(*axes), jax.sharding.PartitionSpec(None, None, 'fsdp'))
+  split = jax.jit(convolve, in_shardings=[jax.sharding.NamedSharding(mesh, place) for place in places])
+  np.testing.assert_allclose(split(x, kernel), jax.jit(convolve)(x, kernel), atol=1e-4)
+
+
 # Compiles the train step of a small DiT for a mesh, with the compiler's own log on standard error.
 _COMPILE = """
 import sys
