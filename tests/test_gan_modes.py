@@ -16,21 +16,22 @@ from jaxgen.train_step import make_train_step
 STEPS, NUM = 5000, 2500
 STABLE = {'r1': 0.1, 'r2': 0.1}
 WASSERSTEIN = {'loss': 'wasserstein', 'generator_every': 5}
-# What is changed of the config, and how many modes it may not cover (None: it only has to train).
+# What is changed of the config, and how many of the 25 modes are to be covered: from, to.
+ANY, NOT_ALL, ALL = (1, 25), (1, 23), (24, 25)
 GAMES = {
-  'minimax': ({}, 24),
-  'non-saturating': ({'loss': 'non_saturating'}, None),
-  'hinge': ({'loss': 'hinge'}, None),
-  'least squares': ({'loss': 'least_squares'}, None),
-  'Wasserstein, clipped to 0.1': (WASSERSTEIN | {'clip': 0.1}, None),
-  'Wasserstein, gradient penalty': (WASSERSTEIN | {'gradient_penalty': 0.1}, None),
-  'non-saturating, R1': ({'loss': 'non_saturating', 'r1': 0.1}, None),
-  'non-saturating, R1 and R2': ({'loss': 'non_saturating', **STABLE}, None),
-  'relativistic, R1 and R2': ({'loss': 'relativistic', **STABLE}, None),
-  'non-saturating, spectral': ({'loss': 'non_saturating', 'discriminator.spectral': True}, None),
-  'hinge, spectral': ({'loss': 'hinge', 'discriminator.spectral': True}, None),
-  'non-saturating, minibatch': ({'loss': 'non_saturating', 'discriminator.kernels': 16}, None),
-  'non-saturating, unrolled 5': ({'loss': 'non_saturating', 'unroll.steps': 5}, None),
+  'minimax': ({}, NOT_ALL),
+  'non-saturating': ({'loss': 'non_saturating'}, ANY),
+  'hinge': ({'loss': 'hinge'}, ANY),
+  'least squares': ({'loss': 'least_squares'}, ANY),
+  'Wasserstein, clipped to 0.1': (WASSERSTEIN | {'clip': 0.1}, ANY),
+  'Wasserstein, gradient penalty': (WASSERSTEIN | {'gradient_penalty': 0.1}, ANY),
+  'non-saturating, R1': ({'loss': 'non_saturating', 'r1': 0.1}, ALL),
+  'non-saturating, R1 and R2': ({'loss': 'non_saturating', **STABLE}, ALL),
+  'relativistic, R1 and R2': ({'loss': 'relativistic', **STABLE}, ALL),
+  'non-saturating, spectral': ({'loss': 'non_saturating', 'discriminator.spectral': True}, ALL),
+  'hinge, spectral': ({'loss': 'hinge', 'discriminator.spectral': True}, ALL),
+  'non-saturating, minibatch': ({'loss': 'non_saturating', 'discriminator.kernels': 16}, ANY),
+  'non-saturating, unrolled 5': ({'loss': 'non_saturating', 'unroll.steps': 5}, ANY),
 }
 
 
@@ -109,9 +110,9 @@ def test_an_unknown_split_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize('name', GAMES)
 def test_games_on_25_gaussians(name):
-  changes, limit = GAMES[name]
+  changes, (fewest, most) = GAMES[name]
   samples, skipped = train(configured(changes), STEPS)
   result = covered(samples)
   print(f'| {name} | {result.covered} | {result.quality:.2f} | {result.kl:.2f} |')
   assert skipped == 0 and result.quality > 0.1
-  assert limit is None or result.covered < limit
+  assert fewest <= result.covered <= most
