@@ -21,6 +21,9 @@ _CHIP = Chip('cpu', 1e12, 1 * GIB, 1e11, 1e10, 1e9, 1, 'made up')
 needs_libtpu = pytest.mark.skipif(
   importlib.util.find_spec('libtpu') is None, reason="compiling for TPUs needs libtpu: pip install 'jax[tpu]'"
 )
+needs_cuda = pytest.mark.skipif(
+  importlib.util.find_spec('jax_cuda13_plugin') is None, reason='compiling for GPUs needs jax-cuda13-plugin'
+)
 
 
 @pytest.fixture(autouse=True)
@@ -69,8 +72,11 @@ def test_operations_and_the_roofline(found):
   assert found['run']['chip_hours'] == pytest.approx(8 * 12 * line['step'] / 3600)
 
 
-def test_theory_of_fully_sharded_training(found):
-  assert found['fsdp_theory'] == 3 * 2 * 128 * 3 / 4
+def test_theory_of_fully_sharded_training(found, machine):
+  whole = 2 * 128  # bytes
+  assert found['fsdp_theory'] == 3 * whole * 3 / 4 + 2 * (whole / 4) * 1 / 2  # four shards, two copies
+  abstract = train.abstract_state(toys.experiment(mesh=sharding.make_mesh(data=8)))
+  assert plans.fsdp_theory(abstract, sharding.make_mesh(data=8).shape, 4) == 2 * whole * 7 / 8
 
 
 def test_a_plan_reads_as_text_as_a_row_and_as_json(found):
@@ -173,7 +179,9 @@ def test_where_nothing_fits_the_advice_is_more_chips(monkeypatch, machine):
     (['--config', 'emoji_dit', '--topology', 'v99:4x4'], "topology 'v99:4x4' is not understood"),
     (['--config', 'emoji_dit', '--topology', 'v5e'], 'wanted GENERATION:SHAPE'),
     (['--config', 'emoji_dit', '--topology', 'v5e:4x4', '--slices', '0'], 'slices is 0'),
-    (['--config', 'emoji_dit', '--topology', 'h100:2x8'], 'pip install jax[cuda13]'),
+    (['--config', 'emoji_dit', '--topology', 'h100:8'], "topology 'h100:8' is not understood; wanted h100:NODESxGPUS"),
+    (['--config', 'emoji_dit', '--topology', 'h100:0x8'], 'wanted h100:NODESxGPUS'),
+    (['--config', 'emoji_dit', '--topology', 'h100:2x8', '--slices', '2'], "GPUs' nodes are in the topology's shape"),
     pytest.param(
       ['--config', 'emoji_dit', '--topology', 'v5e:99x99'], "libtpu knows no topology 'v5e:99x99'", marks=needs_libtpu
     ),
@@ -194,6 +202,12 @@ def test_without_libtpu_the_error_names_it(capsys, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
   assert main(['plan', '--config', 'emoji_dit', '--topology', 'v5e:4x4']) == 2
   assert "pip install 'jax[tpu]'" in capsys.readouterr().err
+
+
+def test_without_the_plug_in_for_gpus_the_error_names_it(capsys, monkeypatch):
+  monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
+  assert main(['plan', '--config', 'emoji_dit', '--topology', 'h100:2x8']) == 2
+  assert 'pip install jax-cuda13-plugin jax-cuda13-pjrt' in capsys.readouterr().err
 
 
 def test_launchers_can_have_the_flags(capsys):
@@ -218,6 +232,29 @@ def test_a_program_for_tpus_is_compiled_without_one(no_cache):
   assert (found['chips'], found['peaks']['kind']) == (8, 'TPU v5 lite')
   assert found['memory']['parameters'] == 128 and 0 < found['memory']['peak'] < found['memory']['limit']
   assert found['collectives']
+
+
+@needs_cuda
+def test_a_program_for_gpus_is_compiled_without_one(no_cache):
+  chips.set_environment()
+  machine = chips.topology('h100:2x4')
+  assert [machine.slice_of(device) for device in machine.devices] == [0] * 4 + [1] * 4
+  with sharding.devices_are(machine.devices):
+    stage = toys.experiment()
+  found = plans.plan(stage, machine)
+  assert (found['chips'], found['slices'], found['peaks']['kind']) == (8, 2, 'NVIDIA H100 80GB HBM3')
+  assert found['memory']['parameters'] == 128 and 0 < found['memory']['peak'] < found['memory']['limit']
+  assert sum(kind['bytes_within_slice'] for kind in found['collectives'].values()) > 0  # fsdp, in a node
+  assert sum(kind['bytes_between_slices'] for kind in found['collectives'].values()) > 0  # data, between the two
+  assert "attention is XLA's" in plans.text(found)
+
+
+def test_a_program_that_a_gpu_has_no_memory_for_is_refused(machine):
+  """The compiler for GPUs, unlike a TPU's, does not mind."""
+  small = machine._replace(chip=_CHIP._replace(memory=300))  # the state alone takes more
+  with pytest.raises(plans.DoesNotFit, match='the program needs') as raised:
+    plans.plan(toys.experiment(), small)
+  assert raised.value.needed > 300
 
 
 # What follows compiles networks; it takes minutes.
@@ -245,8 +282,8 @@ _SMALL = ('--config', 'dit_xl2_imagenet256', '--config.size=S/2')
 def test_dit_on_two_slices_and_its_sampler():
   found = _plan(*_SMALL, '--topology', 'v5e:4x4', '--slices', '2', '--mesh', 'data=2,fsdp=16', '--sample', '64')
   within = sum(kind['bytes_within_slice'] for kind in found['collectives'].values())
-  assert within == pytest.approx(found['fsdp_theory'], rel=0.25)
   between = sum(kind['bytes_between_slices'] for kind in found['collectives'].values())
+  assert within + between == pytest.approx(found['fsdp_theory'], rel=0.25)
   gradients = found['parameters']['net'] / 16
   assert 2 * gradients < between < 6 * gradients  # summed over two slices, in two or four bytes, and little else
   assert found['sample']['memory']['peak'] < found['memory']['limit']
@@ -273,3 +310,40 @@ def test_what_is_kept_decides_the_memory(name):
   assert (on_host > 0.1) == (name == 'offload')
   low, high = {'none': (3, 16), 'dots': (1, 6), 'offload': (0.1, 3), 'full': (0.1, 1.5)}[name]
   assert low < activations < high
+
+
+# Compiles the train step of a DiT at depths, in a process of its own; prints the seconds of processors.
+_AT_DEPTHS = """
+import os, sys
+from jaxgen import xla_flags
+from jaxgen.plan import chips
+chips.set_environment()
+os.environ['LIBTPU_INIT_ARGS'] = xla_flags.tpu_init_args('v5e')
+from jaxgen import sharding, train
+from jaxgen.cli.config import load_config
+from jaxgen.models import dit
+from jaxgen.plan import plan
+machine = chips.topology('v5e:2x2')
+config, module = load_config('dit_xl2_imagenet256', ['--config.dataset=synthetic', '--config.size=S/2'])
+for depth in map(int, sys.argv[1:]):
+  dit.SIZES['S'] = dit.SIZES['S']._replace(depth=depth)
+  with sharding.devices_are(machine.devices):
+    stage = module.build(config)
+  abstract, frozen = train.abstract_state(stage), plan.abstract_frozen(stage)
+  compiled, took = plan.timed(lambda: train.compile_step(stage, abstract, frozen), machine)
+  print(took['compile_processor_seconds'])
+"""
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_compile_time_does_not_grow_with_depth():
+  """In seconds of processors, so that a machine that is busy with other things does not matter."""
+  root = os.path.dirname(os.path.dirname(__file__))
+  env = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XLA_', 'LIBTPU'))}
+  command = [sys.executable, '-c', _AT_DEPTHS, '56', '14']  # what is done once counts against the deep one
+  result = subprocess.run(command, env=env, cwd=root, capture_output=True, text=True)
+  assert result.returncode == 0, result.stderr
+  deep, shallow = map(float, result.stdout.split()[-2:])
+  print(f'depth 56: {deep:.1f} s of processors, depth 14: {shallow:.1f}, ratio {deep / shallow:.3f}')
+  assert deep < 1.3 * shallow

@@ -1,4 +1,4 @@
-"""`jaxgen plan`: what a config will need on a TPU that is not here."""
+"""`jaxgen plan`: what a config will need on TPUs or GPUs that are not here."""
 
 import argparse
 import json
@@ -23,7 +23,8 @@ def main(argv: list[str]) -> int:
   from jaxgen.plan import chips
 
   chips.set_environment()  # before JAX starts
-  os.environ.setdefault('LIBTPU_INIT_ARGS', xla_flags.tpu_init_args(chips.generation(args.topology)))
+  if chips.generation(args.topology) in xla_flags.TPU_FLAGS:
+    os.environ.setdefault('LIBTPU_INIT_ARGS', xla_flags.tpu_init_args(chips.generation(args.topology)))
   machine = chips.topology(args.topology, args.slices)
   build, fields = _builder(args, overrides, machine)
 
@@ -54,14 +55,15 @@ def main(argv: list[str]) -> int:
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='jaxgen plan',
-    description='Compiles the train step of a config for a TPU topology, with no TPU present, and reports memory, '
-    'collectives, operations and a roofline of the time. It needs jax[tpu].',
+    description='Compiles the train step of a config for a topology of TPUs or GPUs, with none present, and reports '
+    'memory, collectives, operations and a roofline of the time. It needs jax[tpu], or jax-cuda13-plugin and '
+    'jax-cuda13-pjrt.',
     epilog='Any field of the config can be changed: --config.batch_size=512 --config.remat=dots',
     allow_abbrev=False,
   )
   parser.add_argument('--config', help='path of a config file, or the bare name of one in configs/')
-  parser.add_argument('--topology', help='GENERATION:SHAPE of a slice: v5e:4x4, v5p:4x4x4, v6e:16x16, tpu7x:2x2x1')
-  parser.add_argument('--slices', type=int, default=1, help='such slices, joined by the network (1)')
+  parser.add_argument('--topology', help='GENERATION:SHAPE of a slice: v5e:4x4, v5p:4x4x4; or GPU:NODESxGPUS: h100:2x8')
+  parser.add_argument('--slices', type=int, default=1, help='such slices of TPUs, joined by the network (1)')
   parser.add_argument('--mesh', type=_mesh, default={}, help="the config's mesh: data=1,fsdp=16")
   parser.add_argument('--sample', type=int, metavar='N', help='also compile the sampler, for N images at a time')
   parser.add_argument('--fit', action='store_true', help='search mesh, remat and accumulation for what fits best')

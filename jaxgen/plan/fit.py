@@ -19,7 +19,7 @@ import jax
 from jaxgen import flops, sharding, train
 from jaxgen.experiment import Experiment
 from jaxgen.plan.chips import GIB, Topology
-from jaxgen.plan.plan import DoesNotFit, abstract_frozen, bare, fsdp_theory, plan, state_bytes
+from jaxgen.plan.plan import DoesNotFit, abstract_frozen, attention_of, bare, fsdp_theory, plan, state_bytes
 
 Changes = dict[str, Any]
 Build = Callable[[Changes], Experiment]
@@ -77,16 +77,17 @@ def candidates(build: Build, fields: Mapping[str, Any], machine: Topology) -> li
     frozen = abstract_frozen(stage)
     state = sum(state_bytes(abstract, frozen).values())
     shapes = bare((abstract, frozen, stage.data.spec))
-    sent = machine.chip.devices * fsdp_theory(stage, abstract) / stage.accumulate / machine.chip.interconnect
     for kept, parts in itertools.product(_choices(fields, 'remat', _REMAT), _choices(fields, 'accumulate', _PARTS)):
       if parts and not _divides(stage, parts['accumulate']):
         continue
       changes = {name: value for name, value in (mesh | kept | parts).items() if value != fields[name]}
       key = kept.get('remat')
       if key not in work:
-        work[key] = flops.count(train.mesh_step(build(mesh | kept)), *shapes, jax.random.key(0))
+        with attention_of(machine):
+          work[key] = flops.count(train.mesh_step(build(mesh | kept)), *shapes, jax.random.key(0))
       compute = work[key] / (machine.chips * machine.chip.flops)
-      expected = max(compute, sent * parts.get('accumulate', stage.accumulate))  # Eq. 1
+      sent = fsdp_theory(abstract, stage.mesh.shape, parts.get('accumulate', stage.accumulate))
+      expected = max(compute, machine.chip.devices * sent / machine.chip.interconnect)  # Eq. 1
       found.append(Candidate(changes, expected, state))
   return sorted(found, key=lambda c: (c.expected, len(c.changes), c.changes.get('accumulate', 1), c.state))
 

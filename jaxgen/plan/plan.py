@@ -10,10 +10,11 @@ Williams et al. 2009, "Roofline". Operations are counted from the jaxpr (flops.p
 fused kernels included; Eqs. 2 and 3 are read from the compiled program (program.py).
 """
 
+import contextlib
 import math
 import re
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +25,7 @@ from jaxgen import flops, sharding, train
 from jaxgen.bench.train_step import model_flops
 from jaxgen.evaluators.generate import sampler
 from jaxgen.experiment import Experiment
+from jaxgen.models.layers.attention import unfused
 from jaxgen.plan import program as programs
 from jaxgen.plan.chips import GIB, Topology
 from jaxgen.train_state import TrainState, sampling_params
@@ -47,11 +49,11 @@ def plan(stage: Experiment, machine: Topology) -> dict[str, Any]:
     DoesNotFit: it needs more memory than there is.
   """
   abstract, frozen = train.abstract_state(stage), abstract_frozen(stage)
-  began = time.perf_counter()
-  compiled = _compile(lambda: train.compile_step(stage, abstract, frozen), machine)
-  compiled_in = time.perf_counter() - began
-  executed = flops.count(train.mesh_step(stage), *bare((abstract, frozen, stage.data.spec)), jax.random.key(0))
+  compiled, took = timed(lambda: train.compile_step(stage, abstract, frozen), machine)
+  with attention_of(machine):
+    executed = flops.count(train.mesh_step(stage), *bare((abstract, frozen, stage.data.spec)), jax.random.key(0))
   found = analysis(compiled, stage, machine, executed)
+  _check_memory(found['memory'])
   batch_size = stage.data.identity['batch_size']
   rate = batch_size / found['roofline']['step']
   useful = model_flops(stage, bare(abstract), bare(frozen))
@@ -59,11 +61,11 @@ def plan(stage: Experiment, machine: Topology) -> dict[str, Any]:
   memory = found['memory']
   return {
     **describe(stage, machine),
-    'compile_seconds': compiled_in,
+    **took,
     'parameters': {name: _size(tree) for name, tree in abstract.params.items()},
     **found,
     'memory': {**state_bytes(abstract, frozen), **memory},
-    'fsdp_theory': fsdp_theory(stage, abstract),
+    'fsdp_theory': fsdp_theory(abstract, stage.mesh.shape, stage.accumulate),
     'flops': {'model': useful, 'executed': executed},
     'images_per_second': rate,
     'peak_share': useful / found['roofline']['step'] / (machine.chips * machine.chip.flops),
@@ -84,15 +86,15 @@ def plan_sample(stage: Experiment, machine: Topology, *, batch_size: int) -> dic
   indices = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=place)
   run = sampler(stage.objective.sample, mesh=stage.mesh)
   args = sampling_params(abstract), frozen, cond, jax.random.key(0), indices
-  began = time.perf_counter()
-  compiled = _compile(lambda: run.lower(*args).compile(), machine)
-  compiled_in = time.perf_counter() - began
+  compiled, took = timed(lambda: run.lower(*args).compile(), machine)
   params, frozen, cond, key, indices = args
-  executed = flops.count(run, *bare((params, frozen, cond)), key, *bare((indices,)))
+  with attention_of(machine):
+    executed = flops.count(run, *bare((params, frozen, cond)), key, *bare((indices,)))
   found = analysis(compiled, stage, machine, executed)
+  _check_memory(found['memory'])
   return {
     'batch_size': batch_size,
-    'compile_seconds': compiled_in,
+    **took,
     **found,
     'flops': {'executed': executed},
     'images_per_second': batch_size / found['roofline']['step'],
@@ -107,6 +109,7 @@ def describe(stage: Experiment, machine: Topology) -> dict[str, Any]:
     'mesh': dict(stage.mesh.shape),
     'batch_size': stage.data.identity['batch_size'],
     'accumulate': stage.accumulate,
+    'fused_attention': not machine.are_gpus,
     'peaks': machine.chip._asdict(),
   }
 
@@ -114,7 +117,7 @@ def describe(stage: Experiment, machine: Topology) -> dict[str, Any]:
 def analysis(compiled: Any, stage: Experiment, machine: Topology, executed: int) -> dict[str, Any]:
   """Memory, collectives and roofline of a compiled program that executes so many operations on all devices."""
   program = programs.parse(compiled.as_text())
-  slices = [sharding.slice_of(device) for device in stage.mesh.devices.flat]
+  slices = [machine.slice_of(device) for device in stage.mesh.devices.flat]
   kinds: dict[str, dict[str, float]] = {}
   for collective in programs.collectives(program, stage.mesh.size, machine.slices):
     within, between = programs.sent(collective, slices)
@@ -160,15 +163,22 @@ def state_bytes(abstract: TrainState, frozen: Any) -> dict[str, int]:
   return {name: _bytes(tree) for name, tree in parts.items()}
 
 
-def fsdp_theory(stage: Experiment, abstract: TrainState) -> float:
-  """Bytes that a device sends in a step to gather split parameters twice and to scatter their gradients once, in two
-  bytes each: what fully sharded training in bfloat16 cannot do without, for each micro-batch."""
+def fsdp_theory(abstract: TrainState, mesh: Mapping[str, int], accumulate: int) -> float:
+  """Bytes that a device sends in a step of fully sharded training in bfloat16, which it cannot do without.
+
+  Of S bytes of a parameter, two an element, in n shards with k copies of each, it gathers all twice, for the forward
+  and for the backward pass, and scatters the gradient once, for each micro-batch; then the copies are summed. By Eqs. 1
+  and 2 of program.py:
+
+    accumulate * 3 S (n - 1) / n + 2 S / n (k - 1) / k                  (5)
+  """
   total = 0.0
   for leaf in jax.tree.leaves(abstract.params):
-    shards = leaf.size // math.prod(leaf.sharding.shard_shape(leaf.shape))
-    total += 3 * 2 * leaf.size * (shards - 1) / shards
-  others = stage.mesh.shape['tensor']
-  return stage.accumulate * total / others
+    split = {axis: size for axis, size in mesh.items() if axis in leaf.sharding.spec}
+    size, shards = 2 * leaf.size / split.get('tensor', 1), split.get('fsdp', 1)
+    copies = mesh['data'] * mesh['fsdp'] * mesh['sequence'] // shards
+    total += accumulate * 3 * size * (shards - 1) / shards + 2 * size / shards * (copies - 1) / copies  # Eq. 5
+  return total
 
 
 def abstract_frozen(stage: Experiment) -> dict[str, Any]:
@@ -181,16 +191,37 @@ def abstract_frozen(stage: Experiment) -> dict[str, Any]:
   )
 
 
-def _compile(compile_: Any, machine: Topology) -> Any:
+def attention_of(machine: Topology) -> contextlib.AbstractContextManager[None]:
+  """Within it, attention is traced as it can be compiled here: a GPU's is part of cuDNN, which wants to see the GPU."""
+  return unfused() if machine.are_gpus else contextlib.nullcontext()
+
+
+def timed(compile_: Callable[[], Any], machine: Topology) -> tuple[Any, dict[str, float]]:
+  """What it makes, and the seconds that this took: by the clock, and of all processors together."""
+  clock, processors = time.perf_counter(), time.process_time()
   try:
-    return compile_()
+    with attention_of(machine):
+      compiled = compile_()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
-    limit = machine.chip.memory / machine.chip.devices
-    needed = _needed(str(error))
-    amount = 'more memory' if needed is None else f'{needed / GIB:.2f} GiB'
-    raise DoesNotFit(f'the program needs {amount} on a device of {limit / GIB:.2f} GiB', needed) from None
+    raise _does_not_fit(_needed(str(error)), machine.chip.memory / machine.chip.devices) from None
+  took = {
+    'compile_seconds': time.perf_counter() - clock,
+    'compile_processor_seconds': time.process_time() - processors,
+  }
+  return compiled, took
+
+
+def _check_memory(memory: Mapping[str, float]) -> None:
+  """Refuses what the compiler lets pass; a GPU's lets everything."""
+  if memory['peak'] > memory['limit']:
+    raise _does_not_fit(memory['peak'], memory['limit'])
+
+
+def _does_not_fit(needed: float | None, limit: float) -> DoesNotFit:
+  amount = 'more memory' if needed is None else f'{needed / GIB:.2f} GiB'
+  return DoesNotFit(f'the program needs {amount} on a device of {limit / GIB:.2f} GiB', needed)
 
 
 def _needed(message: str) -> float | None:
@@ -221,7 +252,7 @@ def text(found: Mapping[str, Any]) -> str:
     f'{slices}{found["topology"]}: {found["chips"]} chips, mesh {mesh}, batch {found["batch_size"]}'
     + (f' in {found["accumulate"]} parts' if found['accumulate'] > 1 else ''),
     'parameters  ' + ', '.join(f'{name} {size:,}' for name, size in found['parameters'].items()),
-    f'compiled in {found["compile_seconds"]:.0f} s',
+    f'compiled in {found["compile_seconds"]:.0f} s, {found["compile_processor_seconds"]:.0f} s of a processor',
     '',
     'memory of a device, GiB',
     *(f'  {name:<18}{memory[name] / GIB:9.3f}' for name in memory if memory[name] or name == 'peak'),
@@ -238,6 +269,7 @@ def text(found: Mapping[str, Any]) -> str:
     'executed',
     _roofline(time_),
     f'images a second    {found["images_per_second"]:,.0f} at most, {found["peak_share"]:.0%} of peak',
+    *([] if found['fused_attention'] else ["attention is XLA's here; cuDNN's moves fewer bytes and keeps less"]),
     f'{found["run"]["steps"]:,} steps take {found["run"]["days"]:.2f} days, {found["run"]["chip_hours"]:,.0f} '
     f'chip-hours, at least ({found["peaks"]["source"]})',
   ]
