@@ -28,7 +28,7 @@ LONG = {  # to trace
   *(SYNTHETIC - {'dit_xl2_imagenet512'}),
   *('emoji_progressive', 'emoji_classifier', 'emoji_reflow', 'fashion_mnist_unet'),
   *('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2', 'emoji_r3gan', 'emoji_vdm', 'emoji_unet'),
-  *('emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm', 'emoji_stylegan2'),
+  *('emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm', 'emoji_stylegan2', 'stacked_digits_dcgan'),
   'dit_xl2_imagenet256_flow',
 }
 
@@ -39,18 +39,19 @@ def data_dir(tmp_path_factory):
   import tensorflow_datasets as tfds
 
   from jaxgen.data import prepare
-  from jaxgen.data.datasets.fashion_mnist import RECIPE
+  from jaxgen.data.datasets import fashion_mnist, mnist
 
   folder = tmp_path_factory.mktemp('home') / 'data'
-  fashion = tmp_path_factory.mktemp('idx')
+  clothes = tmp_path_factory.mktemp('idx')
   rng = np.random.default_rng(0)
   for prefix in ('train', 't10k'):
     images = rng.integers(0, 256, (40, 28, 28), dtype=np.uint8)
     labels = np.arange(40, dtype=np.uint8) % 10
     for name, values in ((f'{prefix}-images-idx3-ubyte', images), (f'{prefix}-labels-idx1-ubyte', labels)):
       head = bytes([0, 0, 8, values.ndim]) + b''.join(n.to_bytes(4, 'big') for n in values.shape)
-      (fashion / name).write_bytes(head + values.tobytes())
-  prepare(RECIPE, source=fashion, data_dir=folder)
+      (clothes / name).write_bytes(head + values.tobytes())
+  for recipe in (fashion_mnist.RECIPE, mnist.RECIPE):
+    prepare(recipe, source=clothes, data_dir=folder)
 
   class Pictures(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     pkg_dir_path = pathlib.Path(__file__).parent

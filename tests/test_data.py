@@ -18,7 +18,7 @@ from PIL import Image
 from jaxgen import data
 from jaxgen.cli import data as cli
 from jaxgen.data import tfds_builder
-from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, image_folder
+from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, idx, image_folder, mnist
 from jaxgen.data.image import center_crop, decode_image, encode_png, to_float
 from jaxgen.data.recipe import Recipe, folder, prepare
 
@@ -47,7 +47,7 @@ def write_idx(path: pathlib.Path, values: np.ndarray) -> None:
 
 def write_clothes(place: pathlib.Path) -> pathlib.Path:
   place.mkdir()
-  for (split, prefix), end in zip(fashion_mnist.PREFIXES.items(), ('.gz', ''), strict=True):
+  for (split, prefix), end in zip(idx.PREFIXES.items(), ('.gz', ''), strict=True):
     images = CLOTHES[split]
     write_idx(place / f'{prefix}-images-idx3-ubyte{end}', images)
     write_idx(place / f'{prefix}-labels-idx1-ubyte{end}', np.arange(len(images), dtype=np.uint8) % 10)
@@ -100,6 +100,7 @@ def place(tmp_path_factory) -> pathlib.Path:
   """A folder of prepared datasets: data/, beside the files they were made from."""
   root = tmp_path_factory.mktemp('data')
   prepare(fashion_mnist.RECIPE, source=write_clothes(root / 'clothes'), data_dir=root / 'data')
+  prepare(mnist.RECIPE, source=root / 'clothes', data_dir=root / 'data')
   data.prepare_image_folder(write_pictures(root / 'pictures'), size=16, data_dir=root / 'data')
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(emoji64, 'ARCHIVES', write_archives(root / 'archives'))
@@ -118,6 +119,13 @@ DATASETS = {
     {'caption', 'vendor'},
   ),
   'fashion_mnist': (lambda place: data.fashion_mnist('train', data_dir=place / 'data'), (28, 28, 1), 10, set()),
+  'mnist': (lambda place: data.mnist('test', data_dir=place / 'data'), (28, 28, 1), 10, set()),
+  'stacked': (
+    lambda place: data.stacked(data.mnist('train', data_dir=place / 'data'), num=50),
+    (28, 28, 3),
+    1000,
+    set(),
+  ),
   'image_folder': (
     lambda place: data.image_folder(place / 'pictures', size=16, data_dir=place / 'data'),
     (16, 16, 3),
@@ -267,11 +275,11 @@ def test_fashion_mnist_holds_the_idx_files(place):
 def test_a_damaged_idx_file_is_an_error(tmp_path, content, message):
   (tmp_path / 'train-images-idx3-ubyte').write_bytes(content)
   with pytest.raises(ValueError, match=message):
-    fashion_mnist.read_idx(tmp_path / 'train-images-idx3-ubyte')
+    idx.read_idx(tmp_path / 'train-images-idx3-ubyte')
   cut = tmp_path / 'train-images-idx3-ubyte.gz'
   cut.write_bytes(gzip.compress(RNG.bytes(1000))[:500])
   with pytest.raises(ValueError, match='damaged'):
-    fashion_mnist.read_idx(cut)
+    idx.read_idx(cut)
 
 
 def test_image_folder_reads_classes_and_captions_and_leaves_out_a_broken_file(place, caplog):

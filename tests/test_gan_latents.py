@@ -179,7 +179,7 @@ def test_collapse_is_announced_and_modes_are_counted(tmp_path):
   assert values['collapsed'] == 1 and 'collapsed at step 7' in lines[0]
   evaluator = mode_evaluators.modes(
     generate(1.0),
-    lambda images: np.where(images[:, 0, 0, 0] > 0, 1, -1),
+    lambda context, images: np.where(images[:, 0, 0, 0] > 0, 1, -1),
     mesh=mesh,
     num_modes=2,
     cond={},

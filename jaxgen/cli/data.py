@@ -73,9 +73,9 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
 
 
 def _recipes() -> tuple:
-  from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist
+  from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, mnist
 
-  return (emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE)
+  return (emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE, mnist.RECIPE)
 
 
 def _list(args: argparse.Namespace) -> int:

@@ -10,6 +10,8 @@ from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.datasets.image_folder import image_folder, prepare_image_folder
+from jaxgen.data.datasets.mnist import mnist
+from jaxgen.data.datasets.stacked import stacked
 from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset
 from jaxgen.data.loader import Batches, Loader, epoch
 from jaxgen.data.recipe import prepare
@@ -24,8 +26,10 @@ __all__ = [
   'epoch',
   'fashion_mnist',
   'image_folder',
+  'mnist',
   'prepare',
   'prepare_image_folder',
   'prepare_tfds',
+  'stacked',
   'tfds_dataset',
 ]

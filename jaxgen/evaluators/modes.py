@@ -14,13 +14,14 @@ from jaxgen.train_state import sampling_params
 
 def modes(
   generate: Generate,
-  mode_of: Callable[[np.ndarray], np.ndarray],
+  mode_of: Callable[[Context, np.ndarray], np.ndarray],
   *,
   mesh: jax.sharding.Mesh,
   num_modes: int,
   cond: Mapping[str, np.ndarray],
   num: int,
   every: int,
+  share: float = 0.1,
   seed: int = 0,
   name: str = 'modes',
 ) -> Evaluator:
@@ -28,19 +29,20 @@ def modes(
 
   Args:
     generate: from `make_generate`.
-    mode_of: float images `n h w c` to the mode of each, -1 for none.
+    mode_of: `(context, images)` to the mode of each of the float images `n h w c`, -1 for none.
     mesh: the mesh `generate` was made for.
     num_modes: of the data.
     cond: conditioning of the `num` images, as host arrays.
     num: samples.
     every: interval in steps.
+    share: of a mode's fair part that it needs to count; 0 asks for a single sample.
     seed: of the noise.
     name: of its numbers.
   """
 
   def run(context: Context) -> dict[str, float]:
-    found = [mode_of(images) for images in _images(generate, context, mesh, cond, seed, num)]
-    result = coverage(np.concatenate(found), num_modes=num_modes)
+    found = [mode_of(context, images) for images in _images(generate, context, mesh, cond, seed, num)]
+    result = coverage(np.concatenate(found), num_modes=num_modes, share=share)
     return {name: float(result.covered), f'{name}_quality': result.quality, f'{name}_kl': result.kl}
 
   return Evaluator(name, every, run)
