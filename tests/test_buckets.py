@@ -167,6 +167,8 @@ def test_an_autoencoder_is_kept_in_a_bucket_and_loaded_from_it(kept, tmp_path, m
   assert len(list(copies.iterdir())) == 1
   del tensors
   assert not list(copies.iterdir())
+  whole = safetensors_file.read('gs://mine/f/autoencoder/diffusion_pytorch_model.safetensors')
+  np.testing.assert_array_equal(whole['encoder.conv_in.bias'], params['encoder']['conv_in']['bias'])
 
 
 def test_what_is_wrong_in_a_bucket_is_named_as_it_is_on_a_disk(kept):

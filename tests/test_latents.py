@@ -16,6 +16,7 @@ import pytest
 from jaxgen import encode as encoding
 from jaxgen import sharding
 from jaxgen.cli import data as command
+from jaxgen.cli.main import is_message
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.latents import Writer, latents
 from jaxgen.data.loader import Loader
@@ -157,6 +158,25 @@ def test_kill_9_at_random_moments_changes_no_byte(made, tmp_path):
   assert _start(killed).wait(timeout=600) == 0
   assert _files(killed / 'emoji32_latents') == _files(whole / 'emoji32_latents')
   assert not (killed / 'emoji32_latents.partial').exists()
+
+
+def test_an_image_that_cannot_be_read_stops_it_with_a_message(made, tmp_path):
+  def decode(record):
+    if record['caption'].startswith('number 13 '):
+      raise ValueError('cut off')
+    return record
+
+  with pytest.raises(ValueError, match=r'record 13 of things \(train\): cut off') as error:
+    encoding.encode(
+      [_dataset()._replace(decode=decode)],
+      made,
+      name='things_latents',
+      data_dir=tmp_path,
+      mesh=sharding.make_mesh(data=2, fsdp=4),
+      batch_size=8,
+    )
+  assert is_message(error.value)
+  assert not (tmp_path / 'things_latents').exists()
 
 
 def test_latents_in_another_dtype_are_others(made, written):

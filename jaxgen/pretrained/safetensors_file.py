@@ -20,8 +20,9 @@ def read(path: str | os.PathLike) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the file is damaged or no safetensors file.
   """
+  place = bucket.here(path)
   try:
-    with safetensors.safe_open(bucket.here(path).path, framework='np') as file:
+    with safetensors.safe_open(place.path, framework='np') as file:
       return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
