@@ -85,6 +85,11 @@ def test_a_plan_reads_as_text_as_a_row_and_as_json(found):
   assert plans.row(found).startswith('| cpu:8 | 8 | data 2 x fsdp 4 | 16 |')
 
 
+def test_the_name_of_a_machine_tells_its_slices(machine):
+  assert machine._replace(name='v5e:4x4', slices=2).label == '2 x v5e:4x4'
+  assert machine._replace(name='h100:2x8', slices=2).label == 'h100:2x8'
+
+
 @pytest.mark.parametrize(
   ('message', 'needed'),
   [
@@ -246,7 +251,7 @@ def test_a_program_for_gpus_is_compiled_without_one(no_cache):
   assert found['memory']['parameters'] == 128 and 0 < found['memory']['peak'] < found['memory']['limit']
   assert sum(kind['bytes_within_slice'] for kind in found['collectives'].values()) > 0  # fsdp, in a node
   assert sum(kind['bytes_between_slices'] for kind in found['collectives'].values()) > 0  # data, between the two
-  assert "attention is XLA's" in plans.text(found)
+  assert "attention is XLA's" in plans.text(found) and plans.row(found).startswith('| h100:2x4 | 8 |')
 
 
 def test_a_program_that_a_gpu_has_no_memory_for_is_refused(machine):

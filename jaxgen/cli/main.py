@@ -16,7 +16,7 @@ _COMMANDS = {
   'data': ('jaxgen.cli.data', 'list and prepare datasets'),
   'weights': ('jaxgen.cli.weights', 'list and get pretrained weights'),
   'bench': ('jaxgen.cli.bench', 'time the train step and print JSON'),
-  'plan': ('jaxgen.cli.plan', 'what a config needs on a TPU that is not here: memory, collectives, time'),
+  'plan': ('jaxgen.cli.plan', 'what a config needs on TPUs or GPUs that are not here'),
   'report': ('jaxgen.cli.report', "write a run's report.html again"),
 }
 _OURS = ('jaxgen', 'configs', 'config_file')  # top-level modules whose raised errors are meant for the user

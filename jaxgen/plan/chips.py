@@ -90,6 +90,11 @@ class Topology(NamedTuple):
     return len(self.devices) // self.chip.devices
 
   @property
+  def label(self) -> str:
+    """Its name and, where that does not say it, the number of slices."""
+    return f'{self.slices} x {self.name}' if self.slices > 1 and not self.are_gpus else self.name
+
+  @property
   def are_gpus(self) -> bool:
     return self.name.partition(':')[0] in GPUS
 

@@ -103,6 +103,7 @@ def plan_sample(stage: Experiment, machine: Topology, *, batch_size: int) -> dic
 
 def describe(stage: Experiment, machine: Topology) -> dict[str, Any]:
   return {
+    'machine': machine.label,
     'topology': machine.name,
     'slices': machine.slices,
     'chips': machine.chips,
@@ -246,10 +247,9 @@ def _bytes(tree: Any) -> int:
 def text(found: Mapping[str, Any]) -> str:
   """A plan as a person reads it."""
   mesh = ' x '.join(f'{axis} {size}' for axis, size in found['mesh'].items() if size > 1) or 'one device'
-  slices = f'{found["slices"]} slices of ' if found['slices'] > 1 else ''
   memory, time_ = found['memory'], found['roofline']
   lines = [
-    f'{slices}{found["topology"]}: {found["chips"]} chips, mesh {mesh}, batch {found["batch_size"]}'
+    f'{found["machine"]}: {found["chips"]} chips, mesh {mesh}, batch {found["batch_size"]}'
     + (f' in {found["accumulate"]} parts' if found['accumulate'] > 1 else ''),
     'parameters  ' + ', '.join(f'{name} {size:,}' for name, size in found['parameters'].items()),
     f'compiled in {found["compile_seconds"]:.0f} s, {found["compile_processor_seconds"]:.0f} s of a processor',
@@ -293,9 +293,8 @@ def _roofline(seconds: Mapping[str, Any]) -> str:
 def row(found: Mapping[str, Any]) -> str:
   """A plan as a row of the README's table."""
   mesh = ' x '.join(f'{axis} {size}' for axis, size in found['mesh'].items() if size > 1)
-  name = f'{found["slices"]} x {found["topology"]}' if found['slices'] > 1 else found['topology']
   cells = (
-    name,
+    found['machine'],
     f'{found["chips"]:,}',
     mesh,
     f'{found["batch_size"]:,}',
