@@ -186,6 +186,14 @@ def test_conversions_and_their_gradients_are_finite_at_the_ends(name, space):
     assert np.isfinite(value).all()
 
 
+@pytest.mark.parametrize('process', [vp_linear(1000), vp_cosine(1000)])
+def test_the_first_of_a_discrete_process_s_steps_has_its_own_coefficients(process):
+  """Between the last two of a cosine's steps alpha falls by 30: a time a little before 1 has another."""
+  t = jnp.ones(1)
+  got = parameterisation.eps(process).predict(jnp.zeros(1), t, t).x0
+  np.testing.assert_allclose(got, 1 / process.alpha(t), rtol=1e-5)
+
+
 @every_process
 def test_velocity_is_the_time_derivative_of_x_t(process):
   t, h = jnp.linspace(0.1, 0.8, 24) + 0.00037, 5e-4

@@ -300,6 +300,15 @@ def test_inversion_finds_the_noise_of_an_image(process):
   assert coarse > 20 * exact
 
 
+def test_inversion_does_not_ask_a_model_of_x0_for_the_noise_of_an_image_that_has_none():
+  """At t = 0 its small errors are divided by next to no noise."""
+  process, x = PROCESSES['rectified_flow'], jnp.linspace(-1.2, 0.9, 32).reshape(-1, 1)
+  exact, of_x0 = mixture(process, MEANS, VARIANCE), parameterisation.x0(process)
+  denoise = lambda x, t, cond: of_x0.predict(exact(x, t, cond).x0 + 0.01, x, t)  # noqa: E731
+  noise = jax.jit(lambda x: ddim_inversion(denoise, process, x, grids.uniform(20)))(x)
+  assert np.abs(noise).max() < 5
+
+
 # What is refused
 
 

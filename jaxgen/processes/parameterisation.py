@@ -14,7 +14,8 @@ v is of Salimans & Ho 2022 (D = 1 for VP); the velocity is d x_t/dt (eps - x0, D
 
 Three conversions are singular at an end of time: Eq. 2 where a = 0, Eq. 4 where s = 0, Eqs. 7 and 8 where s' is
 infinite (t = 0 of VP). Their coefficients are taken at the time nearest to t that is at least `margin` from that end:
-everything stays finite, and exact elsewhere. A large margin is a method: JiT (Li & He 2025) predicts x0, takes the loss
+everything stays finite, and exact elsewhere. A process with T steps has a > 0 in all of them, and Eq. 2 needs no margin
+there: DDPM and IDDPM start at t = 1. A large margin is a method: JiT (Li & He 2025) predicts x0, takes the loss
 on the velocity, and divides by no less than sigma = 0.05, which is `x0(process, margin=0.05)` of rectified flow.
 
 `preconditioned` is the network F of EDM (Karras et al. 2022, Table 1), for any process: with the data's standard
@@ -54,8 +55,10 @@ class Parameterisation(NamedTuple):
   scale_input: Callable[[Array], Array] = jnp.ones_like
 
 
-def eps(process: Process, *, margin: float = MARGIN) -> Parameterisation:
+def eps(process: Process, *, margin: float | None = None) -> Parameterisation:
   """The network predicts the noise (Ho et al. 2020); says nothing of the data where alpha = 0."""
+  if margin is None:
+    margin = 0.0 if process.num_steps else MARGIN
 
   def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
     a, s = _coefficients(process, jnp.minimum(t, 1 - margin), x_t)

@@ -26,7 +26,7 @@ def trig_flow(*, data_std: float = 0.5, time_scale: float = 100.0) -> Process:
     time_scale: the network sees `time_scale * t`; a smaller one makes it smoother in time, which sCM differentiates.
   """
   return Process(
-    alpha=lambda t: jnp.cos(0.5 * math.pi * t),
+    alpha=lambda t: jnp.maximum(jnp.cos(0.5 * math.pi * t), 0),  # float32 takes t = 1 past the angle of 0
     sigma=lambda t: data_std * jnp.sin(0.5 * math.pi * t),
     network_time=lambda t: time_scale * t,
   )

@@ -5,7 +5,7 @@
 
 Eq. 2 with y = x_s, u = s is the usual inversion (Dhariwal & Nichol 2021, appendix F): DDIM's own step upwards, whose
 reconstruction has an error of order 1. Its fixed point, y = x_t, u = t, inverts Eq. 1 to the last digit; it is found by
-repeating Eq. 2 (Pan et al. 2023).
+repeating Eq. 2 (Pan et al. 2023). A step from sigma = 0 starts with u = t as well: there eps cannot be told from x.
 """
 
 from collections.abc import Callable
@@ -52,6 +52,7 @@ def ddim_inversion(
       prediction = denoise(y, jnp.full(x.shape[:1], u), cond or {})
       return x - da * prediction.x0 - ds * prediction.eps  # Eq. 2
 
-    return jax.lax.fori_loop(0, repeats, lambda _, y: up(y, t), up(x, s)), None
+    start = up(x, jnp.where(process.sigma(s) > 0, s, t))
+    return jax.lax.fori_loop(0, repeats, lambda _, y: up(y, t), start), None
 
   return jax.lax.scan(step, x, (times[:-1], times[1:]), reverse=True)[0]
