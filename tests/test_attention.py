@@ -11,6 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jaxgen import flops, sharding
 from jaxgen.models.layers import splash
 from jaxgen.models.layers.attention import _kernel, attention, cudnn_attention, unfused, xla_attention
+from jaxgen.objectives.continuous_consistency import tangent
 
 _SIZES = {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
 
@@ -83,6 +84,14 @@ def test_forward_derivatives_need_unfused_attention():
 
   assert _kernels(_tpu(), q, k, v, function=derivative) > 0  # which has none, and would fail to compile
   assert _kernels(_tpu(), q, k, v, function=unfused_derivative) == 0
+
+
+def test_the_tangent_of_a_consistency_model_is_a_forward_derivative():
+  def derivative(q, k, v):
+    network = lambda x, t: attention(x, k, v)  # noqa: E731
+    return tangent(network, q, jnp.full(len(q), 0.5), q, q, data_std=0.5)[1]
+
+  assert _kernels(_tpu(), *_arrays(), function=derivative) == 0
 
 
 def test_operations_of_the_kernel_are_those_of_all_devices_with_padded_heads():

@@ -156,6 +156,24 @@ def test_guidance_is_learned_into_the_network():
   assert images.mean() > 0.65  # the class's own is 0.5
 
 
+class Told(nn.Module):
+  """u is the interval that it is told."""
+
+  @nn.compact
+  def __call__(self, x, t, cond, *, train):
+    return expand(cond['interval'], x) * jnp.ones_like(x)
+
+
+@pytest.mark.parametrize(('finest', 'told'), [(4, 0.0), (8, 250.0)])
+def test_the_shortest_jumps_are_taken_as_they_were_taught_at_interval_0(finest, told):
+  objective = shortcut(Told(), shape=(1, 1, 1), jumps=grids.uniform(4), finest=finest, limit=None)
+  still = shortcut(Told(), shape=(1, 1, 1), jumps=grids.uniform(4), finest=4, limit=None)
+  keys = jax.random.split(jax.random.key(0), 2)
+  noise, moved = (compiled(lambda keys, o=o: o.sample({'net': {}}, {}, {}, keys), keys) for o in (still, objective))
+  np.testing.assert_allclose(noise - moved, told, rtol=1e-5)
+  assert np.abs(noise).max() < 4
+
+
 def test_what_cannot_be_is_refused():
   with pytest.raises(ValueError, match='must fall from 1 to 0'):
     mean_flow(Small(), shape=(1, 1, 1), times=times.uniform(), jumps=np.array([0.0, 1.0]))

@@ -36,6 +36,7 @@ class Exact(nn.Module):
 
 def test_trig_flow_is_an_arc_whose_network_sees_data_of_unit_variance():
   t = jnp.linspace(0.01, 0.99, 9)
+  assert PROCESS.alpha(jnp.float32(1)) == 0
   np.testing.assert_allclose(PROCESS.alpha(t) ** 2 + (PROCESS.sigma(t) / STD) ** 2, 1, atol=1e-6)
   p = parameterisation.preconditioned(PROCESS, data_std=STD)
   np.testing.assert_allclose(p.scale_input(t), 1 / STD, rtol=1e-5)

@@ -21,6 +21,7 @@ from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
 from jaxgen.samplers.euler import euler
 from jaxgen.samplers.guidance import guided
+from jaxgen.train_state import TrainState
 from tests.analytic import PROCESSES, gaussian
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -276,6 +277,18 @@ def test_the_hybrid_loss_trains_the_variance_by_the_bound_alone():
   assert without['variance'] == 0
   assert once['variance'] != 0
   np.testing.assert_allclose(once['mean'], without['mean'], rtol=1e-5)
+
+
+def test_times_drawn_by_importance_weigh_the_bound_too():
+  t, nothing = jnp.full(4, 0.3), jnp.zeros(4)
+  sampler = times.Importance(dict, lambda memory, key, b: (t, nothing), lambda memory, t, losses: memory)
+  p, process = parameterisation.learned_variance(parameterisation.eps(vp_linear(1000))), vp_linear(1000)
+  objective = _objective(Halves(), process, parameterisation=p, shape=(2, 2, 1), times=sampler)
+  state = TrainState(jnp.int32(0), jnp.int32(0), {}, {}, {}, {'times': {}})
+  params = {'net': {'mean': 0.5, 'variance': 0.5}}
+  run = jax.jit(lambda batch, key: objective.phases[0].loss(params, state, {}, batch, key))
+  loss, aux = run({'image': jnp.ones((4, 2, 2, 1))}, jax.random.key(0))
+  assert loss == aux.metrics['vlb'] == 0
 
 
 def test_a_learned_variance_needs_steps():

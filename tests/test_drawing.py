@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxgen import distributed, sharding
+from jaxgen import distributed, sample, sharding
 from jaxgen.cli import main as program
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.objectives import drawing
 from jaxgen.samplers import grids, preview
 from jaxgen.samplers.guidance import guided
-from tests import tiny_diffusion
+from tests import tiny_config, tiny_diffusion
 
 CONFIG = 'tests/tiny_diffusion.py'
 PARTS = tiny_diffusion.objective().denoising
@@ -131,6 +131,12 @@ def test_a_sampler_that_is_told_to_stop_calls_the_network_no_more():
   run(jnp.zeros((2, 4, 4, 3)))
   jax.effects_barrier()
   np.testing.assert_allclose(shown, [1, 0.875, 0.75])
+
+
+def test_what_does_not_denoise_says_what_it_can():
+  stage = tiny_config.build(tiny_config.get_config())
+  with pytest.raises(ValueError, match=r'cannot be edited, inpainted, .* they are drawn from noise alone'):
+    sample.denoising(sample.Trained(stage, None, {}))
 
 
 # Through the program

@@ -89,6 +89,20 @@ def test_the_ends_of_the_bound_are_the_prior_and_the_pixels():
   np.testing.assert_allclose(ends_of_bound(quiet, jnp.round(x0 * 127.5) / 127.5, jax.random.key(0)), 0, atol=1e-2)
 
 
+def test_the_bound_s_ends_have_noise_of_their_own(monkeypatch):
+  """`jax.random.fold_in(key, i)` is one of `jax.random.split(key)`."""
+  used, own, split = [], [], jax.random.split
+  monkeypatch.setattr(jax.random, 'split', lambda key, *num: used.append(key) or split(key, *num))
+  ended = lambda process, x0, key: own.append(key) or jnp.zeros(len(x0))  # noqa: E731
+  monkeypatch.setattr('jaxgen.objectives.learned_schedule.ends_of_bound', ended)
+  objective = _objective()
+  params = objective.init(jax.random.key(0), {})['params']
+  objective.phases[0].loss(params, None, {}, _batch(2), jax.random.key(1))
+  data = lambda keys: {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}  # noqa: E731
+  assert len(used) >= 3
+  assert not data(own) & data(used)
+
+
 # Importance sampling of time
 
 

@@ -13,12 +13,14 @@ Shortcut models (Frans et al. 2025) make one jump equal to two of half its lengt
 
   (4)  u(x_t, t, t - 2h) = sg(u(x_t, t, t - h) + u(x_{t-h}, t - h, t - 2h)) / 2
 
-A network is told 1000 t as its time, and 1000 (t - r) as cond['interval'].
+A network is told 1000 t as its time, and 1000 (t - r) as cond['interval']. As a denoiser it is u(x_t, t, t), and
+u(x_t, t, r) to whom tells it r as cond[END]; x0 and eps are then the ends of the straight line through x_t along u.
 
 Differs from the papers in the direction of time: t = 1 is noise in MeanFlow as here, and data in shortcut models.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -27,16 +29,20 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.models.layers import attention
-from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.diffusion import drop, named
-from jaxgen.processes.process import corrupt, expand, image_noise, sum_per_image
+from jaxgen.objectives import drawing
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
+from jaxgen.objectives.diffusion import drop, init_network, named
+from jaxgen.processes.parameterisation import velocity
+from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.times import TimeSampler
 from jaxgen.samplers.guidance import nothing
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
 TIME_SCALE = 1000.0
+END = 'end'
 Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
+JumpOf = Callable[..., Jump]  # (params, cond, *, train, rngs) -> jump
 _FLOW = rectified_flow()
 
 
@@ -67,7 +73,7 @@ def mean_flow(
     power: p of the adaptive weight sg(1 / (|error|^2 + 1e-3)^p); 0 is the squared error.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
-  null = null or {}
+  null, jump_of = null or {}, partial(_jump, net)
   if not 0 <= different <= 1:
     raise ValueError(f'different is {different}; it is a share of the images, in [0, 1]')
 
@@ -78,16 +84,16 @@ def mean_flow(
     t = jnp.maximum(first, second)
     jumping = jax.random.bernoulli(keys[2], different, t.shape)
     r = jnp.where(jumping, jnp.minimum(first, second), t)
-    eps = image_noise(jax.random.split(keys[3], len(x0)), x0.shape[1:])
+    eps = noise_like(x0, keys[3])
     x_t, v = corrupt(_FLOW, x0, eps, t), eps - x0
     full = named(null, batch)
     cond = drop(full, null, drop_rate, keys[4])
     rngs = {'dropout': keys[5]}
     if scale != 1:
-      unguided = _jump(net, params, nothing(null, full), train=False)(x_t, t, t)
+      unguided = jump_of(params, nothing(null, full), train=False)(x_t, t, t)
       guided = scale * v + (1 - scale) * jax.lax.stop_gradient(unguided)
       v = jnp.where(_dropped(cond, null, x_t), v, guided)
-    u, target = mean_flow_target(_jump(net, params, cond, train=True, rngs=rngs), x_t, v, t, r)
+    u, target = mean_flow_target(jump_of(params, cond, train=True, rngs=rngs), x_t, v, t, r)
     error = sum_per_image((u - target) ** 2)
     weight = jax.lax.stop_gradient((error + 1e-3) ** -power)
     squared = error / x0[0].size
@@ -98,7 +104,9 @@ def mean_flow(
     }
     return jnp.mean(weight * error), Aux(metrics)
 
-  return Objective(_init(net, shape, null), (Phase('mean_flow', 'net', loss),), _sample(net, shape, null, jumps, limit))
+  denoising = _denoising(jump_of, shape, null, jumps, limit)
+  phases = (Phase('mean_flow', 'net', loss),)
+  return Objective(_init(net, shape, null), phases, drawing.sampled(denoising), denoising)
 
 
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:
@@ -145,7 +153,7 @@ def shortcut(
     length = 2.0 ** -jax.random.randint(level_key, (len(x0),), 0, levels)  # 1 ... 2/finest
     place = jax.random.uniform(place_key, (len(x0),))
     t = jnp.where(taught, length * jnp.floor(1 + place / length), place)
-    eps = image_noise(jax.random.split(keys[1], len(x0)), x0.shape[1:])
+    eps = noise_like(x0, keys[1])
     x_t = corrupt(_FLOW, x0, eps, t)
     cond = drop(named(null, batch), null, drop_rate, keys[2])
     teacher = {'net': state.ema.get('net', params['net'])}
@@ -159,7 +167,9 @@ def shortcut(
     metrics = {'velocity_error': _mean_where(~taught, squared), 'jump_error': _mean_where(taught, squared)}
     return jnp.mean(squared), Aux(metrics)
 
-  return Objective(_init(net, shape, null), (Phase('shortcut', 'net', loss),), _sample(net, shape, null, jumps, limit))
+  denoising = _denoising(jump_of, shape, null, jumps, limit)
+  phases = (Phase('shortcut', 'net', loss),)
+  return Objective(_init(net, shape, null), phases, drawing.sampled(denoising), denoising)
 
 
 def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:
@@ -181,30 +191,53 @@ def _jump(net: nn.Module, params: dict[str, Any], cond: Cond, **kwargs: Any) -> 
 
 def _init(net: nn.Module, shape: tuple[int, ...], null: dict[str, Any]) -> Callable[..., dict[str, Any]]:
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
-    told = {**cond, 'interval': jnp.zeros(1)}
-    return {'params': {'net': net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), told, train=False)['params']}}
+    return {'params': {'net': init_network(net, key, shape, {**named(null, batch), 'interval': jnp.zeros(1)})}}
 
   return init
 
 
-def _sample(net: nn.Module, shape: tuple[int, ...], null: dict[str, Any], jumps: np.ndarray, limit: float | None):
-  times = np.asarray(jumps, np.float32)
+def jumping(
+  denoise: Callable[..., Prediction],
+  process: Process,
+  x: Float[Array, 'b ...'],
+  times: Float[Array | np.ndarray, ' n'],
+  *,
+  cond: Cond | None = None,
+  keys: Key[Array, ' b'] | None = None,
+) -> Float[Array, 'b ...']:
+  """A sampler, called as those of samplers/ are, that tells the denoiser where each step ends.  # Eq. 2"""
+
+  def step(x: Array, t_r: tuple[Array, Array]) -> tuple[Array, None]:
+    t, r = (jnp.full(x.shape[:1], time) for time in t_r)
+    return corrupt(process, *denoise(x, t, {**(cond or {}), END: r})[:2], r), None
+
+  grid = jnp.asarray(times)
+  return jax.lax.scan(step, x, (grid[:-1], grid[1:]))[0]
+
+
+def _denoising(
+  jump_of: JumpOf, shape: tuple[int, ...], null: dict[str, Any], jumps: np.ndarray, limit: float | None
+) -> Denoising:
+  times, along = np.asarray(jumps, np.float32), velocity(_FLOW)
   if times[0] != 1 or times[-1] != 0 or (np.diff(times) >= 0).any():
     raise ValueError(f'jumps are {times.tolist()}; they must fall from 1 to 0')
 
-  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
-    jump = _jump(net, params, named(null, cond), train=False)
+  def denoiser(params: dict[str, Any], frozen: Any) -> Callable[[Array, Array, Cond], Prediction]:
+    def denoise(x_t: Array, t: Array, cond: Cond) -> Prediction:
+      seen = {name: value for name, value in cond.items() if name != END}
+      return along.predict(jump_of(params, seen, train=False)(x_t, t, cond.get(END, t)), x_t, t)
 
-    def step(x: Array, t_r: tuple[Array, Array]) -> tuple[Array, None]:
-      t, r = (jnp.full(len(x), time) for time in t_r)
-      return x - expand(t - r, x) * jump(x, t, r), None  # Eq. 2
+    return denoise
 
-    grid = jnp.asarray(times)
-    x0, _ = jax.lax.scan(step, image_noise(keys, shape), (grid[:-1], grid[1:]))
-    return x0 if limit is None else jnp.clip(x0, -limit, limit)
-
-  return sample
+  return Denoising(
+    process=lambda params: _FLOW,
+    denoiser=denoiser,
+    condition=partial(named, null),
+    sampler=partial(jumping, times=times),
+    shape=shape,
+    limit=limit,
+    walk_times=drawing.fine(times),
+  )
 
 
 def _dropped(cond: Cond, null: dict[str, Any], like: Array) -> Array:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from jaxgen.processes.process import Prediction, Process
+from jaxgen.samplers.ddim_inversion import ddim_inversion
+from jaxgen.samplers.ddpm import ddpm
 from jaxgen.typing import Array
 
 
@@ -40,30 +42,36 @@ class Denoising(NamedTuple):
   """How images are drawn with a denoiser, in parts, for objectives/drawing.py.
 
   Attributes:
-    process: what the denoiser undoes.
+    process: `params ->` what the denoiser undoes.
     denoiser: `(params, frozen) -> denoise`, without guidance.
-    guide: denoiser to denoiser.
     condition: of a batch's entries, those that the network sees.
-    sampler: `(denoise, *, process, x, times, cond, keys) -> x0`, which knows its process and times.
-    times: of the sampler; None if nobody can tell.
+    sampler: `(denoise, *, process, x, times, cond, keys) -> x0`; a partial that knows its times, if images are to be
+      made in other ways than from noise.
     shape: of what the denoiser sees of one image.
-    limit: x0 is in [-limit, limit]; None for latents.
+    limit: x0 is held in [-limit, limit]; None for latents.
+    guide: denoiser to denoiser.
     encode: `(frozen, images) -> x0`.
     decode: `(frozen, x0) -> images`, float32 in [-1, 1].
     show: sees every predicted x0, decoded, on the host: samplers/preview.py.
+    walk: a sampler whose steps may be taken one by one, and again: what inpainting goes by.
+    inverse: finds the noise of an image, as `ddim_inversion` does; None where the denoiser's x0 is the end of a path
+      rather than a mean of the data, so that nothing tells the path's direction.
+    walk_times: of these two, for samplers of too few steps to walk by; None for the sampler's.
   """
 
-  process: Process
+  process: Callable[[dict[str, Any]], Process]
   denoiser: Callable[..., Callable[..., Prediction]]
-  guide: Callable[[Callable[..., Prediction]], Callable[..., Prediction]]
   condition: Callable[[dict[str, Any]], dict[str, Any]]
   sampler: Callable[..., Array]
-  times: Any
   shape: tuple[int, ...]
   limit: float | None
+  guide: Callable[[Callable[..., Prediction]], Callable[..., Prediction]] = lambda denoise: denoise
   encode: Callable[[Any, Array], Array] = lambda frozen, images: images
   decode: Callable[[Any, Array], Array] = lambda frozen, x0: x0
   show: Callable[..., None] | None = None
+  walk: Callable[..., Array] = ddpm
+  inverse: Callable[..., Array] | None = ddim_inversion
+  walk_times: Any = None
 
 
 class Objective(NamedTuple):

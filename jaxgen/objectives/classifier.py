@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from jaxgen.objectives import drawing
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
 from jaxgen.processes import times as time_samplers
-from jaxgen.processes.process import Prediction, Process, corrupt, image_noise
+from jaxgen.processes.process import Prediction, Process, corrupt, noise_like
 from jaxgen.samplers.guidance import Scale, classifier_guided
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
@@ -54,14 +54,16 @@ def guided_by_classifier(
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     x0 = batch['image'].astype(jnp.float32)
     t = times(time_key, len(x0))
-    x_t = corrupt(d.process, x0, image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:]), t)
-    each = log_probabilities(net, d.process, params[NAME], train=True, rngs={'dropout': dropout_key})(x_t, t)
+    process = d.process(params)
+    x_t = corrupt(process, x0, noise_like(x0, noise_key), t)
+    each = log_probabilities(net, process, params[NAME], train=True, rngs={'dropout': dropout_key})(x_t, t)
     right = jnp.argmax(each, axis=-1) == batch[LABEL]
     of_label = jnp.take_along_axis(each, batch[LABEL][:, None], axis=1)[:, 0]
     return -jnp.mean(of_label), Aux({'accuracy': jnp.mean(jnp.float32(right))})  # Eq. 1
 
   def denoiser(params: dict[str, Any], frozen: Any) -> Any:
-    all_of = log_probabilities(net, d.process, params[NAME], train=False)
+    process = d.process(params)
+    all_of = log_probabilities(net, process, params[NAME], train=False)
 
     def log_probability(x_t: Array, t: Array, cond: Cond) -> Array:
       return jnp.take_along_axis(all_of(x_t, t), cond[LABEL][:, None], axis=1)[:, 0]
@@ -69,7 +71,7 @@ def guided_by_classifier(
     def unlabelled(x_t: Array, t: Array, cond: Cond) -> Prediction:
       return d.denoiser(params, frozen)(x_t, t, d.condition(cond))
 
-    return classifier_guided(unlabelled, d.process, log_probability, scale, interval)
+    return classifier_guided(unlabelled, process, log_probability, scale, interval)
 
   denoising: Denoising = d._replace(
     denoiser=denoiser, condition=lambda entries: d.condition(entries) | {LABEL: entries[LABEL]}

@@ -16,6 +16,7 @@ grid of t is the papers' grid of sigma. Sampling, in one step or more: samplers/
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -23,11 +24,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.diffusion import drop, named
+from jaxgen.objectives import drawing
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
+from jaxgen.objectives.diffusion import drop, init_network, named
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
-from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, image_noise, sum_per_image
+from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.samplers import consistency as sampling
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
@@ -68,29 +70,17 @@ def consistency(
   if not times or times[0] != 1 or (np.diff((*times, 0.0)) >= 0).any():
     raise ValueError(f'times are {times}; they must start at 1 and fall, without reaching 0')
 
-  def function(params: dict[str, Any], cond: Cond, **kwargs: Any) -> Callable[[Array, Array], Array]:
-    """f of Eq. 1."""
-
-    def f(x: Array, t: Array) -> Array:
-      sigma = process.sigma(t)
-      excess, norm = sigma - process.sigma(jnp.zeros_like(t)), jnp.sqrt(sigma**2 + data_std**2)
-      seen = x / expand(norm, x)
-      output: Any = net.apply({'params': params['net']}, seen, process.network_time(t), cond, **kwargs)
-      skip, out = data_std**2 / (excess**2 + data_std**2), data_std * excess / norm
-      return expand(skip, x) * x + expand(out, x) * output.astype(jnp.float32)
-
-    return f
+  function = partial(_function, net, process, data_std)
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
-    return {'params': {'net': net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)['params']}}
+    return {'params': {'net': init_network(net, key, shape, named(null, batch))}}
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
     x0 = batch['image'].astype(jnp.float32)
     intervals = num_intervals(state.step, steps, first=first, last=last)
     s, t = _neighbours(time_key, len(x0), process, intervals)
-    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    eps = noise_like(x0, noise_key)
     cond = drop(named(null, batch), null, drop_rate, drop_key)
     x_t = corrupt(process, x0, eps, t)
     x_s = corrupt(process, x0, eps, s) if teacher is None else _heun(teacher(frozen), process, x_t, t, s, cond)
@@ -100,15 +90,39 @@ def consistency(
     each = (jnp.sqrt(error + c**2) - c) / (process.sigma(t) - process.sigma(s))  # Eq. 5
     return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean(error) / x0[0].size})
 
-  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
-    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    x = process.sigma(jnp.float32(1)) * image_noise(noise_keys, shape)
-    f = function(params, named(null, cond), train=False)
+  def denoiser(params: dict[str, Any], frozen: Any) -> Callable[[Array, Array, Cond], Prediction]:
     of_x0 = parameterisation.x0(process)
-    denoise = lambda x, t, cond: of_x0.predict(f(x, t), x, t)  # noqa: E731
-    return sampling.consistency(denoise, process, x, np.asarray([*times, 0], np.float32), keys=step_keys, clip=limit)
+    return lambda x, t, cond: of_x0.predict(function(params, cond, train=False)(x, t), x, t)
 
-  return Objective(init, (Phase('consistency', 'net', loss),), sample)
+  grid = np.asarray([*times, 0], np.float32)
+  denoising = Denoising(
+    process=lambda params: process,
+    denoiser=denoiser,
+    condition=partial(named, null),
+    sampler=partial(sampling.consistency, times=grid, clip=limit),
+    shape=shape,
+    limit=limit,
+    walk=sampling.consistency,
+    inverse=None,
+    walk_times=drawing.fine(grid),
+  )
+  return Objective(init, (Phase('consistency', 'net', loss),), drawing.sampled(denoising), denoising)
+
+
+def _function(
+  net: nn.Module, process: Process, data_std: float, params: dict[str, Any], cond: Cond, **kwargs: Any
+) -> Callable[[Array, Array], Array]:
+  """f of Eq. 1."""
+
+  def f(x: Array, t: Array) -> Array:
+    sigma = process.sigma(t)
+    excess, norm = sigma - process.sigma(jnp.zeros_like(t)), jnp.sqrt(sigma**2 + data_std**2)
+    seen = x / expand(norm, x)
+    output: Any = net.apply({'params': params['net']}, seen, process.network_time(t), cond, **kwargs)
+    skip, out = data_std**2 / (excess**2 + data_std**2), data_std * excess / norm
+    return expand(skip, x) * x + expand(out, x) * output.astype(jnp.float32)
+
+  return f
 
 
 def num_intervals(step: Int[Array, ''], steps: int, *, first: int, last: int) -> Int[Array, '']:

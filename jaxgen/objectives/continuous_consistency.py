@@ -23,12 +23,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.models.layers import attention
+from jaxgen.objectives import drawing
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.consistency import Teacher
 from jaxgen.objectives.diffusion import diffusion, drop, named
 from jaxgen.processes import trig_flow
 from jaxgen.processes.parameterisation import preconditioned
-from jaxgen.processes.process import Process, corrupt, expand, image_noise, sum_per_image
+from jaxgen.processes.process import Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.times import TimeSampler
 from jaxgen.samplers.consistency import consistency as sampler
 from jaxgen.typing import Array, Batch, Float, Key
@@ -65,13 +67,14 @@ def continuous_consistency(
   times = times or trig_flow.log_normal(data_std=data_std)
   if not sample_times or sample_times[0] != 1 or (np.diff((*sample_times, 0.0)) >= 0).any():
     raise ValueError(f'sample_times are {sample_times}; they must start at 1 and fall, without reaching 0')
+  grid = np.asarray([*sample_times, 0], np.float32)
   base = diffusion(
     net,
     process,
     shape=shape,
     parameterisation=preconditioned(process, data_std=data_std),
     times=times,
-    sampler=partial(sampler, process=process, times=np.asarray([*sample_times, 0], np.float32), clip=limit),
+    sampler=partial(sampler, times=grid, clip=limit),
     null=null,
     drop_rate=drop_rate,
     limit=limit,
@@ -81,7 +84,7 @@ def continuous_consistency(
     time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
     x0 = batch['image'].astype(jnp.float32)
     t = times(time_key, len(x0))
-    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    eps = noise_like(x0, noise_key)
     cond = drop(named(null or {}, batch), null or {}, drop_rate, drop_key)
     x_t = corrupt(process, x0, eps, t)
     if teacher is not None:
@@ -98,7 +101,10 @@ def continuous_consistency(
     wanted = jax.lax.stop_gradient(output - g / expand(size + 0.1, g))
     return jnp.mean((output - wanted) ** 2), Aux({'tangent': jnp.mean(size) / math.sqrt(g[0].size)})  # Eq. 4
 
-  return base._replace(phases=(Phase('continuous_consistency', 'net', loss),))
+  assert base.denoising is not None
+  denoising = base.denoising._replace(walk=sampler, inverse=None, walk_times=drawing.fine(grid))
+  phases = (Phase('continuous_consistency', 'net', loss),)
+  return base._replace(phases=phases, sample=drawing.sampled(denoising), denoising=denoising)
 
 
 def tangent(
@@ -117,6 +123,7 @@ def tangent(
   along_path = data_std * a * eps - s * x0  # Eq. 2
   # Both directions times cos sin, so that nothing is large near the ends.
   directions = a * s * along_path, jnp.cos(angle) * jnp.sin(angle) * (2 / math.pi)
-  output, derivative = jax.jvp(network, (x_t, t), directions)
+  with attention.unfused():
+    output, derivative = jax.jvp(network, (x_t, t), directions)
   g = a * a * (data_std * output + along_path) + share * (data_std * derivative - a * s * x_t)
   return output, jax.lax.stop_gradient(g)

@@ -6,7 +6,7 @@ F is the space of the loss (eps, x0, v or velocity); x_hat is the network's pred
 output would be read as. The network may predict in one space and be judged in another (`loss_in`), as in JiT.
 
 If the parameterisation learns a variance, the bound of objectives/variational.py trains it (IDDPM, Nichol & Dhariwal
-2021), with the mean held fixed; T times the mean of its terms estimates the bound if t is uniform:
+2021), with the mean held fixed; T times the mean of its terms estimates the bound if t is uniform, or weighed as if:
 
   (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
 
@@ -24,13 +24,13 @@ import jax.numpy as jnp
 
 from jaxgen.objectives import drawing
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
-from jaxgen.objectives.variational import vlb_term
+from jaxgen.objectives.variational import vlb_estimate
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, denoiser
-from jaxgen.processes.process import Prediction, Process, corrupt, expand, image_noise
+from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like
 from jaxgen.processes.times import Importance, TimeSampler
 from jaxgen.samplers.guidance import nothing
-from jaxgen.typing import Array, Batch, Cond, Float, Key, Metrics
+from jaxgen.typing import Array, Batch, Cond, Float, Key, Metrics, Params
 
 
 def diffusion(
@@ -57,8 +57,8 @@ def diffusion(
     shape: of one image, `(h, w, c)`.
     parameterisation: what the output means.
     times: time sampler; `times.discrete(T)` for a process with T steps. The memory of `times.importance` is in `extra`.
-    sampler: `(denoise, *, x, cond, keys) -> x0`, such as `partial(euler, process=process, times=uniform(50))`; a
-      partial's times are those that images are edited with.
+    sampler: `(denoise, *, process, x, cond, keys) -> x0`, such as `partial(euler, times=uniform(50))`; a partial's
+      times are those that images are edited with.
     loss_in: the space of the loss, if not the parameterisation's own.
     weighting: multiplies the squared error in the space of the loss.
     null: the null value of each conditioning entry, `{'label': 1000}`. Its names are the entries of the batch that
@@ -77,10 +77,8 @@ def diffusion(
   denoiser_of = denoiser_of_network(net, process, parameterisation)
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
-    variables = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)
     extra = {'times': times.init()} if isinstance(times, Importance) else {}
-    return {'params': {'net': variables['params']}, 'extra': extra}
+    return {'params': {'net': init_network(net, key, shape, named(null, batch))}, 'extra': extra}
 
   def loss(
     params: dict[str, Any], state: Any, frozen: Any, batch: Batch, key: Key[Array, '']
@@ -91,7 +89,7 @@ def diffusion(
       t, weight = times.draw(state.extra['times'], time_key, len(x0))
     else:
       t, weight = times(time_key, len(x0)), jnp.ones(len(x0))
-    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    eps = noise_like(x0, noise_key)
     x_t = corrupt(process, x0, eps, t)
     cond = drop(named(null, batch), null, drop_rate, drop_key)
     prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
@@ -100,26 +98,29 @@ def diffusion(
     extra = {'times': times.update(state.extra['times'], t, each)} if isinstance(times, Importance) else {}
     each *= weight
     total, metrics = jnp.mean(each), by_time(each, t)
-    if prediction.variance is not None:
+    if parameterisation.learns_variance:
       fixed = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
-      term = jnp.mean(vlb_term(process, fixed, x0, x_t, t))
-      assert process.num_steps is not None  # vlb_term has seen to it
-      bound = process.num_steps * term
+      bound = vlb_estimate(process, fixed, x0, x_t, t, weight)
       total, metrics = total + vlb_weight * bound, {**metrics, 'vlb': bound}  # Eq. 2
     return total, Aux({'loss': total, **metrics}, extra)
 
   denoising = Denoising(
-    process=process,
+    process=lambda params: process,
     denoiser=lambda params, frozen: denoiser_of(params, train=False),
-    guide=guide,
     condition=functools.partial(named, null),
     sampler=sampler,
-    times=sampler.keywords.get('times') if isinstance(sampler, functools.partial) else None,
     shape=shape,
     limit=limit,
-    decode=lambda frozen, x0: x0 if limit is None else jnp.clip(x0, -limit, limit),
+    guide=guide,
   )
   return Objective(init, (Phase('diffusion', 'net', loss),), drawing.sampled(denoising), denoising)
+
+
+def init_network(net: nn.Module, key: Key[Array, ''], shape: tuple[int, ...], cond: dict[str, Any]) -> Params:
+  """The first parameters of `net`, for images of `shape` and conditions shaped like `cond`, whatever the batch."""
+  like = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), cond)
+  variables: Any = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), like, train=False)
+  return variables['params']
 
 
 def denoiser_of_network(

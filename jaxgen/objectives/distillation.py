@@ -34,7 +34,7 @@ from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation
-from jaxgen.processes.process import Process, corrupt, expand, image_noise
+from jaxgen.processes.process import Process, corrupt, expand, image_noise, noise_like
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
@@ -101,7 +101,7 @@ def progressive(
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
     x0, cond = batch['image'].astype(jnp.float32), named(null, batch)
     t = time_samplers.discrete(steps)(time_key, len(x0))
-    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    eps = noise_like(x0, noise_key)
     z_t = corrupt(process, x0, eps, t)
     teacher = guide_teacher(denoiser_of({'net': state.extra['teacher']}, train=False))
     target = progressive_target(lambda z, t: teacher(z, t, cond), process, z_t, t, steps)

@@ -21,7 +21,6 @@ from jaxgen.objectives.base import Denoising
 from jaxgen.processes.process import Prediction, image_noise
 from jaxgen.samplers import editing, grids, preview
 from jaxgen.samplers.ddim import ddim
-from jaxgen.samplers.ddim_inversion import ddim_inversion
 from jaxgen.typing import Array, Cond, Float, Key
 
 IMAGE, MASK, WEIGHT = 'edited_image', 'edited_mask', 'edited_weight'
@@ -44,25 +43,26 @@ def edited(d: Denoising, *, strength: float) -> Draw:
 
   def draw(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
     x0 = d.encode(frozen, cond[IMAGE])
-    run = partial(editing.sdedit, d.sampler, _denoiser(d, params, frozen), d.process, strength=strength)
-    return d.decode(frozen, run(x0, times, cond=d.condition(cond), keys=keys))
+    run = partial(editing.sdedit, d.sampler, _denoiser(d, params, frozen), d.process(params), strength=strength)
+    return _decoded(d, frozen, run(x0, times, cond=d.condition(cond), keys=keys))
 
   return draw
 
 
 def inpainted(d: Denoising, *, repeats: int = 10) -> Draw:
-  """What of IMAGE is not in MASK: RePaint, with DDPM's steps at the sampler's times."""
-  times = _times(d)
+  """What of IMAGE is not in MASK: RePaint, at the walk's times."""
+  times = _walk_times(d)
 
   def draw(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
     noise_keys, step_keys = _split(keys)
-    noise = d.process.sigma(jnp.float32(1)) * image_noise(noise_keys, d.shape)
+    process = d.process(params)
+    noise = process.sigma(jnp.float32(1)) * image_noise(noise_keys, d.shape)
     mask = jax.image.resize(cond[MASK], (len(keys), *d.shape[:2], 1), 'linear')
-    run = partial(editing.repaint, _denoiser(d, params, frozen), d.process, repeats=repeats, clip=d.limit)
+    run = partial(editing.repaint, _denoiser(d, params, frozen), process, repeats=repeats, clip=d.limit, sampler=d.walk)
     known = d.encode(frozen, cond[IMAGE])
     mask = jnp.broadcast_to(mask, known.shape)
     x0 = run(noise, times, known=known, mask=mask, cond=d.condition(cond), keys=step_keys)
-    return d.decode(frozen, x0)
+    return _decoded(d, frozen, x0)
 
   return draw
 
@@ -79,33 +79,49 @@ def interpolated(d: Denoising, first: Key[Array, ''], last: Key[Array, '']) -> D
 
 
 def reconstructed(d: Denoising, *, repeats: int = 0) -> Draw:
-  """IMAGE through its own noise and back, by DDIM without guidance at the sampler's times."""
-  times = _times(d)
+  """IMAGE through its own noise and back, by DDIM without guidance at the walk's times."""
+  times, inverse = _walk_times(d), d.inverse
+  if inverse is None:
+    raise ValueError(
+      'this model tells where a path ends, not where it comes from, so the noise of an image cannot be found; '
+      'its images can be edited, inpainted, interpolated, watched and stopped early'
+    )
 
   def draw(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
-    x0, denoise, condition = d.encode(frozen, cond[IMAGE]), d.denoiser(params, frozen), d.condition(cond)
-    noise = ddim_inversion(denoise, d.process, x0, times, cond=condition, repeats=repeats)
-    return d.decode(frozen, ddim(denoise, d.process, noise, times, cond=condition))
+    x0, process = d.encode(frozen, cond[IMAGE]), d.process(params)
+    denoise, condition = d.denoiser(params, frozen), d.condition(cond)
+    noise = inverse(denoise, process, x0, times, cond=condition, repeats=repeats)
+    return _decoded(d, frozen, ddim(denoise, process, noise, times, cond=condition))
 
   return draw
 
 
 def stopped(d: Denoising, at: float) -> Denoising:
   """Ends at the time `at`, in x0 as the network sees it there."""
-  times = grids.stopped(_times(d), at)
-  return d._replace(sampler=partial(d.sampler, times=times), times=times)
+  sampler, walk_times = partial(d.sampler, times=grids.stopped(_times(d), at)), grids.stopped(_walk_times(d), at)
+  return d._replace(sampler=sampler, walk_times=walk_times)
+
+
+def fine(times: Float[np.ndarray, ' n'], steps: int = 32) -> Float[np.ndarray, ' m']:
+  """`walk_times` of a model of few steps that knows all times: its own, if they are `steps` or more, or so many."""
+  return times if len(times) > steps else grids.uniform(steps)
 
 
 def _denoiser(d: Denoising, params: dict, frozen: dict) -> Callable[..., Prediction]:
   """Guided, and watched if anybody does."""
   denoise = d.guide(d.denoiser(params, frozen))
-  return denoise if d.show is None else preview.watched(denoise, d.show, view=partial(d.decode, frozen))
+  return denoise if d.show is None else preview.watched(denoise, d.show, view=partial(_decoded, d, frozen))
 
 
 def _run(d: Denoising, params: dict, frozen: dict, cond: Cond, noise: Array, keys: Array) -> Array:
-  x = d.process.sigma(jnp.float32(1)) * noise
-  x0 = d.sampler(_denoiser(d, params, frozen), x=x, cond=d.condition(cond), keys=keys)
-  return d.decode(frozen, x0)
+  process = d.process(params)
+  x = process.sigma(jnp.float32(1)) * noise
+  x0 = d.sampler(_denoiser(d, params, frozen), process=process, x=x, cond=d.condition(cond), keys=keys)
+  return _decoded(d, frozen, x0)
+
+
+def _decoded(d: Denoising, frozen: dict, x0: Array) -> Array:
+  return d.decode(frozen, x0 if d.limit is None else jnp.clip(x0, -d.limit, d.limit))
 
 
 def _split(keys: Key[Array, ' b']) -> tuple[Array, Array]:
@@ -114,7 +130,11 @@ def _split(keys: Key[Array, ' b']) -> tuple[Array, Array]:
   return noise_keys, step_keys
 
 
+def _walk_times(d: Denoising) -> np.ndarray:
+  return _times(d) if d.walk_times is None else np.asarray(d.walk_times, np.float32)
+
+
 def _times(d: Denoising) -> np.ndarray:
-  if d.times is None:
+  if not isinstance(d.sampler, partial) or 'times' not in d.sampler.keywords:
     raise ValueError("the sampler's times are not known: build the objective with sampler=partial(..., times=grid)")
-  return np.asarray(d.times, np.float32)
+  return np.asarray(d.sampler.keywords['times'], np.float32)

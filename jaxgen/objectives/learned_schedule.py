@@ -12,6 +12,7 @@ every few steps. Samplers take the process that the schedule makes.
 Differs from VDM: the ends of y are given, not learned.
 """
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -21,14 +22,15 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.models.monotone import Monotone
-from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.diffusion import by_time, denoiser_of_network, drop, named
+from jaxgen.objectives import drawing
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
+from jaxgen.objectives.diffusion import by_time, denoiser_of_network, drop, init_network, named
 from jaxgen.objectives.variational import pixel_log_likelihood, prior_term
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes.parameterisation import Parameterisation
-from jaxgen.processes.process import Prediction, Process, corrupt, expand, image_noise, sum_per_image
-from jaxgen.typing import Array, Batch, Cond, Float, Key
+from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like, sum_per_image
+from jaxgen.typing import Array, Batch, Float, Key
 
 TIME_SCALE = 1000.0  # the network sees this share of the way from y_0 to y_1
 
@@ -63,8 +65,7 @@ def learned_schedule(
   """Trains `net` by Eq. 1 and the schedule by Eq. 3.
 
   Args:
-    net, shape, null, drop_rate, guide: as in `diffusion`.
-    sampler: `(denoise, process, x, *, cond, keys) -> x0`, such as `partial(ddpm, times=grids.uniform(250), clip=1.0)`.
+    net, shape, sampler, null, drop_rate, guide: as in `diffusion`.
     ends: y_0 and y_1.
     width: of the schedule's network.
     every: steps between two of the schedule's.
@@ -87,9 +88,8 @@ def learned_schedule(
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
     net_key, schedule_key = jax.random.split(key)
-    cond = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
-    variables = net.init(net_key, jnp.zeros((1, *shape)), jnp.zeros(1), cond, train=False)
-    return {'params': {'net': variables['params'], 'schedule': schedule.init(schedule_key, jnp.zeros(1))['params']}}
+    of_net = init_network(net, net_key, shape, named(null, batch))
+    return {'params': {'net': of_net, 'schedule': schedule.init(schedule_key, jnp.zeros(1))['params']}}
 
   def terms(params: dict[str, Any], batch: Batch, key: Key[Array, '']) -> tuple[Array, Array]:
     """L of each image in bits per dimension, and its time."""
@@ -97,38 +97,45 @@ def learned_schedule(
     x0 = batch['image'].astype(jnp.float32)
     t = times(time_key, len(x0))
     y, process = made(params)
-    rate = jax.jvp(y, (t,), (jnp.ones_like(t),))[1]
-    eps = image_noise(jax.random.split(noise_key, len(x0)), x0.shape[1:])
+    eps = noise_like(x0, noise_key)
     cond = drop(named(null, batch), null, drop_rate, drop_key)
     denoise = denoiser(params, process, train=True, rngs={'dropout': dropout_key})
-    error = sum_per_image((eps - denoise(corrupt(process, x0, eps, t), t, cond).eps) ** 2)
-    return 0.5 * rate * error / (x0[0].size * math.log(2)), t  # Eq. 1
+    return _bits(y, t, eps - denoise(corrupt(process, x0, eps, t), t, cond).eps), t
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    each, t = terms(params, batch, key)
+    terms_key, ends_key = jax.random.split(key)
+    each, t = terms(params, batch, terms_key)
     x0 = batch['image'].astype(jnp.float32)
-    ended = jnp.mean(ends_of_bound(made(params)[1], x0, jax.random.fold_in(key, 1)))
+    ended = jnp.mean(ends_of_bound(made(params)[1], x0, ends_key))
     return jnp.mean(each), Aux({'bound': jnp.mean(each) + ended, **by_time(each, t)})
 
   def spread(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     each, _ = terms(params, batch, key)
     return jnp.mean(each**2), Aux({'deviation': jnp.std(each)})  # Eq. 3
 
-  def sample(params: dict[str, Any], frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
-    noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-    _, process = made(params)
-    denoise = guide(denoiser(params, process, train=False))
-    x = process.sigma(jnp.float32(1)) * image_noise(noise_keys, shape)
-    return jnp.clip(sampler(denoise, process, x, cond=named(null, cond), keys=step_keys), -1.0, 1.0)
-
+  denoising = Denoising(
+    process=lambda params: made(params)[1],
+    denoiser=lambda params, frozen: denoiser(params, made(params)[1], train=False),
+    condition=functools.partial(named, null),
+    sampler=sampler,
+    shape=shape,
+    limit=1.0,
+    guide=guide,
+  )
   phases = Phase('vdm', 'net', loss), Phase('schedule', 'schedule', spread, every)
-  return Objective(init, phases, sample)
+  return Objective(init, phases, drawing.sampled(denoising), denoising)
+
+
+def _bits(y: Callable[[Array], Array], t: Float[Array, ' b'], error: Float[Array, 'b ...']) -> Float[Array, ' b']:
+  """L(t) of an error of eps, in bits per dimension.  # Eq. 1"""
+  rate = jax.jvp(y, (t,), (jnp.ones_like(t),))[1]
+  return 0.5 * rate * sum_per_image(error**2) / (error[0].size * math.log(2))
 
 
 def ends_of_bound(process: Process, x0: Float[Array, 'b ...'], key: Key[Array, '']) -> Float[Array, ' b']:
   """The second and third term of Eq. 2, in bits per dimension, of 8-bit images in [-1, 1]."""
   zero = jnp.zeros(len(x0))
-  seen = corrupt(process, x0, image_noise(jax.random.split(key, len(x0)), x0.shape[1:]), zero)
+  seen = corrupt(process, x0, noise_like(x0, key), zero)
   alpha, sigma = process.alpha(zero), process.sigma(zero)
   spread = jnp.broadcast_to(expand(2 * jnp.log(sigma / alpha), x0), x0.shape)
   nats = -pixel_log_likelihood(x0, seen / expand(alpha, x0), spread)

@@ -93,6 +93,18 @@ def vlb_term(
   return _bits(jnp.where(expand(first, x0), surprise, divergence))
 
 
+def vlb_estimate(
+  process: Process,
+  prediction: Prediction,
+  x0: Float[Array, 'b ...'],
+  x_t: Float[Array, 'b ...'],
+  t: Float[Array, ' b'],
+  weight: Float[Array, ' b'],
+) -> Float[Array, '']:
+  """The sum of Eqs. 1 and 2 from one term of each image, whose t is drawn with probability 1 / (T weight)."""
+  return _num_steps(process) * jnp.mean(weight * vlb_term(process, prediction, x0, x_t, t))
+
+
 def _num_steps(process: Process) -> int:
   if process.num_steps is None:
     raise ValueError('the variational bound has one term for each step; give the process a number of steps')

@@ -1,11 +1,10 @@
 """Files of plain arrays by name: what weights are saved as where the pickle they are published in is trusted."""
 
 import os
-from pathlib import Path
 
 import numpy as np
 
-from jaxgen.pretrained import safetensors_file
+from jaxgen.pretrained import bucket, safetensors_file
 
 
 def read(path: str | os.PathLike, *, prefix: str = '') -> dict[str, np.ndarray]:
@@ -14,11 +13,12 @@ def read(path: str | os.PathLike, *, prefix: str = '') -> dict[str, np.ndarray]:
   Raises:
     ValueError: the file is neither, or none of its arrays is called so.
   """
-  path = Path(path)
-  if path.suffix == '.npz':
-    with np.load(path, allow_pickle=False) as file:
+  place = os.fspath(path)
+  if place.endswith('.npz'):
+    copy = bucket.here(path)  # held until its arrays are read
+    with np.load(copy.path, allow_pickle=False) as file:
       arrays = {name: file[name] for name in file.files if name.startswith(prefix)}
-  elif path.suffix == '.safetensors':
+  elif place.endswith('.safetensors'):
     arrays = {name: array for name, array in safetensors_file.read(path).items() if name.startswith(prefix)}
   else:
     raise ValueError(f'{path} is read as arrays from .npz or .safetensors; convert it where its code is trusted')

@@ -73,6 +73,11 @@ def image_noise(keys: Key[Array, ' b'], shape: tuple[int, ...]) -> Float[Array, 
   return jax.vmap(lambda key: jax.random.normal(key, shape))(keys)
 
 
+def noise_like(x0: Float[Array, 'b ...'], key: Key[Array, '']) -> Float[Array, 'b ...']:
+  """Standard normal noise for a batch, of one key for each image."""
+  return image_noise(jax.random.split(key, len(x0)), x0.shape[1:])
+
+
 def log_snr(process: Process, t: Float[Array, '*s']) -> Float[Array, '*s']:
   """log(alpha^2 / sigma^2); +inf where there is no noise, -inf where there is no data.  # Eq. 2"""
   return 2 * (jnp.log(process.alpha(t)) - jnp.log(process.sigma(t)))

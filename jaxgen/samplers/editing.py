@@ -63,16 +63,18 @@ def repaint(
   keys: Key[Array, ' b'],
   repeats: int = 10,
   clip: float | None = None,
+  sampler: Callable[..., Array] = ddpm,
 ) -> Float[Array, 'b ...']:
-  """Fills in what is not known by DDPM's steps.  # Eq. 2
+  """Fills in what is not known.  # Eq. 2
 
   Args:
-    denoise, process, times, cond, clip: as in `ddpm`.
+    denoise, process, times, cond, clip: the sampler's.
     x: noise at times[0].
     known: images; what they hold where the mask is 0 does not matter.
     mask: 1 where a pixel is known, 0 where it is wanted; fractions blend.
     keys: one for each image.
     repeats: times that each step is taken; more make the two parts agree better.
+    sampler: takes the reverse steps, one at a time: `ddpm`, or `consistency` for a consistency model.
   """
   if repeats < 1:
     raise ValueError(f'repeats is {repeats}; each step is taken at least once')
@@ -86,7 +88,7 @@ def repaint(
 
     def again(x_t: Array, repeat: Array) -> tuple[Array, Array]:
       of_repeat = jax.vmap(jax.random.fold_in, in_axes=(0, None))(of_step, repeat)
-      x_s = ddpm(denoise, process, x_t, jnp.stack([t, s]), cond=cond, keys=of_repeat, clip=clip)
+      x_s = sampler(denoise, process, x_t, jnp.stack([t, s]), cond=cond, keys=of_repeat, clip=clip)
       noised = corrupt(process, known, step_noise(of_repeat, 1, x), jnp.full(len(x), s))
       x_s = mask * noised + (1 - mask) * x_s
       return ratio * x_s + added * step_noise(of_repeat, 2, x), x_s  # Eq. 3
