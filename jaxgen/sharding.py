@@ -22,6 +22,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
+import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
@@ -125,18 +126,28 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def under(mesh: Mesh, function: Callable) -> Callable:
-  """`function`, traced with `mesh` in sight: attention asks it for the platform and for each device's part."""
+  """`function`, traced with `mesh` in sight: attention asks it for the platform and for each device's part.
+
+  What its networks' modules return stays split as a batch. Of a product of activations that are split by images and a
+  parameter that is split by features, both over `fsdp`, the partitioner would else choose for itself: it may well
+  gather the images, and have every device work on all of them.
+  """
 
   @functools.wraps(function)
   def traced(*args):
-    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh):
+    with jax.sharding.use_abstract_mesh(mesh.abstract_mesh), nn.intercept_methods(_returns_split):
       return function(*args)
 
   return traced
 
 
+def _returns_split(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+  made = call(*args, **kwargs)
+  return jax.tree.map(split_batch, made) if context.method_name == '__call__' else made
+
+
 def split_batch(x: Any) -> Any:
-  """An array that a computation makes itself, such as noise, split by its first axis as a batch, if a mesh is in sight.
+  """An array, such as noise that a computation makes itself, split by its first axis as a batch, if a mesh is in sight.
 
   Nothing else tells the compiler to: without it every device may compute all of what follows, or worse. Where a dense
   layer's output becomes an image, the split of its kernel becomes one of rows. Rows that meet a convolution's kernel
@@ -145,9 +156,11 @@ def split_batch(x: Any) -> Any:
   mended.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if not set(BATCH_AXES) <= set(mesh.shape) or x.shape[0] % math.prod(mesh.shape[axis] for axis in BATCH_AXES):
+  parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
+  if parts == 1 or not np.ndim(x) or x.shape[0] % parts:
     return x
-  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES)))
+  others = [PartitionSpec.UNCONSTRAINED] * (x.ndim - 1)
+  return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, *others)))
 
 
 def platform() -> str | None:

@@ -1,0 +1,115 @@
+"""The compiler splits the step of every family of configs over a mesh without giving up on any array.
+
+Where it finds no way from one sharding to another it gathers the whole array on every device, and says so on standard
+error: `Involuntary full rematerialization`. And of a fully sharded step it sends parameters, not images.
+"""
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.experimental.compilation_cache import compilation_cache
+
+from jaxgen import ema, sharding, train
+from jaxgen.bench.programs import FixedBatch
+from jaxgen.cli.config import load_config
+from jaxgen.experiment import Experiment, as_stages
+from jaxgen.models import unet
+from jaxgen.models.dit import DiT
+from jaxgen.models.layers import remat
+from jaxgen.objectives.diffusion import diffusion
+from jaxgen.plan import program as programs
+from jaxgen.plan.plan import abstract_frozen
+from jaxgen.processes import parameterisation, times
+from jaxgen.processes.rectified_flow import rectified_flow
+from tests import test_configs
+
+data_dir = test_configs.data_dir
+MESHES = ({'data': 2, 'fsdp': 2, 'tensor': 2}, {'data': 2, 'fsdp': 4, 'tensor': 1})
+# One config for each network and each way of training it, with what makes it small.
+FAMILIES = {
+  'dit_xl2_imagenet256': {'size': 'S/2', 'batch_size': 16},
+  'emoji_dit': {'model.depth': 2, 'model.unroll': 1},
+  'emoji_latent_dit': {'model.depth': 2, 'model.unroll': 1},
+  'emoji_mean_flow': {'model.depth': 2, 'model.unroll': 1},
+  'emoji_unet': {},
+  'emoji_ldm': {},
+  'emoji_vae': {},
+  'emoji_vqgan': {},
+  'emoji_dcgan': {},
+  'emoji_progressive': {},
+  'emoji_r3gan': {},
+  'emoji_stylegan2': {},
+  'cifar10_ddpm': {'batch_size': 16},
+  'cifar10_edm': {'batch_size': 16},
+}
+
+
+NETWORKS = {
+  'dit': (DiT(patch=2, depth=3, width=64, heads=4, num_classes=7, remat=remat.policy('full')), sharding.DIT_RULES),
+  'unet': (unet.UNet(width=32, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=8, num_classes=7), ()),
+}
+
+
+@pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
+def test_a_fully_sharded_step_sends_parameters_and_no_activations(name):
+  """Each is gathered for either pass, and its gradient is summed: here in float32, and whole."""
+  net, rules = NETWORKS[name]
+  flow = rectified_flow()
+  stage = Experiment(
+    diffusion(
+      net,
+      flow,
+      shape=(16, 16, 4),
+      parameterisation=parameterisation.velocity(flow),
+      times=times.uniform(),
+      sampler=lambda denoise, *, x, cond, keys: x,
+      null={'label': 7},
+    ),
+    {'net': optax.sgd(1e-3)},
+    {'net': ema.Average('net', ema.constant(0.9))},
+    FixedBatch({'image': np.zeros((64, 16, 16, 4), np.float32), 'label': np.zeros(64, np.int32)}),
+    1,
+    sharding.make_mesh(data=1, fsdp=8),
+    rules=rules,
+  )
+  abstract = train.abstract_state(stage)
+  program = programs.parse(train.compile_step(stage, abstract, {}).as_text())
+  sent = sum(programs.sent(collective, [0] * 8)[0] for collective in programs.collectives(program, 8))
+  size = 4 * sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
+  print(f'{name}: {sent / 1e6:.2f} MB sent, {4 * size * 7 / 8 / 1e6:.2f} MB expected')
+  assert sent < 1.1 * 4 * size * 7 / 8
+
+
+@pytest.fixture
+def no_cache():
+  """A program that comes from the cache is not partitioned again, and nothing is said of it."""
+  jax.config.update('jax_enable_compilation_cache', False)
+  compilation_cache.reset_cache()
+  yield
+  jax.config.update('jax_enable_compilation_cache', True)
+  compilation_cache.reset_cache()
+
+
+def stages(name, mesh, data_dir):
+  """Of a config of FAMILIES, over a mesh."""
+  config, module = load_config(name, [f'--config.{field}={value}' for field, value in FAMILIES[name].items()])
+  if 'data_dir' in config:
+    config.data_dir = str(data_dir)
+  if not name.startswith('emoji'):
+    config.dataset = 'synthetic'
+  elif 'autoencoder' in config:
+    config.autoencoder = str(data_dir / 'emoji_autoencoder')
+  with config.unlocked():
+    config.mesh.update(mesh)
+  return as_stages(module.build(config))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('mesh', MESHES, ids=lambda mesh: ' x '.join(f'{axis} {size}' for axis, size in mesh.items()))
+@pytest.mark.parametrize('name', FAMILIES)
+def test_no_array_is_gathered_for_want_of_a_way(name, mesh, data_dir, monkeypatch, capfd, no_cache):
+  monkeypatch.setenv('JAXGEN_HOME', str(data_dir.parent))
+  for stage in stages(name, mesh, data_dir):
+    train.compile_step(stage, train.abstract_state(stage), abstract_frozen(stage))
+  assert 'Involuntary full rematerialization' not in capfd.readouterr().err
