@@ -136,7 +136,6 @@ def _start(place):
 
 
 @pytest.mark.slow
-@pytest.mark.xfail(reason='two data folders had different bytes, of emoji32 as prepared too; the cause is unknown')
 def test_kill_9_at_random_moments_changes_no_byte(made, tmp_path):
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   for place in (whole, killed):

@@ -8,12 +8,14 @@ import hashlib
 import io
 import os
 import pathlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import tensorflow_datasets as tfds
 import tqdm
+from tensorflow_datasets.core import writer as tfds_writer
+from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxgen.data.dataset import Record
 from jaxgen.data.image import encode_png
@@ -21,6 +23,21 @@ from jaxgen.data.parallel import parallel_map
 
 if TYPE_CHECKING:
   from jaxgen.data.recipe import Examples, Recipe
+
+
+class SortedWriter(tfds_writer.ExampleWriter):
+  """Writes each record's fields in the order of their names.
+
+  Protobuf leaves the order of a map's fields open, and every process has another one: the same data set, written
+  again, would have other bytes.
+  """
+
+  def write(self, path: Any, examples: Iterable[tuple[Any, bytes]]) -> Any:
+    return super().write(path, ((key, _in_order(example)) for key, example in examples))
+
+
+def _in_order(example: bytes) -> bytes:
+  return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -52,6 +69,9 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
     return {split: self._generate_examples(split) for split in self._examples}
+
+  def _example_writer(self) -> SortedWriter:
+    return SortedWriter(file_format=self.info.file_format)
 
   def _generate_examples(self, split: str) -> Iterator[tuple[int, Record]]:
     """Numbers the examples, encodes their images, and leaves the digest of all of them in the metadata."""
@@ -114,6 +134,9 @@ class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _generate_examples(self) -> Iterator:
     raise AssertionError('the examples are given')
+
+  def _example_writer(self) -> SortedWriter:
+    return SortedWriter(file_format=self.info.file_format)
 
 
 def write_arrays(
