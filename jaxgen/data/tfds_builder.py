@@ -37,7 +37,8 @@ class SortedWriter(tfds_writer.ExampleWriter):
 
 
 def _in_order(example: bytes) -> bytes:
-  return tf_example_pb2.Example.FromString(example).SerializeToString(deterministic=True)
+  parsed = tf_example_pb2.Example.FromString(example)  # pyrefly: ignore[missing-attribute]
+  return parsed.SerializeToString(deterministic=True)
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
