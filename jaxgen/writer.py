@@ -64,10 +64,8 @@ class Writer:
     """
     if self._workdir is None:
       return
-    path, text = (
-      self._workdir / 'config.json',
-      json.dumps({**config, 'environment': environment()}, indent=2, default=repr),
-    )
+    path = self._workdir / 'config.json'
+    text = json.dumps({**config, 'environment': environment()}, indent=2, default=repr)
     changes = _changes(path, json.loads(text)) if self._goes_on else []
     if changes:
       self.text(f'Going on with other values: {", ".join(changes)}')

@@ -174,8 +174,8 @@ def test_compiled_programs_are_kept_in_jaxgen_home_unless_told_otherwise(run_com
 )
 def test_overrides_change_one_field(arguments, field, value):
   config, module = configs.load_config(TINY, arguments)
-  want = configs._flat(module.get_config().to_dict()) | {field: value}
-  assert configs._flat(config.to_dict()) == want
+  want = writer.flat(module.get_config().to_dict()) | {field: value}
+  assert writer.flat(config.to_dict()) == want
 
 
 @pytest.mark.parametrize(

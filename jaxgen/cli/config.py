@@ -53,6 +53,8 @@ def load_run(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple
   """The config that a run was made with, and its module; as `load_config`, from the run's folder."""
   from etils import epath
 
+  from jaxgen.writer import flat
+
   path = epath.Path(workdir) / 'config.json'
   if not path.exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no config.json')
@@ -64,7 +66,7 @@ def load_run(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple
     raise ValueError(f'{path} names no config; the run was not started from one')
   name = kept.get('file') or kept['name']
   config, module = load_config(name)
-  _set(config, _flat(kept['config']), name)
+  _set(config, flat(kept['config']), name)
   _parse(config, list(overrides), name)
   return config, module
 
@@ -118,13 +120,6 @@ def _choices(name: str) -> str:
   meant = f'did you mean {close[0]!r}? ' if close else ''
   where = ', '.join(names) if names else f'none, in any of {[str(folder) for folder in config_folders()]}'
   return f'{meant}available: {where}'
-
-
-def _flat(values: Mapping[str, Any], prefix: str = '') -> dict[str, Any]:
-  flat = {}
-  for key, value in values.items():
-    flat |= _flat(value, f'{prefix}{key}.') if isinstance(value, Mapping) else {f'{prefix}{key}': value}
-  return flat
 
 
 def _set(config: Any, overrides: Mapping[str, Any], name: str) -> None:

@@ -32,9 +32,10 @@ def with_channel_classifier(objective: Objective, net: nn.Module, *, num_classes
   """
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    made = objective.init(key, batch)
+    objective_key, own_key = jax.random.split(key)
+    made = objective.init(objective_key, batch)
     x = jnp.zeros((1, *batch['image'].shape[1:3], 1))
-    variables = net.init(jax.random.fold_in(key, 1), x, jnp.zeros(1), {}, train=False)
+    variables = net.init(own_key, x, jnp.zeros(1), {}, train=False)
     return made | {'params': made['params'] | {NAME: variables['params']}}
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:

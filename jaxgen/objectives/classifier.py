@@ -46,9 +46,9 @@ def guided_by_classifier(
     raise ValueError('a classifier guides a denoiser, and this objective has none')
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    made = objective.init(key, batch)
-    x, key = jnp.zeros((1, *d.shape)), jax.random.fold_in(key, 1)
-    return made | {'params': made['params'] | {NAME: net.init(key, x, jnp.zeros(1), {}, train=False)['params']}}
+    objective_key, own_key = jax.random.split(key)
+    made, x = objective.init(objective_key, batch), jnp.zeros((1, *d.shape))
+    return made | {'params': made['params'] | {NAME: net.init(own_key, x, jnp.zeros(1), {}, train=False)['params']}}
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     time_key, noise_key, dropout_key = jax.random.split(key, 3)
