@@ -12,18 +12,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
+from configs.emoji_dit import DATASETS
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.data.dataset import Dataset, padded
-from jaxgen.data.datasets.emoji32 import emoji32
-from jaxgen.data.datasets.emoji64 import emoji64
-from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.loader import Loader
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.modes import collapse
 from jaxgen.evaluators.samples import samples
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
 from jaxgen.objectives import gan_losses
 from jaxgen.objectives.augmentation import adaptive, no_augmentation
@@ -32,8 +30,6 @@ from jaxgen.objectives.base import Objective
 from jaxgen.objectives.gan import gan
 from jaxgen.objectives.regularizers import path_length, r1
 from jaxgen.optimizers import lazy_adam
-
-PACKAGED = {'emoji32': emoji32, 'emoji64': emoji64, 'fashion_mnist': fashion_mnist}
 
 
 def get_config() -> ConfigDict:
@@ -63,7 +59,7 @@ def get_config() -> ConfigDict:
 
 
 def packaged(c: ConfigDict) -> Dataset:
-  return padded(PACKAGED[c.dataset]('train'), c.resolution)
+  return padded(chosen(DATASETS, c.dataset, field='dataset')('train'), c.resolution)
 
 
 def stylegan2(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
@@ -93,7 +89,7 @@ def build(
   opened: Callable[[ConfigDict], Dataset] = packaged,
 ) -> Experiment:
   mesh, dataset = sharding.make_mesh(**c.mesh), opened(c)
-  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=c.dataset in PACKAGED)
+  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=c.dataset in DATASETS)
   num_classes = dataset.num_classes
   objective = learn(c, channels=data.spec['image'].shape[-1], num_classes=num_classes)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)

@@ -41,6 +41,7 @@ def get_config() -> ConfigDict:
       'model': {'multipliers': (1, 2, 2), 'latent': 4, 'width': 32, 'blocks': 1, 'groups': 8},
       'kl': 1e-3,
       'perceptual': 0.5,
+      'judge': 'vgg16',  # LPIPS's network; 'alexnet' costs a tenth
       'adversary': {'width': 32, 'layers': 2, 'weight': 0.3, 'start': 750},
       'learning_rate': 1e-3,
       'ema': 0.995,
@@ -76,6 +77,7 @@ def build(
     net,
     bottleneck(c, side),
     perceptual=c.perceptual,
+    judge=c.judge,
     adversary=Adversary(discriminator, weight=a.weight, start=a.start),
   )
   schedule = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, min(50, c.steps // 2), c.steps)

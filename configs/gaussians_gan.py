@@ -22,7 +22,7 @@ from jaxgen.data.loader import Loader
 from jaxgen.ema import Average, constant
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.modes import modes
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, chosen
 from jaxgen.metrics.modes import nearest_mode
 from jaxgen.models.mlp import MLPDiscriminator, MLPGenerator
 from jaxgen.objectives import gan_losses, regularizers
@@ -73,7 +73,7 @@ def build(c: ConfigDict) -> Experiment:
     MLPGenerator((1, 1, 2), **c.generator),
     MLPDiscriminator(**c.discriminator),
     latent=c.latent,
-    loss=LOSSES[c.loss],
+    loss=chosen(LOSSES, c.loss, field='loss'),
     discriminator_penalties=penalties,
     generator_every=c.generator_every,
     unroll=Unroll(**c.unroll) if c.unroll.steps else None,

@@ -18,7 +18,7 @@ from jaxgen.data.datasets.mnist import mnist
 from jaxgen.data.datasets.stacked import stacked
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.stacked import stacked_modes
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.conv_classifier import ConvClassifier
 from jaxgen.objectives.base import Objective
 from jaxgen.objectives.channel_classifier import NAME, with_channel_classifier
@@ -44,7 +44,7 @@ def get_config() -> ConfigDict:
 
 def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   num = c.num_images if split == 'train' else c.held_out
-  return padded(stacked(DIGITS[c.digits](split), num=num, seed=c.seed), c.resolution)
+  return padded(stacked(chosen(DIGITS, c.digits, field='digits')(split), num=num, seed=c.seed), c.resolution)
 
 
 def learn(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:

@@ -61,6 +61,7 @@ def autoencoder(
   *,
   pixels: Pixels = absolute,
   perceptual: float = 0.0,
+  judge: str = 'vgg16',
   adversary: Adversary | None = None,
 ) -> Objective:
   """Trains `net`, an AutoencoderKL or a VQModel.
@@ -69,12 +70,13 @@ def autoencoder(
     net: with methods `encode` and `decode`.
     bottleneck: what is between them, and what it costs.
     pixels: the error of Eq. 1.
-    perceptual: w_p; where it is not 0, `frozen['lpips']` holds LPIPS's parameters, `{'vgg16': ...}`.
+    perceptual: w_p; where it is not 0, `frozen['lpips']` holds LPIPS's parameters, of its `judge` at least.
+    judge: the network of LPIPS: 'vgg16' or, at a fraction of the cost, 'alexnet'.
     adversary: Eqs. 2 to 4; None for none.
 
   The trained networks are 'autoencoder' and, with an adversary, 'discriminator'.
   """
-  reconstruction = partial(_reconstruction, pixels=pixels, perceptual=perceptual)
+  reconstruction = partial(_reconstruction, pixels=pixels, perceptual=perceptual, judge=judge)
 
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
     net_key, discriminator_key = jax.random.split(key)
@@ -129,14 +131,14 @@ def autoencoder(
 
 
 def _reconstruction(
-  frozen: Any, x: Array, x_hat: Array, *, pixels: Pixels, perceptual: float
+  frozen: Any, x: Array, x_hat: Array, *, pixels: Pixels, perceptual: float, judge: str
 ) -> tuple[Array, dict[str, Array]]:
   """Eq. 1."""
   error = jnp.mean(pixels(x, x_hat))
   metrics = {'pixels': error}
   if perceptual:
     a, b = (jnp.broadcast_to(images, (*images.shape[:3], 3)) for images in (x, x_hat))
-    metrics['lpips'] = jnp.mean(lpips(frozen['lpips'], a, b))
+    metrics['lpips'] = jnp.mean(lpips(frozen['lpips'], a, b, network=judge))
     error = error + perceptual * metrics['lpips']
   return error, metrics
 
