@@ -92,6 +92,16 @@ def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: di
   )
 
 
+def muon_and_adam(c: ConfigDict) -> optax.GradientTransformation:
+  o = c.optimizer
+  schedule = partial(
+    optax.warmup_cosine_decay_schedule, 0.0, warmup_steps=min(o.warmup, c.steps // 2), decay_steps=c.steps
+  )
+  return muon(
+    schedule(o.muon), adam_learning_rate=schedule(o.adam), adam_b2=o.b2, muon_weight_dimension_numbers=matrices
+  )
+
+
 def build(
   c: ConfigDict, *, network: Callable[..., nn.Module] = DiT, learn: Callable[..., Objective] = denoising
 ) -> Experiment:
@@ -100,13 +110,6 @@ def build(
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=True)
   net = network(num_classes=dataset.num_classes, **c.model)
   objective = learn(c, net, shape=data.spec['image'].shape[1:], null={'label': dataset.num_classes})
-  o = c.optimizer
-  schedule = partial(
-    optax.warmup_cosine_decay_schedule, 0.0, warmup_steps=min(o.warmup, c.steps // 2), decay_steps=c.steps
-  )
-  optimizer = muon(
-    schedule(o.muon), adam_learning_rate=schedule(o.adam), adam_b2=o.b2, muon_weight_dimension_numbers=matrices
-  )
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   classes = np.repeat(np.arange(dataset.num_classes, dtype=np.int32), c.samples.per_class)
   grid = samples(
@@ -128,7 +131,7 @@ def build(
     measures = (fid(generate, dataset, mesh=mesh, cond={'label': labels}, protocol=protocol, **c.fid),)
   return Experiment(
     objective=objective,
-    optimizers={'net': optimizer},
+    optimizers={'net': muon_and_adam(c)},
     averages={'net': ema.Average('net', ema.warmup(c.ema))},
     data=data,
     steps=c.steps,

@@ -7,12 +7,19 @@ Two CPU cores. Result: not run in full yet.
 
 from functools import partial
 
+import optax
 from ml_collections import ConfigDict
 
 from configs import emoji_latent_dit
 from jaxgen.models.unet import UNet
 
-build = partial(emoji_latent_dit.build, network=UNet)
+
+def adam(c: ConfigDict) -> optax.GradientTransformation:
+  o = c.optimizer
+  return optax.adam(optax.warmup_cosine_decay_schedule(0.0, o.rate, min(o.warmup, c.steps // 2), c.steps), b2=o.b2)
+
+
+build = partial(emoji_latent_dit.build, network=UNet, optimizer=adam)
 
 
 def get_config() -> ConfigDict:
@@ -20,4 +27,5 @@ def get_config() -> ConfigDict:
   c.model = ConfigDict(
     {'width': 64, 'multipliers': (1, 2), 'blocks': 1, 'attention': (0, 1), 'heads': 2, 'groups': 16, 'dropout': 0.0}
   )
+  c.optimizer = ConfigDict({'rate': 1e-3, 'b2': 0.95, 'warmup': 100})
   return c

@@ -31,16 +31,17 @@ _SUM_EARLY = {
   'xla_tpu_enable_data_parallel_all_reduce_opt': 'true',
   'xla_tpu_data_parallel_opt_different_sized_ops': 'true',
 }
-# No products piece by piece while the pieces of a parameter come in: of DiT-XL/2 with 16 images a chip they add to sums
-# in the chip's memory, 149 GB a step on v5p and 84 on v6e, where whole parameters take 81 and 52. A v5e keeps such sums
-# on the chip.
+# No products piece by piece while the pieces of a parameter come in: where their sums do not stay on the chip, each
+# piece reads and writes them. DiT-XL/2 with 16 images a chip at 256 moves 149 GB a step so on v5p, 84 on v6e; 81 and
+# 52 with parameters that are gathered whole.
 _GATHER_WHOLE = {'xla_jf_spmd_threshold_for_windowed_einsum_mib': '131072'}
+_ALL = _OVERLAP | _SUM_EARLY | _GATHER_WHOLE
 TPU_FLAGS: dict[str, dict[str, str]] = {
-  'v5e': _OVERLAP | _SUM_EARLY,
-  'v5p': _OVERLAP | _SUM_EARLY | _GATHER_WHOLE,
+  'v5e': _ALL,
+  'v5p': _ALL,
   # 128 MiB of on-chip memory: larger blocks of a fusion fit than by default.
-  'v6e': _OVERLAP | _SUM_EARLY | _GATHER_WHOLE | {'xla_tpu_scoped_vmem_limit_kib': '65536'},
-  'tpu7x': _OVERLAP | _SUM_EARLY,
+  'v6e': _ALL | {'xla_tpu_scoped_vmem_limit_kib': '65536'},
+  'tpu7x': _ALL,
 }
 
 
