@@ -9,9 +9,9 @@ Axes of the mesh, slowest first:
   tensor    heads and hidden units are split.
 
 A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest
-dimension that divides goes over `fsdp`. Paths are joined with '/', and a parameter, its Adam moments and its average
-end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them. This is the only module
-that writes a PartitionSpec.
+dimension that divides goes over `fsdp`, unless it embeds a condition. Paths are joined with '/', and a parameter, its
+Adam moments and its average end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them. This is the only
+module that writes a PartitionSpec.
 """
 
 import contextlib
@@ -32,29 +32,36 @@ AXES = ('data', 'fsdp', 'sequence', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
 _devices: contextvars.ContextVar[Sequence[Any] | None] = contextvars.ContextVar('devices', default=None)
 
-# (pattern, axes): one entry for each dimension of the leaf, an axis name or None.
-Rule = tuple[str, tuple[str | None, ...]]
+# What embeds a condition is small, and whole on each device: were it split, the partitioner would move its result and
+# its gradient, `b d`, between images and features, and would have to gather them.
+_WHOLE = re.compile(r'(^|/)((time|label|interval)_embed/|labels$)')
+# (pattern, axes): for each dimension of the leaf an axis, several, or None. The first rule that divides holds.
+Rule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
+_BOTH = ('tensor', 'fsdp')
 
 # DiT over `tensor`: whole heads and hidden units on a device, one all-reduce after each pair of products
-# (Shoeybi et al. 2019, Megatron-LM). The first axis is the scan's, over depth. What embeds the condition is small, and
-# whole on each device: were it split, the partitioner would move its gradient's `b d` from images to features.
+# (Shoeybi et al. 2019, Megatron-LM). Over `fsdp` the same dimension where it divides: a TPU's compiler scatters the
+# gradients of what is split by whole heads or hidden units; by the 72 features that each of 16 has of 1152, it sums
+# them everywhere. The first axis is the scan's, over depth.
 DIT_RULES: tuple[Rule, ...] = (
-  (r'(time|label|interval)_embed/.*(kernel|embedding)$', (None, None)),
+  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
   (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
   (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
+  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
   (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
+  (r'blocks/mlp/(in|gate)/kernel$', (None, None, _BOTH)),
   (r'blocks/mlp/(in|gate)/kernel$', (None, 'fsdp', 'tensor')),
   (r'blocks/mlp/(in|gate)/bias$', (None, 'tensor')),
+  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
   (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
 )
 
 # U-Nets over `tensor`: a block's hidden features. Attention is whole on each device, since the numbers of heads (3, 5,
-# 9) do not divide. The embedding as above.
+# 9) do not divide.
 _UNET_BLOCKS: tuple[Rule, ...] = (
-  (r'time_embed/.*kernel$|label_embed/.*embedding$', (None, None)),
   (r'(block|resize)/conv_in/kernel$', (None, None, 'fsdp', 'tensor')),
   (r'(block|resize)/conv_out/kernel$', (None, None, 'tensor', 'fsdp')),
-  (r'(block|resize)/modulation/kernel$', ('fsdp', None, 'tensor')),
+  (r'(block|resize)/modulation/kernel$', (None, None, _BOTH)),
 )
 UNET_RULES: tuple[Rule, ...] = (
   *_UNET_BLOCKS,
@@ -130,7 +137,8 @@ def under(mesh: Mesh, function: Callable) -> Callable:
 
   What its networks' modules return stays split as a batch. Of a product of activations that are split by images and a
   parameter that is split by features, both over `fsdp`, the partitioner would else choose for itself: it may well
-  gather the images, and have every device work on all of them.
+  gather the images, and have every device work on all of them. A modulation is to do just that: its input is a vector
+  an image, and its kernel is the block's largest.
   """
 
   @functools.wraps(function)
@@ -142,8 +150,23 @@ def under(mesh: Mesh, function: Callable) -> Callable:
 
 
 def _returns_split(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-  made = call(*args, **kwargs)
-  return jax.tree.map(split_batch, made) if context.method_name == '__call__' else made
+  if context.method_name != '__call__':
+    return call(*args, **kwargs)
+  if context.module.name == 'modulation':
+    return split_batch(_by_features(call, *args))
+  return jax.tree.map(split_batch, call(*args, **kwargs))
+
+
+def _by_features(call: Callable, c: Any) -> Any:
+  """`b d` to `b p d`, where each device of `fsdp` works out its own features of all their images."""
+  mesh = jax.sharding.get_abstract_mesh()
+  sizes = mesh.shape
+  if not set(BATCH_AXES) <= set(sizes) or sizes['fsdp'] == 1 or c.ndim != 2 or c.shape[0] % sizes['data']:
+    return call(c)
+  made = call(jax.lax.with_sharding_constraint(c, NamedSharding(mesh, PartitionSpec('data', None))))
+  if made.ndim != 3 or made.shape[-1] % sizes['fsdp']:
+    return made
+  return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, PartitionSpec('data', None, 'fsdp')))
 
 
 def split_batch(x: Any) -> Any:
@@ -214,21 +237,37 @@ def _default_axes(shape: Sequence[int], fsdp: int) -> tuple[str | None, ...]:
   return tuple('fsdp' if i == largest else None for i in range(len(shape)))
 
 
+def axes_of(place: NamedSharding) -> list[str]:
+  """The axes of the mesh that split an array."""
+  return [axis for entry in place.spec for axis in _as_tuple(entry)]
+
+
+def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
+  return (axes,) if isinstance(axes, str) else axes or ()
+
+
+def _undivided(shape: Sequence[int], mesh: Mesh, axes: Sequence[str | tuple[str, ...] | None]) -> list[str]:
+  parts = [{axis: mesh.shape[axis] for axis in _as_tuple(entry)} for entry in axes]
+  return [
+    ' x '.join(f'{axis}={count}' for axis, count in part.items())
+    for size, part in zip(shape, parts, strict=True)
+    if size % math.prod(part.values())
+  ]
+
+
 def _leaf_axes(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule]):
-  for pattern, axes in rules:
-    if re.search(pattern, name) is None:
-      continue
-    if len(axes) != len(shape):
-      # Factored or scalar optimizer statistics end like their parameter but have another rank.
-      continue
-    for size, axis in zip(shape, axes, strict=True):
-      if axis is not None and size % mesh.shape[axis]:
-        raise ValueError(
-          f'{name} of shape {tuple(shape)} does not divide over {axis}={mesh.shape[axis]} '
-          f'by the rule {pattern!r} -> {axes}; change config.mesh or the rule'
-        )
-    return axes
-  return _default_axes(shape, mesh.shape['fsdp'])
+  # Factored or scalar optimizer statistics end like their parameter but have another rank.
+  meant = [(pattern, axes) for pattern, axes in rules if re.search(pattern, name) and len(axes) == len(shape)]
+  for _, axes in meant:
+    if not _undivided(shape, mesh, axes):
+      return axes
+  if meant:
+    pattern, axes = meant[-1]
+    raise ValueError(
+      f'{name} of shape {tuple(shape)} does not divide over {", ".join(_undivided(shape, mesh, axes))} '
+      f'by the rule {pattern!r} -> {axes}; change config.mesh or the rule'
+    )
+  return _default_axes(shape, 1 if _WHOLE.search(name) else mesh.shape['fsdp'])
 
 
 def shard_tree(tree: Any, mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:

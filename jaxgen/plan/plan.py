@@ -165,17 +165,17 @@ def state_bytes(abstract: TrainState, frozen: Any) -> dict[str, int]:
 
 
 def fsdp_theory(abstract: TrainState, mesh: Mapping[str, int], accumulate: int) -> float:
-  """Bytes that a device sends in a step of fully sharded training in bfloat16, which it cannot do without.
+  """Bytes that a device sends in a step of fully sharded training in bfloat16, as it is usually done.
 
   Of S bytes of a parameter, two an element, in n shards with k copies of each, it gathers all twice, for the forward
-  and for the backward pass, and scatters the gradient once, for each micro-batch; then the copies are summed. By Eqs. 1
-  and 2 of program.py:
+  and for the backward pass, and scatters the gradient once, for each micro-batch; then the copies are summed. (Of a
+  modulation jaxgen sends the vectors instead: `sharding.under`.) By Eqs. 1 and 2 of program.py:
 
     accumulate * 3 S (n - 1) / n + 2 S / n (k - 1) / k                  (5)
   """
   total = 0.0
   for leaf in jax.tree.leaves(abstract.params):
-    split = {axis: size for axis, size in mesh.items() if axis in leaf.sharding.spec}
+    split = {axis: mesh[axis] for axis in sharding.axes_of(leaf.sharding)}
     size, shards = 2 * leaf.size / split.get('tensor', 1), split.get('fsdp', 1)
     copies = mesh['data'] * mesh['fsdp'] * mesh['sequence'] // shards
     total += accumulate * 3 * size * (shards - 1) / shards + 2 * size / shards * (copies - 1) / copies  # Eq. 5
