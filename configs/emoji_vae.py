@@ -4,8 +4,11 @@
   jaxgen train --config emoji_vae                             # leaves the autoencoder in runs/emoji_vae/autoencoder
   jaxgen data encode --data emoji32 --autoencoder runs/emoji_vae/autoencoder
 
-Rombach et al. 2022 in small: absolute error, LPIPS, a faint KL, and a PatchGAN from half of the run on. Two CPU cores.
-Result: not run in full yet.
+Rombach et al. 2022 in small: absolute error, LPIPS, a faint KL, and a PatchGAN from half of the run on.
+
+Result, seed 0, two CPU cores, 54 minutes beside other programs: of held-out images PSNR 23.1, SSIM 0.749, LPIPS
+0.022 (by AlexNet, which it learned from); rfid_128 131.5, of 128 images against the 147 held out. Outlines, colours and
+faces come back, small marks are blurred.
 """
 
 from collections.abc import Callable
