@@ -62,6 +62,7 @@ _UNET_BLOCKS: tuple[Rule, ...] = (
   (r'(block|resize)/conv_in/kernel$', (None, None, 'fsdp', 'tensor')),
   (r'(block|resize)/conv_out/kernel$', (None, None, 'tensor', 'fsdp')),
   (r'(block|resize)/modulation/kernel$', (None, None, _BOTH)),
+  (r'(block|resize)/modulation/kernel$', ('fsdp', None, 'tensor')),
 )
 UNET_RULES: tuple[Rule, ...] = (
   *_UNET_BLOCKS,
@@ -138,7 +139,7 @@ def under(mesh: Mesh, function: Callable) -> Callable:
   What its networks' modules return stays split as a batch. Of a product of activations that are split by images and a
   parameter that is split by features, both over `fsdp`, the partitioner would else choose for itself: it may well
   gather the images, and have every device work on all of them. A modulation is to do just that: its input is a vector
-  an image, and its kernel is the block's largest.
+  an image, and its kernel, whose gradient then needs no sum over `fsdp`, is the block's largest.
   """
 
   @functools.wraps(function)

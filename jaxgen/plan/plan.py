@@ -169,7 +169,7 @@ def fsdp_theory(abstract: TrainState, mesh: Mapping[str, int], accumulate: int) 
 
   Of S bytes of a parameter, two an element, in n shards with k copies of each, it gathers all twice, for the forward
   and for the backward pass, and scatters the gradient once, for each micro-batch; then the copies are summed. (Of a
-  modulation jaxgen sends the vectors instead: `sharding.under`.) By Eqs. 1 and 2 of program.py:
+  modulation's gradient jaxgen sends vectors instead: `sharding.under`.) By Eqs. 1 and 2 of program.py:
 
     accumulate * 3 S (n - 1) / n + 2 S / n (k - 1) / k                  (5)
   """
