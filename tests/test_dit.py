@@ -138,7 +138,7 @@ def test_program_does_not_grow_with_depth():
     net = _small(depth=depth)
     shapes = jax.eval_shape(net.init, jax.random.key(0), _x, _t, _cond)['params']
     jaxpr = jax.make_jaxpr(jax.grad(functools.partial(_loss, net)))(shapes)
-    return len(str(jaxpr).splitlines())
+    return str(jaxpr).count(' = ')  # equations; lines wrap by the length of numbers
 
   assert size(28) == size(2)
 
