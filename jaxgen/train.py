@@ -53,14 +53,19 @@ def train(
     The state after the last step.
 
   Raises:
-    ValueError: the experiment cannot run as configured, or `workdir` holds another run.
+    ValueError: the experiment cannot run as configured, or `workdir` holds another run, or is another process's now.
     RunError: too many steps in a row were not finite, or the disk is full.
     CheckpointError: a checkpoint cannot be read or written.
     Preempted: SIGTERM came; the state is saved.
   """
-  stages = as_stages(experiment)
-  workdir = epath.Path(workdir)
-  record = dict(record or {})
+  alone = writers.alone_in(workdir) if distributed.is_first() else contextlib.nullcontext()
+  with alone:
+    return _train(as_stages(experiment), epath.Path(workdir), dict(record or {}), allow_changes)
+
+
+def _train(
+  stages: Sequence[Experiment], workdir: epath.Path, record: dict[str, Any], allow_changes: bool
+) -> TrainState:
   checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
   start = checkpoints.latest()
   if start is not None and not allow_changes:

@@ -308,7 +308,7 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'b l d'], angles: Float[Array, 'l r'] | None = None) -> Float[Array, 'b l d']:
     d = x.shape[-1]
-    if d % self.heads:
+    if self.heads < 1 or d % self.heads:
       raise ValueError(f'width {d} does not divide into {self.heads} heads')
     qkv = (3, self.heads, d // self.heads)
     qkv = Linear(qkv, dtype=self.dtype, name='qkv')(x)  # b l 3 n h
