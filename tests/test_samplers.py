@@ -460,3 +460,12 @@ def test_more_sampling_steps_than_the_process_has_are_refused():
     grids.spaced(2000, 1000)
   with pytest.raises(ValueError, match='2000 sampling steps of a process with 1000'):
     grids.leading(2000, 1000)
+
+
+@pytest.mark.parametrize(
+  'grid',
+  [grids.uniform, grids.quadratic, *(partial(g, num_steps=9) for g in (grids.spaced, grids.leading, grids.trailing))],
+)
+def test_no_steps_at_all_are_refused(grid):
+  with pytest.raises(ValueError, match=r'0 sampling steps.*use 1'):
+    grid(0)

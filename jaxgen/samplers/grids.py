@@ -35,27 +35,27 @@ from jaxgen.typing import Float
 
 def uniform(steps: int) -> Float[np.ndarray, ' n']:
   """Eq. 1."""
-  return (1 - np.arange(steps + 1) / steps).astype(np.float32)
+  return (1 - _indices(steps) / steps).astype(np.float32)
 
 
 def quadratic(steps: int) -> Float[np.ndarray, ' n']:
   """Eq. 2."""
-  return ((1 - np.arange(steps + 1) / steps) ** 2).astype(np.float32)
+  return ((1 - _indices(steps) / steps) ** 2).astype(np.float32)
 
 
 def spaced(steps: int, num_steps: int) -> Float[np.ndarray, ' n']:
   """Eq. 4: `steps` of the `num_steps` of a discrete process."""
-  return _grid(np.linspace(0, num_steps - 1, steps).round() if steps > 1 else np.array([num_steps - 1]), num_steps)
+  return _grid(np.linspace(0, num_steps - 1, steps).round() if steps != 1 else np.array([num_steps - 1]), num_steps)
 
 
 def leading(steps: int, num_steps: int) -> Float[np.ndarray, ' n']:
   """Eq. 5: `steps` of the `num_steps` of a discrete process."""
-  return _grid(np.arange(steps) * (num_steps // steps), num_steps)
+  return _grid(_indices(steps)[:-1] * (num_steps // steps), num_steps)
 
 
 def trailing(steps: int, num_steps: int) -> Float[np.ndarray, ' n']:
   """Eq. 6: `steps` of the `num_steps` of a discrete process."""
-  return _grid(np.round(num_steps - np.arange(steps) * num_steps / steps)[::-1] - 1, num_steps)
+  return _grid(np.round(num_steps - _indices(steps)[:-1] * num_steps / steps)[::-1] - 1, num_steps)
 
 
 def log_snr(process: Process, steps: int, *, start: float = 1.0, end: float = 1e-3) -> Float[np.ndarray, ' n']:
@@ -104,7 +104,13 @@ def _between(
   return np.concatenate([[start], np.asarray(at), [end, 0]]).astype(np.float32)
 
 
+def _indices(steps: int) -> np.ndarray:
+  if steps < 1:
+    raise ValueError(f'{steps} sampling steps: use 1 or more')
+  return np.arange(steps + 1)
+
+
 def _grid(k: np.ndarray, num_steps: int) -> Float[np.ndarray, ' n']:
-  if len(k) > num_steps:
-    raise ValueError(f'{len(k)} sampling steps of a process with {num_steps}: use at most {num_steps}')
+  if not 1 <= len(k) <= num_steps:
+    raise ValueError(f'{len(k)} sampling steps of a process with {num_steps}: use 1 to {num_steps}')
   return np.append((k[::-1] + 1) / num_steps, 0).astype(np.float32)
