@@ -6,7 +6,7 @@ features with means a, b and scatter matrices A, B (sums of squared deviations f
   mean    = a + (b - a) m / (n + m)                                                            (1)
   scatter = A + B + (b - a)(b - a)^T n m / (n + m)                                             (2)
 
-so the result is the same to about 1e-12 however the features were split into batches or over processes.
+so the result is the same to about 1e-12 however the features were split into batches.
 """
 
 from typing import NamedTuple
@@ -33,25 +33,16 @@ class FeatureStatistics:
   def update(self, features: Float[np.ndarray, 'b d']) -> None:
     """Takes in a batch of any size."""
     features = np.asarray(features, np.float64)
-    if len(features):
-      mean = features.mean(0)
-      centred = features - mean
-      self._combine(len(features), mean, centred.T @ centred)
-
-  def merge(self, other: 'FeatureStatistics') -> None:
-    """Takes in what another process or worker has accumulated."""
-    if other.n:
-      self._combine(other.n, other.mean, other.scatter)
-
-  def _combine(self, n: int, mean: np.ndarray, scatter: np.ndarray) -> None:
-    if self.n == 0:
-      self.n, self.mean, self.scatter = n, mean, scatter
+    if not len(features):
       return
-    total = self.n + n
-    delta = mean - self.mean
-    self.mean = self.mean + delta * (n / total)  # Eq. 1
-    self.scatter = self.scatter + scatter + np.outer(delta, delta * (self.n * n / total))  # Eq. 2
-    self.n = total
+    n, mean = len(features), features.mean(0)
+    centred = features - mean
+    scatter = centred.T @ centred
+    if self.n:
+      total, delta = self.n + n, mean - self.mean
+      scatter += self.scatter + np.outer(delta, delta * (self.n * n / total))  # Eq. 2
+      mean = self.mean + delta * (n / total)  # Eq. 1
+    self.n, self.mean, self.scatter = self.n + n, mean, scatter
 
   def finalize(self) -> Moments:
     """The moments of everything seen.
