@@ -158,8 +158,9 @@ def move(
     decay, revive, cosine: as for `moving_codebook` and VQModel.
   """
   codes = len(book['counts'])
-  counts = decay * book['counts'] + (1 - decay) * jnp.zeros(codes).at[index].add(1.0)
-  sums = decay * book['sums'] + (1 - decay) * jnp.zeros_like(book['sums']).at[index].add(z)
+  chose = jax.nn.one_hot(index, codes)  # a product adds up in one order; scattered additions do not on a GPU
+  counts = decay * book['counts'] + (1 - decay) * chose.sum(0)
+  sums = decay * book['sums'] + (1 - decay) * jnp.dot(chose.T, z, precision='highest')
   dead = counts < revive
   drawn = z[jax.random.randint(key, (codes,), 0, len(z))]
   counts = jnp.where(dead, 1.0, counts)
