@@ -3,6 +3,7 @@
 import functools
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -11,6 +12,7 @@ import pytest
 from jaxgen.models import unet
 from jaxgen.models.dit import DiT
 from jaxgen.models.edm_unet import EDMUNet
+from jaxgen.models.layers.group_norm import GroupNorm
 
 
 class Case(NamedTuple):
@@ -155,3 +157,22 @@ def test_an_image_does_not_depend_on_its_batch(made):
   cond = {name: value[1:2] for name, value in made.case.cond.items()}
   alone = made.forward(made.params, made.x[1:2], made.t[1:2], cond)
   np.testing.assert_allclose(alone, together[1:2], rtol=1e-5, atol=1e-5)
+
+
+def test_group_norm_is_that_of_flax():
+  """Far from zero, where a variance as a difference of means would lose what there is of it."""
+  x = 1e2 + jax.random.normal(jax.random.key(0), (3, 5, 4, 12)) * jnp.arange(1, 13).reshape(1, 1, 1, 12)
+  params = {'scale': jnp.linspace(-1, 2, 12), 'bias': jnp.linspace(3, 1, 12)}
+  ours = GroupNorm(4, 1e-5)
+  flax = nn.GroupNorm(4, epsilon=1e-5, use_fast_variance=False)
+  assert jax.tree.map(jnp.shape, ours.init(jax.random.key(0), x)['params']) == jax.tree.map(jnp.shape, params)
+
+  def value(net, params, x):
+    return jnp.sum(jnp.sin(net.apply({'params': params}, x)))
+
+  for net in (ours, flax):
+    assert net.apply({'params': params}, x.astype(jnp.bfloat16)).dtype == jnp.float32
+  got, want = (jax.value_and_grad(functools.partial(value, net), (0, 1))(params, x) for net in (ours, flax))
+  jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-3, atol=1e-4), got, want)
+  with pytest.raises(ValueError, match='12 features do not divide into 5 groups'):
+    GroupNorm(5).init(jax.random.key(0), x)

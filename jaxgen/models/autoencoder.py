@@ -18,6 +18,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.models.layers.attention import attention
+from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.resample import double
 from jaxgen.typing import Array, Float, Key
@@ -279,8 +280,8 @@ def _middle(net: Encoder | Decoder, x: Array) -> Array:
   return block(net.features[-1], name='middle_block_1')(x)
 
 
-def _norm(groups: int, dtype: Any, *, name: str) -> nn.GroupNorm:
-  return nn.GroupNorm(groups, epsilon=_EPS, dtype=dtype, use_fast_variance=False, name=name)
+def _norm(groups: int, dtype: Any, *, name: str) -> GroupNorm:
+  return GroupNorm(groups, _EPS, dtype, name=name)
 
 
 def _conv(features: int, dtype: Any, *, name: str, strides: int = 1, padding: Any = 1) -> nn.Conv:

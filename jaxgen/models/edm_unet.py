@@ -22,6 +22,7 @@ import numpy as np
 from jaxgen.models.layers import resample
 from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding
+from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Cond, Float
 
@@ -226,8 +227,8 @@ def _resized(x: Array, resize: int, smooth: bool) -> Array:
   return resample.double_smooth(x) if smooth else resample.double(x)
 
 
-def _norm(features: int, dtype: Any, name: str) -> nn.GroupNorm:
-  return nn.GroupNorm(min(32, features // 4), epsilon=1e-6, dtype=dtype, use_fast_variance=False, name=name)
+def _norm(features: int, dtype: Any, name: str) -> GroupNorm:
+  return GroupNorm(min(32, features // 4), dtype=dtype, name=name)
 
 
 def _conv(features: int, dtype: Any, name: str, kernel_init: Any = _xavier) -> nn.Conv:

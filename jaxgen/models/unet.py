@@ -25,6 +25,7 @@ import jax.numpy as jnp
 
 from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
+from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.resample import double, halve
 from jaxgen.models.layers.transformer import Transformer
@@ -344,8 +345,8 @@ class Attention(nn.Module):
     return x + h.reshape(x.shape)
 
 
-def _norm(groups: int, eps: float, dtype: Any, *, name: str) -> nn.GroupNorm:
-  return nn.GroupNorm(groups, epsilon=eps, dtype=dtype, use_fast_variance=False, name=name)
+def _norm(groups: int, eps: float, dtype: Any, *, name: str) -> GroupNorm:
+  return GroupNorm(groups, eps, dtype, name=name)
 
 
 def _conv(features: int, *, dtype: Any, name: str, kernel_init=_xavier, strides: int = 1, padding: Any = 1) -> nn.Conv:

@@ -10,6 +10,7 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.resample import halve
 from jaxgen.models.unet import ADM, Attention, Block, Style, TimeEmbedding
@@ -66,6 +67,6 @@ class UNetClassifier(nn.Module):
         x = attend(x, f'level_{level}_attention_{i}') if level in self.attention else x
     x = block(x, 'middle_block_0', x.shape[-1])
     x = block(attend(x, 'middle_attention'), 'middle_block_1', x.shape[-1])
-    x = nn.GroupNorm(self.groups, dtype=self.dtype, use_fast_variance=False, name='norm_out')(x)
+    x = GroupNorm(self.groups, dtype=self.dtype, name='norm_out')(x)
     x = nn.silu(x.astype(jnp.float32)).mean(axis=(1, 2))
     return Linear(self.num_classes, kernel_init=nn.initializers.zeros_init(), name='out')(x)  # Eq. 1

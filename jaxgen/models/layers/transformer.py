@@ -13,6 +13,7 @@ from typing import Any
 import flax.linen as nn
 
 from jaxgen.models.layers.attention import attention
+from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Float
 
@@ -31,7 +32,7 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], text: Float[Array, 'b k e']) -> Float[Array, 'b h w c']:
     b, height, width, d = x.shape
-    h = nn.GroupNorm(self.groups, epsilon=1e-6, dtype=self.dtype, use_fast_variance=False, name='norm')(x)
+    h = GroupNorm(self.groups, dtype=self.dtype, name='norm')(x)
     h = Linear(d, dtype=self.dtype, name='in')(h.reshape(b, height * width, d))  # Eq. 1
     for i in range(self.depth):
       h = Block(self.heads, self.dtype, name=f'block_{i}')(h, text.astype(self.dtype))
