@@ -1,6 +1,7 @@
 """A run's evaluators on what it trained: the metrics of its config, of any checkpoint, average or sampler."""
 
 import os
+import sys
 from collections.abc import Collection
 
 from etils import epath
@@ -39,7 +40,7 @@ def evaluate(
   chosen = [evaluators[name] for name in only or evaluators]
   for evaluator in chosen:
     evaluator.check()
-  with writers.Writer(folder) if distributed.is_first() else writers.silent() as writer:
+  with writers.Writer(folder, stream=sys.stderr) if distributed.is_first() else writers.silent() as writer:
     for evaluator in chosen:
       distributed.ready(f'{evaluator.name} at step {trained.step}')
       values = evaluator.run(Context(trained.step, trained.state, trained.frozen, writer, folder))

@@ -34,6 +34,7 @@ from jaxgen.typing import UInt8
 _GAP = 2  # pixels between the images of a grid
 _VIEWABLE = 64  # smaller images are enlarged by a whole factor, so that a grid can be looked at
 _REDRAW_SECONDS = 0.1  # how often the live line is redrawn at most
+_LINE_SECONDS = 60.0  # how often long work says how far it is where there is no live line
 _SAMPLE = re.compile(r'.+_(\d{8})\.png$')
 
 
@@ -61,17 +62,18 @@ def alone_in(workdir: str | os.PathLike) -> Iterator[None]:
 
 
 class Writer:
-  """Writes a run's folder; text and progress go to standard output.
+  """Writes a run's folder; text and progress go to a stream.
 
   Args:
     workdir: the run's folder, made if missing. None writes nothing at all.
     resume_step: the step the run goes on from; records of later steps are dropped. None is a new run, which
       drops all of them.
+    stream: where text and progress go, in place of standard output.
   """
 
-  def __init__(self, workdir: str | os.PathLike | None, *, resume_step: int | None = None):
+  def __init__(self, workdir: str | os.PathLike | None, *, resume_step: int | None = None, stream: Any = None):
     self._workdir = None if workdir is None else epath.Path(workdir)
-    self._line = _ProgressLine(sys.stdout)
+    self._line = _ProgressLine(stream or sys.stdout)
     if self._workdir is None:
       return
     self._goes_on = resume_step is not None
@@ -161,6 +163,11 @@ class Writer:
     if values:
       status = {'step': int(step), 'total': int(total), 'time': round(time.time())}
       write_whole(self._workdir / 'status.json', json.dumps(status) + '\n')
+
+  def working(self, text: str) -> None:
+    """Shows how far long work is that is no step: in the live line, or elsewhere in a line a minute at most."""
+    if self._workdir is not None:
+      self._line.working(text)
 
   def close(self) -> None:
     """Ends the progress line and closes the files; calling it again does nothing."""
@@ -394,7 +401,15 @@ class _ProgressLine:
     left = self._values.get('seconds_left')
     if left is None and self._seconds_per_step is not None:
       left = self._seconds_per_step * (total - step)
-    line = progress_text(step, total, {**self._values, 'seconds_left': left})
+    self._show(progress_text(step, total, {**self._values, 'seconds_left': left}))
+
+  def working(self, text: str) -> None:
+    now = time.monotonic()
+    if now - self._drawn >= (_REDRAW_SECONDS if self._live else _LINE_SECONDS):
+      self._drawn = now
+      self._show(text)
+
+  def _show(self, line: str) -> None:
     if not self._live:
       print(line, file=self._stream, flush=True)
       return

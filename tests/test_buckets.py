@@ -23,7 +23,7 @@ from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.pretrained import autoencoder, folder, safetensors_file
 from jaxgen.train import train
 from jaxgen.train_state import TrainState
-from jaxgen.writer import Writer, read_metrics, save_png
+from jaxgen.writer import Writer, read_metrics, save_png, silent
 from tests import toys
 
 
@@ -147,7 +147,7 @@ def kept(bucket):
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape, np.float32), shapes)
   state = TrainState(step=1, bad_steps=0, params={'autoencoder': params}, opt_state={}, ema={}, extra={})
   keep = reconstruction.keep(net, toys.dataset(8), mesh=sharding.make_mesh(), every=1, batch_size=8, num=8)
-  keep.run(Context(1, state, {}, None, epath.Path('gs://mine/f')))
+  keep.run(Context(1, state, {}, silent(), epath.Path('gs://mine/f')))
   return bucket / 'f' / 'autoencoder', net, params
 
 

@@ -19,7 +19,7 @@ from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.statistics import FeatureStatistics
 from jaxgen.train import train
 from jaxgen.train_state import TrainState
-from jaxgen.writer import Writer
+from jaxgen.writer import Writer, silent
 from tests import toys
 
 PARAMS = {'net': {'scale': jnp.float32(0.7)}}
@@ -189,7 +189,7 @@ def test_a_likelihood_is_the_mean_over_the_images_asked_for(num, batch_size, tmp
     return {'bits': params['net']['scale'] * images.mean((1, 2, 3)) + noise, 'ones': jnp.ones(len(images))}
 
   evaluator = likelihood(measure, dataset, mesh=mesh, every=5, batch_size=batch_size, num=num, seed=3)
-  got = evaluator.run(_context(tmp_path, None))
+  got = evaluator.run(_context(tmp_path, silent()))
   images = np.stack([dataset.decode(dataset.source[i])['image'] for i in range(num or 30)])
   noise = [float(jax.random.uniform(jax.random.fold_in(jax.random.key(3), i))) for i in range(num or 30)]
   want = np.mean(0.7 * images.mean((1, 2, 3)) + noise)  # 0.7 is the average's, not the parameters'

@@ -122,6 +122,9 @@ class _Texts:
   def text(self, line):
     self.lines.append(line)
 
+  def working(self, text):
+    pass
+
 
 def _context(tmp_path, params=None):
   state = TrainState(np.int32(7), np.int32(0), params or {}, {}, {}, {})

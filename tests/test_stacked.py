@@ -18,6 +18,7 @@ from jaxgen.objectives.base import Objective
 from jaxgen.objectives.channel_classifier import NAME, with_channel_classifier
 from jaxgen.train_state import init_state
 from jaxgen.train_step import make_train_step
+from jaxgen.writer import silent
 
 CLASSES = 4
 PATTERNS = np.kron(np.eye(4).reshape(4, 2, 2, 1), np.ones((1, 4, 4, 1))).astype(np.float32) * 2 - 1  # a bright quarter
@@ -100,9 +101,9 @@ def test_modes_of_samples_are_counted_by_the_classifier(trained, tmp_path):
     every=1,
     num=60,
   )
-  values = evaluator.run(Context(1, state, {}, None, epath.Path(tmp_path)))
+  values = evaluator.run(Context(1, state, {}, silent(), epath.Path(tmp_path)))
   assert values['modes'] == 3 and values['modes_quality'] == 1 and values['modes_accuracy'] == 1
   np.testing.assert_allclose(values['modes_kl'], np.log(64 / 3), atol=0.1)
   same = jax.tree.map(jnp.zeros_like, state.params)  # one class for all
-  values = evaluator.run(Context(1, state.replace(params=same), {}, None, epath.Path(tmp_path)))
+  values = evaluator.run(Context(1, state.replace(params=same), {}, silent(), epath.Path(tmp_path)))
   assert values['modes'] == 1 and 0.1 < values['modes_accuracy'] < 0.5

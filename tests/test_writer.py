@@ -2,6 +2,7 @@
 
 import functools
 import io
+import itertools
 import json
 import math
 import types
@@ -187,6 +188,21 @@ def test_a_log_gets_a_plain_line_for_each_call_with_values(open_writer, capsys):
   assert log.count('\n') == 3
   assert '\r' not in log
   assert '\x1b' not in log
+
+
+def test_long_work_says_how_far_it_is_once_a_minute_in_a_log_and_in_the_live_line_of_a_terminal(tmp_path, monkeypatch):
+  for stream, lines in ((io.StringIO(), 2), (Terminal(), 0)):
+    clock = itertools.count(100.0, 30.0)
+    run = writer.Writer(tmp_path, stream=stream)
+    monkeypatch.setattr(writer, 'time', types.SimpleNamespace(monotonic=lambda clock=clock: next(clock)))
+    for done in range(1, 5):
+      run.working(f'features: {done:,} of 4')
+    shown = stream.getvalue()
+    assert (
+      shown.count('\n') == lines and ('features: 3 of 4' in shown) and ('features: 2 of 4' in shown) == (lines == 0)
+    )
+    monkeypatch.undo()
+    run.close()
 
 
 def test_time_left_counts_only_steps_that_are_known_to_be_done(open_writer, capsys, monkeypatch):

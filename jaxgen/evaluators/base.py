@@ -17,7 +17,7 @@ class Context(NamedTuple):
     frozen: the frozen networks.
     writer: `writer.Writer`; silent on every process but the first.
     workdir: the run's folder.
-    pause: call it between pieces of long work; it raises when the run has been told to stop.
+    pause: raises when the run has been told to stop.
   """
 
   step: int
@@ -26,6 +26,11 @@ class Context(NamedTuple):
   writer: Any
   workdir: epath.Path
   pause: Callable[[], None] = lambda: None
+
+  def went_on(self, work: str, done: int, total: int) -> None:
+    """Call it between pieces of long work: shows how far that is; raises when the run has been told to stop."""
+    self.writer.working(f'{work}: {min(done, total):,} of {total:,}')
+    self.pause()
 
 
 class Evaluator(NamedTuple):

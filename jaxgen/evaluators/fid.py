@@ -80,7 +80,7 @@ def fid(
       feature_extractor(network.params, batch_size=batch_size, batch_sharding=place, replicated=everywhere)
     )
     key = {'dataset': dataset.fingerprint, 'split': dataset.split, 'resize': 'tf1', 'weights': network.hash}
-    moments = _on_first(key, lambda: _moments(dataset, _rgb(extractors[0]), batch_size, mesh, context.pause))
+    moments = _on_first(key, lambda: _moments(dataset, _rgb(extractors[0]), batch_size, mesh, context))
     kept.append(moments)
     if moments is None:
       return
@@ -101,7 +101,7 @@ def fid(
     extract, statistics = _rgb(extractors[0]), FeatureStatistics()
     for images, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num_samples):
       statistics.update(extract(images)[:count])
-      context.pause()
+      context.went_on(name, statistics.n, num_samples)
     moments = kept[0]
     return {} if moments is None else {name: frechet_distance(statistics.finalize(), moments)}
 
@@ -119,14 +119,14 @@ def _on_first(key: Mapping[str, str], compute: Callable[[], Moments]) -> Moments
   return moments if first else None
 
 
-def _moments(dataset: Dataset, extract, batch_size: int, mesh: jax.sharding.Mesh, pause: Callable) -> Moments:
+def _moments(dataset: Dataset, extract, batch_size: int, mesh: jax.sharding.Mesh, context: Context) -> Moments:
   """Statistics of every record of the dataset once."""
   statistics = FeatureStatistics()
   with epoch(dataset, batch_size=batch_size, sharding=sharding.batch_sharding(mesh)) as batches:
     for batch in batches:
       mask = np.asarray(jax.device_put(batch['mask'], sharding.replicated(mesh)))
       statistics.update(extract(batch['image'])[mask])
-      pause()
+      context.went_on(f'features of {dataset.name}, once', statistics.n, dataset.num_examples)
   return statistics.finalize()
 
 

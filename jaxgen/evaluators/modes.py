@@ -92,7 +92,8 @@ def deviation(images: np.ndarray) -> float:
 
 
 def _images(generate: Generate, context: Context, mesh, cond, seed: int, num: int):
-  gather = jax.jit(lambda images: images, out_shardings=replicated(mesh))
+  gather, done = jax.jit(lambda images: images, out_shardings=replicated(mesh)), 0
   for batch, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num):
     yield np.asarray(gather(batch))[:count]
-    context.pause()
+    done += count
+    context.went_on('modes', done, num)

@@ -41,10 +41,11 @@ def samples(
     raise ValueError(f'a grid of {name} has {num} images for {lines} row(s); each row needs as many, 1 or more')
 
   def run(context: Context) -> dict[str, float]:
-    images = []
+    images, done = [], 0
     for batch, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num):
       images.append(to_host(batch, mesh)[:count])
-      context.pause()
+      done += count
+      context.went_on(name, done, num)
     context.writer.images(context.step, name, np.concatenate(images), rows=rows)
     return {}
 
