@@ -126,6 +126,9 @@ def _residuals(net, params):
 def test_remat_keeps_less(params):
   none, dots, full = (_residuals(_small(remat=remat.policy(name)), params) for name in ('none', 'dots', 'full'))
   assert full < dots < none
+  net, tokens = _small(), 16
+  products = (3 + 1 + net.mlp_ratio + 1) * tokens + 6  # features for each of a block's tokens, and its modulation
+  assert dots - full <= 4 * net.depth * len(_x) * net.width * products
 
 
 def test_unknown_remat_policy_names_the_known_ones():

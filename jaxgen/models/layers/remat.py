@@ -1,23 +1,42 @@
 """Rematerialisation policies by name: what a block keeps of its forward pass for its backward pass.
 
 From the fastest to the smallest: none keeps everything; dots keeps the products with weights, and computes again what
-is cheap, and attention; offload keeps the same in the memory of the host; full keeps the block's input.
+is cheap, biases and attention; offload keeps the same in the memory of the host; full keeps the block's input.
 """
 
+import math
 from collections.abc import Callable
+from typing import Any
 
-import jax
+from jax import lax
+from jax.ad_checkpoint import checkpoint_policies
+
+Policy = Callable[..., Any]
+
+
+def _of_products(policy: Policy) -> Policy:
+  """The policy for products that add something up; a bias for each token (`Linear`) is one that does not."""
+
+  def kept(primitive: Any, *arrays: Any, **parameters: Any) -> Any:
+    if primitive is lax.dot_general_p:
+      (contracted, _), _ = parameters['dimension_numbers']
+      if math.prod(arrays[0].shape[axis] for axis in contracted) == 1:
+        return False
+    return policy(primitive, *arrays, **parameters)
+
+  return kept
+
 
 # None keeps every activation; a policy is a callable of `jax.checkpoint`.
-POLICIES: dict[str, Callable[..., bool] | None] = {
+POLICIES: dict[str, Policy | None] = {
   'none': None,
-  'dots': jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-  'offload': jax.checkpoint_policies.offload_dot_with_no_batch_dims('device', 'pinned_host'),
-  'full': jax.checkpoint_policies.nothing_saveable,
+  'dots': _of_products(checkpoint_policies.dots_with_no_batch_dims_saveable),
+  'offload': _of_products(checkpoint_policies.offload_dot_with_no_batch_dims('device', 'pinned_host')),
+  'full': checkpoint_policies.nothing_saveable,
 }
 
 
-def policy(name: str) -> Callable[..., bool] | None:
+def policy(name: str) -> Policy | None:
   """The policy of that name."""
   if name not in POLICIES:
     raise ValueError(f'remat policy {name!r} is unknown; one of {", ".join(POLICIES)}')
