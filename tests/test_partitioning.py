@@ -45,16 +45,17 @@ FAMILIES = {
 }
 
 
+# With the share of FSDP's theory that is sent at most: modulations of a DiT stay where they are.
 NETWORKS = {
-  'dit': (DiT(patch=2, depth=3, width=64, heads=4, num_classes=7, remat=remat.policy('full')), sharding.DIT_RULES),
-  'unet': (unet.UNet(width=32, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=8, num_classes=7), ()),
+  'dit': (DiT(patch=2, depth=3, width=64, heads=4, num_classes=7, remat=remat.policy('full')), sharding.DIT_RULES, 0.8),
+  'unet': (unet.UNet(width=32, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=8, num_classes=7), (), 1.1),
 }
 
 
 @pytest.mark.parametrize('name', ['dit', pytest.param('unet', marks=pytest.mark.slow)])
 def test_a_fully_sharded_step_sends_parameters_and_no_activations(name):
   """Each is gathered for either pass, and its gradient is summed: here in float32, and whole."""
-  net, rules = NETWORKS[name]
+  net, rules, share = NETWORKS[name]
   flow = rectified_flow()
   stage = Experiment(
     diffusion(
@@ -78,7 +79,7 @@ def test_a_fully_sharded_step_sends_parameters_and_no_activations(name):
   sent = sum(programs.sent(collective, [0] * 8)[0] for collective in programs.collectives(program, 8))
   size = 4 * sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
   print(f'{name}: {sent / 1e6:.2f} MB sent, {4 * size * 7 / 8 / 1e6:.2f} MB expected')
-  assert sent < 1.1 * 4 * size * 7 / 8
+  assert sent < share * 4 * size * 7 / 8
 
 
 @pytest.fixture
