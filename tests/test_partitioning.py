@@ -47,8 +47,16 @@ FAMILIES = {
 
 # With the share of FSDP's theory that is sent at most: modulations of a DiT stay where they are.
 NETWORKS = {
-  'dit': (DiT(patch=2, depth=3, width=64, heads=4, num_classes=7, remat=remat.policy('full')), sharding.DIT_RULES, 0.8),
-  'unet': (unet.UNet(width=32, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=8, num_classes=7), (), 1.1),
+  'dit': (
+    DiT(patch=2, depth=3, width=64, heads=4, num_classes=7, remat=remat.policy('full')),
+    sharding.DIT_RULES,
+    0.8,
+  ),
+  'unet': (
+    unet.UNet(width=32, multipliers=(1, 2), blocks=1, attention=(1,), heads=2, groups=8, num_classes=7),
+    (),
+    1.1,
+  ),
 }
 
 
