@@ -3,9 +3,12 @@
   jaxgen weights get lpips                                    # once
   jaxgen train --config emoji_vqgan                           # leaves the VQModel in runs/emoji_vqgan/autoencoder
 
-The same hardware and time. The codebook is a moving average; codes that nothing chooses take vectors of the images
-(objectives/bottleneck.py). Result: not run in full; 300 steps of batch 8 on emoji64, the adversary from 150 on, of a
-model twice as wide judged by VGG, use 97% of the codes, at PSNR 21.0 of held-out images.
+The same hardware. The codebook is a moving average; codes that nothing chooses take vectors of the images
+(objectives/bottleneck.py).
+
+Result, seed 0, two CPU cores, 39 minutes beside other programs: of held-out images PSNR 21.2, SSIM 0.674, LPIPS 0.033
+(by AlexNet, which it learned from), 98% of the codes used, perplexity 147; rfid_128 145.0. On emoji64, 300 steps of
+batch 8 of a model twice as wide judged by VGG, the adversary from 150 on, use 97% of the codes at PSNR 21.0.
 """
 
 from functools import partial
