@@ -15,6 +15,7 @@ The last two go through the key-value store and the barriers of JAX's coordinati
 """
 
 import contextlib
+import fcntl
 import itertools
 import os
 import signal
@@ -160,6 +161,29 @@ def stop_signal() -> Iterator[Callable[[int], bool]]:
     yield lambda step: bool(told)
   finally:
     signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was not set from Python
+
+
+@contextlib.contextmanager
+def alone_in(workdir: str | os.PathLike) -> Iterator[None]:
+  """Keeps a run's folder for this job until the end, or its death; of a bucket it cannot, and does nothing.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  if not is_first() or '://' in os.fspath(workdir):
+    yield
+    return
+  os.makedirs(workdir, exist_ok=True)
+  with open(os.path.join(workdir, '.lock'), 'w') as lock:
+    try:
+      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+        f'another process trains in {workdir}; wait until it has ended, or give this one another --workdir'
+      ) from None
+    except OSError:  # a file system without locks
+      pass
+    yield
 
 
 def _store() -> Any:

@@ -58,8 +58,7 @@ def train(
     CheckpointError: a checkpoint cannot be read or written.
     Preempted: SIGTERM came; the state is saved.
   """
-  alone = writers.alone_in(workdir) if distributed.is_first() else contextlib.nullcontext()
-  with alone:
+  with distributed.alone_in(workdir):
     return _train(as_stages(experiment), epath.Path(workdir), dict(record or {}), allow_changes)
 
 

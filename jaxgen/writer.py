@@ -12,8 +12,6 @@ A run that resumes at step s goes on as if it had never died: what an earlier pr
 dropped first. One process writes; the others get `silent()`. The folder may be in a bucket, gs://BUCKET/RUN.
 """
 
-import contextlib
-import fcntl
 import io
 import json
 import math
@@ -23,7 +21,7 @@ import re
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,29 +34,6 @@ _VIEWABLE = 64  # smaller images are enlarged by a whole factor, so that a grid 
 _REDRAW_SECONDS = 0.1  # how often the live line is redrawn at most
 _LINE_SECONDS = 60.0  # how often long work says how far it is where there is no live line
 _SAMPLE = re.compile(r'.+_(\d{8})\.png$')
-
-
-@contextlib.contextmanager
-def alone_in(workdir: str | os.PathLike) -> Iterator[None]:
-  """Keeps a run's folder for this process until the end, or its death; of a bucket it cannot, and does nothing.
-
-  Raises:
-    ValueError: another process has it.
-  """
-  if '://' in os.fspath(workdir):
-    yield
-    return
-  os.makedirs(workdir, exist_ok=True)
-  with open(os.path.join(workdir, '.lock'), 'w') as lock:
-    try:
-      fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-        f'another process trains in {workdir}; wait until it has ended, or give this one another --workdir'
-      ) from None
-    except OSError:  # a file system without locks
-      pass
-    yield
 
 
 class Writer:

@@ -10,7 +10,7 @@ import types
 import numpy as np
 import pytest
 
-from jaxgen import writer
+from jaxgen import distributed, writer
 from jaxgen.train import train
 
 
@@ -250,15 +250,15 @@ def test_text_with_a_name_is_kept(open_writer, tmp_path, capsys):
 
 def test_a_run_is_one_process_own_until_it_ends(tmp_path):
   with (
-    writer.alone_in(tmp_path / 'run'),
+    distributed.alone_in(tmp_path / 'run'),
     pytest.raises(ValueError, match=r'another process trains in .*run; wait until it has ended'),
   ):
     train([], tmp_path / 'run')
-  with writer.alone_in(tmp_path / 'run'):
+  with distributed.alone_in(tmp_path / 'run'):
     assert [path.name for path in (tmp_path / 'run').iterdir()] == ['.lock']
 
 
 def test_a_bucket_cannot_be_kept_for_one(tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  with writer.alone_in('gs://bucket/run'), writer.alone_in('gs://bucket/run'):
+  with distributed.alone_in('gs://bucket/run'), distributed.alone_in('gs://bucket/run'):
     assert not list(tmp_path.iterdir())

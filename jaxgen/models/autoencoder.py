@@ -20,10 +20,10 @@ import jax.numpy as jnp
 from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.resample import double
 from jaxgen.typing import Array, Float, Key
 
-Policy = Callable[..., bool] | None
 _EPS = 1e-6
 _LOG_VARIANCE = (-30.0, 20.0)  # its range, outside of which exp is of no use
 # PyTorch's own draw for convolutions and linear layers: uniform, of variance 1 / (3 fan in).

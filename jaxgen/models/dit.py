@@ -19,7 +19,6 @@ Eq. 6: Zhang and Sennrich 2019. Eq. 7: Shazeer 2020. `rope`: `layers/rope.py`. `
 Transformers Need Registers". `bottleneck`: Li and He 2025, "Back to Basics: Let Denoising Generative Models Denoise".
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -29,6 +28,7 @@ from jax import lax
 from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.embedding import sincos_2d, timestep_embedding
 from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.rope import angles_2d, rotate
 from jaxgen.typing import Array, Cond, Float, Int
 
@@ -96,7 +96,7 @@ class DiT(nn.Module):
   registers: int = 0
   bottleneck: int = 0
   dtype: Any = jnp.float32
-  remat: Callable[..., bool] | None = None
+  remat: Policy = None
   unroll: int = 1
 
   @nn.compact
@@ -169,7 +169,7 @@ def dit(
   num_classes: int = 0,
   learn_sigma: bool = False,
   dtype: Any = jnp.float32,
-  remat: Callable[..., bool] | None = None,
+  remat: Policy = None,
   unroll: int = 1,
 ) -> DiT:
   """A published size by name: `dit('XL/2', num_classes=1000, learn_sigma=True)`.
@@ -195,7 +195,7 @@ def jit(
   *,
   num_classes: int = 0,
   dtype: Any = jnp.float32,
-  remat: Callable[..., bool] | None = None,
+  remat: Policy = None,
   unroll: int = 1,
 ) -> DiT:
   """JiT by name, `jit('B/16', num_classes=1000)`: a DiT on large patches of pixels that predicts x0 (Li and He 2025).

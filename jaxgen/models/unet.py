@@ -27,12 +27,12 @@ from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.resample import double, halve
 from jaxgen.models.layers.transformer import Transformer
 from jaxgen.typing import Array, Cond, Float, Int
 
 Resize = Callable[[Array], Array] | None
-Policy = Callable[..., bool] | None
 _xavier = nn.initializers.xavier_uniform()
 _zeros = nn.initializers.zeros_init()
 

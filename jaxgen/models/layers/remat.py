@@ -11,10 +11,10 @@ from typing import Any
 from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
 
-Policy = Callable[..., Any]
+Policy = Callable[..., Any] | None  # of `jax.checkpoint`; None keeps every activation
 
 
-def _of_products(policy: Policy) -> Policy:
+def _of_products(policy: Callable[..., Any]) -> Policy:
   """The policy for products that add something up; a bias for each token (`Linear`) is one that does not."""
 
   def kept(primitive: Any, *arrays: Any, **parameters: Any) -> Any:
@@ -27,8 +27,7 @@ def _of_products(policy: Policy) -> Policy:
   return kept
 
 
-# None keeps every activation; a policy is a callable of `jax.checkpoint`.
-POLICIES: dict[str, Policy | None] = {
+POLICIES: dict[str, Policy] = {
   'none': None,
   'dots': _of_products(checkpoint_policies.dots_with_no_batch_dims_saveable),
   'offload': _of_products(checkpoint_policies.offload_dot_with_no_batch_dims('device', 'pinned_host')),
@@ -36,7 +35,7 @@ POLICIES: dict[str, Policy | None] = {
 }
 
 
-def policy(name: str) -> Policy | None:
+def policy(name: str) -> Policy:
   """The policy of that name."""
   if name not in POLICIES:
     raise ValueError(f'remat policy {name!r} is unknown; one of {", ".join(POLICIES)}')
