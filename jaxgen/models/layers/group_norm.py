@@ -14,7 +14,7 @@ class GroupNorm(nn.Module):
   """y = a x + b, for each image and feature; a = scale / std, b = bias - a mean, of the feature's group (Wu & He 2018).
 
   The numbers and the parameters of `nn.GroupNorm`, which gives the groups an axis of the image: of 2 or 4 features, in
-  every pass forward and backward. Here what meets the image are sums over its positions and Eq. y, and groups are made
+  every pass forward and backward. Here what meets the image are sums over its positions and a x + b; groups are made
   of the sums. Forward and backward take 0.5 to 0.75 of the time on a CPU.
 
   Attributes:
