@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from configs import emoji_dit, emoji_dit_flow
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.distillation import of_last_stage, reflow
+from jaxgen.objectives.distillation import of_last_stage, paired
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
@@ -28,8 +28,9 @@ def learn(
   c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int], teacher: ConfigDict
 ) -> Objective:
   integrate = partial(euler, process=FLOW, clip=1.0)
-  return reflow(
+  return paired(
     net,
+    FLOW,
     shape=shape,
     parameterisation=parameterisation.x0(FLOW, margin=c.margin),
     loss_in=parameterisation.velocity(FLOW),

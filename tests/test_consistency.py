@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgen.objectives import distances
 from jaxgen.objectives.consistency import consistency, num_intervals
 from jaxgen.processes.edm import edm
 from jaxgen.processes.process import expand
@@ -58,6 +59,22 @@ def test_the_end_of_the_path_has_no_loss_under_distillation():
   distilled, from_data = make(teacher=lambda frozen: TEACHER), make()
   assert _loss(distilled, batch)[1].metrics['error'] < 1e-5
   assert _loss(from_data, batch)[1].metrics['error'] > 1e-4  # one draw of the noise is not the path
+
+
+def test_the_distance_of_the_loss_is_a_choice():
+  x0 = MEAN + STD * np.random.default_rng(0).standard_normal((64, 2, 2, 1)).astype(np.float32)
+  make = partial(consistency, Exact(), shape=(2, 2, 1), steps=8, first=16, last=16)
+  twice = lambda frozen, a, b: 2 * distances.pseudo_huber(frozen, a, b)  # noqa: E731
+  plain, doubled = (_loss(make(**kwargs), {'image': jnp.asarray(x0)})[0] for kwargs in ({}, {'distance': twice}))
+  np.testing.assert_allclose(doubled, 2 * plain, rtol=1e-6)
+
+
+def test_pseudo_huber_is_a_length_that_is_smooth_at_zero():
+  a, c = jnp.zeros((2, 3, 4, 1)), 0.00054 * np.sqrt(12)
+  found = distances.pseudo_huber({}, a, a.at[1, 0, 0, 0].set(3.0).at[1, 2, 1, 0].set(4.0))
+  np.testing.assert_allclose(found, [0, np.sqrt(25 + c**2) - c], rtol=1e-6)
+  slope = jax.grad(lambda a: distances.pseudo_huber({}, a, jnp.zeros_like(a)).sum())(a)
+  assert (slope == 0).all()
 
 
 @pytest.mark.parametrize('times', [(1.0,), (1.0, 0.5)])

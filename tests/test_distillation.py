@@ -84,6 +84,17 @@ def test_a_student_of_one_step_learns_its_teachers_two():
   np.testing.assert_allclose(of(1, learned), of(2, {'net': teacher}), atol=0.01)
 
 
+def test_a_distance_is_added_to_the_squared_error():
+  make = partial(
+    distillation.progressive, Linear(), COSINE, shape=(1, 1, 1), steps=1, parameterisation=parameterisation.x0(COSINE)
+  )
+  state = _state(teacher={'weight': jnp.float32(0.5), 'bias': jnp.float32(0.2)})
+  params, batch = {'net': {'weight': jnp.float32(0.0), 'bias': jnp.float32(0.0)}}, {'image': jnp.zeros((8, 1, 1, 1))}
+  squares = lambda frozen, a, b: frozen * jnp.sum((a - b) ** 2, (1, 2, 3))  # noqa: E731
+  loss = lambda **kwargs: make(**kwargs).phases[0].loss(params, state, 3.0, batch, jax.random.key(0))[0]  # noqa: E731
+  np.testing.assert_allclose(loss(distance=squares), 4 * loss(), rtol=1e-6)
+
+
 # Reflow
 
 
@@ -100,8 +111,9 @@ class Flow(nn.Module):
 
 
 def _reflow(pool, fresh):
-  return distillation.reflow(
+  return distillation.paired(
     Flow(),
+    FLOW,
     shape=(1, 1, 1),
     parameterisation=parameterisation.x0(FLOW),
     times=times.uniform(),
@@ -127,6 +139,30 @@ def test_pairs_are_the_teachers_and_their_lines_do_not_cross():
   assert np.isnan(pairs['x0'][64:]).all()
   assert loss < 1e-3
   assert run(crossing, extra, jax.random.key(1))[0] > 0.02
+
+
+def test_a_student_of_one_step_sees_noise_alone_and_a_distance_is_added():
+  make = partial(
+    distillation.paired,
+    Linear(),
+    COSINE,
+    shape=(1, 1, 1),
+    parameterisation=parameterisation.x0(COSINE),
+    times=times.discrete(1),
+    sampler=partial(ddim, process=COSINE, times=grids.uniform(1)),
+    teacher=lambda denoise, *, x, cond, keys: 3 * x + 0.1,
+    pool=64,
+    fresh=64,
+  )
+  batch = {'image': jnp.zeros((64, 1, 1, 1))}
+  extra = make().init(jax.random.key(0), batch)['extra']
+  loss = lambda params, **kwargs: (  # noqa: E731
+    make(**kwargs).phases[0].loss({'net': params}, _state(**extra), 2.0, batch, jax.random.key(1))[0]
+  )
+  squares = lambda frozen, a, b: frozen * jnp.sum((a - b) ** 2, (1, 2, 3))  # noqa: E731
+  assert loss({'weight': jnp.float32(3.0), 'bias': jnp.float32(0.1)}) < 1e-6
+  wrong = {'weight': jnp.float32(0.0), 'bias': jnp.float32(0.0)}
+  np.testing.assert_allclose(loss(wrong, distance=squares), 3 * loss(wrong), rtol=1e-5)
 
 
 def test_the_oldest_pairs_make_room():

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from jaxgen.metrics import inception, lpips, reconstruction
+from jaxgen.objectives import distances
 from jaxgen.pretrained import lpips as pretrained
 from jaxgen.pretrained import numpy_pickle, weights
 
@@ -88,6 +89,16 @@ def test_distance_is_the_papers(network, params, images):
   found = jax.jit(lambda a, b: lpips.lpips(params, a, b, network=network))(a, b)
   wanted = [_direct(params[network], network, x, y) for x, y in zip(np.asarray(a), np.asarray(b), strict=True)]
   np.testing.assert_allclose(found, wanted, rtol=1e-4)
+
+
+@pytest.mark.parametrize('channels', [1, 3])
+def test_as_a_loss_it_judges_resized_images(channels, params, images):
+  a, b = (_batch(images[name])[:, :40, :40, :channels] for name in ('astronaut', 'chelsea'))
+  larger = [jax.image.resize(jnp.broadcast_to(x, (1, 40, 40, 3)), (1, 64, 64, 3), 'bilinear') for x in (a, b)]
+  wanted = lpips.lpips(params, *larger, network='alexnet')
+  found = distances.perceptual('alexnet', side=64)({'lpips': params}, a, b)
+  np.testing.assert_allclose(found, wanted, rtol=1e-5)
+  assert abs(distances.perceptual('alexnet')({'lpips': params}, a, b) - wanted) > 1e-3 * wanted
 
 
 def test_gradient_is_finite_where_features_are_zero(params):

@@ -21,7 +21,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.metrics.lpips import lpips
+from jaxgen.objectives import distances
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.bottleneck import Bottleneck
 from jaxgen.typing import Array, Batch, Float, Key, Params
@@ -137,8 +137,7 @@ def _reconstruction(
   error = jnp.mean(pixels(x, x_hat))
   metrics = {'pixels': error}
   if perceptual:
-    a, b = (jnp.broadcast_to(images, (*images.shape[:3], 3)) for images in (x, x_hat))
-    metrics['lpips'] = jnp.mean(lpips(frozen['lpips'], a, b, network=judge))
+    metrics['lpips'] = jnp.mean(distances.perceptual(judge)(frozen, x, x_hat))
     error = error + perceptual * metrics['lpips']
   return error, metrics
 

@@ -4,10 +4,10 @@ On the paths of EDM's process, x_t = x0 + sigma(t) eps, with the data's standard
 
   (1)  f(x, t) = c_skip x + c_out F(c_in x, t),   f(x, 0) = x
        c_skip = d^2 / ((sigma - sigma_min)^2 + d^2),   c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2)
-  (2)  L = E w(t) rho(f(x_t, t) - sg f(x_s, s)),   s the time before t on a grid of N uniform times
+  (2)  L = E w(t) rho(f(x_t, t), sg f(x_s, s)),   s the time before t on a grid of N uniform times
   (3)  training: x_s = x0 + sigma(s) eps, of the same noise;  distillation: one Heun step of a teacher's ODE from x_t
   (4)  N = min(first 2^floor(k / K'), last) + 1 at step k,  K' = floor(steps / (log2(last / first) + 1))
-  (5)  w = 1 / (sigma(t) - sigma(s)),   rho(e) = sqrt(|e|^2 + c^2) - c,   c = 0.00054 sqrt(D)
+  (5)  w = 1 / (sigma(t) - sigma(s)),   rho: pseudo-Huber, or another of objectives/distances.py
   (6)  log sigma(s) ~ N(-1.1, 2^2), within the grid and rounded down to it
 
 Eqs. 4 to 6 are iCT's (Song and Dhariwal 2024); its target network is the network itself, without an average. A uniform
@@ -27,9 +27,10 @@ import numpy as np
 from jaxgen.objectives import drawing
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
 from jaxgen.objectives.diffusion import drop, init_network, named
+from jaxgen.objectives.distances import Distance, pseudo_huber
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
-from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, noise_like, sum_per_image
+from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, noise_like
 from jaxgen.samplers import consistency as sampling
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
@@ -47,6 +48,7 @@ def consistency(
   last: int = 1280,
   times: tuple[float, ...] = (1.0,),
   teacher: Teacher | None = None,
+  distance: Distance = pseudo_huber,
   null: dict[str, Any] | None = None,
   drop_rate: float = 0.0,
   limit: float | None = 1.0,
@@ -62,6 +64,7 @@ def consistency(
     first, last: intervals of the grid at the start and at the end.
     times: at which `sample` calls f, falling from 1; one for each step.
     teacher: `frozen -> denoise` of a diffusion model to distil; None trains from data alone.
+    distance: rho of Eq. 2.
     null, drop_rate, limit: as in `diffusion`.
   """
   process, null = process or edm(), null or {}
@@ -85,10 +88,9 @@ def consistency(
     x_t = corrupt(process, x0, eps, t)
     x_s = corrupt(process, x0, eps, s) if teacher is None else _heun(teacher(frozen), process, x_t, t, s, cond)
     f = function(params, cond, train=True, rngs={'dropout': dropout_key})
-    error = sum_per_image((f(x_t, t) - jax.lax.stop_gradient(f(x_s, s))) ** 2)
-    c = 0.00054 * math.sqrt(x0[0].size)
-    each = (jnp.sqrt(error + c**2) - c) / (process.sigma(t) - process.sigma(s))  # Eq. 5
-    return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean(error) / x0[0].size})
+    now, earlier = f(x_t, t), jax.lax.stop_gradient(f(x_s, s))
+    each = distance(frozen, now, earlier) / (process.sigma(t) - process.sigma(s))  # Eq. 5
+    return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean((now - earlier) ** 2)})
 
   def denoiser(params: dict[str, Any], frozen: Any) -> Callable[[Array, Array, Cond], Prediction]:
     of_x0 = parameterisation.x0(process)

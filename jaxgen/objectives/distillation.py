@@ -1,23 +1,26 @@
-"""Students of an earlier stage of the run: progressive distillation and Reflow.
+"""Students of an earlier stage of the run: progressive distillation, Reflow, and one step in place of a sampler.
 
 A stage that learns from the stage before it begins with `of_last_stage` (Experiment.begin): what that stage would be
 sampled with becomes the student's first parameters and `state.extra['teacher']`, so a checkpoint holds it.
 
-Progressive distillation (Salimans & Ho 2022, Algorithm 2): one DDIM step of the student, of N, does what two of the
-teacher, of 2 N, do. From z_t, t one of the student's times, the teacher goes to m = t - 1/(2 N) and to s = t - 1/N, and
+`progressive` (Salimans & Ho 2022, Algorithm 2): one DDIM step of the student, of N, does what two of the teacher, of
+2 N, do. From z_t, t one of the student's times, the teacher goes to m = t - 1/(2 N) and to s = t - 1/N, and
 
   (1)  x0~ = (z_s - (sigma_s/sigma_t) z_t) / (alpha_s - (sigma_s/sigma_t) alpha_t)
 
 is the x0 with which DDIM takes z_t to z_s; it takes the place of the data in the loss of diffusion.py.
 
-Reflow (Liu et al. 2022): a flow is trained on pairs of a noise and what an ODE makes of it, whose straight lines cross
-less, so that its paths are straighter and need fewer steps:
+`paired` trains on pairs of a noise and what the teacher's sampler G makes of it,
 
-  (2)  x_t = (1 - t) G(eps) + t eps,   G the teacher's sampler
+  (2)  x_t = alpha_t G(eps) + sigma_t eps
 
-The pairs are drawn while training: each step adds `fresh` to a pool in `state.extra`, from which its batch is taken.
+of a rectified flow at all times this is Reflow (Liu et al. 2022), whose straight lines cross less, so that its paths
+need fewer steps; at t = 1 alone, a student of one step (Luhman & Luhman 2021). The pairs are drawn while training: each
+step adds `fresh` to a pool in `state.extra`, from which its batch is taken.
 
-Differs from Liu et al.: they draw all pairs before training, which is a pool that never changes.
+A student that cannot reach its target is a blur by squared errors; a perceptual distance may be added to them.
+
+Differs from Luhman & Luhman and Liu et al.: they draw all pairs before training, which is a pool that never changes.
 """
 
 from collections.abc import Callable
@@ -30,12 +33,12 @@ import jax.numpy as jnp
 
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.diffusion import by_time, denoiser_of_network, diffusion, named, squared_error
+from jaxgen.objectives.distances import Distance
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation
 from jaxgen.processes.process import Process, corrupt, expand, image_noise, noise_like
-from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
 from jaxgen.typing import Array, Batch, Float, Key
@@ -68,6 +71,7 @@ def progressive(
   parameterisation: Parameterisation,
   loss_in: Parameterisation | None = None,
   weighting: weightings.Weighting = weightings.uniform,
+  distance: Distance | None = None,
   null: dict[str, Any] | None = None,
   guide_teacher: Guide = lambda denoise: denoise,
   limit: float | None = 1.0,
@@ -78,6 +82,7 @@ def progressive(
     net, process, shape, parameterisation, loss_in, weighting, null, limit: as in `diffusion`. A loss on eps alone says
       nothing where alpha = 0; the paper's is on x0, with `weighting.truncated_snr`.
     steps: N, of the student; t is i/N for i = 1 ... N.
+    distance: of x0 from x0~, added to the squared error; of objectives/distances.py.
     guide_teacher: denoiser to denoiser, such as `partial(guided, ...)` in the first of several stages: its guidance is
       learned, and later stages and sampling go without.
   """
@@ -108,6 +113,8 @@ def progressive(
     perfect = of_x0.predict(jax.lax.stop_gradient(target), z_t, t)
     prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(z_t, t, cond)
     each = weighting(process, t) * squared_error(loss_in or parameterisation, prediction, perfect, t)
+    if distance is not None:
+      each += distance(frozen, prediction.x0, perfect.x0)
     return jnp.mean(each), Aux(by_time(each, t))
 
   return base._replace(init=_with_teacher(base.init), phases=(Phase('progressive', 'net', loss),))
@@ -127,8 +134,9 @@ def progressive_target(denoise: Callable, process: Process, z_t: Array, t: Array
   return (z_s - expand(ratio, z_t) * z_t) / expand(process.alpha(s) - ratio * process.alpha(t), z_t)
 
 
-def reflow(
+def paired(
   net: nn.Module,
+  process: Process,
   *,
   shape: tuple[int, ...],
   parameterisation: Parameterisation,
@@ -138,21 +146,23 @@ def reflow(
   pool: int,
   fresh: int,
   loss_in: Parameterisation | None = None,
+  distance: Distance | None = None,
   null: dict[str, Any] | None = None,
   guide_teacher: Guide = lambda denoise: denoise,
   limit: float | None = 1.0,
 ) -> Objective:
-  """Trains a rectified flow on pairs of the stage before.  # Eq. 2
+  """Trains `net` on pairs of the stage before, Eq. 2.
 
   Args:
-    net, shape, parameterisation, times, sampler, loss_in, null, limit: as in `diffusion`, of `rectified_flow()`.
+    net, process, shape, parameterisation, times, sampler, loss_in, null, limit: as in `diffusion`.
     teacher: G, `(denoise, *, x, cond, keys) -> x0`, such as `partial(euler, process=process, times=uniform(25))`;
       a sampler without noise.
+    distance: of x0 from G(eps), added to the squared error; of objectives/distances.py.
     pool: pairs that are kept.
     fresh: pairs that a step draws in place of the oldest; with conditions of the batch.
     guide_teacher: denoiser to denoiser, for G.
   """
-  null, process = null or {}, rectified_flow()
+  null = null or {}
   if not 1 <= fresh <= pool:
     raise ValueError(f'{fresh} fresh pairs for a pool of {pool}; wanted at least one, and a pool that holds them')
   base = diffusion(
@@ -188,9 +198,11 @@ def reflow(
     prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
     perfect = parameterisation.predict(parameterisation.target(x0, eps, t), x_t, t)
     each = squared_error(loss_in or parameterisation, prediction, perfect, t)
+    if distance is not None:
+      each += distance(frozen, prediction.x0, x0)
     return jnp.mean(each), Aux(by_time(each, t), {'pairs': pairs})
 
-  return base._replace(init=init, phases=(Phase('reflow', 'net', loss),))
+  return base._replace(init=init, phases=(Phase('paired', 'net', loss),))
 
 
 def refill(

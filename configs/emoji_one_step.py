@@ -1,0 +1,71 @@
+"""emoji_dit, then a student that draws in one step what its sampler draws in twelve, guidance included.
+
+  jaxgen weights get lpips                                    # once
+  ./launch/local train --config emoji_one_step
+
+Luhman & Luhman 2021: the student is trained on pairs of a noise and the teacher's image, here by LPIPS and squared
+error. The same hardware as emoji_dit. Result: not run yet.
+"""
+
+from functools import partial
+
+import flax.linen as nn
+from ml_collections import ConfigDict
+
+from configs import emoji_dit
+from jaxgen.experiment import Experiment, chosen
+from jaxgen.metrics import lpips
+from jaxgen.objectives import distances
+from jaxgen.objectives.base import Objective
+from jaxgen.objectives.distillation import of_last_stage, paired
+from jaxgen.processes import parameterisation, times
+from jaxgen.samplers import grids
+from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.guidance import guided
+
+ONE = grids.uniform(1)
+
+
+def learn(
+  c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int], teacher: ConfigDict
+) -> Objective:
+  process, s = emoji_dit.PROCESSES[c.process][0], c.student
+  sampler = chosen(emoji_dit.SAMPLERS, teacher.name, field='sampling.name')
+  return paired(
+    net,
+    process,
+    shape=shape,
+    parameterisation=parameterisation.x0(process, margin=c.margin),
+    times=times.discrete(1),
+    sampler=partial(ddim, process=process, times=ONE, clip=1.0),
+    teacher=partial(sampler, process=process, times=grids.uniform(teacher.steps), clip=1.0),
+    pool=s.pool,
+    fresh=s.fresh,
+    distance=distances.perceptual(s.judge, side=s.side),
+    null=null,
+    guide_teacher=partial(guided, null=null, scale=teacher.scale),
+  )
+
+
+def build(c: ConfigDict) -> tuple[Experiment, ...]:
+  of_student = ConfigDict(c.to_dict() | {'steps': c.student.train_steps})
+  of_student.sampling.update(name='DDIM', steps=1, scale=1.0)
+  of_student.optimizer.update(muon=c.student.muon, adam=c.student.adam)
+  student = emoji_dit.build(of_student, learn=partial(learn, teacher=c.sampling))
+  return emoji_dit.build(c), student._replace(begin=of_last_stage, frozen={'lpips': lpips.load().params})
+
+
+def get_config() -> ConfigDict:
+  c = emoji_dit.get_config()
+  c.student = ConfigDict(
+    {
+      'train_steps': 600,
+      'pool': 4096,
+      'fresh': 8,
+      'judge': 'alexnet',  # LPIPS's network, and the side of what it sees
+      'side': 64,
+      'muon': 0.01,
+      'adam': 1e-3,
+    }
+  )
+  return c

@@ -1,0 +1,42 @@
+"""How far images are from what they should be, as losses ask it: `(frozen, a, b) ->` a number for each image.
+
+(1)  pseudo-Huber  sqrt(|a - b|^2 + c^2) - c,   c = 0.00054 sqrt(D) for images of D values   (iCT, Song & Dhariwal 2024)
+(2)  perceptual    LPIPS(a, b) of metrics/lpips.py                                           (Song et al. 2023)
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen.metrics.lpips import lpips
+from jaxgen.processes.process import sum_per_image
+from jaxgen.typing import Array, Float
+
+Distance = Callable[[Any, Array, Array], Array]
+
+
+def pseudo_huber(frozen: Any, a: Float[Array, 'b *d'], b: Float[Array, 'b *d']) -> Float[Array, ' b']:
+  """Eq. 1: the length of the difference, smooth where it is small."""
+  c = 0.00054 * math.sqrt(a[0].size)
+  return jnp.sqrt(sum_per_image((a - b) ** 2) + c**2) - c
+
+
+def perceptual(judge: str = 'vgg16', *, side: int | None = None) -> Distance:
+  """Eq. 2, of images in [-1, 1] of three channels or one; `frozen['lpips']` holds LPIPS's parameters.
+
+  Args:
+    judge: the network of LPIPS: 'vgg16' or, at a fraction of the cost, 'alexnet'.
+    side: images are resized to this many pixels a side first: its networks learned from 224. None for as they are.
+  """
+
+  def seen(images: Array) -> Array:
+    images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+    return images if side is None else jax.image.resize(images, (len(images), side, side, 3), 'bilinear')
+
+  def distance(frozen: Any, a: Float[Array, 'b h w c'], b: Float[Array, 'b h w c']) -> Float[Array, ' b']:
+    return lpips(frozen['lpips'], seen(a), seen(b), network=judge)
+
+  return distance
