@@ -43,7 +43,7 @@ class Exact(nn.Module):
 
   @nn.compact
   def __call__(self, x, t, cond, *, train):
-    return _true_jump(x, t / 1000, (t - cond['interval']) / 1000)
+    return _true_jump(x, t, t - cond['interval'])
 
 
 class Small(nn.Module):
@@ -53,7 +53,7 @@ class Small(nn.Module):
 
   @nn.compact
   def __call__(self, x, t, cond, *, train):
-    t, length = t[:, None] / 1000, cond['interval'][:, None] / 1000
+    t, length = t[:, None], cond['interval'][:, None]
     parts = [x.reshape(len(x), 1), t, length]
     if self.labels:
       parts.append(jax.nn.one_hot(cond['label'], 3))
@@ -87,7 +87,7 @@ def test_the_average_velocity_is_what_a_shortcut_wants(points):
 
 
 @pytest.mark.parametrize('steps', [1, 4])
-@pytest.mark.parametrize('method', [partial(mean_flow, times=times.uniform()), shortcut])
+@pytest.mark.parametrize('method', [partial(mean_flow, times=times.uniform()), partial(shortcut, time_scale=1.0)])
 def test_any_number_of_exact_jumps_lands_on_the_data(method, steps):
   objective = method(Exact(), shape=(1, 1, 1), jumps=grids.uniform(steps), limit=None)
   images = compiled(lambda keys: objective.sample({'net': {}}, {}, {}, keys), jax.random.split(jax.random.key(0), 4096))
@@ -118,7 +118,7 @@ def _train(objective, batch, steps=400):
 
 @pytest.mark.parametrize(
   'method',
-  [partial(mean_flow, times=times.uniform(), different=0.5), partial(shortcut, finest=16)],
+  [partial(mean_flow, times=times.uniform(), different=0.5), partial(shortcut, finest=16, time_scale=1.0)],
   ids=['mean_flow', 'shortcut'],
 )
 def test_one_step_makes_the_distribution(method):
@@ -172,6 +172,16 @@ def test_the_shortest_jumps_are_taken_as_they_were_taught_at_interval_0(finest, 
   noise, moved = (compiled(lambda keys, o=o: o.sample({'net': {}}, {}, {}, keys), keys) for o in (still, objective))
   np.testing.assert_allclose(noise - moved, told, rtol=1e-5)
   assert np.abs(noise).max() < 4
+
+
+@pytest.mark.parametrize(('method', 'scale'), [(partial(mean_flow, times=times.uniform()), 1.0), (shortcut, 1000.0)])
+def test_a_network_that_is_differentiated_by_time_sees_it_unscaled(method, scale):
+  make, keys = (
+    partial(method, Told(), shape=(1, 1, 1), jumps=grids.uniform(1), limit=None),
+    jax.random.split(jax.random.key(0), 2),
+  )
+  once, twice = (o.sample({'net': {}}, {}, {}, keys) for o in (make(), make(time_scale=2 * scale)))
+  np.testing.assert_allclose(once - twice, scale, rtol=1e-5)
 
 
 def test_what_cannot_be_is_refused():

@@ -56,7 +56,7 @@ JUMPS = {'jumps': grids.uniform(1), **STEPS}
 EXACT = {
   'vdm': _vdm(),
   'mean_flow': _of(test_average_velocity, mean_flow(test_average_velocity.Exact(), times=times.uniform(), **JUMPS)),
-  'shortcut': _of(test_average_velocity, shortcut(test_average_velocity.Exact(), **JUMPS)),
+  'shortcut': _of(test_average_velocity, shortcut(test_average_velocity.Exact(), time_scale=1.0, **JUMPS)),
   'consistency': _of(
     test_consistency, consistency(test_consistency.Exact(), steps=1, times=(1.0,), **STEPS), ends=True
   ),

@@ -13,8 +13,9 @@ Shortcut models (Frans et al. 2025) make one jump equal to two of half its lengt
 
   (4)  u(x_t, t, t - 2h) = sg(u(x_t, t, t - h) + u(x_{t-h}, t - h, t - 2h)) / 2
 
-A network is told 1000 t as its time, and 1000 (t - r) as cond['interval']. As a denoiser it is u(x_t, t, t), and
-u(x_t, t, r) to whom tells it r as cond[END]; x0 and eps are then the ends of the straight line through x_t along u.
+A network is told s t as its time, and s (t - r) as cond['interval'], s the `time_scale`. As a denoiser it is
+u(x_t, t, t), and u(x_t, t, r) to whom tells it r as cond[END]; x0 and eps are then the ends of the straight line
+through x_t along u.
 
 Differs from the papers in the direction of time: t = 1 is noise in MeanFlow as here, and data in shortcut models.
 """
@@ -39,7 +40,6 @@ from jaxgen.processes.times import TimeSampler
 from jaxgen.samplers.guidance import nothing
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
-TIME_SCALE = 1000.0
 END = 'end'
 Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
 JumpOf = Callable[..., Jump]  # (params, cond, *, train, rngs) -> jump
@@ -57,6 +57,7 @@ def mean_flow(
   drop_rate: float = 0.0,
   scale: float = 1.0,
   power: float = 1.0,
+  time_scale: float = 1.0,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains u by Eq. 3.
@@ -71,9 +72,10 @@ def mean_flow(
     scale: guidance that the network learns to contain: v becomes scale v + (1 - scale) u(x_t, t, t | null), where the
       condition is not dropped, so that a guided image costs no second pass.
     power: p of the adaptive weight sg(1 / (|error|^2 + 1e-3)^p); 0 is the squared error.
+    time_scale: s; a network that sees the 1000 t of diffusion has a du/dt a thousand times as large, and diverges.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
-  null, jump_of = null or {}, partial(_jump, net)
+  null, jump_of = null or {}, partial(_jump, net, time_scale)
   if not 0 <= different <= 1:
     raise ValueError(f'different is {different}; it is a share of the images, in [0, 1]')
 
@@ -126,12 +128,14 @@ def shortcut(
   one_in: int = 4,
   null: dict[str, Any] | None = None,
   drop_rate: float = 0.0,
+  time_scale: float = 1000.0,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains u by Eq. 4, and at interval 0 as the velocity.
 
   Args:
-    net, shape, jumps, null, drop_rate, limit: as in `mean_flow`; jumps of 1, 1/2, 1/4, ... are the trained ones.
+    net, shape, jumps, null, drop_rate, time_scale, limit: as in `mean_flow`; jumps of 1, 1/2, 1/4, ... are the trained
+      ones, and nothing is differentiated by t.
     finest: a power of two; jumps of 1/finest are taken at interval 0.
     one_in: of so many images one learns Eq. 4, with targets from the average of the network's name where there is one.
   """
@@ -140,7 +144,7 @@ def shortcut(
     raise ValueError(f'finest is {finest}; it must be a power of two, 2 or more')
 
   def jump_of(params, cond: Cond, **kwargs: Any) -> Jump:
-    jump = _jump(net, params, cond, **kwargs)
+    jump = _jump(net, time_scale, params, cond, **kwargs)
     return lambda x, t, r: jump(x, t, jnp.where(t - r < 1.5 / finest, t, r))
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
@@ -180,10 +184,10 @@ def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:
   return (first + second) / 2
 
 
-def _jump(net: nn.Module, params: dict[str, Any], cond: Cond, **kwargs: Any) -> Jump:
+def _jump(net: nn.Module, scale: float, params: dict[str, Any], cond: Cond, **kwargs: Any) -> Jump:
   def jump(x: Array, t: Array, r: Array) -> Array:
-    told = {**cond, 'interval': TIME_SCALE * (t - r)}
-    output: Any = net.apply({'params': params['net']}, x, TIME_SCALE * t, told, **kwargs)
+    told = {**cond, 'interval': scale * (t - r)}
+    output: Any = net.apply({'params': params['net']}, x, scale * t, told, **kwargs)
     return output.astype(jnp.float32)
 
   return jump
