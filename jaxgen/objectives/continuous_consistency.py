@@ -55,7 +55,7 @@ def continuous_consistency(
   Args:
     net: `(x / d, network_time, cond, *, train) -> F`.
     shape: of one image, `(h, w, c)`.
-    process: `trig_flow(data_std=d)`, its default if None.
+    process: `trig_flow(data_std=d)`; if None, one whose network is told the angle o, as Lu & Song have it.
     data_std: d.
     times: of training; `trig_flow.log_normal(data_std=d)` if None.
     sample_times: at which `sample` calls f, falling from 1; one for each step.
@@ -63,7 +63,7 @@ def continuous_consistency(
     teacher: `frozen -> denoise` of a diffusion model of `process` to distil; None trains from data alone.
     null, drop_rate, limit: as in `diffusion`.
   """
-  process = process or trig_flow.trig_flow(data_std=data_std)
+  process = process or trig_flow.trig_flow(data_std=data_std, time_scale=math.pi / 2)
   times = times or trig_flow.log_normal(data_std=data_std)
   if not sample_times or sample_times[0] != 1 or (np.diff((*sample_times, 0.0)) >= 0).any():
     raise ValueError(f'sample_times are {sample_times}; they must start at 1 and fall, without reaching 0')
