@@ -20,7 +20,9 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.models.layers.equalized import EqualizedConv, EqualizedDense, convolve, convolve_up, leaky
+from jaxgen.models.layers.convolution import convolve
+from jaxgen.models.layers.equalized import EqualizedConv, EqualizedDense, convolve_up, leaky
+from jaxgen.models.layers.linear import biased
 from jaxgen.models.layers.styles import Mapping, Noise, StyleGenerator
 from jaxgen.models.layers.upfirdn import upsample
 from jaxgen.typing import Array, Cond, Float
@@ -70,7 +72,7 @@ class StyledConv(nn.Module):
     constant = self.variable('noise', 'constant', lambda: jax.random.normal(self.make_rng('params'), square)).value
     x += (strength * noise(self.layer, constant, len(x))).astype(self.dtype)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-    return leaky(x + bias.reshape(1, 1, 1, -1).astype(self.dtype), clamp=self.clamp)
+    return leaky(biased(x, bias.astype(self.dtype)), clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -84,9 +86,9 @@ class ToRGB(nn.Module):
   def __call__(self, x: Float[Array, 'b h w c'], w: Float[Array, 'b d']) -> Float[Array, 'b h w o']:
     style = EqualizedDense(x.shape[-1], bias=1.0, name='affine')(w) / math.sqrt(x.shape[-1])
     kernel = self.param('kernel', jax.random.normal, (1, 1, x.shape[-1], self.channels))
-    y = convolve(x.astype(self.dtype) * style[:, None, None].astype(self.dtype), kernel, pad=0)
+    y = convolve(x.astype(self.dtype) * style[:, None, None].astype(self.dtype), kernel)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.channels,))
-    y = y.astype(jnp.float32) + bias.reshape(1, 1, 1, -1)
+    y = biased(y.astype(jnp.float32), bias)
     return y if self.clamp is None else jnp.clip(y, -self.clamp, self.clamp)
 
 
