@@ -2,7 +2,10 @@
 
   ./launch/local train --config emoji_mean_flow
 
-The same hardware as emoji_dit; a step costs about twice as much. Result: not run yet.
+The network predicts x0, as emoji_dit's does. The same hardware; a step costs about twice as much.
+
+Result, seed 0, 24 minutes on one core: fid_256 221.6 at step 600 and 196.1 at 1,200; 185.8 in two steps. A network that
+puts out u itself: 216.7 and 179.6, with grain.
 """
 
 from functools import partial
@@ -14,8 +17,11 @@ from configs import emoji_dit
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.average_velocity import mean_flow
 from jaxgen.objectives.base import Objective
-from jaxgen.processes import times
+from jaxgen.processes import parameterisation, times
+from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
+
+FLOW = rectified_flow()
 
 
 def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
@@ -28,6 +34,7 @@ def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[s
     null=null,
     drop_rate=c.drop_rate,
     scale=c.sampling.scale,
+    parameterisation=parameterisation.x0(FLOW, margin=c.margin),
   )
 
 

@@ -13,6 +13,7 @@ import pytest
 from jaxgen import ema
 from jaxgen.objectives.average_velocity import mean_flow, mean_flow_target, shortcut, shortcut_target
 from jaxgen.processes import times
+from jaxgen.processes.parameterisation import x0
 from jaxgen.processes.process import expand
 from jaxgen.samplers import grids
 from jaxgen.train_state import init_state, sampling_params
@@ -39,11 +40,14 @@ def _true_jump(x, t, r):
 
 
 class Exact(nn.Module):
-  """A network without parameters that knows the average velocity."""
+  """A network without parameters that knows the average velocity, or where its line meets the data."""
+
+  data: bool = False
 
   @nn.compact
   def __call__(self, x, t, cond, *, train):
-    return _true_jump(x, t, t - cond['interval'])
+    u = _true_jump(x, t, t - cond['interval'])
+    return x - expand(t, x) * u if self.data else u
 
 
 class Small(nn.Module):
@@ -86,10 +90,17 @@ def test_the_average_velocity_is_what_a_shortcut_wants(points):
   np.testing.assert_allclose(target, compiled(_true_jump, x, t, r), atol=1e-5)
 
 
+EXACT = {
+  'mean_flow': partial(mean_flow, Exact(), times=times.uniform()),
+  'mean_flow of x0': partial(mean_flow, Exact(data=True), times=times.uniform(), parameterisation=x0(FLOW)),
+  'shortcut': partial(shortcut, Exact(), time_scale=1.0),
+}
+
+
 @pytest.mark.parametrize('steps', [1, 4])
-@pytest.mark.parametrize('method', [partial(mean_flow, times=times.uniform()), partial(shortcut, time_scale=1.0)])
+@pytest.mark.parametrize('method', EXACT)
 def test_any_number_of_exact_jumps_lands_on_the_data(method, steps):
-  objective = method(Exact(), shape=(1, 1, 1), jumps=grids.uniform(steps), limit=None)
+  objective = EXACT[method](shape=(1, 1, 1), jumps=grids.uniform(steps), limit=None)
   images = compiled(lambda keys: objective.sample({'net': {}}, {}, {}, keys), jax.random.split(jax.random.key(0), 4096))
   np.testing.assert_allclose([images.mean(), images.var()], [MEAN, VARIANCE], atol=0.02)
 

@@ -15,7 +15,8 @@ Shortcut models (Frans et al. 2025) make one jump equal to two of half its lengt
 
 A network is told s t as its time, and s (t - r) as cond['interval'], s the `time_scale`. As a denoiser it is
 u(x_t, t, t), and u(x_t, t, r) to whom tells it r as cond[END]; x0 and eps are then the ends of the straight line
-through x_t along u.
+through x_t along u. Its output is u, or by another parameterisation what says where that line ends: of x0,
+u = (x_t - x0) / t, and one step from noise is the output itself.
 
 Differs from the papers in the direction of time: t = 1 is noise in MeanFlow as here, and data in shortcut models.
 """
@@ -33,7 +34,7 @@ from jaxgen.models.layers import attention
 from jaxgen.objectives import drawing
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
 from jaxgen.objectives.diffusion import drop, init_network, named
-from jaxgen.processes.parameterisation import velocity
+from jaxgen.processes.parameterisation import Parameterisation, velocity
 from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.times import TimeSampler
@@ -44,6 +45,7 @@ END = 'end'
 Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
 JumpOf = Callable[..., Jump]  # (params, cond, *, train, rngs) -> jump
 _FLOW = rectified_flow()
+_VELOCITY = velocity(_FLOW)
 
 
 def mean_flow(
@@ -58,6 +60,7 @@ def mean_flow(
   scale: float = 1.0,
   power: float = 1.0,
   time_scale: float = 1.0,
+  parameterisation: Parameterisation = _VELOCITY,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains u by Eq. 3.
@@ -73,9 +76,10 @@ def mean_flow(
       condition is not dropped, so that a guided image costs no second pass.
     power: p of the adaptive weight sg(1 / (|error|^2 + 1e-3)^p); 0 is the squared error.
     time_scale: s; a network that sees the 1000 t of diffusion has a du/dt a thousand times as large, and diverges.
+    parameterisation: of `rectified_flow()`: the network's output; one with a margin where it is singular.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
-  null, jump_of = null or {}, partial(_jump, net, time_scale)
+  null, jump_of = null or {}, partial(_jump, net, time_scale, parameterisation)
   if not 0 <= different <= 1:
     raise ValueError(f'different is {different}; it is a share of the images, in [0, 1]')
 
@@ -129,13 +133,14 @@ def shortcut(
   null: dict[str, Any] | None = None,
   drop_rate: float = 0.0,
   time_scale: float = 1000.0,
+  parameterisation: Parameterisation = _VELOCITY,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains u by Eq. 4, and at interval 0 as the velocity.
 
   Args:
-    net, shape, jumps, null, drop_rate, time_scale, limit: as in `mean_flow`; jumps of 1, 1/2, 1/4, ... are the trained
-      ones, and nothing is differentiated by t.
+    net, shape, jumps, null, drop_rate, time_scale, parameterisation, limit: as in `mean_flow`; jumps of 1, 1/2, 1/4,
+      ... are the trained ones, and nothing is differentiated by t.
     finest: a power of two; jumps of 1/finest are taken at interval 0.
     one_in: of so many images one learns Eq. 4, with targets from the average of the network's name where there is one.
   """
@@ -144,7 +149,7 @@ def shortcut(
     raise ValueError(f'finest is {finest}; it must be a power of two, 2 or more')
 
   def jump_of(params, cond: Cond, **kwargs: Any) -> Jump:
-    jump = _jump(net, time_scale, params, cond, **kwargs)
+    jump = _jump(net, time_scale, parameterisation, params, cond, **kwargs)
     return lambda x, t, r: jump(x, t, jnp.where(t - r < 1.5 / finest, t, r))
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
@@ -184,11 +189,14 @@ def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:
   return (first + second) / 2
 
 
-def _jump(net: nn.Module, scale: float, params: dict[str, Any], cond: Cond, **kwargs: Any) -> Jump:
+def _jump(
+  net: nn.Module, scale: float, output_is: Parameterisation, params: dict[str, Any], cond: Cond, **kwargs: Any
+) -> Jump:
   def jump(x: Array, t: Array, r: Array) -> Array:
     told = {**cond, 'interval': scale * (t - r)}
     output: Any = net.apply({'params': params['net']}, x, scale * t, told, **kwargs)
-    return output.astype(jnp.float32)
+    x0, eps, _ = output_is.predict(output.astype(jnp.float32), x, t)
+    return eps - x0
 
   return jump
 
@@ -222,7 +230,7 @@ def jumping(
 def _denoising(
   jump_of: JumpOf, shape: tuple[int, ...], null: dict[str, Any], jumps: np.ndarray, limit: float | None
 ) -> Denoising:
-  times, along = np.asarray(jumps, np.float32), velocity(_FLOW)
+  times, along = np.asarray(jumps, np.float32), _VELOCITY
   if times[0] != 1 or times[-1] != 0 or (np.diff(times) >= 0).any():
     raise ValueError(f'jumps are {times.tolist()}; they must fall from 1 to 0')
 
