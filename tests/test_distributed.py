@@ -100,8 +100,9 @@ def test_two_processes_are_stopped_together_and_one_goes_on(whole, tmp_path, mon
   stopped = Checkpoints(tmp_path / 'checkpoints').latest()
   assert worker.STEP <= stopped < END
   assert f'Told to stop: saved at step {stopped}.' in done[0].stdout
-  # Only process 0 speaks; Gloo itself does not know that.
-  assert [line for line in done[1].stdout.splitlines() if '[Gloo]' not in line] == []
+  # Only process 0 speaks; Gloo itself does not know that, and tears its lines.
+  for said in ('step', 'Told', 'Compiled', 'loss'):
+    assert said in done[0].stdout and said not in done[1].stdout
   assert not re.search('Involuntary full rematerialization', done[0].stderr)
   np.testing.assert_allclose(_values(tmp_path, 'fid_40')[4], _values(whole[0], 'fid_40')[4], rtol=1e-5)
   _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)

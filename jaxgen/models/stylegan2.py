@@ -72,7 +72,7 @@ class StyledConv(nn.Module):
     constant = self.variable('noise', 'constant', lambda: jax.random.normal(self.make_rng('params'), square)).value
     x += (strength * noise(self.layer, constant, len(x))).astype(self.dtype)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-    return leaky(biased(x, bias.astype(self.dtype)), clamp=self.clamp)
+    return leaky(biased(x, jnp.asarray(bias, self.dtype)), clamp=self.clamp)
 
 
 class ToRGB(nn.Module):
@@ -88,7 +88,7 @@ class ToRGB(nn.Module):
     kernel = self.param('kernel', jax.random.normal, (1, 1, x.shape[-1], self.channels))
     y = convolve(x.astype(self.dtype) * style[:, None, None].astype(self.dtype), kernel)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.channels,))
-    y = biased(y.astype(jnp.float32), bias)
+    y = biased(y.astype(jnp.float32), jnp.asarray(bias))
     return y if self.clamp is None else jnp.clip(y, -self.clamp, self.clamp)
 
 

@@ -92,4 +92,4 @@ class EqualizedConv(nn.Module):
     if not self.bias:
       return x
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,))
-    return biased(x, bias.astype(self.dtype))
+    return biased(x, jnp.asarray(bias, self.dtype))

@@ -48,7 +48,7 @@ class Linear(nn.Module):
 
     kernel = self.param('kernel', init, (*contracted, *features), jnp.float32)
     bias = self.param('bias', nn.initializers.zeros_init(), features, jnp.float32)
-    x, kernel, bias = (array.astype(self.dtype) for array in (x, kernel, bias))
+    x, kernel, bias = (jnp.asarray(array, self.dtype) for array in (x, kernel, bias))
     x = x.reshape(-1, rows)
     y = jnp.tensordot(x, kernel.reshape(rows, *features), 1)
     return biased(y, bias).reshape(*batch, *features)
