@@ -1,7 +1,7 @@
 """How far images are from what they should be, as losses ask it: `(frozen, a, b) ->` a number for each image.
 
-(1)  pseudo-Huber  sqrt(|a - b|^2 + c^2) - c,   c = 0.00054 sqrt(D) for images of D values   (iCT, Song & Dhariwal 2024)
-(2)  perceptual    LPIPS(a, b) of metrics/lpips.py                                           (Song et al. 2023)
+(1)  pseudo-Huber  sqrt(|a - b|^2 + c^2) - c,   c = 0.00054 sqrt(D) of D values: iCT, Song & Dhariwal 2024
+(2)  perceptual    LPIPS(a, b) of metrics/lpips.py: Song et al. 2023
 """
 
 import math
