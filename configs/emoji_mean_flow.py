@@ -4,8 +4,8 @@
 
 The network predicts x0, as emoji_dit's does. The same hardware; a step costs about twice as much.
 
-Result, seed 0, 26 minutes on one core beside other programs: fid_256 221.6 at step 600 and 196.1 at 1,200; 185.8 in two steps. A network that
-puts out u itself: 216.7 and 179.6, with grain.
+Result, seed 0, 26 minutes on one core beside other programs: fid_256 221.6 at step 600 and 196.1 at 1,200; 185.8 in
+two steps. A network that puts out u itself: 216.7 and 179.6, with grain.
 """
 
 from functools import partial

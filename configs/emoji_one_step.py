@@ -5,8 +5,8 @@
 
 Luhman & Luhman 2021: the student is trained on pairs of a noise and the teacher's image, here by LPIPS and squared
 error. The same hardware as emoji_dit. Result, seed 0, after a teacher of 1,500 steps (fid_256 172.4 in its 12 steps,
-178.7 in 10 of DDIM, 193.0 in 5), on one core beside other programs: one step 201.8 after 150 steps of training, 190.5 after 300,
-186.5 after 600. Straight from noise, faces and signs are whole.
+178.7 in 10 of DDIM, 193.0 in 5), on one core beside other programs: one step 201.8 after 150 steps of training, 190.5
+after 300, 186.5 after 600. Straight from noise, faces and signs are whole.
 """
 
 from functools import partial
