@@ -29,10 +29,10 @@ def get_config() -> ConfigDict:
   return c
 
 
-def opened(c: ConfigDict) -> Dataset:
+def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3), num_classes=0)
-  return tfds_dataset(c.dataset, size=c.resolution, label=None, data_dir=c.data_dir or None)
+  return tfds_dataset(c.dataset, split, size=c.resolution, label=None, data_dir=c.data_dir or None)
 
 
 build = partial(emoji_dcgan.build, opened=opened)

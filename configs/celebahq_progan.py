@@ -52,10 +52,10 @@ def progan(c: ConfigDict, *, channels: int, num_classes: int, begin: int, fade_s
   )
 
 
-def opened(c: ConfigDict) -> Dataset:
+def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3))
-  return image_folder('', size=c.resolution, name=c.dataset, data_dir=c.data_dir or None)
+  return image_folder('', split, size=c.resolution, name=c.dataset, data_dir=c.data_dir or None)
 
 
 def build(c: ConfigDict) -> tuple[Experiment, ...]:

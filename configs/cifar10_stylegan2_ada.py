@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
   return c
 
 
-def opened(c: ConfigDict) -> Dataset:
+def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3), num_classes=10)
-  return tfds_dataset(c.dataset, data_dir=c.data_dir or None)
+  return tfds_dataset(c.dataset, split, data_dir=c.data_dir or None)
 
 
 build = partial(emoji_stylegan2.build, opened=opened)

@@ -20,6 +20,7 @@ from optax.contrib import muon
 
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
+from jaxgen.data.dataset import Dataset, padded
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
@@ -54,6 +55,8 @@ def get_config() -> ConfigDict:
     {
       'seed': 0,
       'dataset': 'emoji32',
+      'resolution': 0,  # with a border to this; 0 for images as they are
+      'reference': 'train',  # the split that FID compares with
       'flip': False,
       'process': 'cosine',
       'steps': 1200,
@@ -73,6 +76,11 @@ def get_config() -> ConfigDict:
       'checkpoint': {'every': 300, 'keep': 2},
     }
   )
+
+
+def packaged(c: ConfigDict, split: str = 'train') -> Dataset:
+  dataset = chosen(DATASETS, c.dataset, field='dataset')(split)
+  return padded(dataset, c.resolution) if c.resolution else dataset
 
 
 def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
@@ -105,8 +113,7 @@ def muon_and_adam(c: ConfigDict) -> optax.GradientTransformation:
 def build(
   c: ConfigDict, *, network: Callable[..., nn.Module] = DiT, learn: Callable[..., Objective] = denoising
 ) -> Experiment:
-  mesh = sharding.make_mesh(**c.mesh)
-  dataset = chosen(DATASETS, c.dataset, field='dataset')('train')
+  mesh, dataset = sharding.make_mesh(**c.mesh), packaged(c)
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=True)
   net = network(num_classes=dataset.num_classes, **c.model)
   objective = learn(c, net, shape=data.spec['image'].shape[1:], null={'label': dataset.num_classes})
@@ -128,7 +135,8 @@ def build(
       'sampler': f'{c.sampling.name}, {c.sampling.steps} steps, clipped to [-1, 1]',
       'guidance': c.sampling.scale,
     }
-    measures = (fid(generate, dataset, mesh=mesh, cond={'label': labels}, protocol=protocol, **c.fid),)
+    reference = packaged(c, c.reference)
+    measures = (fid(generate, reference, mesh=mesh, cond={'label': labels}, protocol=protocol, **c.fid),)
   return Experiment(
     objective=objective,
     optimizers={'net': muon_and_adam(c)},

@@ -12,16 +12,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from configs.emoji_dit import DATASETS
+from configs.emoji_dit import DATASETS, packaged
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
-from jaxgen.data.dataset import Dataset, padded
+from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import Loader
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.modes import collapse
 from jaxgen.evaluators.samples import samples
-from jaxgen.experiment import Experiment, chosen
+from jaxgen.experiment import Experiment
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
 from jaxgen.objectives import gan_losses
 from jaxgen.objectives.augmentation import adaptive, no_augmentation
@@ -38,6 +38,7 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'dataset': 'emoji32',
       'resolution': 32,
+      'reference': 'train',  # the split that FID compares with
       'flip': False,
       'steps': 3000,
       'batch_size': 32,
@@ -56,10 +57,6 @@ def get_config() -> ConfigDict:
       'checkpoint': {'every': 500, 'keep': 2},
     }
   )
-
-
-def packaged(c: ConfigDict) -> Dataset:
-  return padded(chosen(DATASETS, c.dataset, field='dataset')('train'), c.resolution)
 
 
 def stylegan2(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
@@ -86,7 +83,7 @@ def build(
   *,
   learn: Callable[..., Objective] = stylegan2,
   optimizers: Callable[[ConfigDict], dict[str, optax.GradientTransformation]] = lazy_adams,
-  opened: Callable[[ConfigDict], Dataset] = packaged,
+  opened: Callable[..., Dataset] = packaged,
 ) -> Experiment:
   mesh, dataset = sharding.make_mesh(**c.mesh), opened(c)
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=c.dataset in DATASETS)
@@ -99,7 +96,8 @@ def build(
     rows = data.rows(0, range(min(c.fid.num_samples, 256)))  # their labels, in turn
     cond = {'label': np.resize(rows['label'], c.fid.num_samples)} if num_classes else {}
     protocol = {'labels': 'of the training data', 'sampler': 'one pass', 'truncation': 1.0}
-    evaluators.append(fid(generate, dataset, mesh=mesh, cond=cond, protocol=protocol, **c.fid))
+    reference = opened(c, c.reference)
+    evaluators.append(fid(generate, reference, mesh=mesh, cond=cond, protocol=protocol, **c.fid))
     seen = rows['image']
     evaluators.append(collapse(generate, mesh=mesh, cond=cond, images=seen, num=len(seen), every=c.fid.every))
   average = ema.half_life(c.ema.images, batch_size=c.batch_size, ramp=c.ema.ramp)

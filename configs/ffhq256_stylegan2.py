@@ -33,10 +33,10 @@ def get_config() -> ConfigDict:
   return c
 
 
-def opened(c: ConfigDict) -> Dataset:
+def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3))
-  return image_folder('', size=c.resolution, name=c.dataset, data_dir=c.data_dir or None)
+  return image_folder('', split, size=c.resolution, name=c.dataset, data_dir=c.data_dir or None)
 
 
 build = partial(emoji_stylegan2.build, opened=opened)

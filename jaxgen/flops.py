@@ -55,6 +55,8 @@ def _of_equation(equation: core.JaxprEqn) -> int:
     kernel = arrays[1]
     per_output = kernel.size // kernel.shape[params['dimension_numbers'].rhs_spec[0]]
     return 2 * out.size * per_output // math.prod(params['lhs_dilation'])  # zeros are free
+  if name == 'custom_lin':
+    return _of_custom_tangent(equation)
   inner = [_of_jaxpr(jaxpr) for jaxpr in core.jaxprs_in_params(params)]
   if name == 'scan':
     return params['length'] * sum(inner)
@@ -67,3 +69,11 @@ def _of_equation(equation: core.JaxprEqn) -> int:
   if name == 'while' and any(inner):
     raise ValueError('a while loop has products in it and no known number of turns; use lax.scan, or a fixed fori_loop')
   return sum(inner)
+
+
+def _of_custom_tangent(equation: core.JaxprEqn) -> int:
+  """Of a `custom_vjp`'s tangent, which has no program; its backward pass has, towards the inputs that have tangents."""
+  params = equation.params
+  residuals = [variable.aval for variable in equation.invars[: params['num_res']]]
+  jaxpr = jax.make_jaxpr(params['bwd'].call_wrapped)(*residuals, *params['out_avals']).jaxpr
+  return _of_jaxpr(dce_jaxpr(jaxpr, [not zero for zero in params['in_zeros']])[0])

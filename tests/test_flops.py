@@ -9,6 +9,7 @@ from jaxgen import flops
 from jaxgen.models import unet
 from jaxgen.models.dit import SIZES, dit
 from jaxgen.models.layers import remat
+from jaxgen.models.layers.convolution import convolve
 
 _matrix = jax.ShapeDtypeStruct((8, 8), jnp.float32)
 _product = 2 * 8**3
@@ -81,6 +82,21 @@ def test_gradient_of_dit_is_the_closed_formula_whatever_is_rematerialised(policy
   rest = 2 * b * d * d + 2 * b * d * 2 * d + 2 * b * l * d * 128
   assert flops.count(loss, params, x, t, cond) == depth * block + first + rest
   assert flops.count_gradient(loss, params, x, t, cond) == 3 * (depth * block + rest) + 2 * first
+
+
+@pytest.mark.parametrize('penalty', [False, True])
+def test_gradient_of_a_convolution_with_its_own_gradients(penalty):
+  x, kernel = jax.ShapeDtypeStruct((2, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((3, 3, 4, 4), jnp.float32)
+
+  def loss(kernels, x):
+    def score(x):
+      return (convolve(jnp.tanh(convolve(x, kernels[0], pad=1)), kernels[1], pad=1) ** 2).sum()
+
+    return (jax.grad(score)(x) ** 2).sum() if penalty else score(x)
+
+  products = flops.count(jax.value_and_grad(loss), (kernel, kernel), x)
+  assert flops.count_gradient(loss, (kernel, kernel), x) == products
+  assert penalty or products == 5 * 2 * (2 * 8 * 8 * 4) * (3 * 3 * 4)  # forward two, of kernels two, of the middle one
 
 
 @pytest.mark.parametrize('size', SIZES)
