@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import emoji_stylegan2
 from jaxgen.models.r3gan import R3GANDiscriminator, R3GANGenerator
 from jaxgen.objectives import gan_losses
-from jaxgen.objectives.augmentation import scheduled
+from jaxgen.objectives.augmentation import no_augmentation, scheduled
 from jaxgen.objectives.augmentation_pipeline import Pipeline
 from jaxgen.objectives.base import Objective
 from jaxgen.objectives.gan import gan
@@ -32,7 +32,7 @@ def get_config() -> ConfigDict:
   c.burn_in = 30_000.0  # images over which the values go from the first to the last
   c.optimizer = ConfigDict({'rate': (2e-3, 5e-4), 'b1': 0.0, 'b2': (0.9, 0.99)})
   c.gamma = (0.5, 0.05)
-  c.augmentation = (0.0, 0.5)
+  c.augmentation = (0.0, 0.5)  # probability; (0.0, 0.0) for none
   return c
 
 
@@ -54,7 +54,7 @@ def r3gan(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
     latent=m.latent,
     loss=gan_losses.relativistic,
     discriminator_penalties=(r1(gamma), r2(gamma)),
-    augmentation=scheduled(PIPELINE, cosine(c, *c.augmentation)),
+    augmentation=scheduled(PIPELINE, cosine(c, *c.augmentation)) if any(c.augmentation) else no_augmentation,
     cond=('label',) if num_classes else (),
   )
 

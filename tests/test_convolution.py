@@ -12,7 +12,7 @@ from jax import lax
 from jaxgen.models.layers.convolution import convolve, convolve_down, convolve_transposed
 
 
-def _of_xla(x, kernel, *, stride=1, up=1, pad=0):
+def _of_xla(x, kernel, *, stride=1, up=1, pad=0, groups=1):
   if up > 1:
     kernel, pad = kernel[::-1, ::-1], kernel.shape[0] - 1
   return lax.conv_general_dilated(
@@ -22,12 +22,14 @@ def _of_xla(x, kernel, *, stride=1, up=1, pad=0):
     ((pad, pad), (pad, pad)),
     lhs_dilation=(up, up),
     dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+    feature_group_count=groups,
   )
 
 
 CASES = {
   'same': (partial(convolve, pad=1), partial(_of_xla, pad=1), (2, 6, 8, 3), (3, 3, 3, 4)),
   'valid': (convolve, _of_xla, (2, 4, 4, 3), (4, 4, 3, 4)),
+  'in groups': (partial(convolve, pad=1, groups=2), partial(_of_xla, pad=1, groups=2), (2, 4, 6, 6), (3, 3, 3, 8)),
   'pointwise': (convolve, _of_xla, (2, 4, 6, 3), (1, 1, 3, 4)),
   'down, odd': (convolve_down, partial(_of_xla, stride=2), (2, 7, 9, 3), (3, 3, 3, 4)),
   'down, even': (convolve_down, partial(_of_xla, stride=2), (2, 8, 6, 3), (3, 3, 3, 4)),
@@ -76,7 +78,7 @@ def _strange(f, image, kernel):
 @pytest.mark.parametrize('name', [name for name in CASES if name != 'pointwise'])
 def test_no_gradient_is_of_a_form_that_is_slow_in_a_branch(name):
   ours, theirs, image, kernel = CASES[name]
-  image, kernel = (4, *(4 * side for side in image[1:3]), 16), (*kernel[:2], 16, 16)
+  image, kernel = (4, *(4 * side for side in image[1:3]), 16), (*kernel[:2], 16 * kernel[2] // image[3], 16)
   strange, lines = _strange(ours, image, kernel)
   assert lines and not strange
   assert _strange(theirs, image, kernel)[0]

@@ -15,7 +15,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.models.layers.batch_norm import BatchStatisticsNorm
+from jaxgen.models.layers.convolution import convolve_transposed
 from jaxgen.models.layers.critics import MinibatchDiscrimination, conv, label_projection
+from jaxgen.models.layers.linear import biased
 from jaxgen.typing import Array, Cond, Float, Key
 
 _normal = nn.initializers.normal(0.02)
@@ -31,6 +33,23 @@ def doublings(side: int) -> int:
   if times < 1 or 4 << times != side:
     raise ValueError(f'images of side {side}; DCGAN makes and judges sides of 8, 16, 32, ...')
   return times
+
+
+class _Doubled(nn.Module):
+  """A transposed 4x4 convolution of stride 2: each pixel adds its multiple of the kernel around itself."""
+
+  features: int
+  bias: bool
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b _ _ o']:
+    kernel = self.param('kernel', _normal, (4, 4, x.shape[-1], self.features), jnp.float32)
+    y = convolve_transposed(x.astype(self.dtype), kernel)[:, 1:-1, 1:-1]
+    if not self.bias:
+      return y
+    bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
+    return biased(y, bias.astype(self.dtype))
 
 
 class DCGANGenerator(nn.Module):
@@ -66,15 +85,8 @@ class DCGANGenerator(nn.Module):
     for layer in range(times):
       x = nn.relu(self._norm(train, f'norm_{layer}')(x))
       last = layer == times - 1
-      x = nn.ConvTranspose(
-        self.channels if last else features >> (layer + 1),
-        (4, 4),
-        (2, 2),
-        use_bias=last,
-        kernel_init=_normal,
-        dtype=self.dtype,
-        name=f'up_{layer}',
-      )(x)
+      out = self.channels if last else features >> (layer + 1)
+      x = _Doubled(out, bias=last, dtype=self.dtype, name=f'up_{layer}')(x)
     return jnp.tanh(x.astype(jnp.float32))
 
   def _norm(self, train: bool, name: str) -> nn.BatchNorm:

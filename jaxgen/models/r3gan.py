@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.models.dcgan import doublings
+from jaxgen.models.layers.convolution import convolve
 from jaxgen.models.layers.upfirdn import downsample, upsample
 from jaxgen.typing import Array, Cond, Float, Key
 
@@ -24,16 +25,20 @@ _GAIN = math.sqrt(2 / (1 + 0.2**2))
 _UNIT = nn.initializers.variance_scaling(1.0, 'fan_in', 'normal')
 
 
-def _conv(features: int, size: int, init: nn.initializers.Initializer, dtype: Any, name: str, groups: int = 1):
-  return nn.Conv(
-    features,
-    (size, size),
-    feature_group_count=groups,
-    use_bias=False,
-    kernel_init=init,
-    dtype=dtype,
-    name=name,
-  )
+class _Conv(nn.Module):
+  """A convolution without bias, with the parameters of `nn.Conv`; groups are fast on a CPU, gradients included."""
+
+  features: int
+  size: int
+  kernel_init: nn.initializers.Initializer
+  dtype: Any
+  groups: int = 1
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w o']:
+    shape = (self.size, self.size, x.shape[-1] // self.groups, self.features)
+    kernel = self.param('kernel', self.kernel_init, shape, jnp.float32)
+    return convolve(x.astype(self.dtype), kernel, pad=self.size // 2, groups=self.groups)
 
 
 class Block(nn.Module):
@@ -55,9 +60,9 @@ class Block(nn.Module):
     if wide % self.group:
       raise ValueError(f'{wide} features do not divide into groups of {self.group}; change width or group')
     init = nn.initializers.variance_scaling(_GAIN**2 * self.blocks**-0.5, 'fan_in', 'normal')
-    y = self._activated(_conv(wide, 1, init, self.dtype, 'conv_1')(x), 'bias_1')
-    y = self._activated(_conv(wide, 3, init, self.dtype, 'conv_2', wide // self.group)(y), 'bias_2')
-    return x + _conv(x.shape[-1], 1, nn.initializers.zeros_init(), self.dtype, 'conv_3')(y)
+    y = self._activated(_Conv(wide, 1, init, self.dtype, name='conv_1')(x), 'bias_1')
+    y = self._activated(_Conv(wide, 3, init, self.dtype, wide // self.group, name='conv_2')(y), 'bias_2')
+    return x + _Conv(x.shape[-1], 1, nn.initializers.zeros_init(), self.dtype, name='conv_3')(y)
 
   def _activated(self, x: Array, name: str) -> Array:
     bias = self.param(name, nn.initializers.zeros_init(), x.shape[-1:])
@@ -97,11 +102,11 @@ class R3GANGenerator(nn.Module):
     x = (basis[None] * scale[:, None, None]).astype(self.dtype)
     for level, width in enumerate(self.widths):
       if level:
-        x = x if width == x.shape[-1] else _conv(width, 1, _UNIT, self.dtype, f'to_{level}')(x)
+        x = x if width == x.shape[-1] else _Conv(width, 1, _UNIT, self.dtype, name=f'to_{level}')(x)
         x = upsample(x)
       for block in range(self.blocks):
         x = Block(self.group, total, self.dtype, name=f'level_{level}_block_{block}')(x)
-    return _conv(self.channels, 1, _UNIT, self.dtype, 'out')(x).astype(jnp.float32)
+    return _Conv(self.channels, 1, _UNIT, self.dtype, name='out')(x).astype(jnp.float32)
 
 
 class R3GANDiscriminator(nn.Module):
@@ -129,11 +134,11 @@ class R3GANDiscriminator(nn.Module):
         f'but there are {len(self.widths)} widths'
       )
     total = self.blocks * len(self.widths)
-    x = _conv(self.widths[0], 1, _UNIT, self.dtype, 'in')(images.astype(self.dtype))
+    x = _Conv(self.widths[0], 1, _UNIT, self.dtype, name='in')(images.astype(self.dtype))
     for level, width in enumerate(self.widths):
       if level:
         x = downsample(x)
-        x = x if width == x.shape[-1] else _conv(width, 1, _UNIT, self.dtype, f'to_{level}')(x)
+        x = x if width == x.shape[-1] else _Conv(width, 1, _UNIT, self.dtype, name=f'to_{level}')(x)
       for block in range(self.blocks):
         x = Block(self.group, total, self.dtype, name=f'level_{level}_block_{block}')(x)
     init = nn.initializers.normal(1 / 4)  # fan-in of 4x4 pixels

@@ -24,13 +24,16 @@ from jax import lax
 from jaxgen.typing import Array, Float
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
+LAYOUT = ('NHWC', 'HWIO', 'NHWC')
 
 
-def convolve(x: Float[Array, 'b h w c'], kernel: Float[Array, 'i j c o'], *, pad: int = 0) -> Float[Array, 'b _ _ o']:
-  """Eq. 1 with `pad` zeros around the image."""
-  if kernel.shape[:2] == (1, 1) and not pad:
+def convolve(
+  x: Float[Array, 'b h w c'], kernel: Float[Array, 'i j _ o'], *, pad: int = 0, groups: int = 1
+) -> Float[Array, 'b _ _ o']:
+  """Eq. 1 with `pad` zeros around the image; in `groups`, each of c / groups features to o / groups."""
+  if kernel.shape[:2] == (1, 1) and not pad and groups == 1:
     return (x.reshape(-1, x.shape[-1]) @ kernel[0, 0].astype(x.dtype)).reshape(*x.shape[:3], -1)
-  return _convolve(x, kernel.astype(x.dtype), ((pad, pad), (pad, pad)))
+  return _convolve(x, kernel.astype(x.dtype), ((pad, pad), (pad, pad)), groups)
 
 
 def convolve_down(x: Float[Array, 'b h w c'], kernel: Float[Array, 'i j c o']) -> Float[Array, 'b _ _ o']:
@@ -55,32 +58,53 @@ def convolve_transposed(x: Float[Array, 'b h w c'], kernel: Float[Array, 'i j c 
     for b in range(2):
       part = kernel[a::2, b::2][::-1, ::-1].astype(x.dtype)
       above, before = part.shape[0] - 1, part.shape[1] - 1
-      y = _convolve(x, part, ((above, above), (before, before)))
+      y = _convolve(x, part, ((above, above), (before, before)), 1)
       phases.append(jnp.pad(y, ((0, 0), (0, tall - y.shape[1]), (0, wide - y.shape[2]), (0, 0))))
   y = jnp.stack(phases, 3).reshape(batch, tall, wide, 2, 2, features).swapaxes(2, 3)
   y = y.reshape(batch, 2 * tall, 2 * wide, features)
   return y[:, : 2 * height - 2 + rows, : 2 * width - 2 + columns]
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
-def _convolve(x: Array, kernel: Array, pads: Pads) -> Array:
-  return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=('NHWC', 'HWIO', 'NHWC'))
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def _convolve(x: Array, kernel: Array, pads: Pads, groups: int) -> Array:
+  return lax.conv_general_dilated(x, kernel, (1, 1), pads, dimension_numbers=LAYOUT, feature_group_count=groups)
 
 
-def _forward(x: Array, kernel: Array, pads: Pads) -> tuple[Array, tuple[Array, Array]]:
-  return _convolve(x, kernel, pads), (x, kernel)
+def _forward(x: Array, kernel: Array, pads: Pads, groups: int) -> tuple[Array, tuple[Array, Array]]:
+  return _convolve(x, kernel, pads, groups), (x, kernel)
 
 
-def _backward(pads: Pads, seen: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
+def _backward(pads: Pads, groups: int, seen: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
   x, kernel = seen
-  (top, bottom), (left, right) = pads
-  rows, columns = kernel.shape[:2]
-  others = (rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)
-  dx = _convolve(dy, kernel[::-1, ::-1].swapaxes(2, 3), others)  # Eq. 2
+  rows, columns, inputs, _ = kernel.shape
+  exchanged = kernel[::-1, ::-1].reshape(rows, columns, inputs, groups, -1).swapaxes(2, 4)
+  dx = _convolve(dy, exchanged.reshape(rows, columns, -1, groups * inputs), _others(pads, rows, columns), groups)
+  if groups == 1:
+    return dx, _of_kernel(x, dy, pads, rows, columns)
+
+  def each(x, dy):
+    pairs = zip(jnp.split(x, groups, -1), jnp.split(dy, groups, -1), strict=True)
+    return jnp.concatenate([_of_kernel(x, dy, pads, rows, columns) for x, dy in pairs], axis=-1)
+
+  def together(x, dy):
+    grouped = partial(lax.conv_general_dilated, x, window_strides=(1, 1), padding=pads, dimension_numbers=LAYOUT)
+    return jax.linear_transpose(lambda kernel: grouped(kernel, feature_group_count=groups), kernel)(dy)[0]
+
+  return dx, lax.platform_dependent(x, dy, cpu=each, default=together)  # together, a CPU takes 60 times as long
+
+
+def _of_kernel(x: Array, dy: Array, pads: Pads, rows: int, columns: int) -> Array:
+  """Eq. 3."""
   if dy.shape[1] * dy.shape[2] > x.shape[1] * x.shape[2]:  # XLA lets the smaller one be the kernel
-    dk = _convolve(dy.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), others)  # Eq. 3
-    return dx, dk.transpose(1, 2, 3, 0)[::-1, ::-1]
-  return dx, _convolve(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), pads).transpose(1, 2, 0, 3)
+    dk = _convolve(dy.transpose(3, 1, 2, 0), x.transpose(1, 2, 0, 3), _others(pads, rows, columns), 1)
+    return dk.transpose(1, 2, 3, 0)[::-1, ::-1]
+  return _convolve(x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3), pads, 1).transpose(1, 2, 0, 3)
+
+
+def _others(pads: Pads, rows: int, columns: int) -> Pads:
+  """Of the gradient: what a kernel's reach leaves."""
+  (top, bottom), (left, right) = pads
+  return (rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)
 
 
 _convolve.defvjp(_forward, _backward)
