@@ -12,7 +12,9 @@ Eqs. 4 and 5 are a convolution of stride 2 and a transposed one, with no product
 program for plain convolutions only, and brings others to that form only where they are not in a branch or a loop: the
 gradient of a 3x3 kernel, 128 features at 32x32, batch 16, in a branch as a lazy penalty is, took 12.8 s as JAX
 derives it and 0.13 s so; outside Eq. 5 takes 0.34 of the time of a convolution of zeros between the pixels, with its
-gradients (two cores, interleaved, smallest of 4). Reverse mode alone is defined, which GANs' penalties use twice.
+gradients (two cores, interleaved, smallest of 4). In groups, Eq. 3 is taken group by group on a CPU: the gradients of
+8 groups of 16 features at 16x16, batch 64, take 0.17 s and 7.9 s as JAX derives them (one core). Reverse mode alone is
+defined, which GANs' penalties use twice.
 """
 
 from functools import partial
