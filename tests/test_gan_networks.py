@@ -97,6 +97,18 @@ def test_an_image_depends_on_its_own_latent_and_label_alone(made):
     assert changed.tolist() == [False, True, False, False]
 
 
+def test_labels_leave_the_noise_its_say_in_dcgan():
+  classes, z = 3, jnp.asarray(_rng(1).standard_normal((96, 8), np.float32))
+  net, cond = dcgan.DCGANGenerator(8, 3, 4, classes), {'label': jnp.arange(96) % classes}
+  keys = jax.random.split(jax.random.key(0), 96)
+  variables = net.init(jax.random.key(0), z, cond, keys=keys, train=False)
+  # Large parameters of labels are what a game soon has, whose other gradients average out.
+  large = jax.tree.map(lambda leaf: 30 * leaf if leaf.shape[0] == classes else leaf, variables['params'])
+  images, _ = net.apply(variables | {'params': large}, z, cond, keys=keys, train=True, mutable=['batch_stats'])
+  by_label = np.asarray(images).reshape(32, classes, -1)
+  assert by_label.std(0).mean() > 0.5 * np.asarray(images).std(0).mean()
+
+
 def test_every_parameter_of_both_networks_matters(made):
   def total(params):
     generator = {**made.generator, 'params': params[0]}

@@ -5,7 +5,9 @@
 
 Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional GANs". The generator's norms keep
 running statistics in the collection 'batch_stats', with which it is sampled; the discriminator's are those of the batch
-it is given. With labels: embedded and appended to z, and a projection in the discriminator (Miyato and Koyama 2018).
+it is given. With labels, each has a scale and a bias of its own in the generator's norms, and the discriminator a
+projection (Miyato and Koyama 2018). Where labels enter beside z instead, the norms leave z no say: within 100 steps all
+images of a class are one.
 """
 
 from typing import Any
@@ -75,28 +77,43 @@ class DCGANGenerator(nn.Module):
   def __call__(
     self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'], train: bool = False
   ) -> Float[Array, 'b h w c']:
-    if self.num_classes:
-      embedding = self.param('labels', nn.initializers.normal(1.0), (self.num_classes, z.shape[-1]))
-      z = jnp.concatenate([z, embedding[cond['label']]], axis=-1)
+    label = cond['label'] if self.num_classes else None
     times = doublings(self.resolution)
     features = self.width << (times - 1)
     x = nn.Dense(16 * features, use_bias=False, kernel_init=_normal, dtype=self.dtype, name='in')(z)
     x = x.reshape(-1, 4, 4, features)
     for layer in range(times):
-      x = nn.relu(self._norm(train, f'norm_{layer}')(x))
+      x = nn.relu(self._norm(x, label, train, f'norm_{layer}'))
       last = layer == times - 1
       out = self.channels if last else features >> (layer + 1)
       x = _Doubled(out, bias=last, dtype=self.dtype, name=f'up_{layer}')(x)
     return jnp.tanh(x.astype(jnp.float32))
 
-  def _norm(self, train: bool, name: str) -> nn.BatchNorm:
-    return nn.BatchNorm(
+  def _norm(self, x: Array, label: Array | None, train: bool, name: str) -> Array:
+    """Batch normalisation; with labels, scale and bias are of the label."""
+
+    def near_one(key, shape, dtype=jnp.float32):
+      return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
+
+    own = label is None
+    norm = nn.BatchNorm(
       use_running_average=not train,
       momentum=self.momentum,
-      scale_init=lambda key, shape, dtype=jnp.float32: 1.0 + 0.02 * jax.random.normal(key, shape, dtype),
+      use_scale=own,
+      use_bias=own,
+      scale_init=near_one,
       dtype=self.dtype,
       name=name,
     )
+    if own:
+      return norm(x)
+    shape = (self.num_classes, x.shape[-1])
+    scale, bias = self.param(f'{name}_scale', near_one, shape), self.param(f'{name}_bias', nn.initializers.zeros, shape)
+    return norm(x) * _of_images(scale[label], x.dtype) + _of_images(bias[label], x.dtype)
+
+
+def _of_images(rows: Array, dtype: Any) -> Array:
+  return rows[:, None, None].astype(dtype)
 
 
 class DCGANDiscriminator(nn.Module):
