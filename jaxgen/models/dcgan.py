@@ -5,9 +5,9 @@
 
 Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolutional GANs". The generator's norms keep
 running statistics in the collection 'batch_stats', with which it is sampled; the discriminator's are those of the batch
-it is given. With labels, each has a scale and a bias of its own in the generator's norms, and the discriminator a
-projection (Miyato and Koyama 2018). Where labels enter beside z instead, the norms leave z no say: within 100 steps all
-images of a class are one.
+it is given. Labels set scale and bias of the generator's norms, by an embedding that all of them share (Brock et al.
+2019), and have a projection in the discriminator (Miyato and Koyama 2018). Where they enter beside z instead, the norms
+leave z no say: on Fashion-MNIST all images of a class are one after 100 steps.
 """
 
 from typing import Any
@@ -62,6 +62,7 @@ class DCGANGenerator(nn.Module):
     channels: of the images.
     width: features of the layer before the last; each layer before it has twice as many.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
+    embedding: size of a label's.
     momentum: of the running statistics.
     dtype: of activations.
   """
@@ -70,6 +71,7 @@ class DCGANGenerator(nn.Module):
   channels: int = 3
   width: int = 64
   num_classes: int = 0
+  embedding: int = 32
   momentum: float = 0.9
   dtype: Any = jnp.float32
 
@@ -77,7 +79,9 @@ class DCGANGenerator(nn.Module):
   def __call__(
     self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'], train: bool = False
   ) -> Float[Array, 'b h w c']:
-    label = cond['label'] if self.num_classes else None
+    label = None
+    if self.num_classes:
+      label = self.param('labels', nn.initializers.normal(1.0), (self.num_classes, self.embedding))[cond['label']]
     times = doublings(self.resolution)
     features = self.width << (times - 1)
     x = nn.Dense(16 * features, use_bias=False, kernel_init=_normal, dtype=self.dtype, name='in')(z)
@@ -90,7 +94,7 @@ class DCGANGenerator(nn.Module):
     return jnp.tanh(x.astype(jnp.float32))
 
   def _norm(self, x: Array, label: Array | None, train: bool, name: str) -> Array:
-    """Batch normalisation; with labels, scale and bias are of the label."""
+    """Batch normalisation; with labels, scale and bias are functions of the label's embedding."""
 
     def near_one(key, shape, dtype=jnp.float32):
       return 1.0 + 0.02 * jax.random.normal(key, shape, dtype)
@@ -107,13 +111,9 @@ class DCGANGenerator(nn.Module):
     )
     if own:
       return norm(x)
-    shape = (self.num_classes, x.shape[-1])
-    scale, bias = self.param(f'{name}_scale', near_one, shape), self.param(f'{name}_bias', nn.initializers.zeros, shape)
-    return norm(x) * _of_images(scale[label], x.dtype) + _of_images(bias[label], x.dtype)
-
-
-def _of_images(rows: Array, dtype: Any) -> Array:
-  return rows[:, None, None].astype(dtype)
+    affine = nn.Dense(2 * x.shape[-1], kernel_init=_normal, dtype=self.dtype, name=f'{name}_affine')(label)
+    scale, bias = jnp.split(affine[:, None, None], 2, axis=-1)
+    return norm(x) * (1 + scale) + bias
 
 
 class DCGANDiscriminator(nn.Module):
