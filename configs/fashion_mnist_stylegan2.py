@@ -16,5 +16,6 @@ build = emoji_stylegan2.build
 def get_config() -> ConfigDict:
   c = emoji_stylegan2.get_config()
   c.dataset, c.resolution, c.reference = 'fashion_mnist', 32, 'test'  # FID: with 10,000 images, not with 60,000
+  c.model.base = 512
   c.ada.ramp = 0.0  # there is enough data not to need it
   return c
