@@ -13,9 +13,7 @@ import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from configs import emoji_dcgan, emoji_stylegan2
-from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.image_folder import image_folder
-from jaxgen.data.datasets.synthetic import synthetic
+from configs.ffhq256_stylegan2 import opened
 from jaxgen.experiment import Experiment
 from jaxgen.models.progan import ProGANDiscriminator, ProGANGenerator
 from jaxgen.objectives import gan_losses
@@ -50,12 +48,6 @@ def progan(c: ConfigDict, *, channels: int, num_classes: int, begin: int, fade_s
     discriminator_penalties=(gradient_penalty(c.penalty), drift()),
     scheduled=lambda step: {'fade': jnp.clip((step - begin) / fade_steps, 0.0, 1.0).astype(jnp.float32)},
   )
-
-
-def opened(c: ConfigDict, split: str = 'train') -> Dataset:
-  if c.dataset == 'synthetic':
-    return synthetic((c.resolution, c.resolution, 3))
-  return image_folder('', split, size=c.resolution, name=c.dataset, data_dir=c.data_dir or None)
 
 
 def build(c: ConfigDict) -> tuple[Experiment, ...]:

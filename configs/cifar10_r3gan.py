@@ -12,9 +12,7 @@ from functools import partial
 from ml_collections import ConfigDict
 
 from configs import emoji_r3gan
-from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.datasets.tfds_dataset import tfds_dataset
+from configs.cifar10_stylegan2_ada import opened
 
 
 def get_config() -> ConfigDict:
@@ -33,12 +31,6 @@ def get_config() -> ConfigDict:
   c.fid.num_samples = 50_000
   c.fid.batch_size = c.sampling.batch_size = 512
   return c
-
-
-def opened(c: ConfigDict, split: str = 'train') -> Dataset:
-  if c.dataset == 'synthetic':
-    return synthetic((c.resolution, c.resolution, 3), num_classes=10)
-  return tfds_dataset(c.dataset, split, data_dir=c.data_dir or None)
 
 
 build = partial(emoji_r3gan.build, opened=opened)
