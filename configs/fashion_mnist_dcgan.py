@@ -3,7 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_dcgan
 
-Result: not run yet.
+Result, seed 0, 20 minutes on one core with another program on the other: 4,130 steps; clothes of every class, whole and
+unlike each other. FID: not measured yet.
 """
 
 from ml_collections import ConfigDict

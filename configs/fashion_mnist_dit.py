@@ -3,7 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_dit
 
-Result: not run yet.
+Result, seed 0, 1,500 steps, 16 minutes on one core with another program on the other: clothes of every class, whole and
+bright, as guidance 3 has them; sandals in pieces. FID: not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_r3gan
 
-Result: not run yet.
+Result, seed 0, 20 minutes on one core with another program on the other: 516 steps; outlines of every class, smooth.
+FID: not measured yet.
 """
 
 from ml_collections import ConfigDict

@@ -3,7 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_stylegan2
 
-Result: not run yet.
+Result, seed 0, 20 minutes on one core with another program on the other: 3,831 steps; clothes of every class, shoes the
+sharpest, with grain. FID: not measured yet.
 """
 
 from ml_collections import ConfigDict
