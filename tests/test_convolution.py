@@ -63,6 +63,20 @@ def test_values_and_gradients_are_xlas(name):
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, wanted)
 
 
+def test_groups_elsewhere_than_on_a_cpu_are_one_convolution_with_the_same_gradients(monkeypatch):
+  ours, theirs, image, kernel = CASES['in groups']
+  shapes = [jax.ShapeDtypeStruct(shape, jnp.float32) for shape in (image, kernel)]
+  traced = jax.jit(partial(_once, ours)).trace(*shapes)
+  numbers = [traced.lower(lowering_platforms=(p,)).as_text().count('stablehlo.convolution') for p in ('tpu', 'cpu')]
+  assert numbers == [3, 4]  # y, dx and dk, which a CPU takes in two groups
+
+  monkeypatch.setattr(lax, 'platform_dependent', lambda *args, cpu, default: default(*args))
+  draw = np.random.default_rng(0)
+  x, k = (jnp.asarray(0.3 * draw.standard_normal(shape), jnp.float32) for shape in (image, kernel))
+  found, wanted = (jax.jit(lambda x, k, f=f: (_once(f, x, k), _twice(f, x, k)))(x, k) for f in (ours, theirs))
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4), found, wanted)
+
+
 def _strange(f, image, kernel):
   """Convolutions of a lazy penalty's branch that XLA's CPU backend would run element by element."""
 
