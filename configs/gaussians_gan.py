@@ -46,6 +46,7 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'steps': 6000,
       'batch_size': 256,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'latent': 16,
       'loss': 'minimax',
       'r1': 0.0,  # gammas and weights; 0 for none
@@ -65,7 +66,7 @@ def get_config() -> ConfigDict:
 
 
 def build(c: ConfigDict) -> Experiment:
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(**c.mesh)
   penalties = []
   for name in ('r1', 'r2', 'gradient_penalty'):
     if c[name]:

@@ -111,16 +111,9 @@ def _lpips(path):
   safetensors_file.write(path, tensors, metadata={'hash': content_hash(tensors)})
 
 
-def test_all_configs_are_found():
-  assert set(CONFIGS) <= set(available_configs())
-
-
-@pytest.mark.parametrize(
-  'name', [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CONFIGS]
-)
-def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
-  monkeypatch.setenv('JAXGEN_HOME', str(data_dir.parent))
-  config, module = load_config(name)
+def opened(name, data_dir, changes=None):
+  """A config and its module, with what stands here for its data."""
+  config, module = load_config(name, [f'--config.{field}={value}' for field, value in (changes or {}).items()])
   if 'data_dir' in config:
     config.data_dir = str(data_dir)
   if name in SYNTHETIC:
@@ -130,6 +123,19 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
   if name in ON_LATENTS:
     family = next(family for family in ('emoji', 'dit_xl2', 'imagenet256_ldm') if family in name)
     config.autoencoder = str(data_dir / f'{family}_autoencoder')
+  return config, module
+
+
+def test_all_configs_are_found():
+  assert set(CONFIGS) <= set(available_configs())
+
+
+@pytest.mark.parametrize(
+  'name', [pytest.param(name, marks=pytest.mark.slow) if name in LONG else name for name in CONFIGS]
+)
+def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
+  monkeypatch.setenv('JAXGEN_HOME', str(data_dir.parent))
+  config, module = opened(name, data_dir)
   assert module.__doc__.count('jaxgen train') or module.__doc__.count('launch/local train')
   assert 'esult' in module.__doc__, 'the docstring says what came out, or "not run"'
   for stage in as_stages(module.build(config)):

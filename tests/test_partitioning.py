@@ -1,4 +1,4 @@
-"""The compiler splits the step of every family of configs over a mesh without giving up on any array.
+"""The compiler splits the step of every config over a mesh without giving up on any array.
 
 Where it finds no way from one sharding to another it gathers the whole array on every device, and says so on standard
 error: `Involuntary full rematerialization`. And of a fully sharded step it sends parameters, not images.
@@ -12,7 +12,6 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from jaxgen import ema, sharding, train
 from jaxgen.bench.programs import FixedBatch
-from jaxgen.cli.config import load_config
 from jaxgen.experiment import Experiment, as_stages
 from jaxgen.models import unet
 from jaxgen.models.dit import DiT
@@ -26,31 +25,15 @@ from tests import test_configs
 
 data_dir = test_configs.data_dir
 MESHES = ({'data': 2, 'fsdp': 2, 'tensor': 2}, {'data': 2, 'fsdp': 4, 'tensor': 1})
-# One config for each network and each way of training it, with what makes it small.
-FAMILIES = {
-  'dit_xl2_imagenet256': {'size': 'S/2', 'batch_size': 16},
-  'emoji_dit': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_latent_dit': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_mean_flow': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_consistency': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_scm': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_shortcut': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_one_step': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_reflow': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_vdm': {'model.depth': 2, 'model.unroll': 1},
-  'emoji_unet': {},
-  'emoji_classifier': {},
-  'emoji_ldm': {},
-  'emoji_vae': {},
-  'emoji_vqgan': {},
-  'emoji_dcgan': {},
-  'emoji_progressive': {},
-  'emoji_r3gan': {},
-  'emoji_stylegan2': {},
-  'stacked_digits_dcgan': {},
-  'celebahq_progan': {},
-  'cifar10_ddpm': {'batch_size': 16},
-  'cifar10_edm': {'batch_size': 16},
+# What makes a config small, where it is not: a network's depth changes no sharding, nor does the size of a batch.
+SMALLER = {
+  (
+    *('emoji_consistency', 'emoji_dit', 'emoji_dit_flow', 'emoji_edm', 'emoji_latent_dit', 'emoji_mean_flow'),
+    *('emoji_one_step', 'emoji_reflow', 'emoji_scm', 'emoji_shortcut', 'emoji_vdm'),
+    *('fashion_mnist_consistency', 'fashion_mnist_dit', 'fashion_mnist_dit_flow', 'fashion_mnist_mean_flow'),
+  ): {'model.depth': 2, 'model.unroll': 1},
+  ('dit_xl2_imagenet256', 'dit_xl2_imagenet256_flow', 'dit_xl2_imagenet512'): {'size': 'S/2', 'batch_size': 16},
+  ('cifar10_ddpm', 'cifar10_edm', 'cifar10_r3gan', 'imagenet256_ldm', 'imagenet64_adm'): {'batch_size': 16},
 }
 
 
@@ -110,14 +93,8 @@ def no_cache():
 
 
 def stages(name, mesh, data_dir):
-  """Of a config of FAMILIES, over a mesh."""
-  config, module = load_config(name, [f'--config.{field}={value}' for field, value in FAMILIES[name].items()])
-  if 'data_dir' in config:
-    config.data_dir = str(data_dir)
-  if not name.startswith('emoji'):
-    config.dataset = 'synthetic'
-  elif 'autoencoder' in config:
-    config.autoencoder = str(data_dir / 'emoji_autoencoder')
+  """Of a config, over a mesh."""
+  config, module = test_configs.opened(name, data_dir, next((SMALLER[names] for names in SMALLER if name in names), {}))
   with config.unlocked():
     config.mesh.update(mesh)
   return as_stages(module.build(config))
@@ -125,7 +102,7 @@ def stages(name, mesh, data_dir):
 
 @pytest.mark.slow
 @pytest.mark.parametrize('mesh', MESHES, ids=lambda mesh: ' x '.join(f'{axis} {size}' for axis, size in mesh.items()))
-@pytest.mark.parametrize('name', FAMILIES)
+@pytest.mark.parametrize('name', test_configs.CONFIGS)
 def test_no_array_is_gathered_for_want_of_a_way(name, mesh, data_dir, monkeypatch, capfd, no_cache):
   monkeypatch.setenv('JAXGEN_HOME', str(data_dir.parent))
   for stage in stages(name, mesh, data_dir):
