@@ -44,6 +44,7 @@ def get_config() -> ConfigDict:
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'width': 128, 'layers': 4, 'base': 2048, 'max_features': 128, 'mixing': 0.9},
+      'group': 4,  # images whose standard deviation the discriminator is told
       'dtype': 'float32',
       'r1': {'gamma': 0.05, 'every': 16},
       'path_length': {'weight': 2.0, 'every': 4},  # every=0 for none
@@ -63,7 +64,7 @@ def stylegan2(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
   m = c.model
   return gan(
     stylegan2_generator(c.resolution, channels=channels, num_classes=num_classes, dtype=c.dtype, **m),
-    StyleGAN2Discriminator(num_classes, base=m.base, max_features=m.max_features, dtype=c.dtype),
+    StyleGAN2Discriminator(num_classes, base=m.base, max_features=m.max_features, group=c.group, dtype=c.dtype),
     latent=m.width,
     loss=gan_losses.non_saturating,
     generator_penalties=(path_length(**c.path_length),) if c.path_length.every else (),

@@ -3,8 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_dit
 
-Result, seed 0, 1,500 steps, 16 minutes on one core with another program on the other: clothes of every class, whole and
-bright, as guidance 3 has them; sandals in pieces. FID: not measured yet.
+Result, seed 0, 1,900 steps, 18 minutes on one core with another program on the other: `fid_1k` 46.2 with the 10,000
+test images; clothes of every class, whole and bright, as guidance 3 has them; sandals in pieces.
 """
 
 from ml_collections import ConfigDict
@@ -17,4 +17,5 @@ build = emoji_dit.build
 def get_config() -> ConfigDict:
   c = emoji_dit.get_config()
   c.dataset, c.resolution, c.reference = 'fashion_mnist', 32, 'test'  # FID: with 10,000 images, not with 60,000
+  c.steps = 1_900
   return c

@@ -3,8 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_r3gan
 
-Result, seed 0, 20 minutes on one core with another program on the other: 516 steps; outlines of every class, smooth.
-FID: not measured yet.
+Result, seed 0, 20 minutes on one core with another program on the other: 2,788 steps; `fid_1k` 74.2 with the 10,000
+test images; clothes of every class, whole, a few of each over and over.
 """
 
 from ml_collections import ConfigDict
@@ -18,5 +18,6 @@ def get_config() -> ConfigDict:
   c = emoji_r3gan.get_config()
   c.dataset, c.resolution, c.reference = 'fashion_mnist', 32, 'test'  # FID: with 10,000 images, not with 60,000
   c.model.update({'widths': (128, 64, 32, 16), 'group': 32})
+  c.batch_size = 16  # many steps in little time
   c.augmentation = (0.0, 0.0)  # there is enough data not to need it
   return c

@@ -3,8 +3,10 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_stylegan2
 
-Result, seed 0, 20 minutes on one core with another program on the other: 3,831 steps; clothes of every class, shoes the
-sharpest, with grain. FID: not measured yet.
+Result, seed 0, 20 minutes on one core with another program on the other: 11,833 steps; `fid_1k` 37.8 with the 10,000
+test images; clothes of every class, whole and unlike each other, the sandals too. Steps count more than images here:
+87.0 of 4,801 steps of 16 images with `base` 512, half the learning rate and an R1 of 0.01, whose cloth is all dots;
+52.3 of 5,515 steps of 32 images with an R1 of 0.2.
 """
 
 from ml_collections import ConfigDict
@@ -17,10 +19,13 @@ build = emoji_stylegan2.build
 def get_config() -> ConfigDict:
   c = emoji_stylegan2.get_config()
   c.dataset, c.resolution, c.reference = 'fashion_mnist', 32, 'test'  # FID: with 10,000 images, not with 60,000
-  # As the ADA paper's for CIFAR-10: two layers of mapping, neither mixing nor path lengths; R1 lighter.
-  c.model.update({'layers': 2, 'base': 512, 'mixing': 0.0})
+  # As the ADA paper's for CIFAR-10: two layers of mapping, neither mixing nor path lengths. Narrow, few images a step
+  # and twice its learning rate, for many steps in little time.
+  c.model.update({'layers': 2, 'base': 256, 'mixing': 0.0})
   c.path_length.every = 0
-  c.r1.gamma = 0.01
-  c.batch_size = 16
+  c.r1.gamma = 0.1
+  c.optimizer.rate = 0.005
+  c.batch_size, c.steps = 16, 12_000
+  c.samples.every = c.fid.every = c.checkpoint.every = 3_000
   c.ada.ramp = 0.0  # there is enough data not to need it
   return c

@@ -33,7 +33,10 @@ SMALLER = {
     *('fashion_mnist_consistency', 'fashion_mnist_dit', 'fashion_mnist_dit_flow', 'fashion_mnist_mean_flow'),
   ): {'model.depth': 2, 'model.unroll': 1},
   ('dit_xl2_imagenet256', 'dit_xl2_imagenet256_flow', 'dit_xl2_imagenet512'): {'size': 'S/2', 'batch_size': 16},
-  ('cifar10_ddpm', 'cifar10_edm', 'cifar10_r3gan', 'imagenet256_ldm', 'imagenet64_adm'): {'batch_size': 16},
+  ('cifar10_ddpm', 'cifar10_edm', 'imagenet256_ldm', 'imagenet64_adm'): {'batch_size': 16},
+  ('celeba_dcgan', 'cifar10_stylegan2_ada'): {'batch_size': 16},
+  ('cifar10_r3gan',): {'batch_size': 16, 'model.widths': (128, 128, 128, 128), 'model.blocks': 1},
+  ('ffhq256_stylegan2',): {'batch_size': 16, 'model.base': 4096, 'model.max_features': 128},
 }
 
 
