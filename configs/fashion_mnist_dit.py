@@ -4,7 +4,8 @@
   ./launch/local train --config fashion_mnist_dit
 
 Result, seed 0, 1,900 steps, 18 minutes on one core with another program on the other: `fid_1k` 46.2 with the 10,000
-test images; clothes of every class, whole and bright, as guidance 3 has them; sandals in pieces.
+test images, 47.4 with guidance 1.5; clothes of every class, whole and bright, as guidance 3 has them; sandals in
+pieces.
 """
 
 from ml_collections import ConfigDict
