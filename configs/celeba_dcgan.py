@@ -20,7 +20,6 @@ def get_config() -> ConfigDict:
   c = emoji_dcgan.get_config()
   c.dataset, c.data_dir, c.resolution = 'celeb_a', '', 64
   c.model.width = 64
-  c.diff_augment = False
   c.batch_size = 128
   c.steps = 40_000  # 25 epochs
   c.samples.every = c.fid.every = c.checkpoint.every = 5_000

@@ -24,6 +24,7 @@ from jaxgen.objectives.regularizers import drift, gradient_penalty
 
 def get_config() -> ConfigDict:
   c = emoji_stylegan2.get_config()
+  del c.group, c.r1, c.path_length, c.ada  # StyleGAN2's
   c.dataset, c.data_dir, c.flip = 'celebahq', '', True
   c.resolutions = (4, 8, 16, 32, 64, 128, 256)
   c.batch_sizes = (64, 64, 64, 64, 64, 32, 16)

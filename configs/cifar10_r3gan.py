@@ -17,7 +17,7 @@ from configs.cifar10_stylegan2_ada import opened
 
 def get_config() -> ConfigDict:
   c = emoji_r3gan.get_config()
-  c.dataset, c.data_dir = 'cifar10', ''
+  c.dataset, c.data_dir, c.resolution = 'cifar10', '', 32
   c.model.update({'widths': (768, 768, 768, 768), 'blocks': 2})
   c.dtype = 'bfloat16'
   c.batch_size = 512

@@ -20,12 +20,12 @@ from jaxgen.data.datasets.tfds_dataset import tfds_dataset
 
 def get_config() -> ConfigDict:
   c = emoji_stylegan2.get_config()
-  c.dataset, c.data_dir = 'cifar10', ''
-  c.model.update({'width': 512, 'layers': 2, 'base': 32768, 'max_features': 512, 'mixing': 0.0})
+  c.dataset, c.data_dir, c.resolution = 'cifar10', '', 32
+  c.model.update({'width': 512, 'layers': 2, 'base': 32768, 'max_features': 512})
   c.batch_size, c.group = 64, 32
   c.steps = 1_562_500
   c.r1.gamma = 0.01
-  c.path_length.every = 0
+  c.optimizer.rate = 0.0025
   c.ada.ramp = 500_000.0
   c.ema = ConfigDict({'images': 500_000.0, 'ramp': 0.05})
   c.samples.every = c.fid.every = c.checkpoint.every = 20_000

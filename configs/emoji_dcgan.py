@@ -1,9 +1,11 @@
-"""emoji_stylegan2's data with a DCGAN: batch norms, Adam at 2e-4, no regulariser, DiffAugment.
+"""emoji_stylegan2's data with a DCGAN: batch norms, Adam at 2e-4, no regulariser.
 
   ./launch/local train --config emoji_dcgan
 
-Two CPU cores. The generator is sampled with its running statistics, which are of the parameters themselves, so there
-is no average. Result: not run yet.
+The generator is sampled with its running statistics, which are of the parameters themselves, so there is no average.
+
+Result, seed 0, 20 minutes on one core with another program on the other: 901 steps; `fid_1k` 253.5 with 5,000 of the
+training images; colours and places of the classes, no shapes, a checkerboard.
 """
 
 from functools import partial
@@ -21,9 +23,12 @@ from jaxgen.objectives.gan import gan
 
 def get_config() -> ConfigDict:
   c = emoji_stylegan2.get_config()
+  del c.group, c.r1, c.path_length, c.ada  # StyleGAN2's
   c.model = ConfigDict({'width': 32, 'latent': 100})
   c.batch_size = 64
-  c.diff_augment = True
+  c.steps = 900
+  c.samples.every = c.fid.every = c.checkpoint.every = 300
+  c.diff_augment = False
   c.optimizer = ConfigDict({'rate': 2e-4, 'b1': 0.5, 'b2': 0.999})
   c.ema.images = 0.0
   return c

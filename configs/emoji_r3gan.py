@@ -2,8 +2,11 @@
 
   ./launch/local train --config emoji_r3gan
 
-Two CPU cores. As in the paper, learning rate, gamma, b2, and the augmentation's probability follow cosines from their
-first to their last value over the first part of training. Result: not run yet.
+As in the paper, learning rate, gamma, b2, and the augmentation's probability follow cosines from their first to their
+last value over the first part of training.
+
+Result, seed 0, 20 minutes on one core with another program on the other: 1,575 steps; `fid_1k` 154.1 with 5,000 of the
+training images; smooth signs, rings and lettered squares with outlines, nothing fine.
 """
 
 from functools import partial
@@ -27,12 +30,13 @@ PIPELINE = Pipeline(brightness=0.5, contrast=0.5, luma_flip=0.5, hue=0.5, satura
 
 def get_config() -> ConfigDict:
   c = emoji_stylegan2.get_config()
-  c.model = ConfigDict({'widths': (128, 128, 64, 32), 'blocks': 1, 'group': 16, 'latent': 64})
-  c.batch_size = 64
+  del c.group, c.r1, c.path_length, c.ada  # StyleGAN2's
+  c.model = ConfigDict({'widths': (64, 64, 32, 16, 8), 'blocks': 1, 'group': 16, 'latent': 64})
+  c.batch_size, c.steps = 16, 1600
   c.burn_in = 30_000.0  # images over which the values go from the first to the last
   c.optimizer = ConfigDict({'rate': (2e-3, 5e-4), 'b1': 0.0, 'b2': (0.9, 0.99)})
-  c.gamma = (0.5, 0.05)
-  c.augmentation = (0.0, 0.5)  # probability; (0.0, 0.0) for none
+  c.gamma = (1.0, 0.1)
+  c.augmentation = (0.0, 0.0)  # probability, such as (0.0, 0.5); (0.0, 0.0) for none
   return c
 
 

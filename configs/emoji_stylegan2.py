@@ -1,8 +1,14 @@
-"""A StyleGAN2 with labels learns the emoji of 7 classes at 32x32, with ADA, R1 and path lengths.
+"""A StyleGAN2 with labels learns 9,728 emoji of 10 classes at 64x64.
 
+  jaxgen data prepare emoji64    # once
   ./launch/local train --config emoji_stylegan2
 
-Two CPU cores. Result: not run yet.
+As the ADA paper's for CIFAR-10: two layers of mapping, neither style mixing nor path lengths; and narrow, with few
+images a step and twice its learning rate, for many steps in little time. No ADA: in 37,000 images nothing is
+overfitted.
+
+Result, seed 0, 20 minutes on one core with another program on the other: 2,320 steps; `fid_1k` 198.0 with 5,000 of the
+training images; whole flags, signs and fruits, each in its own colours; people and things are silhouettes, with grain.
 """
 
 from collections.abc import Callable
@@ -36,26 +42,26 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'emoji32',
-      'resolution': 32,
+      'dataset': 'emoji64',
+      'resolution': 64,
       'reference': 'train',  # the split that FID compares with
       'flip': False,
-      'steps': 3000,
-      'batch_size': 32,
+      'steps': 2400,
+      'batch_size': 16,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
-      'model': {'width': 128, 'layers': 4, 'base': 2048, 'max_features': 128, 'mixing': 0.9},
+      'model': {'width': 128, 'layers': 2, 'base': 512, 'max_features': 128, 'mixing': 0.0},
       'group': 4,  # images whose standard deviation the discriminator is told
       'dtype': 'float32',
-      'r1': {'gamma': 0.05, 'every': 16},
-      'path_length': {'weight': 2.0, 'every': 4},  # every=0 for none
-      'ada': {'target': 0.6, 'ramp': 50_000.0},  # ramp=0 for none
-      'optimizer': {'rate': 0.0025, 'b1': 0.0, 'b2': 0.99},
+      'r1': {'gamma': 0.2, 'every': 16},
+      'path_length': {'weight': 2.0, 'every': 0},  # every=4 as published; 0 for none
+      'ada': {'target': 0.6, 'ramp': 0.0},  # ramp: images from 0 to 1, such as 50,000; 0 for none
+      'optimizer': {'rate': 0.005, 'b1': 0.0, 'b2': 0.99},
       'ema': {'images': 5_000.0, 'ramp': 0.05},  # half-life; 0 for no average
       'sampling': {'batch_size': 64},
-      'samples': {'every': 500, 'num': 56},
-      'fid': {'every': 500, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'samples': {'every': 600, 'num': 56},
+      'fid': {'every': 1200, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
       'log_every': 50,
-      'checkpoint': {'every': 500, 'keep': 2},
+      'checkpoint': {'every': 600, 'keep': 2},
     }
   )
 

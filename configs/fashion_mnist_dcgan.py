@@ -17,7 +17,6 @@ build = emoji_dcgan.build
 def get_config() -> ConfigDict:
   c = emoji_dcgan.get_config()
   c.dataset, c.resolution, c.reference = 'fashion_mnist', 32, 'test'  # FID: with 10,000 images, not with 60,000
-  c.diff_augment = False
   c.steps = 6_000
   c.samples.every = c.fid.every = c.checkpoint.every = 1_500
   return c

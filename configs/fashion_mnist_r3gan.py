@@ -18,6 +18,7 @@ def get_config() -> ConfigDict:
   c = emoji_r3gan.get_config()
   c.dataset, c.resolution, c.reference = 'fashion_mnist', 32, 'test'  # FID: with 10,000 images, not with 60,000
   c.model.update({'widths': (128, 64, 32, 16), 'group': 32})
-  c.batch_size = 16  # many steps in little time
-  c.augmentation = (0.0, 0.0)  # there is enough data not to need it
+  c.gamma = (0.5, 0.05)
+  c.steps = 3_000
+  c.samples.every = c.fid.every = c.checkpoint.every = 500
   return c

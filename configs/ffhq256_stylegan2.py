@@ -20,12 +20,13 @@ from jaxgen.data.datasets.synthetic import synthetic
 def get_config() -> ConfigDict:
   c = emoji_stylegan2.get_config()
   c.dataset, c.data_dir, c.resolution, c.flip = 'ffhq', '', 256, True
-  c.model.update({'width': 512, 'layers': 8, 'base': 16384, 'max_features': 512})
+  c.model.update({'width': 512, 'layers': 8, 'base': 16384, 'max_features': 512, 'mixing': 0.9})
   c.dtype = 'bfloat16'
   c.batch_size = 64
   c.steps = 390_625
   c.r1.gamma = 1.0
-  c.ada.ramp = 0.0
+  c.path_length.every = 4
+  c.optimizer.rate = 0.0025
   c.ema = ConfigDict({'images': 20_000.0, 'ramp': None})
   c.samples.every = c.fid.every = c.checkpoint.every = 10_000
   c.fid.num_samples = 50_000

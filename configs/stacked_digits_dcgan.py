@@ -29,12 +29,11 @@ CLASSES = 10
 
 def get_config() -> ConfigDict:
   c = emoji_dcgan.get_config()
-  c.dataset = 'stacked_digits'
+  c.dataset, c.resolution = 'stacked_digits', 32
   c.digits = 'mnist'
   c.num_images = 128_000
   c.held_out = 1000
   c.steps = 10_000
-  c.diff_augment = False
   c.classifier = ConfigDict({'widths': (32, 64, 128), 'rate': 1e-3})
   c.modes = ConfigDict({'num': 26_000, 'every': 2500})
   c.samples.every = c.checkpoint.every = 2500
