@@ -2,7 +2,9 @@
 
   ./launch/local train --config emoji_consistency
 
-The same hardware as emoji_dit; a step costs about a third more. Result: not run yet.
+The same hardware as emoji_dit; a step costs about a third more. Result, seed 0: fid_256 230.6 at step 600 and 214.1 at
+1,200; 207.8 in two steps (`jaxgen evaluate --config.sampling.times='(1.0, 0.5)'`). The colours and outlines
+of each class, filled with patches.
 """
 
 from functools import partial

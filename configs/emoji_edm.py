@@ -2,7 +2,8 @@
 
   ./launch/local train --config emoji_edm
 
-The same hardware and time as emoji_dit. Result: not run yet.
+The same hardware and time as emoji_dit. Result of half the steps (`--config.steps=600`), seed 0:
+fid_256 202.6, where emoji_dit is at 203.0 halfway; framed signs, the colours of each class.
 """
 
 from functools import partial

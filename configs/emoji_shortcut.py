@@ -2,7 +2,8 @@
 
   ./launch/local train --config emoji_shortcut
 
-The same hardware as emoji_dit; a step costs about a quarter more. Result: not run yet.
+The same hardware as emoji_dit; a step costs about a quarter more. Result of half the steps
+(`--config.steps=600`), seed 0: fid_256 231.6 in four jumps; the colours of each class, filled with patches.
 """
 
 from functools import partial

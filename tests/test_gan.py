@@ -212,10 +212,13 @@ class _Point(nn.Module):
     return jnp.broadcast_to(self.param('g', nn.initializers.constant(2.0), ()), (len(z), 1, 1, 1))
 
 
-def _dirac(**kwargs):
-  """The game of Mescheder et al. 2018: data at 0, a generator at g, a discriminator of slope c; one step of sgd."""
+SGD = optax.sgd(0.1)
+
+
+def _dirac(optimizer=SGD, **kwargs):
+  """The game of Mescheder et al. 2018: data at 0, a generator at g, a discriminator of slope c; one step."""
   objective = gan(_Point(), _Slope(), latent=1, loss=gan_losses.wasserstein, **kwargs)
-  optimizers = {'generator': optax.sgd(0.1), 'discriminator': optax.sgd(0.1)}
+  optimizers = {'generator': SGD, 'discriminator': optimizer}
   batch = {'image': jnp.zeros((4, 1, 1, 1))}
   state = init_state(objective, optimizers, {}, batch, jax.random.key(0))
   state, _ = make_train_step(objective, optimizers, {})(state, {}, batch, jax.random.key(1))
@@ -227,7 +230,10 @@ def test_the_dirac_game_by_hand():
   np.testing.assert_allclose(_dirac(), (g, 0.5 - 0.1 * g), rtol=1e-6)
   # c after k steps of descent of c g, c - k rate g; d/dg of -(c - k rate g) g is -c + 2 k rate g
   ahead = 2 - 0.1 * (-0.5 + 2 * 3 * 0.01 * 2)
-  np.testing.assert_allclose(_dirac(unroll=Unroll(3, 0.01))[0], ahead, rtol=1e-5)
+  np.testing.assert_allclose(_dirac(unroll=Unroll(3, optax.sgd(0.01)))[0], ahead, rtol=1e-5)
+  # Adam goes the same way, c - k rate, however steep
+  adam = optax.adam(0.01, eps_root=1e-12)
+  np.testing.assert_allclose(_dirac(adam, unroll=Unroll(3, adam))[0], 2 + 0.1 * (0.5 - 3 * 0.01), rtol=1e-5)
   # R1 adds gamma c to the gradient of c
   np.testing.assert_allclose(
     _dirac(discriminator_penalties=(regularizers.r1(0.5),)), (g, 0.5 - 0.1 * (g + 0.5 * 0.5)), rtol=1e-6

@@ -13,11 +13,16 @@ from jaxgen.metrics.modes import coverage, nearest_mode, stacked_mode
 from jaxgen.train_state import init_state, sampling_params
 from jaxgen.train_step import make_train_step
 
-STEPS, NUM = 5000, 2500  # steps of the generator, and how many images
+NUM = 2500  # images
 STABLE = {'r1': 0.1, 'r2': 0.1}
 WASSERSTEIN = {'loss': 'wasserstein', 'generator_every': 5}
+# The generator learns five times as fast, about as in Metz et al. 2017: without help it runs from mode to mode.
+SLOW = {'steps': 8000, 'optimizer.discriminator': 2e-4, 'optimizer.b1': 0.5, 'optimizer.b2': 0.999}
+MINIBATCH = {'loss': 'non_saturating', 'discriminator.kernels': 4, 'batch_size': 128, 'steps': 12_000}
+# The tests' own flags save time of compiling, these programs' time is running.
+OPTIMISED = {'xla_backend_optimization_level': 3, 'xla_llvm_disable_expensive_passes': False}
 # What is changed of the config, and how many of the 25 modes are to be covered: from, to.
-ANY, NOT_ALL, ALL = (1, 25), (1, 23), (24, 25)
+LOST, ANY, NOT_ALL, ALL = (0, 3), (1, 25), (1, 23), (24, 25)
 GAMES = {
   'minimax': ({}, NOT_ALL),
   'non-saturating': ({'loss': 'non_saturating'}, ANY),
@@ -30,8 +35,10 @@ GAMES = {
   'relativistic, R1 and R2': ({'loss': 'relativistic', **STABLE}, ALL),
   'non-saturating, spectral': ({'loss': 'non_saturating', 'discriminator.spectral': True}, ALL),
   'hinge, spectral': ({'loss': 'hinge', 'discriminator.spectral': True}, ALL),
-  'non-saturating, minibatch': ({'loss': 'non_saturating', 'discriminator.kernels': 4, 'batch_size': 64}, ANY),
-  'non-saturating, unrolled 5': ({'loss': 'non_saturating', 'unroll.steps': 5}, ANY),
+  'minimax, rates 5:1': (SLOW, LOST),
+  'non-saturating, rates 5:1': ({'loss': 'non_saturating', **SLOW}, LOST),
+  'non-saturating, minibatch, rates 5:1': (SLOW | MINIBATCH, ALL),
+  'non-saturating, unrolled 5, rates 5:1': ({'loss': 'non_saturating', 'unroll': 5, **SLOW}, ALL),
 }
 
 
@@ -48,8 +55,9 @@ def points():
   return np.stack([dataset.read(i)['image'] for i in range(dataset.num_examples)])
 
 
-def train(config, steps):
-  """The config's own step, `steps` times in one program; batches are drawn on the device."""
+def train(config):
+  """The config's own step, as often as it says, in one program; batches are drawn on the device."""
+  steps = config.steps * config.generator_every
   experiment = gaussians_gan.build(config)
   step = make_train_step(experiment.objective, experiment.optimizers, experiment.averages)
   data = jnp.asarray(points())
@@ -59,7 +67,7 @@ def train(config, steps):
     state, metrics = step(state, {}, {'image': data[rows]}, key)
     return state, metrics['skipped'].total
 
-  @jax.jit
+  @functools.partial(jax.jit, compiler_options=OPTIMISED)
   def run(key):
     batch = {'image': data[: config.batch_size]}
     state = init_state(experiment.objective, experiment.optimizers, experiment.averages, batch, key)
@@ -111,9 +119,8 @@ def test_an_unknown_split_is_refused():
 @pytest.mark.parametrize('name', GAMES)
 def test_games_on_25_gaussians(name):
   changes, (fewest, most) = GAMES[name]
-  config = configured(changes)
-  samples, skipped = train(config, STEPS * config.generator_every)
+  samples, skipped = train(configured(changes))
   result = covered(samples)
   print(f'| {name} | {result.covered} | {result.quality:.2f} | {result.kl:.2f} |')
-  assert skipped == 0 and result.quality > 0.1
-  assert fewest <= result.covered <= most
+  assert skipped == 0 and fewest <= result.covered <= most
+  assert result.quality > 0.1 or most < 4

@@ -171,7 +171,7 @@ def test_minibatch_discrimination_is_its_formula():
   for i in range(4):
     for j in range(4):
       if i != j:
-        expected[i] += np.exp(-np.abs(m[i] - m[j]).sum(-1))
+        expected[i] += np.exp(-np.abs(m[i] - m[j]).sum(-1)) / 3
   np.testing.assert_allclose(layer.apply({'params': {'matrix': jnp.asarray(matrix)}}, x), expected, rtol=1e-5)
 
 

@@ -12,8 +12,8 @@ logits`. Whatever collections they have besides parameters (running statistics, 
 `state.extra['generator']` and `['discriminator']`; the phase that trains a network moves its own. Statistics over the
 batch are global under jit: those of all devices.
 
-Unrolled (Metz et al. 2017): the generator's loss is against the discriminator after k more updates of Eq. 2 by
-gradient descent, and is differentiated through them.
+Unrolled (Metz et al. 2017): the generator's loss is against the discriminator after k more updates of Eq. 2 by its
+optimizer, on the same images, and is differentiated through them.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,6 +22,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import optax
 
 from jaxgen import sharding
 from jaxgen.objectives.augmentation import Augmentation, no_augmentation
@@ -35,10 +36,16 @@ Extra = dict[str, Any]
 
 
 class Unroll(NamedTuple):
-  """Attributes: steps, k above; rate, of the gradient descent."""
+  """How far the generator looks ahead.
+
+  Attributes:
+    steps: k above.
+    optimizer: the discriminator's, which goes on from its state. Adam has derivatives only with an `eps_root`
+      above 0.
+  """
 
   steps: int
-  rate: float
+  optimizer: optax.GradientTransformation
 
 
 class Game(NamedTuple):
@@ -112,7 +119,7 @@ def gan(
     scheduled: step to scalars by name that they see in the same place, such as {'fade': ...}; samples are drawn with
       those of the last step.
     generator_every: discriminator updates for each of the generator.
-    unroll: discriminator updates that the generator looks ahead.
+    unroll: see Unroll; None does not look ahead.
   """
   game = Game(generator, discriminator, latent, cond, scheduled, augmentation)
   d_loss = _discriminator_loss(game, loss, [p for p in discriminator_penalties if p.every == 1])
@@ -158,7 +165,7 @@ def _generator_loss(game: Game, loss: GanLoss, unroll: Unroll | None) -> Callabl
     cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
     fake, moved = game.fake(params, state.extra, cond, latent_key, len(real))
     if unroll is not None:
-      params = _ahead(game, loss, unroll, params, state, batch, unroll_key)
+      params = _ahead(game, loss, unroll, params, state, (real, fake, cond), unroll_key)
     fake_logits, _ = game.judge(params, state.extra, state.step, fake, cond, fake_key)
     real_logits, _ = game.judge(params, state.extra, state.step, real, cond, real_key)
     return jnp.mean(loss.generator(real_logits, fake_logits)), Aux(
@@ -224,21 +231,24 @@ def _lazy_generator(game: Game, penalty: GeneratorPenalty, generator_every: int)
   return Phase(penalty.name, 'generator', lazy, penalty.every * generator_every)
 
 
-def _ahead(game: Game, loss: GanLoss, unroll: Unroll, params, state, batch: Batch, key: Key[Array, '']) -> Any:
-  """The parameters with the discriminator's after more updates, as a function of the generator's."""
-  cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
+def _ahead(
+  game: Game, loss: GanLoss, unroll: Unroll, params, state, seen: tuple[Array, Array, Cond], key: Key[Array, '']
+) -> Any:
+  """The parameters with the discriminator's after more updates on one batch, as a function of the fakes."""
+  real, fake, cond = seen
 
   def discriminator_loss(subtree: Any, step_key: Key[Array, '']) -> Array:
-    latent_key, fake_key, real_key = jax.random.split(step_key, 3)
+    fake_key, real_key = jax.random.split(step_key)
     tried = params | {'discriminator': subtree}
-    fake, _ = game.fake(tried, state.extra, cond, latent_key, len(real))
     fake_logits, _ = game.judge(tried, state.extra, state.step, fake, cond, fake_key)
     real_logits, _ = game.judge(tried, state.extra, state.step, real, cond, real_key)
     return jnp.mean(loss.discriminator(real_logits, fake_logits))
 
-  def update(subtree: Any, step_key: Key[Array, '']) -> tuple[Any, None]:
-    grads = jax.grad(discriminator_loss)(subtree, step_key)
-    return jax.tree.map(lambda p, g: p - unroll.rate * g, subtree, grads), None
+  def update(carry: tuple[Any, Any], step_key: Key[Array, '']) -> tuple[tuple[Any, Any], None]:
+    subtree, opt_state = carry
+    updates, opt_state = unroll.optimizer.update(jax.grad(discriminator_loss)(subtree, step_key), opt_state, subtree)
+    return (optax.apply_updates(subtree, updates), opt_state), None
 
-  ahead, _ = jax.lax.scan(update, params['discriminator'], jax.random.split(key, unroll.steps))
+  start = params['discriminator'], state.opt_state['discriminator']
+  (ahead, _), _ = jax.lax.scan(update, start, jax.random.split(key, unroll.steps))
   return params | {'discriminator': ahead}
