@@ -3,9 +3,8 @@
   jaxgen data prepare emoji64    # once
   ./launch/local train --config emoji_stylegan2
 
-As the ADA paper's for CIFAR-10: two layers of mapping, neither style mixing nor path lengths; and narrow, with few
-images a step and twice its learning rate, for many steps in little time. No ADA: in 37,000 images nothing is
-overfitted.
+As the ADA paper's for CIFAR-10, with two layers of mapping, neither style mixing nor path lengths; and narrow, of few
+images a step at twice its learning rate, for many steps in little time. No ADA: 37,000 images overfit nothing.
 
 Result, seed 0, 20 minutes on one core with another program on the other: 2,320 steps; `fid_1k` 198.0 with 5,000 of the
 training images; whole flags, signs and fruits, each in its own colours; people and things are silhouettes, with grain.
@@ -103,8 +102,7 @@ def build(
     rows = data.rows(0, range(min(c.fid.num_samples, 256)))  # their labels, in turn
     cond = {'label': np.resize(rows['label'], c.fid.num_samples)} if num_classes else {}
     protocol = {'labels': 'of the training data', 'sampler': 'one pass', 'truncation': 1.0}
-    reference = opened(c, c.reference)
-    evaluators.append(fid(generate, reference, mesh=mesh, cond=cond, protocol=protocol, **c.fid))
+    evaluators.append(fid(generate, opened(c, c.reference), mesh=mesh, cond=cond, protocol=protocol, **c.fid))
     seen = rows['image']
     evaluators.append(collapse(generate, mesh=mesh, cond=cond, images=seen, num=len(seen), every=c.fid.every))
   average = ema.half_life(c.ema.images, batch_size=c.batch_size, ramp=c.ema.ramp)

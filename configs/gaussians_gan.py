@@ -6,8 +6,8 @@
 Two CPU cores, seed 0. Results: modes covered of 25 and share of good samples after 5,000 steps: minimax 11 and 0.42,
 non-saturating 17 and 0.78, hinge 17 and 0.53, least squares 19 and 0.67, Wasserstein clipped 18 and 0.20 (after 1,000
 of its generator), with a gradient penalty 25 and 0.83. With R1 25 and 0.78, R1 and R2 25 and 0.71, relativistic with
-both 25 and 0.64, spectral norms 25 and 0.85 (non-saturating) and 0.72 (hinge). Games without a penalty
-are chaotic: minimax covered 11, 12 and 18 in runs that differ in rounding alone.
+both 25 and 0.64, spectral norms 25 and 0.85 (non-saturating) and 0.72 (hinge). Games without a penalty are
+chaotic: minimax covered 11, 12 and 18 in runs that differ in rounding alone.
 
 With a discriminator at a fifth of the generator's rate (2e-4, b1 0.5, b2 0.999; about Metz et al.'s) minimax and the
 non-saturating loss chase one mode: 1 of 25 after 8,000 steps of 256. Minibatch discrimination keeps all (4 kernels,
@@ -61,13 +61,7 @@ def get_config() -> ConfigDict:
       'unroll': 0,  # steps of the discriminator that the generator looks ahead
       'generator': {'width': 128, 'depth': 3},
       'discriminator': {'width': 128, 'depth': 3, 'spectral': False, 'kernels': 0},
-      'optimizer': {
-        'generator': 1e-3,  # learning rates
-        'discriminator': 1e-3,
-        'b1': 0.0,
-        'b2': 0.99,
-        'decay': False,  # to 0, by a cosine
-      },
+      'optimizer': {'generator': 1e-3, 'discriminator': 1e-3, 'b1': 0.0, 'b2': 0.99, 'decay': False},  # decay: to 0
       'ema': 0.99,
       'modes': {'num': 2500, 'every': 2000},
       'log_every': 500,
@@ -77,10 +71,7 @@ def get_config() -> ConfigDict:
 
 def build(c: ConfigDict) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
-  penalties = []
-  for name in ('r1', 'r2', 'gradient_penalty'):
-    if c[name]:
-      penalties.append(getattr(regularizers, name)(c[name]))
+  penalties = [getattr(regularizers, name)(c[name]) for name in ('r1', 'r2', 'gradient_penalty') if c[name]]
   o = c.optimizer
 
   def adam(rate: float) -> optax.GradientTransformation:

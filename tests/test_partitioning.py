@@ -29,7 +29,7 @@ MESHES = ({'data': 2, 'fsdp': 2, 'tensor': 2}, {'data': 2, 'fsdp': 4, 'tensor': 
 SMALLER = {
   (
     *('emoji_consistency', 'emoji_dit', 'emoji_dit_flow', 'emoji_edm', 'emoji_latent_dit', 'emoji_mean_flow'),
-    *('emoji_one_step', 'emoji_reflow', 'emoji_scm', 'emoji_shortcut', 'emoji_vdm'),
+    *('emoji_adversarial', 'emoji_one_step', 'emoji_reflow', 'emoji_scm', 'emoji_shortcut', 'emoji_vdm'),
     *('fashion_mnist_consistency', 'fashion_mnist_dit', 'fashion_mnist_dit_flow', 'fashion_mnist_mean_flow'),
   ): {'model.depth': 2, 'model.unroll': 1},
   ('dit_xl2_imagenet256', 'dit_xl2_imagenet256_flow', 'dit_xl2_imagenet512'): {'size': 'S/2', 'batch_size': 16},

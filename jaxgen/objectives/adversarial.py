@@ -1,0 +1,56 @@
+"""A denoiser as a GAN's generator, so that a student of one step goes on against a discriminator.
+
+  (1)  G(z, c) = x0(sigma_1 z, t = 1, c)
+
+A student of pairs (distillation.py) comes as near to its teacher as a distance between two images sees, and blurs what
+it cannot foretell. A discriminator compares with the data, which is better than the teacher: adversarial post-training
+(Lin et al. 2025, "Diffusion Adversarial Post-Training for One-Step Video Generation").
+
+Differs from it: the discriminator is any network that `gan` takes, not a second copy of the diffusion transformer.
+"""
+
+from functools import partial
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxgen.processes.parameterisation import Parameterisation, denoiser
+from jaxgen.processes.process import Process
+from jaxgen.typing import Array, Cond, Float, Key
+
+
+class OneStep(nn.Module):
+  """Eq. 1, a generator for `gan(..., latent=height * width * channels)`.
+
+  Attributes:
+    net: a network of `diffusion`; its parameters are the generator's under 'net'.
+    process, parameterisation: what it was trained with.
+    shape: (height, width, channels) of an image.
+  """
+
+  net: nn.Module
+  process: Process
+  parameterisation: Parameterisation
+  shape: tuple[int, ...]
+
+  def __call__(
+    self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'] | None = None, train: bool = False
+  ) -> Float[Array, 'b h w c']:
+    """Images of normal noise. Neither `keys` nor `train` matters: the network is used without dropout."""
+    denoise = denoiser(partial(self.net, train=False), self.process, self.parameterisation)
+    t = jnp.ones(len(z))
+    return denoise(self.process.sigma(jnp.float32(1)) * z.reshape(-1, *self.shape), t, cond).x0
+
+
+def as_generator(old: Any, fresh: Any) -> Any:
+  """The first state of a `gan` of OneStep after a stage that trained 'net', for Experiment.begin.
+
+  Args:
+    old: the state after the last stage; of its network the average named 'net', if there is one, goes on.
+    fresh: a new state of this stage, of which all else is kept.
+  """
+  generator = {'net': old.ema.get('net', old.params['net'])}
+  return fresh.replace(
+    step=old.step, params={**fresh.params, 'generator': generator}, ema=dict.fromkeys(fresh.ema, generator)
+  )
