@@ -1,4 +1,4 @@
-"""A student of one step as a GAN's generator: the same images as its sampler's, and a stage that goes on from it."""
+"""A student of one step as a GAN's generator, and discriminators that see a frozen network's features."""
 
 import math
 from functools import partial
@@ -11,16 +11,18 @@ import optax
 import pytest
 
 from jaxgen import ema
+from jaxgen.metrics import lpips
+from jaxgen.models.projected import ProjectedDiscriminator
 from jaxgen.objectives import gan_losses
-from jaxgen.objectives.adversarial import OneStep, as_generator
+from jaxgen.objectives.adversarial import OneStep, as_generator, perceptual_backbone
 from jaxgen.objectives.diffusion import diffusion
-from jaxgen.objectives.gan import gan
+from jaxgen.objectives.gan import Backbone, gan
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.edm import edm
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
 from jaxgen.train import train
-from jaxgen.train_state import sampling_params
+from jaxgen.train_state import TrainState, sampling_params
 from tests import toys
 from tests.analytic import PROCESSES
 
@@ -99,3 +101,60 @@ def test_a_stage_against_a_discriminator_goes_on_from_the_student(tmp_path):
   assert int(done.opt_state['generator'][0].count) == 2
   images = against.sample(sampling_params(done), {}, {}, jax.random.split(jax.random.key(0), 2))
   assert images.shape == (2, *SHAPE)
+
+
+class Scaled(nn.Module):
+  """A generator of one number."""
+
+  @nn.compact
+  def __call__(self, z, cond, *, keys, train=False):
+    return self.param('scale', nn.initializers.constant(0.5), ()) * z.reshape(-1, *SHAPE)
+
+
+def game(backbone, frozen):
+  """Losses and gradients of both networks at the start, by phase."""
+  objective = gan(Scaled(), Critic(), latent=math.prod(SHAPE), loss=gan_losses.non_saturating, **backbone)
+  batch = {'image': jax.random.normal(jax.random.key(1), (4, *SHAPE))}
+  made = objective.init(jax.random.key(0), batch)
+  state = TrainState(jnp.int32(0), jnp.int32(0), made['params'], {}, {}, made['extra'])
+
+  def run(phase, params):
+    def loss(subtree):
+      return phase.loss(params | {phase.trains: subtree}, state, frozen, batch, jax.random.key(2))[0]
+
+    return jax.value_and_grad(loss)(params[phase.trains])
+
+  return {phase.name: jax.jit(partial(run, phase))(made['params']) for phase in objective.phases}
+
+
+def test_a_discriminator_sees_the_frozen_networks_output_and_a_generator_learns_through_it():
+  backbone = Backbone(lambda frozen, images: (images * frozen['gain']) @ frozen['mix'], lambda images: images)
+  frozen = {'gain': jnp.float32(3), 'mix': jnp.eye(1)}
+  plain, through = game({}, {}), game({'backbone': backbone}, frozen)
+  same = game({'backbone': backbone}, frozen | {'gain': jnp.float32(1)})
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6), plain, same)
+  assert abs(float(through['discriminator'][0] - plain['discriminator'][0])) > 0.05
+  blind = game({'backbone': backbone}, frozen | {'gain': jnp.float32(0)})
+  assert float(blind['generator'][1]['scale']) == 0 != float(through['generator'][1]['scale'])
+
+
+def test_heads_see_each_map_of_the_backbone_and_the_label():
+  weights = {name: np.random.default_rng(0).normal(0, 0.05, shape) for name, shape in lpips.shapes().items()}
+  frozen = {'lpips': {'alexnet': lpips.tree(weights)['alexnet']}}
+  backbone = perceptual_backbone('alexnet', side=64)
+  images = jax.random.normal(jax.random.key(0), (2, 16, 16, 1))
+  maps = jax.jit(backbone.apply)(frozen, images)
+  assert [a.shape for a in maps] == [a.shape for a in backbone.shapes(images)]
+  assert [a.shape[1] for a in maps] == [15, 7, 3, 3, 3]
+  net = ProjectedDiscriminator(width=8, num_classes=3)
+  variables = jax.jit(net.init)(jax.random.key(1), maps, {'label': jnp.zeros(2, jnp.int32)})
+  judge = jax.jit(lambda maps, label: net.apply(variables, maps, {'label': label}))
+  logits = judge(maps, jnp.array([0, 1]))
+  assert logits.shape == (2, 16 + 16 + 3 * 9)
+  other = judge(maps, jnp.array([0, 2]))
+  np.testing.assert_array_equal(other[0], logits[0])
+  assert np.all(other[1] != logits[1])
+  places = np.repeat(np.arange(5), (16, 16, 9, 9, 9))
+  for i in range(5):
+    changed = judge((*maps[:i], 2 * maps[i], *maps[i + 1 :]), jnp.array([0, 1]))
+    assert set(places[np.flatnonzero(changed[0] != logits[0])]) == {i}

@@ -10,7 +10,7 @@ Unreasonable Effectiveness of Deep Features as a Perceptual Metric", version 0.1
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 import numpy as np
@@ -30,27 +30,36 @@ class Layer(NamedTuple):
   """A convolution, with a maximum over a window before it, perhaps.
 
   Attributes:
+    width: features of its output.
+    size: side of its kernel.
     pool: side of the window of the maximum before it, moved by 2; 0 for none.
     stride, padding: of the convolution.
     compared: whether Eq. 2 has its output.
   """
 
+  width: int
+  size: int = 3
   pool: int = 0
   stride: int = 1
   padding: int = 1
   compared: bool = True
 
 
-_plain = Layer(compared=False)
+def _stage(width: int, plain: int, pool: int = 2) -> tuple[Layer, ...]:
+  """Of VGG16: the last of its layers is compared."""
+  first, *more = (Layer(width, compared=False),) * plain
+  return first._replace(pool=pool), *more, Layer(width)
+
+
 NETWORKS = {
-  'vgg16': (
-    *(_plain, Layer()),
-    *(_plain._replace(pool=2), Layer()),
-    *(_plain._replace(pool=2), _plain, Layer()),
-    *(_plain._replace(pool=2), _plain, Layer()),
-    *(_plain._replace(pool=2), _plain, Layer()),
+  'vgg16': (*_stage(64, 1, pool=0), *_stage(128, 1), *_stage(256, 2), *_stage(512, 2), *_stage(512, 2)),
+  'alexnet': (
+    Layer(64, 11, stride=4, padding=2),
+    Layer(192, 5, pool=3, padding=2),
+    Layer(384, pool=3),
+    Layer(256),
+    Layer(256),
   ),
-  'alexnet': (Layer(stride=4, padding=2), Layer(pool=3, padding=2), Layer(pool=3), Layer(), Layer()),
 }
 
 
@@ -93,7 +102,19 @@ def load(path: Path | None = None) -> Lpips:
   return Lpips(tree(tensors), stored_hash)
 
 
-def tree(tensors: Mapping[str, np.ndarray]) -> Params:
+def shapes() -> dict[str, tuple[int, ...]]:
+  """Of the weights, by `NETWORK.conv_0.{kernel,bias}` and `NETWORK.head_0.kernel`."""
+  made = {}
+  for network, layers in NETWORKS.items():
+    for i, (inputs, layer) in enumerate(zip((3, *(layer.width for layer in layers)), layers, strict=False)):
+      made[f'{network}.conv_{i}.kernel'] = (layer.size, layer.size, inputs, layer.width)
+      made[f'{network}.conv_{i}.bias'] = (layer.width,)
+    compared = [layer.width for layer in layers if layer.compared]
+    made |= {f'{network}.head_{i}.kernel': (width,) for i, width in enumerate(compared)}
+  return made
+
+
+def tree(tensors: Mapping[str, Any]) -> Params:
   """`network.layer.parameter` as a tree."""
   params: Params = {}
   for name, tensor in tensors.items():
@@ -112,20 +133,29 @@ def lpips(
     a, b: the images.
     network: 'alexnet', as papers report it, or 'vgg16', as losses use it.
   """
+  # Both images in one batch: each layer reads its kernel once.
+  distance = jnp.zeros(len(a))
+  for head, x in enumerate(features(params, jnp.concatenate([a, b]), network=network)):
+    f = x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _EPS)  # Eq. 1
+    f_a, f_b = jnp.split(f, 2)
+    judged = (f_a - f_b) ** 2 @ params[network][f'head_{head}']['kernel']  # b h w
+    distance += judged.mean(axis=(1, 2))
+  return distance
+
+
+def features(
+  params: Params, images: Float[Array, 'b h w 3'], *, network: str = 'vgg16'
+) -> tuple[Float[Array, 'b _ _ _'], ...]:
+  """The features that are compared, from the first layer to the last, none negative; arguments as of `lpips`."""
   if network not in NETWORKS:
     raise ValueError(f'LPIPS has no network {network!r}; wanted one of {", ".join(NETWORKS)}')
-  weights = params[network]
-  # Both images in one batch: each layer reads its kernel once.
-  x = (jnp.concatenate([a, b]).astype(jnp.float32) - _SHIFT.reshape(1, 1, 1, 3)) / _SCALE.reshape(1, 1, 1, 3)
-  distance, heads = jnp.zeros(len(a)), 0
+  x = (images.astype(jnp.float32) - _SHIFT.reshape(1, 1, 1, 3)) / _SCALE.reshape(1, 1, 1, 3)
+  made = []
   for i, layer in enumerate(NETWORKS[network]):
-    x = _layer(weights[f'conv_{i}'], x, layer)
+    x = _layer(params[network][f'conv_{i}'], x, layer)
     if layer.compared:
-      f = x * lax.rsqrt(jnp.sum(x * x, axis=-1, keepdims=True) + _EPS)  # Eq. 1
-      f_a, f_b = jnp.split(f, 2)
-      judged = (f_a - f_b) ** 2 @ weights[f'head_{heads}']['kernel']  # b h w
-      distance, heads = distance + judged.mean(axis=(1, 2)), heads + 1
-  return distance
+      made.append(x)
+  return tuple(made)
 
 
 def _layer(weights: Params, x: Array, layer: Layer) -> Array:

@@ -1,4 +1,4 @@
-"""A denoiser as a GAN's generator, so that a student of one step goes on against a discriminator.
+"""A denoiser as a GAN's generator, so that a student of one step goes on against a discriminator; its backbone.
 
   (1)  G(z, c) = x0(sigma_1 z, t = 1, c)
 
@@ -6,15 +6,21 @@ A student of pairs (distillation.py) comes as near to its teacher as a distance 
 it cannot foretell. A discriminator compares with the data, which is better than the teacher: adversarial post-training
 (Lin et al. 2025, "Diffusion Adversarial Post-Training for One-Step Video Generation").
 
-Differs from it: the discriminator is any network that `gan` takes, not a second copy of the diffusion transformer.
+Differs from it: the discriminator is any network that `gan` takes, not a second copy of the diffusion transformer. One
+that begins from nothing is soon lost: a good generator fools it by small changes, and it learns no more. On features of
+a network that was trained before, as in adversarial distillation (Sauer et al. 2023), it is not.
 """
 
 from functools import partial
 from typing import Any
 
 import flax.linen as nn
+import jax
 import jax.numpy as jnp
 
+from jaxgen.metrics import lpips
+from jaxgen.objectives.distances import judged
+from jaxgen.objectives.gan import Backbone
 from jaxgen.processes.parameterisation import Parameterisation, denoiser
 from jaxgen.processes.process import Process
 from jaxgen.typing import Array, Cond, Float, Key
@@ -54,3 +60,21 @@ def as_generator(old: Any, fresh: Any) -> Any:
   return fresh.replace(
     step=old.step, params={**fresh.params, 'generator': generator}, ema=dict.fromkeys(fresh.ema, generator)
   )
+
+
+def perceptual_backbone(judge: str = 'alexnet', *, side: int | None = None) -> Backbone:
+  """LPIPS's features for a ProjectedDiscriminator; `frozen['lpips']` holds its parameters.
+
+  Args:
+    judge, side: as of `distances.perceptual`.
+  """
+
+  def apply(frozen: Any, images: Float[Array, 'b h w c']) -> tuple[Float[Array, 'b _ _ _'], ...]:
+    return lpips.features(frozen['lpips'], judged(images, side), network=judge)
+
+  def shapes(images: Float[Array, 'b h w c']) -> tuple[Float[Array, 'b _ _ _'], ...]:
+    weights = {name: jax.ShapeDtypeStruct(shape, jnp.float32) for name, shape in lpips.shapes().items()}
+    like = jax.eval_shape(apply, {'lpips': lpips.tree(weights)}, images)
+    return jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
+
+  return Backbone(apply, shapes)

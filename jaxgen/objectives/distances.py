@@ -32,11 +32,13 @@ def perceptual(judge: str = 'vgg16', *, side: int | None = None) -> Distance:
     side: images are resized to this many pixels a side first: its networks learned from 224. None for as they are.
   """
 
-  def seen(images: Array) -> Array:
-    images = jnp.broadcast_to(images, (*images.shape[:3], 3))
-    return images if side is None else jax.image.resize(images, (len(images), side, side, 3), 'bilinear')
-
   def distance(frozen: Any, a: Float[Array, 'b h w c'], b: Float[Array, 'b h w c']) -> Float[Array, ' b']:
-    return lpips(frozen['lpips'], seen(a), seen(b), network=judge)
+    return lpips(frozen['lpips'], judged(a, side), judged(b, side), network=judge)
 
   return distance
+
+
+def judged(images: Float[Array, 'b h w c'], side: int | None) -> Float[Array, 'b s s 3']:
+  """Images as LPIPS's networks see them: of three channels, gray ones too, and of `side` pixels a side."""
+  images = jnp.broadcast_to(images, (*images.shape[:3], 3))
+  return images if side is None else jax.image.resize(images, (len(images), side, side, 3), 'bilinear')

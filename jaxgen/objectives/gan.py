@@ -12,6 +12,9 @@ logits`. Whatever collections they have besides parameters (running statistics, 
 `state.extra['generator']` and `['discriminator']`; the phase that trains a network moves its own. Statistics over the
 batch are global under jit: those of all devices.
 
+Projected (Sauer et al. 2021, "Projected GANs Converge Faster"): the discriminator sees a frozen network's features in
+place of images, which the generator does not fool by small changes.
+
 Unrolled (Metz et al. 2017): the generator's loss is against the discriminator after k more updates of Eq. 2 by its
 optimizer, on the same images, and is differentiated through them.
 """
@@ -48,6 +51,21 @@ class Unroll(NamedTuple):
   optimizer: optax.GradientTransformation
 
 
+class Backbone(NamedTuple):
+  """A frozen network before the discriminator.
+
+  Attributes:
+    apply: `(frozen, images) ->` what the discriminator sees, any tree.
+    shapes: images to a tree of arrays of those shapes; their values do not matter.
+  """
+
+  apply: Callable[[Any, Array], Any]
+  shapes: Callable[[Array], Any]
+
+
+no_backbone = Backbone(lambda frozen, images: images, lambda images: images)
+
+
 class Game(NamedTuple):
   """The networks as functions of parameters and state.
 
@@ -57,6 +75,8 @@ class Game(NamedTuple):
     cond: the entries of a batch that both networks see.
     scheduled: step to what else is in the condition.
     augmentation: T.
+    backbone: see Backbone.
+    frozen: its networks, within a loss.
   """
 
   generator: nn.Module
@@ -65,6 +85,8 @@ class Game(NamedTuple):
   cond: tuple[str, ...]
   scheduled: Callable[[Array], Cond]
   augmentation: Augmentation
+  backbone: Backbone
+  frozen: Any = None
 
   def condition(self, batch: dict[str, Any]) -> Cond:
     """The entries of a batch that the networks see."""
@@ -89,8 +111,9 @@ class Game(NamedTuple):
   ) -> tuple[Array, Any]:
     """Logits of images, augmented first, and the discriminator's collections after them."""
     images = self.augmentation.apply(extra['augmentation'], step, images, key)
+    seen = self.backbone.apply(self.frozen, images)
     variables = {'params': params['discriminator'], **extra['discriminator']}
-    return self.discriminator.apply(variables, images, cond, train=True, mutable=list(extra['discriminator']))
+    return self.discriminator.apply(variables, seen, cond, train=True, mutable=list(extra['discriminator']))
 
 
 def gan(
@@ -102,6 +125,7 @@ def gan(
   generator_penalties: Sequence[GeneratorPenalty] = (),
   discriminator_penalties: Sequence[DiscriminatorPenalty] = (),
   augmentation: Augmentation = no_augmentation,
+  backbone: Backbone = no_backbone,
   cond: tuple[str, ...] = (),
   scheduled: Callable[[Array], Cond] = lambda step: {},
   generator_every: int = 1,
@@ -115,13 +139,14 @@ def gan(
     loss: of gan_losses.py.
     generator_penalties, discriminator_penalties: of regularizers.py.
     augmentation: of augmentation.py.
+    backbone: such as `adversarial.perceptual_backbone`.
     cond: names of the batch's entries that the networks see, such as ('label',).
     scheduled: step to scalars by name that they see in the same place, such as {'fade': ...}; samples are drawn with
       those of the last step.
     generator_every: discriminator updates for each of the generator.
     unroll: see Unroll; None does not look ahead.
   """
-  game = Game(generator, discriminator, latent, cond, scheduled, augmentation)
+  game = Game(generator, discriminator, latent, cond, scheduled, augmentation, backbone)
   d_loss = _discriminator_loss(game, loss, [p for p in discriminator_penalties if p.every == 1])
   g_loss = _generator_loss(game, loss, unroll)
   lazy_g = [_lazy_generator(game, p, generator_every) for p in generator_penalties]
@@ -134,7 +159,7 @@ def gan(
     z, keys = game.latents(jax.random.split(z_key, 1))
     made_g = dict(generator.init(g_key, z, few, keys=keys, train=False))
     image = jnp.zeros((1, *batch['image'].shape[1:]))
-    made_d = dict(discriminator.init(d_key, image, few, train=False))
+    made_d = dict(discriminator.init(d_key, backbone.shapes(image), few, train=False))
     params = {'generator': made_g.pop('params'), 'discriminator': made_d.pop('params')}
     kept = {p.name: p.init() for p in generator_penalties}
     extra = {'generator': made_g, 'discriminator': made_d, 'augmentation': augmentation.init()}
@@ -157,11 +182,12 @@ def gan(
   return Objective(init, phases, sample)
 
 
-def _generator_loss(game: Game, loss: GanLoss, unroll: Unroll | None) -> Callable:
+def _generator_loss(rules: Game, loss: GanLoss, unroll: Unroll | None) -> Callable:
   """Eq. 1."""
 
   def generator_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
     latent_key, fake_key, real_key, unroll_key = jax.random.split(key, 4)
+    game = rules._replace(frozen=frozen)
     cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
     fake, moved = game.fake(params, state.extra, cond, latent_key, len(real))
     if unroll is not None:
@@ -175,11 +201,12 @@ def _generator_loss(game: Game, loss: GanLoss, unroll: Unroll | None) -> Callabl
   return generator_loss
 
 
-def _discriminator_loss(game: Game, loss: GanLoss, penalties: Sequence[DiscriminatorPenalty]) -> Callable:
+def _discriminator_loss(rules: Game, loss: GanLoss, penalties: Sequence[DiscriminatorPenalty]) -> Callable:
   """Eq. 2, with the penalties of every step."""
 
   def discriminator_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
     latent_key, fake_key, real_key, *keys = jax.random.split(key, 3 + len(penalties))
+    game = rules._replace(frozen=frozen)
     cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
     fake = jax.lax.stop_gradient(game.fake(params, state.extra, cond, latent_key, len(real))[0])
     real_logits, moved = game.judge(params, state.extra, state.step, real, cond, real_key)
@@ -206,9 +233,10 @@ def _penalty(game: Game, penalty: DiscriminatorPenalty, params, state, real, fak
   return jnp.mean(penalty.value(judge, real, fake, state.step, value_key))
 
 
-def _lazy_discriminator(game: Game, penalty: DiscriminatorPenalty) -> Phase:
+def _lazy_discriminator(rules: Game, penalty: DiscriminatorPenalty) -> Phase:
   def lazy(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
     latent_key, penalty_key = jax.random.split(key)
+    game = rules._replace(frozen=frozen)
     cond, real = game.condition(batch) | game.scheduled(state.step), batch['image'].astype(jnp.float32)
     fake = jax.lax.stop_gradient(game.fake(params, state.extra, cond, latent_key, len(real))[0])
     value = _penalty(game, penalty, params, state, real, fake, cond, penalty_key)

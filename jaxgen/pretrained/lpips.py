@@ -9,16 +9,11 @@ from pathlib import Path
 
 import numpy as np
 
-from jaxgen.metrics.lpips import NETWORKS
+from jaxgen.metrics.lpips import NETWORKS, shapes
 from jaxgen.pretrained import numpy_pickle, safetensors_file
 from jaxgen.pretrained.state_dict import check
 
 _CLASSES = {'vgg16': 'VGG16_0', 'alexnet': 'AlexNet_0'}
-_WIDTHS = {
-  'vgg16': (64, 64, 128, 128, 256, 256, 256, 512, 512, 512, 512, 512, 512),
-  'alexnet': (64, 192, 384, 256, 256),
-}
-_SIDES = {'vgg16': (3,) * 13, 'alexnet': (11, 5, 3, 3, 3)}
 
 
 def read(path: Path) -> dict[str, np.ndarray]:
@@ -30,18 +25,6 @@ def read(path: Path) -> dict[str, np.ndarray]:
   tensors = safetensors_file.read(path) if path.suffix == '.safetensors' else _from_archive(path)
   check(tensors, shapes(), network='LPIPS')
   return {name: np.asarray(tensor, np.float32) for name, tensor in tensors.items()}
-
-
-def shapes() -> dict[str, tuple[int, ...]]:
-  """Of all tensors."""
-  made = {}
-  for network, layers in NETWORKS.items():
-    widths, sides = _WIDTHS[network], _SIDES[network]
-    for i, (inputs, width, side) in enumerate(zip((3, *widths[:-1]), widths, sides, strict=True)):
-      made |= {f'{network}.conv_{i}.kernel': (side, side, inputs, width), f'{network}.conv_{i}.bias': (width,)}
-    compared = [width for width, layer in zip(widths, layers, strict=True) if layer.compared]
-    made |= {f'{network}.head_{i}.kernel': (width,) for i, width in enumerate(compared)}
-  return made
 
 
 def _from_archive(path: Path) -> dict[str, np.ndarray]:
