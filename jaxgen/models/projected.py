@@ -44,7 +44,7 @@ class ProjectedDiscriminator(nn.Module):
       layer += 1
     logits = conv(1, size=1, name=f'{name}_out', **kind)(x)[..., 0]
     if self.num_classes:
-      init = nn.initializers.normal(1.0)
-      embedding = self.param(f'{name}_labels', init, (self.num_classes, self.width))[cond['label']]
-      logits += jnp.einsum('bhwd,bd->bhw', x, embedding) * jax.lax.rsqrt(jnp.float32(self.width))
+      embed = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0), name=f'{name}_labels')
+      label = embed(jax.nn.one_hot(cond['label'], self.num_classes))
+      logits += (x * label[:, None, None]).sum(-1) * jax.lax.rsqrt(jnp.float32(self.width))
     return logits.reshape(len(x), -1)
