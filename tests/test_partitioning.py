@@ -31,6 +31,7 @@ SMALLER = {
     *('emoji_consistency', 'emoji_dit', 'emoji_dit_flow', 'emoji_edm', 'emoji_latent_dit', 'emoji_mean_flow'),
     *('emoji_adversarial', 'emoji_one_step', 'emoji_reflow', 'emoji_scm', 'emoji_shortcut', 'emoji_vdm'),
     *('fashion_mnist_consistency', 'fashion_mnist_dit', 'fashion_mnist_dit_flow', 'fashion_mnist_mean_flow'),
+    'fashion_mnist_adversarial',
   ): {'model.depth': 2, 'model.unroll': 1},
   ('dit_xl2_imagenet256', 'dit_xl2_imagenet256_flow', 'dit_xl2_imagenet512'): {'size': 'S/2', 'batch_size': 16},
   ('cifar10_ddpm', 'cifar10_edm', 'imagenet256_ldm', 'imagenet64_adm'): {'batch_size': 16},
