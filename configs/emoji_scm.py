@@ -2,7 +2,8 @@
 
   ./launch/local train --config emoji_scm
 
-The same hardware as emoji_dit; a step costs about twice as much. Result: not run yet.
+The same hardware as emoji_dit; a step costs about twice as much. Result of half the steps (`--config.steps=600`), seed
+0: fid_256 291.9 in two steps, the colours of each class as grain; the slowest to begin of the few-step models here.
 """
 
 from functools import partial
