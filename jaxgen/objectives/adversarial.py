@@ -1,4 +1,4 @@
-"""A denoiser as a GAN's generator, so that a student of one step goes on against a discriminator; its backbone.
+"""A student of one step as a GAN's generator, and the frozen backbone of the discriminator that it goes on against.
 
   (1)  G(z, c) = x0(sigma_1 z, t = 1, c)
 

@@ -8,9 +8,9 @@ the discriminator sees goes through. Each is a phase: first the generator's, the
 after the phase of their network. Goodfellow et al. 2014, "Generative Adversarial Nets".
 
 Networks are Flax modules, `generator(z, cond, *, keys, train) -> images` and `discriminator(images, cond, *, train) ->
-logits`. Whatever collections they have besides parameters (running statistics, the mean of w, power iterations) are
-`state.extra['generator']` and `['discriminator']`; the phase that trains a network moves its own. Statistics over the
-batch are global under jit: those of all devices.
+logits`, one for each image or several. Whatever collections they have besides parameters (running statistics, the mean
+of w, power iterations) are `state.extra['generator']` and `['discriminator']`; the phase that trains a network moves
+its own. Statistics over the batch are global under jit: those of all devices.
 
 Projected (Sauer et al. 2021, "Projected GANs Converge Faster"): the discriminator sees a frozen network's features in
 place of images, which the generator does not fool by small changes.
