@@ -33,8 +33,9 @@ BATCH_AXES = ('data', 'fsdp')
 _devices: contextvars.ContextVar[Sequence[Any] | None] = contextvars.ContextVar('devices', default=None)
 
 # What embeds a condition is small, and whole on each device: were it split, the partitioner would move its result and
-# its gradient, `b d`, between images and features, and would have to gather them.
-_WHOLE = re.compile(r'(^|/)((time|label|interval)_embed/|labels$)')
+# its gradient, `b d`, between images and features, and would have to gather them. So are a projected discriminator's
+# heads, smaller than the maps that they see.
+_WHOLE = re.compile(r'(^|/)((time|label|interval)_embed/|labels$|head_\d+_)')
 # (pattern, axes): for each dimension of the leaf an axis, several, or None. The first rule that divides holds.
 Rule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 _BOTH = ('tensor', 'fsdp')
