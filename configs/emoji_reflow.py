@@ -2,8 +2,9 @@
 
   ./launch/local train --config emoji_reflow
 
-The same hardware as emoji_dit; a step of the second stage costs about as much again for its new pairs. Result: not run
-yet.
+The same hardware as emoji_dit; a step of the second stage costs about as much again for its new pairs. Result of a
+short run (`--config.steps=600 --config.reflow.train_steps=300`), seed 0: fid_256 200.1 of the first flow in 12 steps,
+254.5 in two; 245.4 of the second in two, patches still.
 """
 
 from functools import partial

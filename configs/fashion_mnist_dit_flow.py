@@ -2,7 +2,8 @@
 
   ./launch/local train --config fashion_mnist_dit_flow
 
-Result: not run yet.
+Result of half the steps (`--config.steps=600`), seed 0: fid_256 115.0; clothes of every class, in blocks; sandals and
+boots in pieces.
 """
 
 from ml_collections import ConfigDict

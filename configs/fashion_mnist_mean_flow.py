@@ -3,7 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_mean_flow
 
-Result: not run yet.
+Result of half the steps (`--config.steps=600`), seed 0: fid_256 150.8 in one step; tops and trousers much as
+fashion_mnist_dit_flow's in twelve, shoes in pieces.
 """
 
 from ml_collections import ConfigDict
