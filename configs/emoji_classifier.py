@@ -2,8 +2,8 @@
 
   ./launch/local train --config emoji_classifier
 
-The same hardware as emoji_dit; a step costs about a third more. Result of half the steps (`--config.steps=600`), seed 0:
-the classifier tells 44% of noisy images' classes of 7, fid_256 232.1; each class in its colours and outlines.
+The same hardware as emoji_dit; a step costs about a third more. Result of half the steps (`--config.steps=600`), seed
+0: the classifier tells 44% of noisy images' classes of 7, fid_256 232.1; each class in its colours and outlines.
 """
 
 import flax.linen as nn

@@ -3,7 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_consistency
 
-Result of half the steps (`--config.steps=600`), seed 0: fid_256 173.5 in one step; the outlines of each class, in blocks.
+Result of half the steps (`--config.steps=600`), seed 0: fid_256 173.5 in one step; the outlines of each class,
+in blocks.
 """
 
 from ml_collections import ConfigDict
