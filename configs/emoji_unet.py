@@ -2,7 +2,8 @@
 
   ./launch/local train --config emoji_unet
 
-For one GPU; on two CPU cores a step takes several times as long as emoji_dit's. Result: not run yet.
+For one GPU; on a CPU core a step takes three times as long as emoji_dit's. Result of a quarter of the steps
+(`--config.steps=300`), seed 0: fid_256 274.5; the colours of each class, as grain.
 """
 
 from functools import partial

