@@ -17,9 +17,8 @@ import optax
 from ml_collections import ConfigDict
 
 from configs import emoji_dit, emoji_one_step
-from jaxgen import ema
+from jaxgen import ema, sharding
 from jaxgen.experiment import Experiment
-from jaxgen.metrics import lpips
 from jaxgen.models.projected import ProjectedDiscriminator
 from jaxgen.objectives import gan_losses
 from jaxgen.objectives.adversarial import OneStep, as_generator, perceptual_backbone
@@ -43,6 +42,7 @@ def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[s
 
 
 def build(c: ConfigDict) -> tuple[Experiment, ...]:
+  teacher, student = emoji_one_step.build(c)
   d = c.adversary
   against = ConfigDict(c.to_dict() | {'steps': d.train_steps, 'batch_size': d.batch_size})
   against.sampling.update(name='DDIM', steps=1, scale=1.0)
@@ -53,11 +53,12 @@ def build(c: ConfigDict) -> tuple[Experiment, ...]:
       'discriminator': optax.adam(d.discriminator, b1=d.b1, b2=d.b2),
     },
     averages={'generator': ema.Average('generator', ema.warmup(d.ema))},
-    frozen={'lpips': lpips.load().params},
+    rules=sharding.PROJECTED_RULES,
+    frozen=student.frozen,
     clip_norm=None,
     begin=as_generator,
   )
-  return *emoji_one_step.build(c), last
+  return teacher, student, last
 
 
 def get_config() -> ConfigDict:

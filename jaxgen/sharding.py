@@ -33,9 +33,8 @@ BATCH_AXES = ('data', 'fsdp')
 _devices: contextvars.ContextVar[Sequence[Any] | None] = contextvars.ContextVar('devices', default=None)
 
 # What embeds a condition is small, and whole on each device: were it split, the partitioner would move its result and
-# its gradient, `b d`, between images and features, and would have to gather them. So are a projected discriminator's
-# heads, smaller than the maps that they see.
-_WHOLE = re.compile(r'(^|/)((time|label|interval)_embed/|labels$|head_\d+_)')
+# its gradient, `b d`, between images and features, and would have to gather them.
+_WHOLE = re.compile(r'(^|/)((time|label|interval)_embed/|labels$)')
 # (pattern, axes): for each dimension of the leaf an axis, several, or None. The first rule that divides holds.
 Rule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
 _BOTH = ('tensor', 'fsdp')
@@ -78,6 +77,8 @@ TEXT_UNET_RULES: tuple[Rule, ...] = (
   (r'mlp_in/kernel$', ('fsdp', None, 'tensor')),
   (r'mlp_out/kernel$', ('tensor', 'fsdp')),
 )
+# The heads of a projected discriminator, smaller than the maps that they see, are whole on each device.
+PROJECTED_RULES: tuple[Rule, ...] = tuple((r'(^|/)head_\d+_', (None,) * rank) for rank in (1, 2, 4))
 
 
 @contextlib.contextmanager

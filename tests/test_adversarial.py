@@ -66,6 +66,19 @@ def test_a_generator_is_one_step_of_ddim(process, kind):
   assert np.std(made) > 0.01
 
 
+def test_latents_of_another_size_are_refused():
+  net = OneStep(Net(), COSINE, parameterisation.x0(COSINE), SHAPE)
+  with pytest.raises(ValueError, match=r'latents of 16 for images of .* latent=8'):
+    net.init(jax.random.key(0), jnp.zeros((1, 16)), {})
+
+
+@pytest.mark.parametrize('judge', ['alexnet', 'vgg16'])
+def test_images_too_small_for_a_backbone_are_refused(judge):
+  with pytest.raises(ValueError, match=f'images of 8x8 are too small for {judge}'):
+    perceptual_backbone(judge).shapes(jnp.zeros((1, 8, 8, 3)))
+  perceptual_backbone(judge, side=64).shapes(jnp.zeros((1, 8, 8, 3)))
+
+
 def test_a_stage_against_a_discriminator_goes_on_from_the_student(tmp_path):
   space = parameterisation.x0(COSINE)
   student = diffusion(

@@ -146,13 +146,19 @@ def lpips(
 def features(
   params: Params, images: Float[Array, 'b h w 3'], *, network: str = 'vgg16'
 ) -> tuple[Float[Array, 'b _ _ _'], ...]:
-  """The features that are compared, from the first layer to the last, none negative; arguments as of `lpips`."""
+  """The features that are compared, from the first layer to the last, none negative; arguments as of `lpips`.
+
+  Raises:
+    ValueError: there is no such network, or nothing is left of images so small.
+  """
   if network not in NETWORKS:
     raise ValueError(f'LPIPS has no network {network!r}; wanted one of {", ".join(NETWORKS)}')
   x = (images.astype(jnp.float32) - _SHIFT.reshape(1, 1, 1, 3)) / _SCALE.reshape(1, 1, 1, 3)
   made = []
   for i, layer in enumerate(NETWORKS[network]):
     x = _layer(params[network][f'conv_{i}'], x, layer)
+    if not x.size:
+      raise ValueError(f'images of {images.shape[1]}x{images.shape[2]} are too small for {network}; enlarge them first')
     if layer.compared:
       made.append(x)
   return tuple(made)

@@ -11,6 +11,7 @@ that begins from nothing is soon lost: a good generator fools it by small change
 a network that was trained before, as in adversarial distillation (Sauer et al. 2023), it is not.
 """
 
+import math
 from functools import partial
 from typing import Any
 
@@ -43,7 +44,13 @@ class OneStep(nn.Module):
   def __call__(
     self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'] | None = None, train: bool = False
   ) -> Float[Array, 'b h w c']:
-    """Images of normal noise. Neither `keys` nor `train` matters: the network is used without dropout."""
+    """Images of normal noise. Neither `keys` nor `train` matters: the network is used without dropout.
+
+    Raises:
+      ValueError: z is not of the images' size.
+    """
+    if z.shape[1] != math.prod(self.shape):
+      raise ValueError(f'latents of {z.shape[1]} for images of {self.shape}; give `gan` latent={math.prod(self.shape)}')
     denoise = denoiser(partial(self.net, train=False), self.process, self.parameterisation)
     t = jnp.ones(len(z))
     return denoise(self.process.sigma(jnp.float32(1)) * z.reshape(-1, *self.shape), t, cond).x0
