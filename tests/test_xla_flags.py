@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import platform
 import subprocess
 import sys
 
@@ -74,6 +75,43 @@ def test_fake_devices_get_threads_to_wait_in(monkeypatch):
   assert _threads(monkeypatch, JAX_NUM_CPU_DEVICES='8') == '64'
   assert _threads(monkeypatch, XLA_FLAGS='--xla_force_host_platform_device_count=4') == '32'
   assert _threads(monkeypatch, JAX_NUM_CPU_DEVICES='8', NPROC='3') == '3'
+
+
+# Page faults of ten blocks of 64 MiB, each allocated, written and freed.
+_FAULTS = """
+import sys
+sys.path.insert(0, sys.argv[1])
+import ctypes, resource
+from jaxgen import xla_flags
+xla_flags.set_defaults()
+libc = ctypes.CDLL(None)
+libc.malloc.restype = ctypes.c_void_p
+libc.free.argtypes = [ctypes.c_void_p]
+def touch():
+  block = libc.malloc(1 << 26)
+  ctypes.memset(block, 1, 1 << 26)
+  libc.free(block)
+touch()
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(10):
+  touch()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+def _faults(**environment):
+  root = os.path.dirname(os.path.dirname(__file__))
+  env = {name: value for name, value in os.environ.items() if not name.startswith(('MALLOC', 'GLIBC'))} | environment
+  result = subprocess.run([sys.executable, '-c', _FAULTS, root], env=env, capture_output=True, text=True, timeout=60)
+  assert result.returncode == 0, result.stderr
+  return int(result.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != 'glibc', reason='the setting is for glibc')
+def test_freed_memory_is_used_again_unless_the_user_configures_the_allocator():
+  assert _faults() < 1000
+  assert _faults(MALLOC_ARENA_MAX_='2') > 10_000
+  assert _faults(GLIBC_TUNABLES='glibc.malloc.arena_max=2') > 10_000
 
 
 _TOPOLOGIES = {'v5e': 'v5e:2x2', 'v5p': 'v5p:2x2x1', 'v6e': 'v6e:2x2', 'tpu7x': 'tpu7x:2x2x1'}
