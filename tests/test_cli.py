@@ -227,7 +227,8 @@ def experiments(tmp_path, monkeypatch):
 def test_a_config_is_found_by_name_or_path_and_can_edit_another(experiments, name):
   config, module = configs.load_config(name)
   assert config.a == 2
-  assert configs.record(config, module) == {'name': 'h5_variant', 'file': None, 'config': {'a': 2}}
+  file = str(experiments / 'configs' / 'h5_variant.py')
+  assert configs.record(config, module) == {'name': 'h5_variant', 'file': file, 'config': {'a': 2}}
 
 
 def test_a_config_elsewhere_is_found_by_path(experiments):

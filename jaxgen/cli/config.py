@@ -1,19 +1,23 @@
 """Configs from the command line: finding the file, and changing its fields.
 
 `--config` takes the path of a config file or the bare name of one that comes with jaxgen, and each
-`--config.FIELD=VALUE` changes one field of what its `get_config()` returns.
+`--config.FIELD=VALUE` changes one field of what its `get_config()` returns. A config that only a run's folder names
+is loaded under the rules of trust.py.
 """
 
+import argparse
 import difflib
 import importlib
-import importlib.util
 import json
 import os
 import pathlib
+import re
 import sys
 import types
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from jaxgen.cli import trust
 
 
 def load_config(
@@ -28,10 +32,7 @@ def load_config(
   Returns:
     The config, a locked ConfigDict, and its module, which has `build(config)`.
   """
-  module = find_config(name)
-  for function in ('get_config', 'build'):
-    if not callable(getattr(module, function, None)):
-      raise ValueError(f'{module.__file__} is no config: it has no function {function}()')
+  module = _checked(find_config(name))
   config = module.get_config().lock()
   if isinstance(overrides, Mapping):
     _set(config, overrides, str(name))
@@ -44,16 +45,54 @@ def record(config: Any, module: types.ModuleType) -> dict[str, Any]:
   """What config.json keeps of a config, enough for `load_run` to build it again."""
   return {
     'name': module.__name__.rpartition('.')[2],
-    'file': None if module.__name__.startswith('configs.') else str(module.__file__),
+    'file': None if _is_shipped(module) else str(module.__file__),
     'config': config.to_dict(),
   }
 
 
-def load_run(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple[Any, types.ModuleType]:
-  """The config that a run was made with, and its module; as `load_config`, from the run's folder."""
-  from etils import epath
+def add_trust_options(parser: argparse.ArgumentParser) -> None:
+  """--config and --trust, for commands that load a run's config."""
+  group = parser.add_argument_group("the code of the run's config")
+  group.add_argument('--config', help='a config file, or a bare name, to use in place of the one that the run names')
+  group.add_argument(
+    '--trust',
+    action='store_true',
+    help="run the config file that the run's folder names, although you have not trained with it",
+  )
 
+
+def load_run(
+  workdir: str | os.PathLike,
+  overrides: Sequence[str] = (),
+  *,
+  config: str | os.PathLike | None = None,
+  trust_code: bool = False,
+) -> tuple[Any, types.ModuleType]:
+  """The config that a run was made with, and its module; as `load_config`, from the run's folder.
+
+  Args:
+    workdir: the run's folder.
+    overrides: as for `load_config`.
+    config: path or bare name of the config to use in place of the one that the folder names; its code runs.
+    trust_code: also run code that the user has not trained with.
+
+  Raises:
+    FileNotFoundError: `workdir` is no run, or its config is gone.
+    ValueError: config.json is damaged, or names code that may not run.
+  """
+  kept = _read_record(workdir)
   from jaxgen.writer import flat
+
+  name = os.fspath(config or kept.get('file') or kept['name'])
+  module = find_config(name) if config or trust_code else _find_trusted(name, workdir)
+  made = _checked(module).get_config().lock()
+  _set(made, flat(kept['config']), name)
+  _parse(made, list(overrides), name)
+  return made, module
+
+
+def _read_record(workdir: str | os.PathLike) -> dict[str, Any]:
+  from etils import epath
 
   path = epath.Path(workdir) / 'config.json'
   if not path.exists():
@@ -62,44 +101,106 @@ def load_run(workdir: str | os.PathLike, overrides: Sequence[str] = ()) -> tuple
     kept = json.loads(path.read_text(encoding='utf-8'))
   except ValueError as error:
     raise ValueError(f'{path} is damaged ({error}); write it again, as the same run of `jaxgen train` does') from error
-  if not {'name', 'config'} <= kept.keys():
+  if not isinstance(kept, dict) or not {'name', 'config'} <= kept.keys():
     raise ValueError(f'{path} names no config; the run was not started from one')
-  name = kept.get('file') or kept['name']
-  config, module = load_config(name)
-  _set(config, flat(kept['config']), name)
-  _parse(config, list(overrides), name)
-  return config, module
+  named = kept.get('file') or kept['name']
+  if not isinstance(named, str) or '\0' in named or not isinstance(kept['config'], dict):
+    raise ValueError(f'{path} is damaged: its config is named {named!r:.80}')
+  return kept
 
 
 def find_config(name: str | os.PathLike) -> types.ModuleType:
-  """Imports a config; package `configs` becomes importable, so that a config can edit another."""
-  folders = config_folders()
-  package = sys.modules.setdefault('configs', types.ModuleType('configs'))
-  package.__path__ = [str(folder) for folder in folders]
+  """Imports a config that the user names, whatever its code does; as `configs.NAME` where it is in such a folder."""
+  return _import(name)
+
+
+def _find_trusted(name: str, workdir: str | os.PathLike) -> types.ModuleType:
+  """Imports the config that a run's folder names, if it is shipped or the user has trained with it."""
+  if _shipped(name):
+    return _import(name)
+  code = _local_code(name)
+  if trust.is_known(code):
+    trust.open_package(shipped_folders())
+    return trust.run(code)
+  raise ValueError(
+    f'{workdir} was made with {code.path}, which does not come with jaxgen and is not, as it is now, a config that you '
+    f'have trained with here; read it, then pass --trust, or --config {code.path} to name it yourself'
+  )
+
+
+def remember(module: types.ModuleType) -> None:
+  """Puts a config that the user trains with on record, so that its runs need no flag."""
+  if not _is_shipped(module):
+    trust.remember(_local_code(str(module.__file__)))
+
+
+def _import(name: str | os.PathLike) -> types.ModuleType:
+  trust.open_package(shipped_folders())
+  shipped = _shipped(name)
+  if not shipped:
+    return trust.run(_local_code(name))
+  _warn_of_shadow(shipped)
+  return importlib.import_module(f'configs.{shipped.stem}')
+
+
+def _shipped(name: str | os.PathLike) -> pathlib.Path | None:
+  """The file of a shipped config, by its bare name or its path; None for any other."""
   text = os.fspath(name)
-  if not text.endswith('.py') and os.sep not in text:
-    if text in available_configs():
-      return importlib.import_module(f'configs.{text}')
-    raise FileNotFoundError(_not_found(text))
+  if _is_bare(text):
+    files = (folder / f'{text}.py' for folder in shipped_folders())
+    return next((path for path in files if path.is_file()), None)
   path = pathlib.Path(text).resolve()
+  first = path.parent in shipped_folders() and path.suffix == '.py' and _shipped(path.stem)
+  return path if first == path and path.is_file() else None
+
+
+def _local_code(name: str | os.PathLike) -> trust.Code:
+  """The code of a config that is not shipped, read and not run."""
+  text = os.fspath(name)
+  path = pathlib.Path(text)
+  if _is_bare(text):
+    path = pathlib.Path('configs', f'{text}.py')
+    if not path.is_file():
+      raise FileNotFoundError(_not_found(text))
   if not path.is_file():
     raise FileNotFoundError(f'no config file {text}; {_choices(path.stem)}')
   if path.suffix != '.py':
     raise ValueError(f'{text} is no config: wanted a Python file, NAME.py')
-  if path.parent in folders and path.stem in available_configs():
-    return importlib.import_module(f'configs.{path.stem}')
-  spec = importlib.util.spec_from_file_location(f'config_file.{path.stem}', path)
-  assert spec is not None and spec.loader is not None, path
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
+  return trust.read(path, shipped=shipped_folders(), local=[pathlib.Path('configs').resolve()])
+
+
+def _is_bare(text: str) -> bool:
+  return re.fullmatch(r'[\w-]+', text) is not None
+
+
+def _is_shipped(module: types.ModuleType) -> bool:
+  return _shipped(str(module.__file__)) is not None and module.__name__.startswith('configs.')
+
+
+def _checked(module: types.ModuleType) -> types.ModuleType:
+  for function in ('get_config', 'build'):
+    if not callable(getattr(module, function, None)):
+      raise ValueError(f'{module.__file__} is no config: it has no function {function}()')
   return module
 
 
-def config_folders() -> list[pathlib.Path]:
-  """Where bare names are looked up: the current folder, jaxgen's checkout, the installed configs."""
+def _warn_of_shadow(shipped: pathlib.Path) -> None:
+  """Says so where the current folder has another config of that name, which is not the one that runs."""
+  other = pathlib.Path('configs', shipped.name)
+  if other.is_file() and not other.samefile(shipped) and other.read_bytes() != shipped.read_bytes():
+    print(f"jaxgen: the config {shipped.stem} is jaxgen's own; for this folder's, write ./{other}", file=sys.stderr)
+
+
+def shipped_folders() -> list[pathlib.Path]:
+  """Folders of the configs that come with jaxgen: the checkout's, and those that were installed."""
   checkout = pathlib.Path(__file__).resolve().parents[2]
-  folders = [pathlib.Path.cwd(), checkout, pathlib.Path(sys.prefix) / 'share' / 'jaxgen']
-  folders = [(folder / 'configs').resolve() for folder in folders]
+  folders = [checkout / 'configs', pathlib.Path(sys.prefix) / 'share' / 'jaxgen' / 'configs']
+  return [folder for folder in dict.fromkeys(folder.resolve() for folder in folders) if folder.is_dir()]
+
+
+def config_folders() -> list[pathlib.Path]:
+  """Where bare names are looked up: first the shipped configs, then `configs` of the current folder."""
+  folders = [*shipped_folders(), pathlib.Path('configs').resolve()]
   return [folder for folder in dict.fromkeys(folders) if folder.is_dir()]
 
 

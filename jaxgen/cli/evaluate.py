@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from jaxgen.cli.config import add_trust_options, load_run
+
 
 def main(argv: list[str]) -> int:
   options, overrides = _parse(argv)
@@ -28,6 +30,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   run.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
   run.add_argument('--ema', help="the average to evaluate, 'none', or 'power:WIDTH' (default: own)")
   run.add_argument('--out', help='folder of grids, metrics.jsonl and protocols.json (default: RUN/evaluation)')
+  add_trust_options(parser)
   folders = parser.add_argument_group('two folders')
   folders.add_argument('--images', type=Path, help='folder of generated images (png, jpg, webp, bmp)')
   folders.add_argument('--reference', type=Path, help='folder of real images, or an .npz with their mu and sigma')
@@ -53,9 +56,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _evaluate_run(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
   """The run's metrics and their protocols; None on all processes but the first."""
-  from jaxgen.cli.config import load_run
-
-  config, module = load_run(options.run, overrides)
+  config, module = load_run(options.run, overrides, config=options.config, trust_code=options.trust)
 
   from etils import epath
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxgen.cli import edit
+from jaxgen.cli.config import add_trust_options, load_run
 
 
 def main(argv: list[str]) -> int:
@@ -15,9 +16,7 @@ def main(argv: list[str]) -> int:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
   edit.check(args)
 
-  from jaxgen.cli.config import load_run
-
-  config, module = load_run(args.run, overrides)
+  config, module = load_run(args.run, overrides, config=args.config, trust_code=args.trust)
 
   from jaxgen import distributed, sample
 
@@ -55,6 +54,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
   edit.add_options(parser)
+  add_trust_options(parser)
   return parser
 
 

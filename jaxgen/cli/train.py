@@ -22,7 +22,7 @@ def main(argv: list[str]) -> int:
   )
   args, overrides = parser.parse_known_args(argv)
 
-  from jaxgen.cli.config import load_config, record
+  from jaxgen.cli.config import load_config, record, remember
 
   config, module = load_config(args.config, overrides)
 
@@ -33,6 +33,7 @@ def main(argv: list[str]) -> int:
 
   distributed.start()
   about = record(config, module)
+  remember(module)
   workdir = epath.Path(args.workdir or f'runs/{about["name"]}')
   try:
     train(module.build(config), workdir, record=about, allow_changes=args.allow_changes)
