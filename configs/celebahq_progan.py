@@ -16,10 +16,10 @@ from configs import emoji_dcgan, emoji_stylegan2
 from configs.ffhq256_stylegan2 import opened
 from jaxgen.experiment import Experiment
 from jaxgen.models.progan import ProGANDiscriminator, ProGANGenerator
-from jaxgen.objectives import gan_losses
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.gan import gan
-from jaxgen.objectives.regularizers import drift, gradient_penalty
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.gan import gan
+from jaxgen.objectives.gan.regularizers import drift, gradient_penalty
 
 
 def get_config() -> ConfigDict:

@@ -25,7 +25,7 @@ from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.models import unet
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids

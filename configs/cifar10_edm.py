@@ -17,7 +17,7 @@ from jaxgen import ema
 from jaxgen.experiment import Experiment
 from jaxgen.models.edm_unet import ddpmpp
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm, log_normal
 from jaxgen.samplers import grids

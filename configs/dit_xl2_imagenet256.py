@@ -38,7 +38,7 @@ from jaxgen.models import dit
 from jaxgen.models.latents import Autoencoder
 from jaxgen.models.layers import remat
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
 from jaxgen.pretrained import autoencoder
 from jaxgen.processes import parameterisation, posterior, times

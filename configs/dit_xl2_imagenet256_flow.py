@@ -16,7 +16,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models import dit
 from jaxgen.models.layers import remat
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids

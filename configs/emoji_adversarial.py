@@ -20,11 +20,11 @@ from configs import emoji_dit, emoji_one_step
 from jaxgen import ema, sharding
 from jaxgen.experiment import Experiment
 from jaxgen.models.projected import ProjectedDiscriminator
-from jaxgen.objectives import gan_losses
-from jaxgen.objectives.adversarial import OneStep, as_generator, perceptual_backbone
-from jaxgen.objectives.augmentation import diff_augment
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.gan import gan
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.adversarial import OneStep, as_generator, perceptual_backbone
+from jaxgen.objectives.gan.augmentation import diff_augment
+from jaxgen.objectives.gan.gan import gan
 from jaxgen.processes import parameterisation
 
 

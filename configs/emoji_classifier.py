@@ -15,7 +15,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT
 from jaxgen.models.unet_classifier import UNetClassifier
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.classifier import guided_by_classifier
+from jaxgen.objectives.diffusion.classifier import guided_by_classifier
 
 
 def network(num_classes: int, **model) -> nn.Module:

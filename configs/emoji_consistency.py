@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.consistency import consistency
+from jaxgen.objectives.few_step.consistency import consistency
 
 
 def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:

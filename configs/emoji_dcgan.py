@@ -15,10 +15,10 @@ from ml_collections import ConfigDict
 
 from configs import emoji_stylegan2
 from jaxgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
-from jaxgen.objectives import gan_losses
-from jaxgen.objectives.augmentation import diff_augment, no_augmentation
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.gan import gan
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.augmentation import diff_augment, no_augmentation
+from jaxgen.objectives.gan.gan import gan
 
 
 def get_config() -> ConfigDict:

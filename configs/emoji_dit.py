@@ -31,7 +31,7 @@ from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.optimizers import matrices
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow

@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.edm import edm, log_normal
 from jaxgen.samplers import grids

@@ -28,7 +28,7 @@ from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
 from jaxgen.pretrained import autoencoder
 from jaxgen.processes import parameterisation, times

@@ -15,8 +15,8 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.models.dit import DiT
-from jaxgen.objectives.average_velocity import mean_flow
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.few_step.mean_flow import mean_flow
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids

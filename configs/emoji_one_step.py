@@ -19,7 +19,7 @@ from jaxgen.experiment import Experiment, chosen
 from jaxgen.metrics import lpips
 from jaxgen.objectives import distances
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.distillation import of_last_stage, paired
+from jaxgen.objectives.few_step.distillation import of_last_stage, paired
 from jaxgen.processes import parameterisation, times
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import emoji_dit
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.distillation import of_last_stage, progressive
+from jaxgen.objectives.few_step.distillation import of_last_stage, progressive
 from jaxgen.processes import parameterisation, weighting
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers.guidance import guided

@@ -17,12 +17,12 @@ from ml_collections import ConfigDict
 
 from configs import emoji_stylegan2
 from jaxgen.models.r3gan import R3GANDiscriminator, R3GANGenerator
-from jaxgen.objectives import gan_losses
-from jaxgen.objectives.augmentation import no_augmentation, scheduled
-from jaxgen.objectives.augmentation_pipeline import Pipeline
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.gan import gan
-from jaxgen.objectives.regularizers import r1, r2
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.augmentation import no_augmentation, scheduled
+from jaxgen.objectives.gan.augmentation_pipeline import Pipeline
+from jaxgen.objectives.gan.gan import gan
+from jaxgen.objectives.gan.regularizers import r1, r2
 
 # The paper's augmentations: geometry at full strength, colours at half, cutout.
 PIPELINE = Pipeline(brightness=0.5, contrast=0.5, luma_flip=0.5, hue=0.5, saturation=0.5, cutout=1.0)

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import emoji_dit, emoji_dit_flow
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.distillation import of_last_stage, paired
+from jaxgen.objectives.few_step.distillation import of_last_stage, paired
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids

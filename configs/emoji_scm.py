@@ -13,13 +13,11 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.continuous_consistency import continuous_consistency
+from jaxgen.objectives.few_step.scm import scm
 
 
 def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
-  return continuous_consistency(
-    net, shape=shape, warmup=c.tangent_warmup, sample_times=tuple(c.sampling.times), null=null
-  )
+  return scm(net, shape=shape, warmup=c.tangent_warmup, sample_times=tuple(c.sampling.times), null=null)
 
 
 build = partial(emoji_dit.build, learn=learn)

@@ -13,8 +13,8 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.models.dit import DiT
-from jaxgen.objectives.average_velocity import shortcut
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.few_step.shortcut import shortcut
 from jaxgen.samplers import grids
 
 

@@ -28,12 +28,12 @@ from jaxgen.evaluators.modes import collapse
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
-from jaxgen.objectives import gan_losses
-from jaxgen.objectives.augmentation import adaptive, no_augmentation
-from jaxgen.objectives.augmentation_pipeline import Pipeline
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.gan import gan
-from jaxgen.objectives.regularizers import path_length, r1
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.augmentation import adaptive, no_augmentation
+from jaxgen.objectives.gan.augmentation_pipeline import Pipeline
+from jaxgen.objectives.gan.gan import gan
+from jaxgen.objectives.gan.regularizers import path_length, r1
 from jaxgen.optimizers import lazy_adam
 
 

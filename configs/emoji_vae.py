@@ -28,8 +28,8 @@ from jaxgen.experiment import Experiment, chosen
 from jaxgen.metrics import lpips
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.patchgan import PatchGAN
-from jaxgen.objectives.autoencoder import Adversary, autoencoder
-from jaxgen.objectives.bottleneck import Bottleneck, gaussian
+from jaxgen.objectives.autoencoder.autoencoder import Adversary, autoencoder
+from jaxgen.objectives.autoencoder.quantize import Bottleneck, gaussian
 
 
 def get_config() -> ConfigDict:

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from configs import emoji_dit
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.learned_schedule import learned_schedule
+from jaxgen.objectives.diffusion.vdm import vdm
 from jaxgen.processes import parameterisation
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
@@ -24,7 +24,7 @@ from jaxgen.samplers.guidance import guided
 
 
 def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
-  return learned_schedule(
+  return vdm(
     net,
     shape=shape,
     sampler=partial(ddim, times=grids.uniform(c.sampling.steps), clip=1.0),

@@ -4,7 +4,7 @@
   jaxgen train --config emoji_vqgan                           # leaves the VQModel in runs/emoji_vqgan/autoencoder
 
 The same hardware. The codebook is a moving average; codes that nothing chooses take vectors of the images
-(objectives/bottleneck.py).
+(objectives/autoencoder/quantize.py).
 
 Result, seed 0, two CPU cores, 39 minutes beside other programs: of held-out images PSNR 21.2, SSIM 0.674, LPIPS 0.033
 (by AlexNet, which it learned from), 98% of the codes used, perplexity 147; rfid_128 145.0. On emoji64, 300 steps of
@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 from configs import emoji_vae
 from jaxgen.evaluators.reconstruction import CODES
 from jaxgen.models.vq import VQModel
-from jaxgen.objectives.bottleneck import Bottleneck, moving_codebook
+from jaxgen.objectives.autoencoder.quantize import Bottleneck, moving_codebook
 
 
 def through(c: ConfigDict, side: int) -> Bottleneck:

@@ -30,8 +30,9 @@ from jaxgen.evaluators.modes import modes
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.metrics.modes import nearest_mode
 from jaxgen.models.mlp import MLPDiscriminator, MLPGenerator
-from jaxgen.objectives import gan_losses, regularizers
-from jaxgen.objectives.gan import Unroll, gan
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan import regularizers
+from jaxgen.objectives.gan.gan import Unroll, gan
 from jaxgen.optimizers import clipped
 
 LOSSES = {

@@ -26,7 +26,7 @@ from jaxgen.data.loader import Loader
 from jaxgen.experiment import Experiment
 from jaxgen.models.layers import remat
 from jaxgen.models.unet import IDDPM, UNet
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.vp import from_betas

@@ -20,7 +20,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models import unet
 from jaxgen.models.layers import remat
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids

@@ -22,7 +22,7 @@ from jaxgen.evaluators.stacked import stacked_modes
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.conv_classifier import ConvClassifier
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.channel_classifier import NAME, with_channel_classifier
+from jaxgen.objectives.gan.channel_classifier import NAME, with_channel_classifier
 
 DIGITS = {'mnist': mnist, 'fashion_mnist': fashion_mnist}
 CLASSES = 10

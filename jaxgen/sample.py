@@ -120,7 +120,7 @@ def conditioning(stage: Experiment, num: int, *, labels: Sequence[int] | None = 
 
 
 def denoising(trained: Trained) -> Denoising:
-  """The parts of the objective's sampling, for objectives/drawing.py.
+  """The parts of the objective's sampling, for generation/.
 
   Raises:
     ValueError: it has none.
@@ -156,7 +156,7 @@ def sample(
     num: images.
     seed: of their noise.
     batch_size: images at a time; by default 64, or what the mesh asks for.
-    draw: another way to draw than the objective's `sample`, of objectives/drawing.py.
+    draw: another way to draw than the objective's `sample`, of generation/.
   """
   mesh = trained.stage.mesh
   batch_size = batch_size or -(-min(num, 64) // mesh.size) * mesh.size

@@ -17,10 +17,11 @@ from jaxgen.experiment import Experiment
 from jaxgen.models.layers.batch_norm import BatchStatisticsNorm
 from jaxgen.models.layers.critics import dense
 from jaxgen.models.stylegan2 import minibatch_deviation
-from jaxgen.objectives import gan_losses, regularizers
-from jaxgen.objectives.augmentation import adaptive
-from jaxgen.objectives.augmentation_pipeline import Pipeline
-from jaxgen.objectives.gan import gan
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan import regularizers
+from jaxgen.objectives.gan.augmentation import adaptive
+from jaxgen.objectives.gan.augmentation_pipeline import Pipeline
+from jaxgen.objectives.gan.gan import gan
 
 SHAPE = (8, 8, 3)
 COLOURS = Pipeline(*[0.0] * 7, luma_flip=0.0, hue=0.0, saturation=0.0)  # whose program is small

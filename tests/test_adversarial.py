@@ -13,10 +13,10 @@ import pytest
 from jaxgen import ema
 from jaxgen.metrics import lpips
 from jaxgen.models.projected import ProjectedDiscriminator
-from jaxgen.objectives import gan_losses
-from jaxgen.objectives.adversarial import OneStep, as_generator, perceptual_backbone
-from jaxgen.objectives.diffusion import diffusion
-from jaxgen.objectives.gan import Backbone, gan
+from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.adversarial import OneStep, as_generator, perceptual_backbone
+from jaxgen.objectives.gan.gan import Backbone, gan
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.edm import edm
 from jaxgen.samplers import grids

@@ -11,7 +11,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 from jaxgen import flops, sharding
 from jaxgen.models.layers import splash
 from jaxgen.models.layers.attention import _kernel, attention, cudnn_attention, unfused, xla_attention
-from jaxgen.objectives.continuous_consistency import tangent
+from jaxgen.objectives.few_step.scm import tangent
 
 _SIZES = {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
 

@@ -7,9 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.objectives import augmentation
-from jaxgen.objectives import augmentation_pipeline as pipeline
-from jaxgen.objectives.augmentation_pipeline import Pipeline
+from jaxgen.objectives.gan import augmentation
+from jaxgen.objectives.gan import augmentation_pipeline as pipeline
+from jaxgen.objectives.gan.augmentation_pipeline import Pipeline
 
 _x = jnp.asarray(np.random.default_rng(0).uniform(-1, 1, (4, 16, 16, 3)).astype(np.float32))
 _warp = jax.jit(pipeline.warp)

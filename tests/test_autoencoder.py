@@ -12,11 +12,12 @@ import pytest
 from test_models import perturbed
 
 from jaxgen import ema
+from jaxgen.generation import edit
 from jaxgen.models import latents, tiles, vq
 from jaxgen.models.autoencoder import AutoencoderKL, Gaussian, autoencoder_kl
 from jaxgen.models.patchgan import PatchGAN
-from jaxgen.objectives import autoencoder as objectives
-from jaxgen.objectives import bottleneck, drawing
+from jaxgen.objectives.autoencoder import autoencoder as objectives
+from jaxgen.objectives.autoencoder import quantize as bottleneck
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.latent import latent
 from jaxgen.train_state import init_state, sampling_params
@@ -341,8 +342,8 @@ def test_images_are_edited_as_latents():
   params, label = {'net': {'level': jnp.float32([0.2, -0.1])}}, {'label': jnp.array([0, 1])}
   keys = jax.random.split(jax.random.key(0), 2)
   assert made.denoising is not None and inner.denoising is not None
-  got = drawing.edited(made.denoising, strength=0.5)(params, frozen, label | {drawing.IMAGE: images}, keys)
+  got = edit.edited(made.denoising, strength=0.5)(params, frozen, label | {edit.IMAGE: images}, keys)
   on_latents = inner.denoising._replace(decode=lambda frozen, x0: x0)
-  want = drawing.edited(on_latents, strength=0.5)(params, {}, label | {drawing.IMAGE: z}, keys)
+  want = edit.edited(on_latents, strength=0.5)(params, {}, label | {edit.IMAGE: z}, keys)
   assert got.shape == images.shape
   np.testing.assert_allclose(got, np.clip(latents.decode(net, frozen['autoencoder'], want), -1, 1), atol=1e-5)

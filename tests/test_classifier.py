@@ -12,8 +12,8 @@ import pytest
 
 from jaxgen.models.unet_classifier import UNetClassifier
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.classifier import guided_by_classifier
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.classifier import guided_by_classifier
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids

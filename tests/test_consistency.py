@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxgen.objectives import distances
-from jaxgen.objectives.consistency import consistency, num_intervals
+from jaxgen.objectives.few_step.consistency import consistency, num_intervals
 from jaxgen.processes.edm import edm
 from jaxgen.processes.process import expand
 from jaxgen.train_state import TrainState, init_state

@@ -12,8 +12,8 @@ import optax
 import pytest
 
 from jaxgen.models.dit import DiT
-from jaxgen.objectives import variational
-from jaxgen.objectives.diffusion import by_time, diffusion, drop
+from jaxgen.objectives.diffusion import vlb
+from jaxgen.objectives.diffusion.diffusion import by_time, diffusion, drop
 from jaxgen.pretrained import dit as pretrained
 from jaxgen.processes import parameterisation, posterior, times, weighting
 from jaxgen.processes.process import corrupt, image_noise
@@ -229,7 +229,7 @@ def test_the_bound_agrees_with_iddpm_term_by_term():
     return (
       posterior.posterior_mean(process, prediction.x0, x_t, t, s),
       jnp.log(posterior.learned(process, prediction, t, s)),
-      variational.vlb_term(process, prediction, x0, x_t, t),
+      vlb.vlb_term(process, prediction, x0, x_t, t),
     )
 
   got_mean, got_log_variance, bits = terms(x_t, jnp.asarray((golden['t'] + 1) / 1000, jnp.float32))
@@ -238,7 +238,7 @@ def test_the_bound_agrees_with_iddpm_term_by_term():
   np.testing.assert_allclose(bits, golden['vb_bpd'], rtol=1e-3)
   first = jnp.full(3, 1e-3)
   np.testing.assert_allclose(terms(corrupt(process, x0, noise, first), first)[2], golden['vb_bpd_t0'], rtol=1e-5)
-  np.testing.assert_allclose(variational.prior_term(process, x0), golden['prior_bpd'], rtol=1e-5)
+  np.testing.assert_allclose(vlb.prior_term(process, x0), golden['prior_bpd'], rtol=1e-5)
 
 
 class Halves(nn.Module):
@@ -269,7 +269,7 @@ def test_the_hybrid_loss_trains_the_variance_by_the_bound_alone():
     hybrids = [jax.value_and_grad(hybrid, has_aux=True)(params, weight) for weight in (0.0, 1e-3)]
     x_t = corrupt(process, batch['image'], image_noise(jax.random.split(key, 64), (2, 2, 1)), t)
     prediction = p.predict(0.5 * x_t, x_t, t)._replace(variance=jnp.full_like(x_t, 0.5))
-    return simple, hybrids, variational.vlb_term(process, prediction, batch['image'], x_t, t).mean()
+    return simple, hybrids, vlb.vlb_term(process, prediction, batch['image'], x_t, t).mean()
 
   simple, [(_, without), ((loss, aux), once)], term = run({'mean': 0.5, 'variance': 0.5})
   np.testing.assert_allclose(aux.metrics['vlb'], 1000 * term, rtol=0.2)  # other noise, the same expectation

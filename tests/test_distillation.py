@@ -9,8 +9,8 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen.objectives import distillation
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.objectives.few_step import distillation
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.process import expand
 from jaxgen.processes.rectified_flow import rectified_flow

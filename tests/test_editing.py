@@ -7,9 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.generation.edit import sdedit
+from jaxgen.generation.inpaint import repaint
+from jaxgen.generation.interpolate import slerp
 from jaxgen.processes.process import Prediction
 from jaxgen.samplers import grids
-from jaxgen.samplers.editing import repaint, sdedit, slerp
 from jaxgen.samplers.euler import euler
 from tests.analytic import PROCESSES, compiled, gaussian
 

@@ -12,9 +12,10 @@ import pytest
 
 from jaxgen import sample, sharding
 from jaxgen.checkpoint import Checkpoints
-from jaxgen.objectives import gan_losses, regularizers
-from jaxgen.objectives.augmentation import no_augmentation
-from jaxgen.objectives.gan import Unroll, gan
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan import regularizers
+from jaxgen.objectives.gan.augmentation import no_augmentation
+from jaxgen.objectives.gan.gan import Unroll, gan
 from jaxgen.optimizers import clipped, lazy_adam
 from jaxgen.train import abstract_state, train
 from jaxgen.train_state import init_state, sampling_params

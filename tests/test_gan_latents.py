@@ -12,9 +12,9 @@ from jaxgen import sharding
 from jaxgen.evaluators import modes as mode_evaluators
 from jaxgen.evaluators import walk as walks
 from jaxgen.evaluators.base import Context
+from jaxgen.generation import gan_latents
 from jaxgen.metrics import perceptual_path_length as ppl
 from jaxgen.models.stylegan2 import stylegan2_generator
-from jaxgen.objectives import gan_latents
 from jaxgen.train_state import TrainState
 
 _net = stylegan2_generator(8, width=8, layers=2, base=64, max_features=8)

@@ -17,6 +17,7 @@ LEVELS = [
   {'processes', 'models', 'data', 'metrics', 'sharding'},
   {'samplers', 'adapters', 'pretrained', 'objectives'},
   {
+    'generation',
     'train_state',
     'train_step',
     'ema',
@@ -98,11 +99,12 @@ def test_imports_point_down(module, path):
     ('jaxgen.models.dit', 'from jaxgen.data import loader'),
     ('jaxgen.models.dit', 'import jaxgen.metrics.fid'),
     ('jaxgen.models.dit', 'def f():\n  from jaxgen import train'),
-    ('jaxgen.samplers.euler', 'from jaxgen.objectives import diffusion'),
+    ('jaxgen.samplers.euler', 'from jaxgen.objectives.diffusion import diffusion'),
+    ('jaxgen.objectives.base', 'from jaxgen.generation.edit import edited'),
     ('jaxgen.train_step', 'from jaxgen.experiment import Experiment'),
     ('jaxgen.train', 'import configs.emoji_dit'),
     ('configs.emoji_dit', 'from jaxgen.cli.config import load_config'),
-    ('jaxgen.objectives.gan', 'from jax.sharding import PartitionSpec as P'),
+    ('jaxgen.objectives.gan.gan', 'from jax.sharding import PartitionSpec as P'),
     ('jaxgen.models.dit', 'import jax\njax.sharding.PartitionSpec()'),
     ('jaxgen.metrics.fid', 'import torch'),
     ('jaxgen.utils', 'x = 1'),
@@ -115,7 +117,7 @@ def test_the_rule_sees_what_breaks_it(module, source):
 @pytest.mark.parametrize(
   ('module', 'source'),
   [
-    ('jaxgen.objectives.diffusion', 'from jaxgen.samplers.euler import euler'),
+    ('jaxgen.objectives.diffusion.diffusion', 'from jaxgen.samplers.euler import euler'),
     ('jaxgen.train_step', 'from jaxgen.ema import Average\nfrom jaxgen.objectives.base import Objective'),
     ('jaxgen.models.dit', 'from jaxgen.models.layers.attention import attention'),
     ('jaxgen.sharding', 'from jax.sharding import PartitionSpec'),

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from jaxgen.objectives import likelihood, variational
+from jaxgen.generation import likelihood
+from jaxgen.objectives.diffusion import vlb
 from jaxgen.processes import posterior
 from jaxgen.processes.edm import edm
 from jaxgen.processes.process import Prediction
@@ -78,7 +79,7 @@ def test_more_probes_lower_the_variance_and_keep_the_mean():
 def pixels():
   """8-bit images of a Gaussian, and their true bits per dimension: the entropy over the bins."""
   pixel = np.arange(256)
-  mass = np.diff(stats.norm.cdf(np.append(pixel, 256) / 127.5 - 1 - variational.BIN / 2, MEAN, STD))
+  mass = np.diff(stats.norm.cdf(np.append(pixel, 256) / 127.5 - 1 - vlb.BIN / 2, MEAN, STD))
   mass /= mass.sum()
   images = np.random.default_rng(5).choice(pixel, (64, *SHAPE[1:]), p=mass)
   bits = -np.log2(mass)[images].mean(axis=(1, 2, 3))
@@ -96,16 +97,16 @@ def test_bits_per_dimension_are_the_entropy(pixels):
 def test_the_bound_lies_just_above_the_entropy(pixels):
   x0, bits = pixels
   process = vp_cosine(1000)
-  run = partial(variational.bound, gaussian(process, MEAN, STD**2), process, variance=posterior.large)
+  run = partial(vlb.bound, gaussian(process, MEAN, STD**2), process, variance=posterior.large)
   terms, prior, total = compiled(lambda x0, keys: (*(b := run(x0, cond={}, keys=keys)), b.total), x0, _keys(64))
   assert terms.shape == (64, 1000)
   np.testing.assert_allclose(terms.sum(1) + prior, total, rtol=1e-5)
   assert bits.mean() - 0.01 < total.mean() < bits.mean() + 0.1
   assert prior.max() < 1e-3
-  worse = partial(variational.bound, gaussian(process, 0.0, STD**2), process, variance=posterior.large)
+  worse = partial(vlb.bound, gaussian(process, 0.0, STD**2), process, variance=posterior.large)
   assert compiled(lambda x0, keys: worse(x0, cond={}, keys=keys).total, x0, _keys(64)).mean() > total.mean() + 0.1
 
 
 def test_a_bound_wants_steps():
   with pytest.raises(ValueError, match='give the process a number of steps'):
-    variational.bound(gaussian(vp_cosine(), 0.0, 1.0), vp_cosine(), jnp.zeros((1, 2, 2, 1)), cond={}, keys=_keys(1))
+    vlb.bound(gaussian(vp_cosine(), 0.0, 1.0), vp_cosine(), jnp.zeros((1, 2, 2, 1)), cond={}, keys=_keys(1))

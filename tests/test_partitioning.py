@@ -16,7 +16,7 @@ from jaxgen.experiment import Experiment, as_stages
 from jaxgen.models import unet
 from jaxgen.models.dit import DiT
 from jaxgen.models.layers import remat
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.plan import program as programs
 from jaxgen.plan.plan import abstract_frozen
 from jaxgen.processes import parameterisation, times

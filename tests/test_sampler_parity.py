@@ -37,7 +37,7 @@ def _denoise_ve(x, t, cond):
 
 
 def _end_of_path(x, t, cond):
-  """f of objectives/consistency.py, Eq. 1."""
+  """f of objectives/few_step/consistency.py, Eq. 1."""
   sigma = EDM.sigma(t)
   excess, norm = sigma - 0.002, jnp.sqrt(sigma**2 + STD**2)
   output = _network(x / expand(norm, x), 250 * jnp.log(sigma), cond)

@@ -14,7 +14,7 @@ import pytest
 from jaxgen import ema, sharding
 from jaxgen.models import unet
 from jaxgen.models.dit import DiT
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.train_state import init_state
@@ -238,7 +238,7 @@ from jaxgen.bench.programs import FixedBatch
 from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT
 from jaxgen.models.layers import remat
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 rules, *sizes = sys.argv[1:]

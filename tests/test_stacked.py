@@ -15,7 +15,7 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.stacked import stacked_modes
 from jaxgen.models.conv_classifier import ConvClassifier
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.channel_classifier import NAME, with_channel_classifier
+from jaxgen.objectives.gan.channel_classifier import NAME, with_channel_classifier
 from jaxgen.train_state import init_state
 from jaxgen.train_step import make_train_step
 from jaxgen.writer import silent

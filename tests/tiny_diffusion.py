@@ -8,7 +8,7 @@ from ml_collections import ConfigDict
 
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
-from jaxgen.objectives.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids

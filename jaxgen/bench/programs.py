@@ -16,9 +16,10 @@ from jaxgen.models.dit import dit
 from jaxgen.models.layers import remat
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
 from jaxgen.models.unet import DDPM, DDPM_SIZES, UNet
-from jaxgen.objectives import gan_losses, regularizers
 from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.gan import gan
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan import regularizers
+from jaxgen.objectives.gan.gan import gan
 from jaxgen.optimizers import lazy_adam
 
 BATCH_SIZE = 16

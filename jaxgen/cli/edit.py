@@ -45,31 +45,32 @@ def way(args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray]) -> 
   import numpy as np
 
   from jaxgen import sample
-  from jaxgen.objectives import drawing
+  from jaxgen.generation import edit, inpaint, interpolate, invert, stop
+  from jaxgen.objectives.base import sampled
 
   parts = sample.denoising(trained)
   if args.until is not None:
-    parts = drawing.stopped(parts, args.until)
+    parts = stop.stopped(parts, args.until)
   if args.previews is not None:
     parts = parts._replace(show=_saver(args.previews))
   shape = trained.stage.data.spec['image'].shape[1:]
   file = args.edit or args.inpaint or args.invert
   if file is not None:
-    cond = cond | {drawing.IMAGE: _images(file, shape, args.num)}
+    cond = cond | {edit.IMAGE: _images(file, shape, args.num)}
   if args.edit is not None:
-    return drawing.edited(parts, strength=args.strength), cond
+    return edit.edited(parts, strength=args.strength), cond
   if args.inpaint is not None:
     mask = (1 - _images(args.mask, (*shape[:2], 1), args.num)) / 2
     repeats = 10 if args.repeats is None else args.repeats
-    return drawing.inpainted(parts, repeats=repeats), cond | {drawing.MASK: mask}
+    return inpaint.inpainted(parts, repeats=repeats), cond | {inpaint.MASK: mask}
   if args.invert is not None:
-    return drawing.reconstructed(parts, repeats=args.repeats or 0), cond
+    return invert.reconstructed(parts, repeats=args.repeats or 0), cond
   if args.interpolate is not None:
     weight = np.linspace(0, 1, args.num, dtype=np.float32)
     ends = sample.noise_key(args.seed), sample.noise_key(args.interpolate)
     first = {name: np.repeat(rows[:1], args.num, axis=0) for name, rows in cond.items()}
-    return drawing.interpolated(parts, *ends), first | {drawing.WEIGHT: weight}
-  return drawing.sampled(parts), cond
+    return interpolate.interpolated(parts, *ends), first | {interpolate.WEIGHT: weight}
+  return sampled(parts), cond
 
 
 def _images(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""Likelihood of held-out images while training, by any measure of it: objectives/likelihood.py or variational.py."""
+"""Likelihood of held-out images while training: generation/likelihood.py or objectives/diffusion/vlb.py."""
 
 from collections.abc import Callable, Sequence
 

@@ -22,7 +22,7 @@ from jaxgen.evaluators.generate import Generate, to_host
 from jaxgen.metrics.lpips import lpips
 from jaxgen.metrics.reconstruction import psnr, ssim
 from jaxgen.models.latents import Scaling, posterior, unscaled
-from jaxgen.objectives.bottleneck import whole
+from jaxgen.objectives.autoencoder.quantize import whole
 from jaxgen.pretrained import autoencoder
 from jaxgen.train_state import sampling_params
 from jaxgen.typing import Array, Params

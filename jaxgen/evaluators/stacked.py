@@ -17,7 +17,7 @@ from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import Generate
 from jaxgen.evaluators.modes import modes
 from jaxgen.metrics.modes import stacked_mode
-from jaxgen.objectives.channel_classifier import LABEL, NAME, channel_logits
+from jaxgen.objectives.gan.channel_classifier import LABEL, NAME, channel_logits
 from jaxgen.sharding import replicated
 
 
@@ -33,7 +33,7 @@ def stacked_modes(
   seed: int = 0,
   name: str = 'modes',
 ) -> Evaluator:
-  """Counts modes with `NAME` of objectives/channel_classifier.py.
+  """Counts modes with `NAME` of objectives/gan/channel_classifier.py.
 
   Args:
     generate: from `make_generate`.

@@ -28,7 +28,7 @@ def walk(
 
   Args:
     draw: `(params, latents) -> images`, of what `sampling_params` returns.
-    latents: `key -> latents` of one walk's frames (objectives/gan_latents.py).
+    latents: `key -> latents` of one walk's frames (generation/gan_latents.py).
     every: interval in steps.
     columns: walks.
     frames_per_second: of the file.

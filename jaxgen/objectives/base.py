@@ -6,12 +6,20 @@ one subtree of the parameters. A GAN has two phases, a diffusion model one; a re
 """
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any, NamedTuple
 
-from jaxgen.processes.process import Prediction, Process
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.processes.process import Prediction, Process, image_noise
+from jaxgen.samplers import preview
 from jaxgen.samplers.ddim_inversion import ddim_inversion
 from jaxgen.samplers.ddpm import ddpm
-from jaxgen.typing import Array
+from jaxgen.typing import Array, Cond, Float, Key
+
+SampleFn = Callable[..., Array]  # (params, frozen, cond, keys) -> images, float32 b h w c in [-1, 1]
 
 
 class Aux(NamedTuple):
@@ -39,7 +47,7 @@ class Phase(NamedTuple):
 
 
 class Denoising(NamedTuple):
-  """How images are drawn with a denoiser, in parts, for objectives/drawing.py.
+  """How a denoiser makes images, in parts: `sampled` puts them together, and generation/ puts them together otherwise.
 
   Attributes:
     process: `params ->` what the denoiser undoes.
@@ -89,3 +97,52 @@ class Objective(NamedTuple):
   phases: tuple[Phase, ...]
   sample: Callable[..., Array]
   denoising: Denoising | None = None
+
+
+def sampled(d: Denoising) -> SampleFn:
+  """Images from noise: what `Objective.sample` is."""
+
+  def sample(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
+    noise_keys, step_keys = split_keys(keys)
+    return sample_from(d, params, frozen, cond, image_noise(noise_keys, d.shape), step_keys)
+
+  return sample
+
+
+def sample_from(
+  d: Denoising, params: dict, frozen: dict, cond: Cond, noise: Float[Array, 'b ...'], keys: Key[Array, ' b']
+) -> Float[Array, 'b h w c']:
+  """Images from given standard normal noise; `keys` are those of the sampler's steps."""
+  process = d.process(params)
+  x = process.sigma(jnp.float32(1)) * noise
+  x0 = d.sampler(guided_denoiser(d, params, frozen), process=process, x=x, cond=d.condition(cond), keys=keys)
+  return decoded(d, frozen, x0)
+
+
+def guided_denoiser(d: Denoising, params: dict, frozen: dict) -> Callable[..., Prediction]:
+  """The denoiser that a sampler is given: guided, and watched if `show` is set."""
+  denoise = d.guide(d.denoiser(params, frozen))
+  return denoise if d.show is None else preview.watched(denoise, d.show, view=partial(decoded, d, frozen))
+
+
+def decoded(d: Denoising, frozen: dict, x0: Array) -> Array:
+  """Images of a sampler's x0."""
+  return d.decode(frozen, x0 if d.limit is None else jnp.clip(x0, -d.limit, d.limit))
+
+
+def split_keys(keys: Key[Array, ' b']) -> tuple[Key[Array, ' b'], Key[Array, ' b']]:
+  """Keys of the initial noise and keys of the sampler's steps."""
+  noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  return noise_keys, step_keys
+
+
+def sampler_times(d: Denoising) -> np.ndarray:
+  """The times of the sampler."""
+  if not isinstance(d.sampler, partial) or 'times' not in d.sampler.keywords:
+    raise ValueError("the sampler's times are not known: build the objective with sampler=partial(..., times=grid)")
+  return np.asarray(d.sampler.keywords['times'], np.float32)
+
+
+def walk_times(d: Denoising) -> np.ndarray:
+  """The times of `walk` and `inverse`."""
+  return sampler_times(d) if d.walk_times is None else np.asarray(d.walk_times, np.float32)

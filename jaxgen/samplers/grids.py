@@ -114,3 +114,11 @@ def _grid(k: np.ndarray, num_steps: int) -> Float[np.ndarray, ' n']:
   if not 1 <= len(k) <= num_steps:
     raise ValueError(f'{len(k)} sampling steps of a process with {num_steps}: use 1 to {num_steps}')
   return np.append((k[::-1] + 1) / num_steps, 0).astype(np.float32)
+
+
+def fine(times: Float[np.ndarray, ' n'], steps: int = 32) -> Float[np.ndarray, ' m']:
+  """`times` where they have at least `steps` steps, else a uniform grid of that many.
+
+  A few-step model is sampled at one to four times, which are too few to inpaint by; it knows all times.
+  """
+  return times if len(times) > steps else uniform(steps)

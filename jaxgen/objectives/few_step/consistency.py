@@ -24,14 +24,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.objectives import drawing
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
-from jaxgen.objectives.diffusion import drop, init_network, named
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
+from jaxgen.objectives.diffusion.diffusion import drop, init_network, named
 from jaxgen.objectives.distances import Distance, pseudo_huber
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
 from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, noise_like
 from jaxgen.samplers import consistency as sampling
+from jaxgen.samplers import grids
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
 Teacher = Callable[[Any], Callable[[Array, Array, Cond], Prediction]]  # frozen -> denoise
@@ -106,9 +106,9 @@ def consistency(
     limit=limit,
     walk=sampling.consistency,
     inverse=None,
-    walk_times=drawing.fine(grid),
+    walk_times=grids.fine(grid),
   )
-  return Objective(init, (Phase('consistency', 'net', loss),), drawing.sampled(denoising), denoising)
+  return Objective(init, (Phase('consistency', 'net', loss),), sampled(denoising), denoising)
 
 
 def _function(

@@ -5,12 +5,12 @@
   (3)  lambda = |grad L_rec| / (|grad L_adv| + 1e-4),  gradients to the decoder's last kernel, lambda <= 1e4
   (4)  L_D = mean [relu(1 - D(x)) + relu(1 + D(x_hat))] / 2
 
-w_a is 0 in the first `start` steps, in which D learns nothing either. Bottlenecks are in objectives/bottleneck.py: a
-Gaussian with its KL makes this a VAE (Kingma & Welling 2014) or AutoencoderKL (Rombach et al. 2022), a codebook VQ-VAE
-(van den Oord et al. 2017), both with the adversary VQGAN (Esser et al. 2021), whose Eqs. 3 and 4 are.
+w_a is 0 in the first `start` steps, in which D learns nothing either. Bottlenecks are in quantize.py: a Gaussian with
+its KL makes this a VAE (Kingma & Welling 2014) or AutoencoderKL (Rombach et al. 2022), a codebook VQ-VAE (van den Oord
+et al. 2017), both with the adversary VQGAN (Esser et al. 2021), whose Eqs. 3 and 4 are.
 
 Differs from VQGAN's code: Eq. 1 is a mean over all values of an image, where theirs is a sum in one place and a mean in
-another; weights of theirs for sums are to be divided alike, as objectives/bottleneck.py does for the KL.
+another; weights of theirs for sums are to be divided alike, as objectives/autoencoder/quantize.py does for the KL.
 """
 
 from collections.abc import Callable
@@ -22,8 +22,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.objectives import distances
+from jaxgen.objectives.autoencoder.quantize import Bottleneck
 from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.bottleneck import Bottleneck
 from jaxgen.typing import Array, Batch, Float, Key, Params
 
 _LARGEST = 1e4

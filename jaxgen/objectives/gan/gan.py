@@ -28,10 +28,10 @@ import jax.numpy as jnp
 import optax
 
 from jaxgen import sharding
-from jaxgen.objectives.augmentation import Augmentation, no_augmentation
 from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.gan_losses import GanLoss, heuristics
-from jaxgen.objectives.regularizers import DiscriminatorPenalty, GeneratorPenalty
+from jaxgen.objectives.gan.augmentation import Augmentation, no_augmentation
+from jaxgen.objectives.gan.losses import GanLoss, heuristics
+from jaxgen.objectives.gan.regularizers import DiscriminatorPenalty, GeneratorPenalty
 from jaxgen.processes.process import image_noise
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 

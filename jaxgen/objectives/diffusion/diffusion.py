@@ -5,7 +5,7 @@
 F is the space of the loss (eps, x0, v or velocity); x_hat is the network's prediction, and x what a perfect network's
 output would be read as. The network may predict in one space and be judged in another (`loss_in`), as in JiT.
 
-If the parameterisation learns a variance, the bound of objectives/variational.py trains it (IDDPM, Nichol & Dhariwal
+If the parameterisation learns a variance, the bound of objectives/diffusion/vlb.py trains it (IDDPM, Nichol & Dhariwal
 2021), with the mean held fixed; T times the mean of its terms estimates the bound if t is uniform, or weighed as if:
 
   (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
@@ -22,9 +22,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives import drawing
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
-from jaxgen.objectives.variational import vlb_estimate
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
+from jaxgen.objectives.diffusion.vlb import vlb_estimate
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, denoiser
 from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like
@@ -113,7 +112,7 @@ def diffusion(
     limit=limit,
     guide=guide,
   )
-  return Objective(init, (Phase('diffusion', 'net', loss),), drawing.sampled(denoising), denoising)
+  return Objective(init, (Phase('diffusion', 'net', loss),), sampled(denoising), denoising)
 
 
 def init_network(net: nn.Module, key: Key[Array, ''], shape: tuple[int, ...], cond: dict[str, Any]) -> Params:

@@ -22,10 +22,9 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.models.monotone import Monotone
-from jaxgen.objectives import drawing
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
-from jaxgen.objectives.diffusion import by_time, denoiser_of_network, drop, init_network, named
-from jaxgen.objectives.variational import pixel_log_likelihood, prior_term
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
+from jaxgen.objectives.diffusion.diffusion import by_time, denoiser_of_network, drop, init_network, named
+from jaxgen.objectives.diffusion.vlb import pixel_log_likelihood, prior_term
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes.parameterisation import Parameterisation
@@ -48,7 +47,7 @@ def process_of(negative_log_snr: Callable[[Array], Array], ends: tuple[float, fl
   )
 
 
-def learned_schedule(
+def vdm(
   net: nn.Module,
   *,
   shape: tuple[int, ...],
@@ -123,7 +122,7 @@ def learned_schedule(
     guide=guide,
   )
   phases = Phase('vdm', 'net', loss), Phase('schedule', 'schedule', spread, every)
-  return Objective(init, phases, drawing.sampled(denoising), denoising)
+  return Objective(init, phases, sampled(denoising), denoising)
 
 
 def _bits(y: Callable[[Array], Array], t: Float[Array, ' b'], error: Float[Array, 'b ...']) -> Float[Array, ' b']:

@@ -32,7 +32,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.diffusion import by_time, denoiser_of_network, diffusion, named, squared_error
+from jaxgen.objectives.diffusion.diffusion import by_time, denoiser_of_network, diffusion, named, squared_error
 from jaxgen.objectives.distances import Distance
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers

@@ -21,7 +21,7 @@ import jax.numpy as jnp
 
 from jaxgen.metrics import lpips
 from jaxgen.objectives.distances import judged
-from jaxgen.objectives.gan import Backbone
+from jaxgen.objectives.gan.gan import Backbone
 from jaxgen.processes.parameterisation import Parameterisation, denoiser
 from jaxgen.processes.process import Process
 from jaxgen.typing import Array, Cond, Float, Key

@@ -11,7 +11,8 @@ import optax
 import pytest
 
 from jaxgen import ema
-from jaxgen.objectives.average_velocity import mean_flow, mean_flow_target, shortcut, shortcut_target
+from jaxgen.objectives.few_step.mean_flow import mean_flow, mean_flow_target
+from jaxgen.objectives.few_step.shortcut import shortcut, shortcut_target
 from jaxgen.processes import times
 from jaxgen.processes.parameterisation import x0
 from jaxgen.processes.process import expand

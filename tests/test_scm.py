@@ -9,7 +9,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen.objectives.continuous_consistency import continuous_consistency, tangent
+from jaxgen.objectives.few_step.scm import scm, tangent
 from jaxgen.processes import parameterisation, trig_flow
 from jaxgen.processes.process import corrupt, expand
 from jaxgen.train_state import init_state
@@ -71,16 +71,16 @@ def test_the_tangent_is_the_derivative_of_f_along_the_path():
 
 def test_exact_steps_land_on_the_data():
   keys = jax.random.split(jax.random.key(0), 4096)
-  objective = continuous_consistency(Exact(), shape=(1, 1, 1), process=PROCESS, sample_times=(1.0, 0.5), limit=None)
+  objective = scm(Exact(), shape=(1, 1, 1), process=PROCESS, sample_times=(1.0, 0.5), limit=None)
   images = compiled(lambda keys: objective.sample({'net': {}}, {}, {}, keys), keys)
   np.testing.assert_allclose([images.mean(), images.var()], [MEAN, VARIANCE], atol=0.02)
-  once = continuous_consistency(Exact(), shape=(1, 1, 1), process=PROCESS, limit=None)
+  once = scm(Exact(), shape=(1, 1, 1), process=PROCESS, limit=None)
   noise = jnp.linspace(-1, 1, 5).reshape(5, 1)
   want = compiled(lambda x: flow(PROCESS, MEAN, VARIANCE, x, 1.0, 0.0), noise)
   got = once.denoising.denoiser({'net': {}}, {})(noise, jnp.full(5, 1.0), {}).x0
   np.testing.assert_allclose(got, want, atol=1e-4)
   with pytest.raises(ValueError, match='must start at 1 and fall'):
-    continuous_consistency(Exact(), shape=(1, 1, 1), sample_times=(0.5,))
+    scm(Exact(), shape=(1, 1, 1), sample_times=(0.5,))
 
 
 class Small(nn.Module):
@@ -97,7 +97,7 @@ class Small(nn.Module):
 def test_one_step_learns_two_points(distil):
   steps, process = 1500, trig_flow.trig_flow(data_std=0.8, time_scale=1.0)
   data = np.where(np.arange(256) % 2, 0.8, -0.8).astype(np.float32).reshape(-1, 1, 1, 1)
-  objective = continuous_consistency(
+  objective = scm(
     Small(),
     shape=(1, 1, 1),
     process=process,

@@ -11,9 +11,9 @@ import optax
 import pytest
 
 from jaxgen.models.monotone import Monotone
-from jaxgen.objectives import variational
-from jaxgen.objectives.diffusion import diffusion
-from jaxgen.objectives.learned_schedule import ends_of_bound, learned_schedule, process_of
+from jaxgen.objectives.diffusion import vlb
+from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.objectives.diffusion.vdm import ends_of_bound, process_of, vdm
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.process import expand
 from jaxgen.processes.rectified_flow import rectified_flow
@@ -38,7 +38,7 @@ class Exact(nn.Module):
 
 
 def _objective():
-  return learned_schedule(Exact(), shape=(4, 4, 1), sampler=partial(ddpm, times=grids.uniform(60)), ends=ENDS, width=32)
+  return vdm(Exact(), shape=(4, 4, 1), sampler=partial(ddpm, times=grids.uniform(60)), ends=ENDS, width=32)
 
 
 def _batch(n=512):
@@ -75,7 +75,7 @@ def test_learning_the_schedule_halves_the_spread_and_leaves_the_bound():
   assert of('schedule/deviation')[-20:].mean() < 0.5 * of('schedule/deviation')[:5].mean()
   np.testing.assert_allclose(of('vdm/bound')[-20:].mean(), of('vdm/bound')[:20].mean(), rtol=0.02)
   # The bound of the best network is the entropy of 8-bit bins, but for what the ends of y leave.
-  entropy = 0.5 * math.log2(2 * math.pi * math.e * VARIANCE) - math.log2(variational.BIN)
+  entropy = 0.5 * math.log2(2 * math.pi * math.e * VARIANCE) - math.log2(vlb.BIN)
   np.testing.assert_allclose(of('vdm/bound')[-20:].mean(), entropy, atol=0.15)
   images = jax.jit(objective.sample)(state.params, {}, {}, jax.random.split(jax.random.key(0), 256))
   np.testing.assert_allclose([images.mean(), images.var()], [MEAN, VARIANCE], rtol=0.08)
@@ -85,7 +85,7 @@ def test_the_ends_of_the_bound_are_the_prior_and_the_pixels():
   process, x0 = process_of(lambda t: ENDS[0] + t * (ENDS[1] - ENDS[0]), ENDS), _batch(8)['image']
   got = ends_of_bound(process, x0, jax.random.key(0))
   quiet = process_of(lambda t: -20.0 + t * 40, (-20.0, 20.0))
-  assert jnp.all(got > variational.prior_term(process, x0))
+  assert jnp.all(got > vlb.prior_term(process, x0))
   np.testing.assert_allclose(ends_of_bound(quiet, jnp.round(x0 * 127.5) / 127.5, jax.random.key(0)), 0, atol=1e-2)
 
 
@@ -94,7 +94,7 @@ def test_the_bound_s_ends_have_noise_of_their_own(monkeypatch):
   used, own, split = [], [], jax.random.split
   monkeypatch.setattr(jax.random, 'split', lambda key, *num: used.append(key) or split(key, *num))
   ended = lambda process, x0, key: own.append(key) or jnp.zeros(len(x0))  # noqa: E731
-  monkeypatch.setattr('jaxgen.objectives.learned_schedule.ends_of_bound', ended)
+  monkeypatch.setattr('jaxgen.objectives.diffusion.vdm.ends_of_bound', ended)
   objective = _objective()
   params = objective.init(jax.random.key(0), {})['params']
   objective.phases[0].loss(params, None, {}, _batch(2), jax.random.key(1))

@@ -1,24 +1,18 @@
-"""Few-step flows: the network learns the velocity of a whole jump, and one to four jumps make an image.
+"""MeanFlow (Geng et al. 2025): the network learns the velocity of a whole jump, and one to four jumps make an image.
 
 Rectified flow has x_t = (1 - t) x0 + t eps and v = eps - x0. Between two times r <= t on a path of its ODE,
 
   (1)  u(x_t, t, r) = 1/(t - r) integral from r to t of v(x_s, s) ds,   u(x_t, t, t) = v(x_t, t)
   (2)  x_r = x_t - (t - r) u(x_t, t, r)
 
-MeanFlow (Geng et al. 2025) differentiates Eq. 1 along the path, with sg the stopped gradient:
+Eq. 1 is differentiated along the path, with sg the stopped gradient:
 
   (3)  u = sg(v - (t - r) du/dt),   du/dt = v du/dx + du/dt at fixed x     (one forward-mode pass)
-
-Shortcut models (Frans et al. 2025) make one jump equal to two of half its length h:
-
-  (4)  u(x_t, t, t - 2h) = sg(u(x_t, t, t - h) + u(x_{t-h}, t - h, t - 2h)) / 2
 
 A network is told s t as its time, and s (t - r) as cond['interval'], s the `time_scale`. As a denoiser it is
 u(x_t, t, t), and u(x_t, t, r) to whom tells it r as cond[END]; x0 and eps are then the ends of the straight line
 through x_t along u. Its output is u, or by another parameterisation what says where that line ends: of x0,
 u = (x_t - x0) / t, and one step from noise is the output itself.
-
-Differs from the papers in the direction of time: t = 1 is noise in MeanFlow as here, and data in shortcut models.
 """
 
 from collections.abc import Callable
@@ -31,21 +25,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.models.layers import attention
-from jaxgen.objectives import drawing
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
-from jaxgen.objectives.diffusion import drop, init_network, named
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
+from jaxgen.objectives.diffusion.diffusion import drop, init_network, named
 from jaxgen.processes.parameterisation import Parameterisation, velocity
 from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.times import TimeSampler
+from jaxgen.samplers import grids
 from jaxgen.samplers.guidance import nothing
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
 END = 'end'
 Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
 JumpOf = Callable[..., Jump]  # (params, cond, *, train, rngs) -> jump
-_FLOW = rectified_flow()
-_VELOCITY = velocity(_FLOW)
+FLOW = rectified_flow()
+VELOCITY = velocity(FLOW)
 
 
 def mean_flow(
@@ -60,7 +54,7 @@ def mean_flow(
   scale: float = 1.0,
   power: float = 1.0,
   time_scale: float = 1.0,
-  parameterisation: Parameterisation = _VELOCITY,
+  parameterisation: Parameterisation = VELOCITY,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains u by Eq. 3.
@@ -79,7 +73,7 @@ def mean_flow(
     parameterisation: of `rectified_flow()`: the network's output; one with a margin where it is singular.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
-  null, jump_of = null or {}, partial(_jump, net, time_scale, parameterisation)
+  null, jump_of = null or {}, partial(jump_of_network, net, time_scale, parameterisation)
   if not 0 <= different <= 1:
     raise ValueError(f'different is {different}; it is a share of the images, in [0, 1]')
 
@@ -91,7 +85,7 @@ def mean_flow(
     jumping = jax.random.bernoulli(keys[2], different, t.shape)
     r = jnp.where(jumping, jnp.minimum(first, second), t)
     eps = noise_like(x0, keys[3])
-    x_t, v = corrupt(_FLOW, x0, eps, t), eps - x0
+    x_t, v = corrupt(FLOW, x0, eps, t), eps - x0
     full = named(null, batch)
     cond = drop(full, null, drop_rate, keys[4])
     rngs = {'dropout': keys[5]}
@@ -105,14 +99,14 @@ def mean_flow(
     squared = error / x0[0].size
     metrics = {
       'loss': jnp.mean(squared),  # the weighted one is near 1 all the time
-      'velocity_error': _mean_where(~jumping, squared),
-      'jump_error': _mean_where(jumping, squared),
+      'velocity_error': mean_where(~jumping, squared),
+      'jump_error': mean_where(jumping, squared),
     }
     return jnp.mean(weight * error), Aux(metrics)
 
-  denoising = _denoising(jump_of, shape, null, jumps, limit)
+  denoising = denoising_by_jumps(jump_of, shape, null, jumps, limit)
   phases = (Phase('mean_flow', 'net', loss),)
-  return Objective(_init(net, shape, null), phases, drawing.sampled(denoising), denoising)
+  return Objective(init_jumps(net, shape, null), phases, sampled(denoising), denoising)
 
 
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:
@@ -123,73 +117,7 @@ def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tu
   return u, jax.lax.stop_gradient(v - expand(t - r, x_t) * along)
 
 
-def shortcut(
-  net: nn.Module,
-  *,
-  shape: tuple[int, ...],
-  jumps: Float[np.ndarray, ' n'],
-  finest: int = 128,
-  one_in: int = 4,
-  null: dict[str, Any] | None = None,
-  drop_rate: float = 0.0,
-  time_scale: float = 1000.0,
-  parameterisation: Parameterisation = _VELOCITY,
-  limit: float | None = 1.0,
-) -> Objective:
-  """Trains u by Eq. 4, and at interval 0 as the velocity.
-
-  Args:
-    net, shape, jumps, null, drop_rate, time_scale, parameterisation, limit: as in `mean_flow`; jumps of 1, 1/2, 1/4,
-      ... are the trained ones, and nothing is differentiated by t.
-    finest: a power of two; jumps of 1/finest are taken at interval 0.
-    one_in: of so many images one learns Eq. 4, with targets from the average of the network's name where there is one.
-  """
-  null, levels = null or {}, finest.bit_length() - 1
-  if finest < 2 or 2**levels != finest:
-    raise ValueError(f'finest is {finest}; it must be a power of two, 2 or more')
-
-  def jump_of(params, cond: Cond, **kwargs: Any) -> Jump:
-    jump = _jump(net, time_scale, parameterisation, params, cond, **kwargs)
-    return lambda x, t, r: jump(x, t, jnp.where(t - r < 1.5 / finest, t, r))
-
-  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    x0 = batch['image'].astype(jnp.float32)
-    if len(x0) % one_in:
-      raise ValueError(f'a batch of {len(x0)} does not divide into groups of {one_in}; use a multiple of {one_in}')
-    keys = jax.random.split(key, 5)
-    taught = jnp.arange(len(x0)) % one_in == 0
-    level_key, place_key = jax.random.split(keys[0])
-    length = 2.0 ** -jax.random.randint(level_key, (len(x0),), 0, levels)  # 1 ... 2/finest
-    place = jax.random.uniform(place_key, (len(x0),))
-    t = jnp.where(taught, length * jnp.floor(1 + place / length), place)
-    eps = noise_like(x0, keys[1])
-    x_t = corrupt(_FLOW, x0, eps, t)
-    cond = drop(named(null, batch), null, drop_rate, keys[2])
-    teacher = {'net': state.ema.get('net', params['net'])}
-    few = jax.tree.map(lambda a: a[::one_in], (x_t, t, length, cond))
-    two = shortcut_target(jump_of(teacher, few[3], train=False), *few[:3])
-    spread = jnp.repeat(two, one_in, axis=0)
-    target = jax.lax.stop_gradient(jnp.where(expand(taught, x0), spread, eps - x0))
-    r = jnp.where(taught, t - length, t)
-    u = jump_of(params, cond, train=True, rngs={'dropout': keys[3]})(x_t, t, r)
-    squared = sum_per_image((u - target) ** 2) / x0[0].size
-    metrics = {'velocity_error': _mean_where(~taught, squared), 'jump_error': _mean_where(taught, squared)}
-    return jnp.mean(squared), Aux(metrics)
-
-  denoising = _denoising(jump_of, shape, null, jumps, limit)
-  phases = (Phase('shortcut', 'net', loss),)
-  return Objective(_init(net, shape, null), phases, drawing.sampled(denoising), denoising)
-
-
-def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:
-  """The right side of Eq. 4, without its sg: the mean velocity of two jumps of half the length."""
-  half = length / 2
-  first = jump(x_t, t, t - half)
-  second = jump(x_t - expand(half, x_t) * first, t - half, t - length)
-  return (first + second) / 2
-
-
-def _jump(
+def jump_of_network(
   net: nn.Module, scale: float, output_is: Parameterisation, params: dict[str, Any], cond: Cond, **kwargs: Any
 ) -> Jump:
   def jump(x: Array, t: Array, r: Array) -> Array:
@@ -201,7 +129,7 @@ def _jump(
   return jump
 
 
-def _init(net: nn.Module, shape: tuple[int, ...], null: dict[str, Any]) -> Callable[..., dict[str, Any]]:
+def init_jumps(net: nn.Module, shape: tuple[int, ...], null: dict[str, Any]) -> Callable[..., dict[str, Any]]:
   def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
     return {'params': {'net': init_network(net, key, shape, {**named(null, batch), 'interval': jnp.zeros(1)})}}
 
@@ -227,10 +155,10 @@ def jumping(
   return jax.lax.scan(step, x, (grid[:-1], grid[1:]))[0]
 
 
-def _denoising(
+def denoising_by_jumps(
   jump_of: JumpOf, shape: tuple[int, ...], null: dict[str, Any], jumps: np.ndarray, limit: float | None
 ) -> Denoising:
-  times, along = np.asarray(jumps, np.float32), _VELOCITY
+  times, along = np.asarray(jumps, np.float32), VELOCITY
   if times[0] != 1 or times[-1] != 0 or (np.diff(times) >= 0).any():
     raise ValueError(f'jumps are {times.tolist()}; they must fall from 1 to 0')
 
@@ -242,13 +170,13 @@ def _denoising(
     return denoise
 
   return Denoising(
-    process=lambda params: _FLOW,
+    process=lambda params: FLOW,
     denoiser=denoiser,
     condition=partial(named, null),
     sampler=partial(jumping, times=times),
     shape=shape,
     limit=limit,
-    walk_times=drawing.fine(times),
+    walk_times=grids.fine(times),
   )
 
 
@@ -260,5 +188,5 @@ def _dropped(cond: Cond, null: dict[str, Any], like: Array) -> Array:
   return expand(same, like)
 
 
-def _mean_where(where: Array, x: Float[Array, ' b']) -> Float[Array, '']:
+def mean_where(where: Array, x: Float[Array, ' b']) -> Float[Array, '']:
   return jnp.where(where, x, 0.0).sum() / jnp.maximum(where.sum(), 1)

@@ -8,16 +8,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.objectives import drawing
-from jaxgen.objectives.average_velocity import mean_flow, shortcut
-from jaxgen.objectives.base import Objective
-from jaxgen.objectives.consistency import consistency
-from jaxgen.objectives.continuous_consistency import continuous_consistency
-from jaxgen.objectives.learned_schedule import learned_schedule
+from jaxgen.generation import edit, inpaint, invert, stop
+from jaxgen.objectives.base import Objective, sampled
+from jaxgen.objectives.diffusion.vdm import vdm
+from jaxgen.objectives.few_step.consistency import consistency
+from jaxgen.objectives.few_step.mean_flow import mean_flow
+from jaxgen.objectives.few_step.scm import scm
+from jaxgen.objectives.few_step.shortcut import shortcut
 from jaxgen.processes import times
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
-from tests import test_average_velocity, test_consistency, test_continuous_consistency, test_learned_schedule
+from tests import test_consistency, test_mean_flow, test_scm, test_vdm
 from tests.analytic import compiled, flow, gaussian
 
 SHAPE = (2, 2, 1)
@@ -39,32 +40,32 @@ def _of(tests, objective, params: Any = None, ends=False):
 
 
 def _vdm():
-  objective = learned_schedule(
-    test_learned_schedule.Exact(),
+  objective = vdm(
+    test_vdm.Exact(),
     shape=SHAPE,
     sampler=partial(ddim, times=grids.uniform(24)),
-    ends=test_learned_schedule.ENDS,
+    ends=test_vdm.ENDS,
     width=8,
   )
   params = objective.init(jax.random.key(0), {})['params']
   params['schedule'] = jax.tree.map(lambda leaf: leaf + 0.3, params['schedule'])  # as if it had learned
-  return _of(test_learned_schedule, objective, params)
+  return _of(test_vdm, objective, params)
 
 
 STEPS: Any = {'shape': SHAPE, 'limit': None}
 JUMPS = {'jumps': grids.uniform(1), **STEPS}
 EXACT = {
   'vdm': _vdm(),
-  'mean_flow': _of(test_average_velocity, mean_flow(test_average_velocity.Exact(), times=times.uniform(), **JUMPS)),
-  'shortcut': _of(test_average_velocity, shortcut(test_average_velocity.Exact(), time_scale=1.0, **JUMPS)),
+  'mean_flow': _of(test_mean_flow, mean_flow(test_mean_flow.Exact(), times=times.uniform(), **JUMPS)),
+  'shortcut': _of(test_mean_flow, shortcut(test_mean_flow.Exact(), time_scale=1.0, **JUMPS)),
   'consistency': _of(
     test_consistency, consistency(test_consistency.Exact(), steps=1, times=(1.0,), **STEPS), ends=True
   ),
   'scm': _of(
-    test_continuous_consistency,
-    continuous_consistency(
-      test_continuous_consistency.Exact(),
-      process=test_continuous_consistency.PROCESS,
+    test_scm,
+    scm(
+      test_scm.Exact(),
+      process=test_scm.PROCESS,
       sample_times=(1.0, 0.6, 0.3),
       **STEPS,
     ),
@@ -109,14 +110,14 @@ def test_each_way_of_drawing_keeps_the_distribution_and_what_it_is_given(name):
   exact = EXACT[name]
   d, images = _parts(exact), _images(exact)
   known = np.tile(np.float32([1, 0])[:, None, None], (len(KEYS), 1, 2, 1))
-  cond = {drawing.IMAGE: images, drawing.MASK: known}
+  cond = {edit.IMAGE: images, inpaint.MASK: known}
   ways = {
     'sampled': exact.objective.sample,
-    'edited': drawing.edited(d, strength=0.5),
-    'inpainted': drawing.inpainted(d, repeats=2),
+    'edited': edit.edited(d, strength=0.5),
+    'inpainted': inpaint.inpainted(d, repeats=2),
   }
   if not exact.ends:
-    ways['found'] = drawing.reconstructed(d, repeats=10)
+    ways['found'] = invert.reconstructed(d, repeats=10)
   made = compiled(lambda cond: {name: way(exact.params, {}, cond, KEYS) for name, way in ways.items()}, cond)
   moments = lambda a: [a.mean(), a.std()]  # noqa: E731
   # Of one step are samples and edits alone: the other ways take as many as they need.
@@ -134,8 +135,8 @@ def test_each_way_of_drawing_keeps_the_distribution_and_what_it_is_given(name):
 @pytest.mark.parametrize('name', ['mean_flow', 'consistency'])
 def test_it_is_watched_and_stopped_where_it_is_told(name):
   shown: list[Any] = []
-  d = drawing.stopped(_parts(EXACT[name]), 0.45)._replace(show=lambda t, x0: shown.append((t[0], x0)))
-  got = compiled(lambda keys: drawing.sampled(d)(EXACT[name].params, {}, {}, keys), KEYS[:8])
+  d = stop.stopped(_parts(EXACT[name]), 0.45)._replace(show=lambda t, x0: shown.append((t[0], x0)))
+  got = compiled(lambda keys: sampled(d)(EXACT[name].params, {}, {}, keys), KEYS[:8])
   jax.effects_barrier()
   seen = np.array([t for t, _ in shown])
   assert (np.diff(seen) < 0).all()
@@ -146,4 +147,4 @@ def test_it_is_watched_and_stopped_where_it_is_told(name):
 @pytest.mark.parametrize('name', ['consistency', 'scm'])
 def test_an_end_does_not_tell_where_a_path_comes_from(name):
   with pytest.raises(ValueError, match=r'noise of an image cannot be found; its images can be edited, inpainted'):
-    drawing.reconstructed(_parts(EXACT[name]))
+    invert.reconstructed(_parts(EXACT[name]))

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.augmentation_pipeline import Pipeline, augment
+from jaxgen.objectives.gan.augmentation_pipeline import Pipeline, augment
 from jaxgen.typing import Array, Float, Key
 
 

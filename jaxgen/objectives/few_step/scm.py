@@ -24,19 +24,19 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.models.layers import attention
-from jaxgen.objectives import drawing
-from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.consistency import Teacher
-from jaxgen.objectives.diffusion import diffusion, drop, named
+from jaxgen.objectives.base import Aux, Objective, Phase, sampled
+from jaxgen.objectives.diffusion.diffusion import diffusion, drop, named
+from jaxgen.objectives.few_step.consistency import Teacher
 from jaxgen.processes import trig_flow
 from jaxgen.processes.parameterisation import preconditioned
 from jaxgen.processes.process import Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.times import TimeSampler
+from jaxgen.samplers import grids
 from jaxgen.samplers.consistency import consistency as sampler
 from jaxgen.typing import Array, Batch, Float, Key
 
 
-def continuous_consistency(
+def scm(
   net: nn.Module,
   *,
   shape: tuple[int, ...],
@@ -102,9 +102,9 @@ def continuous_consistency(
     return jnp.mean((output - wanted) ** 2), Aux({'tangent': jnp.mean(size) / math.sqrt(g[0].size)})  # Eq. 4
 
   assert base.denoising is not None
-  denoising = base.denoising._replace(walk=sampler, inverse=None, walk_times=drawing.fine(grid))
-  phases = (Phase('continuous_consistency', 'net', loss),)
-  return base._replace(phases=phases, sample=drawing.sampled(denoising), denoising=denoising)
+  denoising = base.denoising._replace(walk=sampler, inverse=None, walk_times=grids.fine(grid))
+  phases = (Phase('scm', 'net', loss),)
+  return base._replace(phases=phases, sample=sampled(denoising), denoising=denoising)
 
 
 def tangent(

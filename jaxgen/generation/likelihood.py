@@ -23,7 +23,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.models.layers import attention
-from jaxgen.objectives.variational import BIN
+from jaxgen.objectives.diffusion.vlb import BIN
 from jaxgen.processes.process import Prediction, Process, sum_per_image
 from jaxgen.typing import Array, Cond, Float, Key
 

@@ -17,8 +17,8 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from jaxgen.generation.interpolate import slerp
 from jaxgen.models.layers.styles import Noise, StyleGenerator, constant_noise
-from jaxgen.samplers.editing import slerp
 from jaxgen.typing import Array, Cond, Float, Key
 
 

@@ -13,7 +13,8 @@ from PIL import Image
 from jaxgen import distributed, sample, sharding
 from jaxgen.cli import main as program
 from jaxgen.evaluators.generate import make_generate
-from jaxgen.objectives import drawing
+from jaxgen.generation import edit, inpaint, interpolate, invert, stop
+from jaxgen.objectives.base import sampled
 from jaxgen.samplers import grids, preview
 from jaxgen.samplers.guidance import guided
 from tests import tiny_config, tiny_diffusion
@@ -36,12 +37,12 @@ def _half():
 
 
 WAYS = {
-  'sampled': (drawing.sampled(PARTS), {}),
-  'edited': (drawing.edited(PARTS, strength=0.5), {drawing.IMAGE: IMAGES}),
-  'inpainted': (drawing.inpainted(PARTS, repeats=2), {drawing.IMAGE: IMAGES, drawing.MASK: _half()}),
+  'sampled': (sampled(PARTS), {}),
+  'edited': (edit.edited(PARTS, strength=0.5), {edit.IMAGE: IMAGES}),
+  'inpainted': (inpaint.inpainted(PARTS, repeats=2), {edit.IMAGE: IMAGES, inpaint.MASK: _half()}),
   'interpolated': (
-    drawing.interpolated(PARTS, KEYS[3], KEYS[5]),
-    {drawing.WEIGHT: np.linspace(0, 1, 64, dtype=np.float32)},
+    interpolate.interpolated(PARTS, KEYS[3], KEYS[5]),
+    {interpolate.WEIGHT: np.linspace(0, 1, 64, dtype=np.float32)},
   ),
 }
 
@@ -64,7 +65,7 @@ def test_the_objective_samples_by_its_parts():
 def test_strength_is_how_much_of_an_image_is_lost():
   kept = []
   for strength in (0.05, 0.5, 1.0):
-    got = _draw(drawing.edited(PARTS, strength=strength), **{drawing.IMAGE: IMAGES})
+    got = _draw(edit.edited(PARTS, strength=strength), **{edit.IMAGE: IMAGES})
     kept.append(np.corrcoef(got.ravel(), IMAGES.ravel())[0, 1])
   assert kept[0] > 0.8 > kept[1] > 0.3 > abs(kept[2])
 
@@ -79,7 +80,7 @@ def test_what_the_mask_keeps_is_kept_and_the_rest_is_drawn():
 def test_interpolation_ends_at_the_two_keys_images():
   way, cond = WAYS['interpolated']
   got = _draw(way, label=jnp.ones(64, jnp.int32), **cond)
-  ends = np.asarray(drawing.sampled(PARTS)(PARAMS, {}, {'label': jnp.ones(2, jnp.int32)}, KEYS[jnp.array([3, 5])]))
+  ends = np.asarray(sampled(PARTS)(PARAMS, {}, {'label': jnp.ones(2, jnp.int32)}, KEYS[jnp.array([3, 5])]))
   np.testing.assert_allclose(got[[0, -1]], ends, atol=1e-4)
   steps = np.abs(np.diff(got, axis=0)).max(axis=(1, 2, 3))
   assert steps.max() < 0.2 < np.abs(ends[0] - ends[1]).max()
@@ -87,15 +88,15 @@ def test_interpolation_ends_at_the_two_keys_images():
 
 def test_an_inverted_image_comes_back():
   error = lambda repeats: np.abs(  # noqa: E731
-    _draw(drawing.reconstructed(PARTS, repeats=repeats), **{drawing.IMAGE: 0.5 * IMAGES}) - 0.5 * IMAGES
+    _draw(invert.reconstructed(PARTS, repeats=repeats), **{edit.IMAGE: 0.5 * IMAGES}) - 0.5 * IMAGES
   ).max()
   assert error(30) < 1e-3 < error(0) < 0.5
 
 
 def test_stopping_early_gives_what_the_network_saw_there():
   shown = []
-  parts = drawing.stopped(PARTS, 0.3)._replace(show=lambda t, x0: shown.append((t[0], x0)))
-  got = _draw(drawing.sampled(parts))
+  parts = stop.stopped(PARTS, 0.3)._replace(show=lambda t, x0: shown.append((t[0], x0)))
+  got = _draw(sampled(parts))
   jax.effects_barrier()
   np.testing.assert_allclose([t for t, _ in shown], [1, 0.875, 0.75, 0.625, 0.5, 0.375, 0.3], atol=1e-6)
   np.testing.assert_allclose(shown[-1][1], got, atol=1e-6)
@@ -113,7 +114,7 @@ def test_previews_come_from_several_devices_and_guidance_is_seen_from_above_or_b
     (above, lambda denoise: preview.watched(guide(denoise), lambda t, x0: above.append(x0))),
     (below, lambda denoise: guide(preview.watched(denoise, lambda t, x0: below.append(x0)))),
   ):
-    generate = make_generate(drawing.sampled(PARTS._replace(guide=way)), mesh=mesh, batch_size=16)
+    generate = make_generate(sampled(PARTS._replace(guide=way)), mesh=mesh, batch_size=16)
     ((images, _),) = generate(PARAMS, {}, {'label': np.arange(16) % 2}, seed=0, num=16)
     jax.block_until_ready(images)
     jax.effects_barrier()

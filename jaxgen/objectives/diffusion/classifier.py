@@ -14,8 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives import drawing
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes.process import Prediction, Process, corrupt, noise_like
 from jaxgen.samplers.guidance import Scale, classifier_guided
@@ -79,7 +78,7 @@ def guided_by_classifier(
   return objective._replace(
     init=init,
     phases=(*objective.phases, Phase(NAME, NAME, loss)),
-    sample=drawing.sampled(denoising),
+    sample=sampled(denoising),
     denoising=denoising,
   )
 
