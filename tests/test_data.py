@@ -17,7 +17,7 @@ from PIL import Image
 
 from jaxgen import data
 from jaxgen.cli import data as cli
-from jaxgen.data import tfds_builder
+from jaxgen.data import listing, tfds_builder
 from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, idx, image_folder, mnist
 from jaxgen.data.image import center_crop, decode_image, encode_png, to_float
 from jaxgen.data.recipe import Recipe, folder, prepare
@@ -305,32 +305,32 @@ def test_image_folder_reads_classes_and_captions_and_leaves_out_a_broken_file(pl
   dog = next(record for record in records if record['caption'] == 'a dog')
   with Image.open(place / 'pictures' / 'dogs' / 'c.webp') as image:
     np.testing.assert_array_equal(dog['image'], to_float(np.asarray(center_crop(image.convert('RGB'), 16))))
-  listed = image_folder.list_images(place / 'pictures')
+  listed = listing.list_images(place / 'pictures')
   with pytest.raises(ValueError, match=r'1 unreadable images, and max_bad_images is 0; the last: .*broken.png'):
-    list(image_folder._examples(listed, ['cats', 'dogs'], True, 16, max_bad_images=0))
+    list(image_folder._examples(listed.tree, listed.images, ['cats', 'dogs'], True, 16, max_bad_images=0))
   assert 'broken.png is left out' in caplog.text
 
 
 def test_image_folder_s_errors_name_the_file(tmp_path):
   with pytest.raises(FileNotFoundError, match='there is no folder'):
-    image_folder.list_images(tmp_path / 'none')
+    listing.list_images(tmp_path / 'none')
   with pytest.raises(FileNotFoundError, match='has no images'):
-    image_folder.list_images(tmp_path)
+    listing.list_images(tmp_path)
   pictures = write_pictures(tmp_path / 'pictures')
   (pictures / 'loose.png').write_bytes(b'')
   with pytest.raises(ValueError, match=r'1 outside of them, such as loose.png'):
-    image_folder.list_images(pictures)
+    listing.list_images(pictures)
   (pictures / 'loose.png').unlink()
   (pictures / 'metadata.jsonl').write_text('{"file_name": "gone.png", "text": "a"}')
   with pytest.raises(ValueError, match=r'do not exist, such as .*gone.png'):
-    image_folder.list_images(pictures)
+    listing.list_images(pictures)
   (pictures / 'metadata.jsonl').write_text('{"file": "a.png"}')
   with pytest.raises(ValueError, match=r'metadata.jsonl, line 1'):
-    image_folder.list_images(pictures)
+    listing.list_images(pictures)
   (pictures / 'metadata.jsonl').unlink()
   (pictures / 'cats' / 'a.txt').write_bytes('un été'.encode('latin-1'))
   with pytest.raises(ValueError, match=r'a\.txt is not UTF-8 text'):
-    image_folder.list_images(pictures)
+    listing.list_images(pictures)
 
 
 def test_captions_may_hold_what_others_take_for_the_end_of_a_line(tmp_path):
@@ -338,7 +338,7 @@ def test_captions_may_hold_what_others_take_for_the_end_of_a_line(tmp_path):
   lines = [{'file_name': 'dogs/c.webp', 'text': 'one\u2028two\x85'}, {'file_name': 'dogs/d.PNG', 'text': 'a dog'}]
   text = '\n\n'.join(json.dumps(line, ensure_ascii=False) for line in lines)
   (pictures / 'metadata.jsonl').write_text(text + '\r\n', encoding='utf-8')
-  captions = {image.path.name: image.caption for image in image_folder.list_images(pictures)}
+  captions = {pathlib.Path(image.name).name: image.caption for image in listing.list_images(pictures).images}
   assert (captions['c.webp'], captions['d.PNG']) == ('one\u2028two\x85', 'a dog')
 
 

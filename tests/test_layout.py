@@ -32,7 +32,11 @@ LEVELS = [
   {'configs'},
   {'cli'},
 ]
-FROM_SIDE = {('objectives', 'samplers'), ('models', 'sharding')}  # attention runs on each device's own part
+FROM_SIDE = {
+  ('objectives', 'samplers'),
+  ('models', 'sharding'),  # attention runs on each device's own part
+  ('metrics', 'data'),  # one lister and one decoder of images
+}
 FOREIGN = {'torch', 'tensorflow', 'diffusers', 'transformers', 'torch_fidelity'}
 
 
@@ -98,6 +102,7 @@ def test_imports_point_down(module, path):
   [
     ('jaxgen.models.dit', 'from jaxgen.data import loader'),
     ('jaxgen.models.dit', 'import jaxgen.metrics.fid'),
+    ('jaxgen.data.loader', 'import jaxgen.metrics.fid'),
     ('jaxgen.models.dit', 'def f():\n  from jaxgen import train'),
     ('jaxgen.samplers.euler', 'from jaxgen.objectives.diffusion import diffusion'),
     ('jaxgen.objectives.base', 'from jaxgen.generation.edit import edited'),

@@ -189,9 +189,11 @@ def folders(tmp_path_factory):
 
 
 def test_every_image_of_a_folder_comes_once_in_batches_of_one_size(folders):
-  files = folder.image_files(folders / 'a')
+  images = folder.open_images(folders / 'a')
+  files = [folders / 'a' / name for name in images.names]
   assert len(files) == 25
-  batches = list(folder.image_batches(files, batch_size=4))
+  assert images.skipped == '; skipped 1 file (.txt: 1)'
+  batches = list(folder.image_batches(images, batch_size=4))
   assert [len(batch) for batch in batches if batch.shape[1:3] == (12, 12)] == [4, 4, 4, 4]
   got = sorted(image.tobytes() for batch in batches for image in batch)
   wanted = sorted(to_float(np.asarray(Image.open(path).convert('RGB'))).tobytes() for path in files)
@@ -201,18 +203,18 @@ def test_every_image_of_a_folder_comes_once_in_batches_of_one_size(folders):
 def test_transparency_is_laid_on_white_and_gray_becomes_rgb(tmp_path):
   Image.new('RGBA', (2, 2), (10, 20, 30, 0)).save(tmp_path / 'a.png')
   Image.new('L', (2, 2), 51).save(tmp_path / 'b.png')
-  (batch,) = folder.image_batches(folder.image_files(tmp_path), batch_size=2)
+  (batch,) = folder.image_batches(folder.open_images(tmp_path), batch_size=2)
   np.testing.assert_allclose(batch[:, 0, 0], [[1, 1, 1], [-0.6, -0.6, -0.6]], atol=1e-6)
 
 
 def test_bad_folders(tmp_path):
-  with pytest.raises(FileNotFoundError, match='not a folder'):
-    folder.image_files(tmp_path / 'missing')
+  with pytest.raises(FileNotFoundError, match='there is no folder'):
+    folder.open_images(tmp_path / 'missing')
   with pytest.raises(FileNotFoundError, match='no images'):
-    folder.image_files(tmp_path)
+    folder.open_images(tmp_path)
   (tmp_path / 'bad.png').write_bytes(b'no')
   with pytest.raises(ValueError, match=r'bad\.png'):
-    list(folder.image_batches(folder.image_files(tmp_path), batch_size=2))
+    list(folder.image_batches(folder.open_images(tmp_path), batch_size=2))
 
 
 def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
@@ -222,7 +224,7 @@ def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
     folders / 'a', folders / 'b', extract=extract, batch_size=4, kernel=True, coverage=True, logits=logits
   )
   parts = [
-    np.concatenate([extract(b) for b in folder.image_batches(folder.image_files(folders / n), batch_size=4)])
+    np.concatenate([extract(b) for b in folder.image_batches(folder.open_images(folders / n), batch_size=4)])
     for n in 'ab'
   ]
   wanted = []

@@ -77,16 +77,18 @@ def _images(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:
   """`num` images of that shape in [-1, 1]: the file, or a folder's files in turn."""
   import numpy as np
 
-  from jaxgen.data.image import decode_image, to_float
-  from jaxgen.metrics.folder import image_files
+  from jaxgen.data.image import to_float
+  from jaxgen.data.listing import image_names, open_file, open_tree, read_image
 
   height, width, channels = shape
   if height != width or channels not in (1, 3):
     raise ValueError(
       f'{path}: this run has images of {height}x{width}x{channels}; only square gray or RGB ones are read'
     )
-  files = image_files(path) if path.is_dir() else [path]
-  images = [to_float(decode_image(file.read_bytes(), channels=channels, size=height)) for file in files[:num]]
+  path = path.expanduser()
+  tree = open_file(path) if path.is_file() and path.suffix.lower() != '.zip' else open_tree(path)
+  names = image_names(tree)[0][:num]
+  images = [to_float(read_image(tree, name, channels=channels, size=height)) for name in names]
   return np.stack([images[i % len(images)] for i in range(num)])
 
 

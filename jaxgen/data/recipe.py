@@ -3,11 +3,15 @@
 A recipe says what a dataset holds and how to read its original files. `prepare` writes it once, through TFDS, as
 ArrayRecord files with PNG images, in `DATA_DIR/NAME/VERSION`; `load` opens what was written. TFDS writes into a
 folder of another name and renames it when all is there, so a killed preparation leaves nothing that could be read.
+A prepared dataset remembers the files that it was made from, and is made again when they have changed.
 """
 
+import contextlib
+import fcntl
 import hashlib
 import pathlib
 import shutil
+import sys
 from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple
 
@@ -32,6 +36,7 @@ class Recipe(NamedTuple):
       'label': int, 'caption': str, ...}. It looks for the files when called, not when the first example is asked for.
     class_names: the labels' names in order; empty for a dataset without labels.
     texts: names of the fields that are text.
+    origin: changes with the original files and the options that the records depend on; empty where they cannot change.
   """
 
   name: str
@@ -42,6 +47,7 @@ class Recipe(NamedTuple):
   examples: Callable[[pathlib.Path | None], Examples]
   class_names: tuple[str, ...] = ()
   texts: tuple[str, ...] = ()
+  origin: str = ''
 
 
 def folder(recipe: Recipe, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
@@ -57,28 +63,61 @@ def prepare(
   progress: bool = False,
   overwrite: bool = False,
 ) -> pathlib.Path:
-  """Writes the dataset unless it is there already; returns its folder.
+  """Writes the dataset unless it is there already, made from the same files; returns its folder.
 
   Args:
     recipe: the dataset.
     source: the original files, a folder.
     data_dir: the folder of prepared datasets; `default_data_dir()` when None.
-    progress: whether a bar is shown, in a terminal.
+    progress: whether a bar is shown, in a terminal, and a line of what is done.
     overwrite: makes it again where it is there already.
   """
   path = folder(recipe, data_dir)
-  if overwrite or not path.exists():
-    from jaxgen.data import tfds_builder
+  place = None if source is None else pathlib.Path(source).expanduser()
+  if place is not None:
+    recipe = recipe._replace(origin=origin_of(place))
+  with _alone(path):
+    changed = path.exists() and recipe.origin not in ('', read_origin(path))
+    if changed and progress:
+      print(f'{path.parent.name} was made from other files than are there now; preparing it again', file=sys.stderr)
+    if overwrite or changed or not path.exists():
+      from jaxgen.data import tfds_builder
 
-    examples = recipe.examples(None if source is None else pathlib.Path(source).expanduser())
-    if overwrite:  # not before the original files are found
-      shutil.rmtree(path, ignore_errors=True)
-    try:
-      tfds_builder.write(recipe, examples, path.parent.parent, progress=progress)
-    except OSError:
-      if not path.exists():  # else another process was first with the same content
-        raise
+      examples = recipe.examples(place)
+      if path.exists():  # not before the original files are found
+        shutil.rmtree(path, ignore_errors=True)
+      try:
+        tfds_builder.write(recipe, examples, path.parent.parent, progress=progress)
+      except OSError:
+        if not path.exists():  # else another process was first with the same content
+          raise
   return path
+
+
+def origin_of(source: pathlib.Path) -> str:
+  """Changes with the name, size or time of any file in a folder; empty where there is none."""
+  files = sorted(path for path in source.iterdir() if path.is_file()) if source.is_dir() else []
+  about = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+  return hashlib.sha256(repr(about).encode()).hexdigest() if about else ''
+
+
+def read_origin(path: pathlib.Path) -> str:
+  """What a prepared dataset remembers of its original files; empty where it remembers nothing."""
+  from jaxgen.data import tfds_builder
+
+  return tfds_builder.open_folder(path).info.metadata.get(tfds_builder.ORIGIN, '')
+
+
+@contextlib.contextmanager
+def _alone(path: pathlib.Path) -> Iterator[None]:
+  """Lets one process of this machine at a time prepare a dataset; what a killed one has left is deleted."""
+  path.parent.parent.mkdir(parents=True, exist_ok=True)
+  with (path.parent.parent / f'.{path.parent.name}.lock').open('w') as lock:
+    with contextlib.suppress(OSError):  # a file system without locks: TFDS's renaming is safe too, only slower
+      fcntl.flock(lock, fcntl.LOCK_EX)
+      for left in path.parent.glob('incomplete.*'):
+        shutil.rmtree(left, ignore_errors=True)
+    yield
 
 
 def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
@@ -104,7 +143,8 @@ def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
   builder = tfds_builder.open_folder(path)
   source = tfds_builder.data_source(builder, split, image_field='image')
   channels = builder.info.features['image'].shape[-1]
-  digests = ' '.join(f'{name}={digest}' for name, digest in sorted(builder.info.metadata.items()))
+  metadata = {key: value for key, value in builder.info.metadata.items() if key != tfds_builder.ORIGIN}
+  digests = ' '.join(f'{name}={digest}' for name, digest in sorted(metadata.items()))
   return Dataset(
     name=name,
     split=split,

@@ -24,6 +24,8 @@ from jaxgen.data.parallel import parallel_map
 if TYPE_CHECKING:
   from jaxgen.data.recipe import Examples, Recipe
 
+ORIGIN = 'origin'  # key of the metadata, beside those of the splits
+
 
 class SortedWriter(tfds_writer.ExampleWriter):
   """Writes each record's fields in the order of their names.
@@ -65,7 +67,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       description=recipe.about,
       license=recipe.license,
       features=tfds.features.FeaturesDict(features),
-      metadata=tfds.core.MetadataDict(),
+      metadata=tfds.core.MetadataDict({ORIGIN: recipe.origin} if recipe.origin else {}),
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:

@@ -6,9 +6,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.data.npz import holds_statistics
 from jaxgen.metrics import reference as statistics_files
 from jaxgen.metrics.features import Extract
-from jaxgen.metrics.folder import image_batches, image_files
+from jaxgen.metrics.folder import Images, image_batches, open_images
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.inception_score import inception_score
 from jaxgen.metrics.kernel_distance import kernel_distance
@@ -46,8 +47,8 @@ def evaluate(
   """FID, and other metrics where asked for, of a folder of images.
 
   Args:
-    images: the folder of generated images.
-    reference: a folder of real images, or an .npz of their statistics (FID only).
+    images: the generated images: a folder, a .zip of one, or an .npz of samples.
+    reference: the real images likewise, or an .npz of their statistics (FID only).
     extract: from `feature_extractor`.
     batch_size: images that are decoded at a time.
     kernel: also the kernel distance, KID.
@@ -59,14 +60,16 @@ def evaluate(
     FileNotFoundError, ValueError: images or statistics that are missing, damaged or too few.
   """
   pairs = kernel or coverage
-  if pairs and reference.suffix == '.npz':
+  images, reference = images.expanduser(), reference.expanduser()
+  from_statistics = reference.suffix == '.npz' and reference.exists() and holds_statistics(reference)
+  if pairs and from_statistics:
     raise ValueError(f'{reference} holds statistics only; KID, precision and recall need a folder of images')
-  files = image_files(images)  # before the reference, so that a mistake shows at once
-  if reference.suffix == '.npz':
+  opened = open_images(images)  # before the reference, so that a mistake shows at once
+  if from_statistics:
     real = _ImageSet(statistics_files.read(reference), np.zeros((0, 0)))
   else:
-    real = _features(image_files(reference), extract, batch_size, keep=pairs, report=report)
-  generated = _features(files, extract, batch_size, keep=pairs or logits is not None, report=report)
+    real = _features(open_images(reference), extract, batch_size, keep=pairs, report=report)
+  generated = _features(opened, extract, batch_size, keep=pairs or logits is not None, report=report)
   metrics = {'fid': frechet_distance(generated.moments, real.moments)}
   protocol: dict[str, Any] = {
     'images': str(images),
@@ -106,13 +109,13 @@ def _inception(logits: np.ndarray) -> Evaluation:
 
 
 def _features(
-  files: list[Path], extract: Extract, batch_size: int, *, keep: bool, report: Callable[[str], None]
+  images: Images, extract: Extract, batch_size: int, *, keep: bool, report: Callable[[str], None]
 ) -> _ImageSet:
   statistics, kept = FeatureStatistics(), []
-  for batch in image_batches(files, batch_size=batch_size):
+  for batch in image_batches(images, batch_size=batch_size):
     features = extract(batch)
     statistics.update(features)
     if keep:
       kept.append(features)
-    report(f'{files[0].parent}: {statistics.n} of {len(files)} images')
+    report(f'{images.where}: {statistics.n} of {len(images.names)} images{images.skipped}')
   return _ImageSet(statistics.finalize(), np.concatenate(kept) if keep else np.zeros((0, 0)))

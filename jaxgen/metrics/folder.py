@@ -1,31 +1,57 @@
-"""A folder of image files as batches of arrays, whatever the sizes of the images."""
+"""Images of a folder, a .zip or an .npz as batches of arrays, whatever their sizes."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Float, UInt8
 
-_EXTENSIONS = {'.png', '.jpg', '.jpeg', '.webp', '.bmp'}
+from jaxgen.data.image import to_float
+from jaxgen.data.listing import image_names, open_tree, read_image, skipped_text
+from jaxgen.data.npz import read_npz
+
 _PENDING_BATCHES = 8  # of images that wait for others of their size
 
 
-def image_files(folder: Path) -> list[Path]:
-  """The image files in a folder and its sub-folders, sorted.
+class Images(NamedTuple):
+  """Images that can be decoded one by one.
+
+  Attributes:
+    where: what they are in.
+    names: names of the images, sorted.
+    decode: name to the image, RGB; a ValueError says that it cannot be decoded.
+    skipped: what beside them was not taken: `; skipped 3 files (.mp4: 3)`, or nothing.
+  """
+
+  where: Path
+  names: Sequence[str]
+  decode: Callable[[str], UInt8[np.ndarray, 'h w 3']]
+  skipped: str = ''
+
+
+def open_images(path: Path) -> Images:
+  """The images of a folder and its sub-folders, a .zip of one, or an .npz of samples.
 
   Raises:
-    FileNotFoundError: no such folder, or no image in it.
+    FileNotFoundError: there is no such folder, or no image in it.
+    ValueError: it is neither.
   """
-  if not folder.is_dir():
-    raise FileNotFoundError(f'{folder} is not a folder')
-  files = sorted(path for path in folder.rglob('*') if path.suffix.lower() in _EXTENSIONS)
-  if not files:
-    raise FileNotFoundError(f'{folder} has no images ({", ".join(sorted(_EXTENSIONS))})')
-  return files
+  path = path.expanduser()
+  if path.suffix == '.npz' and path.is_file():
+    images = read_npz(path).images
+    return Images(path, [str(i) for i in range(len(images))], lambda name: _rgb(images[int(name)]))
+  if path.is_file() and path.suffix.lower() != '.zip':
+    raise ValueError(f'{path} is a file; wanted a folder of images, a .zip of one, or an .npz of samples')
+  tree = open_tree(path)
+  names, skipped = image_names(tree)
+
+  return Images(path, names, functools.partial(read_image, tree), skipped_text(skipped))
 
 
-def image_batches(files: list[Path], *, batch_size: int) -> Iterator[Float[np.ndarray, 'b h w 3']]:
+def image_batches(images: Images, *, batch_size: int) -> Iterator[Float[np.ndarray, 'b h w 3']]:
   """Batches of images of one size each, in [-1, 1].
 
   Raises:
@@ -33,31 +59,17 @@ def image_batches(files: list[Path], *, batch_size: int) -> Iterator[Float[np.nd
   """
   pending: dict[tuple[int, ...], list[np.ndarray]] = {}
   with ThreadPoolExecutor() as pool:
-    for i in range(0, len(files), batch_size):
-      for image in pool.map(_decode, files[i : i + batch_size]):
+    for i in range(0, len(images.names), batch_size):
+      for image in pool.map(images.decode, images.names[i : i + batch_size]):
         waiting = pending.setdefault(image.shape, [])
         waiting.append(image)
         if len(waiting) == batch_size:
-          yield _batch(pending.pop(image.shape))
+          yield to_float(np.stack(pending.pop(image.shape)))
       while sum(map(len, pending.values())) > _PENDING_BATCHES * batch_size:
-        yield _batch(pending.pop(max(pending, key=lambda shape: len(pending[shape]))))
+        yield to_float(np.stack(pending.pop(max(pending, key=lambda shape: len(pending[shape])))))
   for waiting in pending.values():
-    yield _batch(waiting)
+    yield to_float(np.stack(waiting))
 
 
-def _batch(images: list[np.ndarray]) -> np.ndarray:
-  return np.stack(images).astype(np.float32) / np.float32(127.5) - np.float32(1)
-
-
-def _decode(path: Path) -> UInt8[np.ndarray, 'h w 3']:
-  """RGB, with transparency laid on white."""
-  from PIL import Image
-
-  try:
-    with Image.open(path) as image:
-      if image.has_transparency_data:
-        image = image.convert('RGBA')
-        image = Image.alpha_composite(Image.new('RGBA', image.size, 'white'), image)
-      return np.asarray(image.convert('RGB'))
-  except Exception as error:  # Pillow's plugins raise about anything on a damaged file
-    raise ValueError(f'{path} cannot be decoded ({error}); remove it or make it again') from error
+def _rgb(image: UInt8[np.ndarray, 'h w c']) -> UInt8[np.ndarray, 'h w 3']:
+  return np.asarray(np.broadcast_to(image, (*image.shape[:2], 3)))
