@@ -7,7 +7,8 @@ A step runs the objective's phases in order. A phase is one optimizer update of 
   params, opt_state <- optimizer(g)   if loss and |g| are finite, else unchanged                   (3)
 
 then every average moves towards its parameters (ema.py, Eq. 1). A step in which any phase was not finite leaves
-the averages as they were and is counted in `state.bad_steps`.
+the averages as they were and is counted in `state.bad_steps`. Eq. 3 is a conditional rather than a select of every leaf:
+of a select XLA's CPU backend copies all moments first (DiT-S/4: 545 MB of temporaries in place of 368).
 """
 
 import functools
@@ -86,14 +87,19 @@ def _run_phase(phase: Phase, optimizer, state, frozen, batch, key, *, accumulate
     scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))  # Eq. 2
     grads = jax.tree.map(lambda g: g * scale, grads)
   params, opt_state = state.params[phase.trains], state.opt_state[phase.trains]
-  updates, new_opt_state = optimizer.update(grads, opt_state, params)
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
-  keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))  # Eq. 3
+
+  def update():
+    updates, new = optimizer.update(grads, opt_state, params)
+    return optax.apply_updates(params, updates), new
+
+  new_params, new_opt_state = jax.lax.cond(finite, update, lambda: (params, opt_state))  # Eq. 3
+  keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
   metrics = {'loss': loss, 'grad_norm': norm, **aux.metrics}
   one = jnp.float32(finite)
   state = state.replace(
-    params=state.params | {phase.trains: keep(optax.apply_updates(params, updates), params)},
-    opt_state=state.opt_state | {phase.trains: keep(new_opt_state, opt_state)},
+    params=state.params | {phase.trains: new_params},
+    opt_state=state.opt_state | {phase.trains: new_opt_state},
     extra=state.extra | {name: keep(tree, state.extra[name]) for name, tree in aux.extra.items()},
   )
   # A bad step's values would make every mean they enter not finite: they count for nothing.
