@@ -7,8 +7,8 @@ A step runs the objective's phases in order. A phase is one optimizer update of 
   params, opt_state <- optimizer(g)   if loss and |g| are finite, else unchanged                   (3)
 
 then every average moves towards its parameters (ema.py, Eq. 1). A step in which any phase was not finite leaves
-the averages as they were and is counted in `state.bad_steps`. Eq. 3 is a conditional rather than a select of every leaf:
-of a select XLA's CPU backend copies all moments first (DiT-S/4: 545 MB of temporaries in place of 368).
+the averages as they were and is counted in `state.bad_steps`. Eq. 3 is a conditional: for a select of
+every leaf, XLA's CPU backend first copies all moments (DiT-S/4: 545 MB of temporaries in place of 368).
 """
 
 import functools
