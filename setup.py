@@ -9,6 +9,7 @@ import setuptools
 _HERE = pathlib.Path(__file__).parent
 _VERSION = re.findall(r"__version__ = '(.+)'", (_HERE / 'jaxgen' / '__init__.py').read_text())[0]
 _README = _HERE / 'README.md'
+_DOCS = ['mkdocs-material>=9.7', 'mkdocstrings-python>=2.0']
 
 setuptools.setup(
   name='jaxgen',
@@ -58,7 +59,9 @@ setuptools.setup(
     'gcs': ['gcsfs>=2025.9'],  # gs:// paths, for etils.epath and so for JAX, Orbax and TFDS
     # Reference implementations that numbers are compared with; never imported by jaxgen.
     'parity': ['torch>=2.6', 'torchvision>=0.21', 'timm>=1.0', 'diffusers>=0.36', 'transformers>=4.57'],
+    'docs': _DOCS,
     'dev': [
+      *_DOCS,
       'beartype>=0.20',
       'pyrefly>=1.0',
       'pytest>=8.3',
