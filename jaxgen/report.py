@@ -16,7 +16,10 @@ from typing import Any
 
 from etils import epath
 
-from jaxgen.writer import duration, flat, read_metrics, write_whole
+from jaxgen.files import read_json_object, write_whole
+from jaxgen.metrics_file import read_metrics
+from jaxgen.terminal import duration
+from jaxgen.writer import flat
 
 _TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
 _MOST_POINTS = 600  # of a series; longer ones are thinned to the mean of each bucket
@@ -24,6 +27,7 @@ _MOST_FRAMES = 24  # sample grids under one name
 _MOST_BYTES = 16 << 20  # of all sample grids, before base64
 _QUALITY = re.compile(r'(?:.*/)?(?:r?fid|kid|inception_score|precision|recall|clip_score)\w*|(?:psnr|ssim|lpips)\w*')
 _SAMPLE = re.compile(r'(.+)_(\d{8})\.png')
+_JSON_FILES = ('config.json', 'status.json', 'protocols.json')
 _FIRST = ('loss', 'grad_norm', 'learning_rate', 'images_per_second', 'input_wait')  # order of the curves
 _COUNTS = ('skipped', 'bad_steps')  # shown only when something happened
 
@@ -39,12 +43,11 @@ def write(workdir: str | os.PathLike) -> epath.Path:
   workdir = epath.Path(workdir)
   if not (workdir / 'metrics.jsonl').exists():
     raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no metrics.jsonl')
-  record = _read_json(workdir / 'config.json')
+  record, status, protocols = ((read_json_object(workdir / name) or {}) for name in _JSON_FILES)
   series = _series(read_metrics(workdir / 'metrics.jsonl'))
   quality = {name: points for name, points in series.items() if _QUALITY.fullmatch(name)}
-  status = _read_json(workdir / 'status.json')
   step = max((points[-1][0] for points in series.values()), default=0)
-  total = int(status.get('total') or step)
+  total = _whole_number(status.get('total')) or step
   curves = {name: points for name, points in series.items() if name not in quality and _is_curve(name, points)}
   data = {
     'quality': {name: _thinned(points) for name, points in quality.items()},
@@ -57,9 +60,9 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'STATUS': _status(step, total, status),
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
     'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record)),
-    'PROTOCOLS': _protocols(_read_json(workdir / 'protocols.json')),
-    'CONFIG': _table(flat(record.get('config', {}))),
-    'ENVIRONMENT': _table(record.get('environment', {})),
+    'PROTOCOLS': _protocols(protocols),
+    'CONFIG': _table(flat(_object(record.get('config')))),
+    'ENVIRONMENT': _table(_object(record.get('environment'))),
     'PARAMETERS': _parameters(workdir / 'parameters.txt'),
     # `<` would end the script element where a text holds `</script>`.
     'DATA': json.dumps(data, allow_nan=False).replace('<', '\\u003c'),
@@ -70,9 +73,13 @@ def write(workdir: str | os.PathLike) -> epath.Path:
   return workdir / 'report.html'
 
 
-def _read_json(path: epath.Path) -> dict[str, Any]:
-  """A file's object; {} where there is none, as in a run that has just begun."""
-  return json.loads(path.read_text(encoding='utf-8')) if path.exists() else {}
+def _object(value: Any) -> Mapping[str, Any]:
+  """What a damaged file may hold in the place of an object is none."""
+  return value if isinstance(value, Mapping) else {}
+
+
+def _whole_number(value: Any) -> int:
+  return value if type(value) is int and 0 <= value < 2**40 else 0
 
 
 def _series(records: Sequence[Mapping[str, Any]]) -> Series:
@@ -137,7 +144,9 @@ def _data_url(path: epath.Path) -> str:
 
 
 def _status(step: int, total: int, status: Mapping[str, Any]) -> str:
-  when = time.strftime('%Y-%m-%d %H:%M', time.localtime(status['time'])) if 'time' in status else ''
+  when = (
+    time.strftime('%Y-%m-%d %H:%M', time.localtime(seconds)) if (seconds := _whole_number(status.get('time'))) else ''
+  )
   state = 'finished' if total and step >= total else f'step {step:,} of {total:,}'
   return f'<b>{state}</b>' + (f' <span>{step:,} steps</span>' if state == 'finished' else '') + f' <span>{when}</span>'
 
@@ -162,9 +171,9 @@ def _tiles(series: Series, quality: Series, record: Mapping[str, Any]) -> Iterat
   seconds = sum(value or 0 for name, points in series.items() if name.endswith('/seconds') for _, value in points)
   if seconds:
     yield 'evaluations', duration(seconds), 'in all'
-  if 'devices' in record.get('environment', {}):
-    environment = record['environment']
-    yield 'devices', html.escape(environment['devices']), html.escape(f'jax {environment.get("jax", "?")}')
+  environment = _object(record.get('environment'))
+  if 'devices' in environment:
+    yield 'devices', html.escape(str(environment['devices'])), html.escape(f'jax {environment.get("jax", "?")}')
 
 
 def _tile(label: str, number: str, remark: str) -> str:
@@ -175,17 +184,18 @@ def _number(value: float) -> str:
   return f'{value:,.0f}' if abs(value) >= 1000 else f'{value:.4g}'
 
 
-def _protocols(protocols: Mapping[str, Mapping[str, Any]]) -> str:
+def _protocols(protocols: Mapping[str, Any]) -> str:
+  texts = {html.escape(metric): _table(flat(_object(how))) for metric, how in protocols.items()}
   return ''.join(
-    f'<details><summary>How <code>{html.escape(metric)}</code> is measured</summary>{_table(flat(how))}</details>'
-    for metric, how in protocols.items()
+    f'<details><summary>How <code>{metric}</code> is measured</summary>{text}</details>'
+    for metric, text in texts.items()
   )
 
 
 def _parameters(path: epath.Path) -> str:
   if not path.exists():
     return ''
-  text = html.escape(path.read_text(encoding='utf-8'))
+  text = html.escape(path.read_bytes().decode(errors='replace'))
   return f'<section><h2>Parameters</h2><pre>{text}</pre></section>'
 
 

@@ -82,8 +82,7 @@ def _train(
       checkpoints.wait()
     except BaseException as error:
       checkpoints.close()
-      with contextlib.suppress(OSError):  # such as of a full disk, which the error itself tells of
-        run.report()
+      run.report()
       if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise RunError(
           f'the disk of {workdir} is full: free some space and start again, the run goes on {checkpoints.going_on()}'
@@ -259,6 +258,8 @@ class _Run:
       distributed.ready(f'step {done}')
     if tells:
       values = window.read()
+      if self.writer.failures:
+        values['observer_failures'] = self.writer.failures
       self.writer.scalars(done, values)
       shown = [name for name in values if name.endswith('loss')] + ['images_per_second', 'input_wait']
       self.writer.progress(done, self.total, {name: values[name] for name in shown if name in values})
@@ -272,6 +273,7 @@ class _Run:
 
   def save(self, stage: Experiment, state: TrainState, done: int) -> None:
     distributed.ready(f'the checkpoint of step {done}')
+    self.writer.sync()
     self.checkpoints.save(state, identity(stage, self.record))
 
   def due(self, stage: Experiment, done: int) -> list[Evaluator]:
@@ -279,9 +281,7 @@ class _Run:
 
   def missing(self, stage: Experiment, done: int) -> list[Evaluator]:
     """Of what is due at this step, what is not on record: the run was killed after the step's checkpoint."""
-    path = self.workdir / 'metrics.jsonl'
-    records = writers.read_metrics(path) if distributed.is_first() and path.exists() else []
-    seen = {name for line in records if line['step'] == done for name in line}
+    seen = self.writer.on_record(done)
     return [each for each in self.due(stage, done) if not distributed.agree(int(_clock(each) in seen))]
 
   def evaluate(self, evaluators: Sequence[Evaluator], stage: Experiment, state: TrainState, frozen, done: int) -> None:
@@ -298,8 +298,7 @@ class _Run:
       self.report()
 
   def report(self) -> None:
-    if distributed.is_first():
-      report.write(self.workdir)
+    self.writer.observe('the report', lambda: report.write(self.workdir), once=True)
 
   def pause(self, stage: Experiment, state: TrainState, done: int) -> None:
     if self.stop(done):

@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import shutil
 
 import fsspec
 import jax
@@ -19,11 +20,13 @@ from jaxgen.cli.main import main
 from jaxgen.data.datasets import latents
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Context
+from jaxgen.image_grid import save_png
+from jaxgen.metrics_file import read_metrics
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.pretrained import autoencoder, folder, safetensors_file
 from jaxgen.train import train
 from jaxgen.train_state import TrainState
-from jaxgen.writer import Writer, read_metrics, save_png, silent
+from jaxgen.writer import Writer, silent
 from tests import toys
 
 
@@ -57,7 +60,7 @@ def bucket(tmp_path, monkeypatch):
   monkeypatch.setitem(importlib.import_module('fsspec.registry')._registry, 'gcs', Buckets)
   backend.fsspec_backend._get_filesystem.cache_clear()
   # TensorBoard has its own way into a bucket, by Google's client.
-  monkeypatch.setattr('jaxgen.writer._tensorboard', lambda folder, step: None)
+  monkeypatch.setattr('jaxgen.event_files.EventFiles._add', lambda self, **fields: None)
   yield tmp_path / 'buckets' / 'mine'
   backend.fsspec_backend._get_filesystem.cache_clear()
 
@@ -69,6 +72,7 @@ def _write(workdir, resume_step=None, steps=(2, 4)):
       writer.scalars(step, {'loss': 1.0 / step})
       writer.progress(step, 8, {'loss': 1.0 / step})
       writer.images(step, 'samples', np.full((4, 4, 4, 3), 9 * step, np.uint8))
+      writer.sync()
       assert [record['step'] for record in read_metrics(f'{workdir}/metrics.jsonl')][-1] == step
     writer.protocol('fid', {'samples': 8})
     writer.text('many', name='parameters')
@@ -95,6 +99,74 @@ def test_a_run_in_a_bucket_goes_on_from_its_checkpoint(bucket):
   assert sorted(p.name for p in (bucket / 'b' / 'samples').iterdir())[-1] == 'samples_00000008.png'
   _write('gs://mine/b', steps=(2,))
   assert [p.name for p in (bucket / 'b' / 'samples').iterdir()] == ['samples_00000002.png']
+
+
+def test_metrics_in_a_bucket_grow_by_parts_that_are_read_as_one(bucket, monkeypatch):
+  monkeypatch.setattr('jaxgen.metrics_file._PART_BYTES', 2000)
+  monkeypatch.setattr('jaxgen.metrics_file._UPLOAD_SECONDS', 0.0)
+  path = 'gs://mine/h/metrics.jsonl'
+
+  def steps():
+    return [record['step'] for record in read_metrics(path)]
+
+  with Writer('gs://mine/h') as writer:
+    Buckets.writes.clear()
+    for step in range(1, 401):
+      writer.scalars(step, {'loss': 1.0 / step})
+      if step % 40 == 0:
+        writer.sync()
+        assert steps() == list(range(1, step + 1))
+    parts = sorted(p.name for p in (bucket / 'h').glob('metrics.*.jsonl'))
+    assert 5 < len(parts) < 12
+    assert all((bucket / 'h' / part).stat().st_size < 4000 for part in parts)
+    assert path not in Buckets.writes  # what was uploaded once is not uploaded again
+    shutil.copytree(bucket / 'h', bucket / 'killed')
+    last = bucket / 'h' / 'metrics.jsonl'
+  assert steps() == list(range(1, 401))
+  assert [p.name for p in (bucket / 'h').glob('metrics*')] == ['metrics.jsonl']
+
+  for at in (399, 250, 100):  # killed before the parts were merged, and each time goes on from an earlier step
+    with Writer('gs://mine/killed', resume_step=at) as writer:
+      writer.scalars(500, {'loss': 0.0})
+      writer.sync()
+      shutil.copytree(bucket / 'killed', bucket / 'killed_again')
+    shutil.rmtree(bucket / 'killed')
+    (bucket / 'killed_again').rename(bucket / 'killed')
+    assert [r['step'] for r in read_metrics('gs://mine/killed/metrics.jsonl')] == [*range(1, at + 1), 500]
+
+  # Killed over the merge: the lines are in the file, and the parts are still there.
+  shutil.copy(last, bucket / 'killed' / 'metrics.jsonl')
+  for number, part in enumerate(parts):
+    begin = int(part.split('.')[1])
+    (bucket / 'killed' / part).write_bytes(b''.join(last.read_bytes().splitlines(True)[begin : begin + 1 + number]))
+  assert [r['step'] for r in read_metrics('gs://mine/killed/metrics.jsonl')] == list(range(1, 401))
+
+
+def test_a_bucket_that_fails_for_a_while_loses_no_metrics(bucket, monkeypatch, capsys):
+  monkeypatch.setattr('jaxgen.metrics_file._UPLOAD_SECONDS', 0.0)
+  monkeypatch.setattr('jaxgen.metrics_file._RETRIES', (0.01, 0.01))
+  write, fails = Buckets.open, []
+
+  def flaky(self, path, mode='rb', **options):
+    if 'w' in mode and 'metrics' in path and fails:
+      fails.pop()
+      raise TimeoutError('503 backend error')
+    return write(self, path, mode, **options)
+
+  monkeypatch.setattr(Buckets, 'open', flaky)
+  with Writer('gs://mine/i') as writer:
+    fails += [1, 1]  # the third try succeeds
+    writer.scalars(1, {'loss': 1.0})
+    writer.sync()
+    assert (writer.failures, len(read_metrics('gs://mine/i/metrics.jsonl'))) == (0, 1)
+    fails += 6 * [1]
+    writer.scalars(2, {'loss': 1.0})
+    writer.sync()
+    assert writer.failures == 2
+    writer.scalars(3, {'loss': 1.0})
+    writer.sync()
+    assert [record['step'] for record in read_metrics('gs://mine/i/metrics.jsonl')] == [1, 2, 3]
+  assert capsys.readouterr().out.count('Warning: the upload of metrics failed, and the run goes on: Timeout') == 1
 
 
 def test_the_whole_loop_runs_with_its_folder_in_a_bucket(bucket, tmp_path, monkeypatch):

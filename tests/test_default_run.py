@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 
 from jaxgen.data.datasets.emoji32 import emoji32
-from jaxgen.writer import read_metrics
+from jaxgen.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 OURS = ('JAX_', 'XLA_')  # the tests' own settings: eight devices, programs compiled in haste

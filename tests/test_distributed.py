@@ -15,8 +15,8 @@ import pytest
 
 from jaxgen import distributed
 from jaxgen.checkpoint import Checkpoints
+from jaxgen.metrics_file import read_metrics
 from jaxgen.train import train
-from jaxgen.writer import read_metrics
 from tests import worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

@@ -14,8 +14,8 @@ import pytest
 
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.cli.config import load_config
+from jaxgen.metrics_file import read_metrics
 from jaxgen.train import abstract_state, train
-from jaxgen.writer import read_metrics
 from tests import worker
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]

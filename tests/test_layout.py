@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Imports point down only. In the first three levels they also never go sideways, but for FROM_SIDE.
 LEVELS = [
-  {'typing', 'home', 'xla_flags', 'flops'},
+  {'typing', 'home', 'xla_flags', 'flops', 'files'},
   {'processes', 'models', 'data', 'metrics', 'sharding'},
   {'samplers', 'adapters', 'pretrained', 'objectives'},
   {
@@ -27,6 +27,11 @@ LEVELS = [
     'evaluators',
     'writer',
     'report',
+    'observers',
+    'terminal',
+    'metrics_file',
+    'event_files',
+    'image_grid',
   },
   {'experiment', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},

@@ -17,8 +17,8 @@ from jaxgen import report, sharding
 from jaxgen.checkpoint import CheckpointError, Checkpoints, Policy
 from jaxgen.distributed import Preempted
 from jaxgen.evaluators.base import Evaluator
+from jaxgen.metrics_file import read_metrics
 from jaxgen.train import RunError, train
-from jaxgen.writer import read_metrics
 from tests import toys
 
 

@@ -5,12 +5,14 @@ import io
 import itertools
 import json
 import math
+import re
+import time
 import types
 
 import numpy as np
 import pytest
 
-from jaxgen import distributed, writer
+from jaxgen import distributed, terminal, writer
 from jaxgen.train import train
 
 
@@ -22,6 +24,15 @@ class Terminal(io.StringIO):
 @pytest.fixture
 def open_writer(tmp_path):
   return functools.partial(writer.Writer, tmp_path)
+
+
+TIME = re.compile(r'^\d{4}-\d\d-\d\d \d\d:\d\d:\d\d  ', re.MULTILINE)
+
+
+def plain(log):
+  """A log without the time that begins what is said."""
+  assert TIME.match(log)
+  return TIME.sub('', log)
 
 
 def records(path):
@@ -123,7 +134,7 @@ def test_values_that_a_run_goes_on_with_are_told_where_they_are_others(open_writ
     run.config(other)
     run.config(other)  # of the next stage
   said = 'Going on with other values: model.depth was None, is 2, steps was 5, is 9\n'
-  assert capsys.readouterr().out == said
+  assert plain(capsys.readouterr().out) == said
   (tmp_path / 'config.json').write_text('{"conf')
   with open_writer(resume_step=5) as run:
     run.config(config)
@@ -166,37 +177,45 @@ def test_grids_that_cannot_be_are_refused(images, rows):
 
 def test_terminal_shows_one_line_that_never_wraps(tmp_path, monkeypatch):
   monkeypatch.setenv('COLUMNS', '40')
-  terminal = Terminal()
-  monkeypatch.setattr('sys.stdout', terminal)
+  screen = Terminal()
+  monkeypatch.setattr('sys.stdout', screen)
   run = writer.Writer(tmp_path)
   for step in range(0, 1001, 500):
     run.progress(step, 1000, {'loss': 0.5, 'images_per_second': 1234.0, 'input_wait': 0.004})
   run.text('saved')
-  shown = terminal.getvalue()
+  run.flush()
+  shown = screen.getvalue()
   run.close()
   assert shown.count('\n') == 1  # the one that ends 'saved'
   assert all(len(part) < 40 for part in shown.replace('\x1b[K', '').replace('\n', '\r').split('\r'))
   assert shown.split('\n')[1].startswith('step 1,000/1,000')  # the line is drawn again below the text
-  assert terminal.getvalue().endswith('\n')
+  assert screen.getvalue().endswith('\n')
 
 
 def test_a_log_gets_a_plain_line_for_each_call_with_values(open_writer, capsys):
   run = open_writer()
   for step in range(101):
     run.progress(step, 200, {'loss': 0.5} if step % 50 == 0 else None)
+  run.flush()
   log = capsys.readouterr().out
-  assert log.count('\n') == 3
+  assert plain(log).startswith('step 0/200')
+  assert log.count('\n') == len(TIME.findall(log)) == 3
   assert '\r' not in log
   assert '\x1b' not in log
+
+
+def fake_time(monotonic):
+  return types.SimpleNamespace(monotonic=monotonic, strftime=time.strftime)
 
 
 def test_long_work_says_how_far_it_is_once_a_minute_in_a_log_and_in_the_live_line_of_a_terminal(tmp_path, monkeypatch):
   for stream, lines in ((io.StringIO(), 2), (Terminal(), 0)):
     clock = itertools.count(100.0, 30.0)
     run = writer.Writer(tmp_path, stream=stream)
-    monkeypatch.setattr(writer, 'time', types.SimpleNamespace(monotonic=lambda clock=clock: next(clock)))
+    monkeypatch.setattr(terminal, 'time', fake_time(lambda clock=clock: next(clock)))
     for done in range(1, 5):
       run.working(f'features: {done:,} of 4')
+    run.flush()
     shown = stream.getvalue()
     assert (
       shown.count('\n') == lines and ('features: 3 of 4' in shown) and ('features: 2 of 4' in shown) == (lines == 0)
@@ -208,16 +227,17 @@ def test_long_work_says_how_far_it_is_once_a_minute_in_a_log_and_in_the_live_lin
 def test_time_left_counts_only_steps_that_are_known_to_be_done(open_writer, capsys, monkeypatch):
   clock = iter([0.0, 10.0, 20.0])
   run = open_writer()
-  monkeypatch.setattr(writer, 'time', types.SimpleNamespace(monotonic=lambda: next(clock), time=lambda: 0.0))
+  monkeypatch.setattr(terminal, 'time', fake_time(lambda: next(clock)))
   run.progress(100, 1000)
   run.progress(200, 1000)  # handed to the device, which may be far behind
   run.progress(200, 1000, {'loss': 0.5})
-  assert capsys.readouterr().out == 'step 200/1,000  20%  loss 0.5  2:40 left\n'
+  run.flush()
+  assert plain(capsys.readouterr().out) == 'step 200/1,000  20%  loss 0.5  2:40 left\n'
 
 
 def test_progress_says_everything_a_person_waits_for():
   values = {'loss': 0.2134, 'images_per_second': 1204.4, 'input_wait': 0.004, 'seconds_left': 723.0}
-  assert writer.progress_text(1200, 20_000, values) == (
+  assert terminal.progress_text(1200, 20_000, values) == (
     'step 1,200/20,000  6%  loss 0.2134  1,204 images/s  input wait 0.4%  12:03 left'
   )
 
@@ -226,7 +246,7 @@ def test_progress_says_everything_a_person_waits_for():
   ('seconds', 'text'), [(42.0, '0:42'), (723.4, '12:03'), (11_229.0, '3:07:09'), (184_020.0, '2d 03:07')]
 )
 def test_durations(seconds, text):
-  assert writer.duration(seconds) == text
+  assert terminal.duration(seconds) == text
 
 
 def test_silent_writer_writes_and_says_nothing(tmp_path, capsys, monkeypatch):
@@ -244,7 +264,7 @@ def test_silent_writer_writes_and_says_nothing(tmp_path, capsys, monkeypatch):
 def test_text_with_a_name_is_kept(open_writer, tmp_path, capsys):
   with open_writer() as run:
     run.text('net: 3', name='parameters')
-  assert capsys.readouterr().out == 'net: 3\n'
+  assert plain(capsys.readouterr().out) == 'net: 3\n'
   assert (tmp_path / 'parameters.txt').read_text() == 'net: 3\n'
 
 

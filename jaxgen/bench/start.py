@@ -8,7 +8,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.writer import read_metrics
+from jaxgen.metrics_file import read_metrics
 
 
 def bench_start(config: str, overrides: Sequence[str] = (), *, rounds: int = 3) -> dict[str, Any]:

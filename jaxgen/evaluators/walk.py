@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import to_uint8
+from jaxgen.files import write_whole
 from jaxgen.train_state import sampling_params
 from jaxgen.typing import Array, UInt8
 
@@ -67,6 +68,4 @@ def write_animation(path: epath.Path, frames: UInt8[np.ndarray, 'f h w c'], *, f
   options = {'lossless': True} if path.suffix == '.webp' else {}
   first.save(data, formats[path.suffix], save_all=True, append_images=rest, duration=duration, loop=0, **options)
   path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.parent / f'.{path.name}.partial'
-  partial.write_bytes(data.getvalue())
-  partial.replace(path)
+  write_whole(path, data.getvalue())

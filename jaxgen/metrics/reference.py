@@ -6,14 +6,13 @@ written in the file. The file is an .npz with `mu` and `sigma`, as TTUR and pyto
 
 import hashlib
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from jaxgen.files import replacing
 from jaxgen.home import home
 from jaxgen.metrics.statistics import Moments
 
@@ -48,12 +47,7 @@ def read(path: Path) -> Moments:
 def write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:
   """Keeps statistics for `read`; the file is complete or not there, whenever the process is killed."""
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path.with_name(f'.{path.stem}.{secrets.token_hex(4)}.tmp')  # mkstemp's would be for this user alone
-  try:
-    with temporary.open('wb') as file:
-      np.savez(
-        file, n=np.int64(moments.n or 0), mu=moments.mean, sigma=moments.cov, key=json.dumps(dict(key), sort_keys=True)
-      )
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)
+  with replacing(path) as file:
+    np.savez(
+      file, n=np.int64(moments.n or 0), mu=moments.mean, sigma=moments.cov, key=json.dumps(dict(key), sort_keys=True)
+    )

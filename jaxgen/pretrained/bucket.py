@@ -7,6 +7,8 @@ from typing import Any, NamedTuple
 
 from etils import epath
 
+from jaxgen.files import in_bucket, replace
+
 _CHUNK = 16 << 20  # bytes
 
 
@@ -20,10 +22,6 @@ class Here(NamedTuple):
 
   path: str
   copy: Any = None
-
-
-def in_bucket(path: str | os.PathLike) -> bool:
-  return '://' in os.fspath(path)
 
 
 def here(path: str | os.PathLike) -> Here:
@@ -48,4 +46,4 @@ def move(file: str, path: epath.Path) -> None:
     os.unlink(file)
   else:
     os.chmod(file, 0o644)
-    os.replace(file, path)
+    replace(file, path)

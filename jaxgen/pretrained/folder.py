@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from etils import epath
 
-from jaxgen.pretrained import bucket, safetensors_file, torch_file
+from jaxgen.files import write_whole
+from jaxgen.pretrained import safetensors_file, torch_file
 from jaxgen.pretrained.state_dict import Tensors
 
 STEM = 'diffusion_pytorch_model'
@@ -100,10 +101,7 @@ def write_config(path: str | os.PathLike, config: Config) -> None:
   """A JSON file, complete or not there."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  temporary = path if bucket.in_bucket(path) else path.with_name(f'.{path.name}')
-  temporary.write_text(json.dumps({'_diffusers_version': _VERSION} | config, indent=2, sort_keys=True) + '\n')
-  if temporary != path:
-    temporary.replace(path)
+  write_whole(path, json.dumps({'_diffusers_version': _VERSION} | config, indent=2, sort_keys=True) + '\n')
 
 
 def expect(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:

@@ -11,6 +11,7 @@ import safetensors
 import safetensors.numpy
 from etils import epath
 
+from jaxgen.files import in_bucket
 from jaxgen.pretrained import bucket
 
 
@@ -58,7 +59,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata
   """Writes a file that is either complete or not there, whenever the process is killed."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  handle, temporary = tempfile.mkstemp(dir=None if bucket.in_bucket(path) else path.parent, prefix=f'.{path.name}.')
+  handle, temporary = tempfile.mkstemp(dir=None if in_bucket(path) else path.parent, prefix=f'.{path.name}.')
   os.close(handle)
   try:
     contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}

@@ -14,13 +14,14 @@ import json
 import os
 import pathlib
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from etils import epath
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.files import replacing, write_whole
 
 VERSION = '1.0.0'
 FIELDS = ('image', 'std')
@@ -145,14 +146,15 @@ class Writer:
     if not noted.exists() or noted.read_text() != self._text:
       shutil.rmtree(self._partial, ignore_errors=True)
       self._partial.mkdir(parents=True)
-      _replace(noted, lambda file: file.write(self._text.encode()))
+      write_whole(noted, self._text)
 
   def has(self, split: str, batch: int) -> bool:
     return self._file(split, batch).exists()
 
   def put(self, split: str, batch: int, arrays: dict[str, Any]) -> None:
     """Keeps a batch: 'image', perhaps 'std', 'label' and 'caption' (UTF-8, padded with zeros), of n rows each."""
-    _replace(self._file(split, batch), lambda file: np.savez(file, **arrays))
+    with replacing(self._file(split, batch)) as file:
+      np.savez(file, **arrays)
 
   def finish(self) -> pathlib.Path:
     """Writes the data set, and deletes the batches; returns its folder."""
@@ -191,11 +193,3 @@ def _plain(name: str, value: Any) -> Any:
   if name == TEXT:
     return value.tobytes().rstrip(b'\0').decode()
   return value if name in FIELDS else int(value)
-
-
-def _replace(path: pathlib.Path, write: Callable[[Any], Any]) -> None:
-  """Writes a file that is complete or not there, whenever the process is killed."""
-  temporary = path.with_name(f'.{path.name}.tmp')
-  with temporary.open('wb') as file:
-    write(file)
-  os.replace(temporary, path)
