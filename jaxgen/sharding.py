@@ -206,11 +206,27 @@ def attention_shard(shape: Sequence[int]) -> tuple[int, ...] | None:
   return tuple(size // part for size, part in zip(shape, parts, strict=True))
 
 
-def attend_on_shards(kernel: Callable) -> Callable:
-  """An attention `(q, k, v) -> out` that each device runs for its own images, queries and heads, on all keys."""
+def attend_on_shards(kernel: Callable, q: Any, k: Any, v: Any, mask: Any = None, bias: Any = None) -> Any:
+  """An attention that each device runs for its own images, queries and heads, on all keys.
+
+  Args:
+    kernel: `(q, k, v, mask, bias) -> out`.
+    q, k, v: `b l n h`, and `b k n h` twice.
+    mask: `b k` or `b l k`, or None.
+    bias: `b n l k`, or None. Axes of mask and bias may be 1.
+  """
   queries = PartitionSpec(BATCH_AXES, 'sequence', 'tensor')
   keys = PartitionSpec(BATCH_AXES, None, 'tensor')
-  return jax.shard_map(kernel, in_specs=(queries, keys, keys), out_specs=queries, check_vma=False)
+
+  def spec(array: Any, *axes: Any) -> PartitionSpec | None:
+    if array is None:
+      return None
+    return PartitionSpec(*(None if size == 1 else axis for size, axis in zip(array.shape, axes, strict=True)))
+
+  of_pairs = (BATCH_AXES, None) if mask is None or mask.ndim == 2 else (BATCH_AXES, 'sequence', None)
+  of_mask, of_bias = spec(mask, *of_pairs), spec(bias, BATCH_AXES, 'tensor', 'sequence', None)
+  run = jax.shard_map(kernel, in_specs=(queries, keys, keys, of_mask, of_bias), out_specs=queries, check_vma=False)
+  return run(q, k, v, mask, bias)
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:

@@ -1,5 +1,6 @@
 """The fused kernels against Eq. 1 in two einsums, and who gets which."""
 
+import functools
 import logging
 
 import jax
@@ -10,7 +11,19 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import flops, sharding
 from jaxgen.models.layers import splash
-from jaxgen.models.layers.attention import _kernel, attention, cudnn_attention, unfused, xla_attention
+from jaxgen.models.layers.attention import (
+  Attention,
+  Decoupled,
+  KeysValues,
+  _kernel,
+  _Task,
+  attention,
+  cudnn_attention,
+  splash_attention,
+  unfused,
+  xla_attention,
+)
+from jaxgen.models.layers.attention_edit import Edit
 from jaxgen.objectives.few_step.scm import tangent
 
 _SIZES = {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
@@ -42,9 +55,10 @@ def test_splash_and_its_gradient_are_attention():
   def both(attend):
     return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(weights * attend(q, k, v)), (0, 1, 2)))(q, k, v)
 
-  ours = both(lambda q, k, v: splash.splash_attention(q, k, v, interpret=True))
-  wanted = both(xla_attention)
-  jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, wanted)
+  for mask in (None, jnp.arange(128)[None] < 77):
+    ours = both(functools.partial(splash.splash_attention, mask=mask, scale=0.2, interpret=True))
+    wanted = both(functools.partial(xla_attention, mask=mask, scale=0.2))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, wanted)
 
 
 @pytest.mark.parametrize(('tokens', 'block'), [(128, 128), (256, 256), (384, 384), (640, 128), (4096, 512)])
@@ -119,13 +133,142 @@ def test_each_choice_is_logged_once(caplog):
 
 
 @pytest.mark.parametrize(
-  ('dtype', 'size', 'kernel'),
+  ('dtype', 'size', 'keys', 'mask', 'biased', 'kernel'),
   [
-    (jnp.bfloat16, 72, cudnn_attention),
-    (jnp.float32, 64, xla_attention),
-    (jnp.float16, 192, xla_attention),
-    (jnp.float16, 20, xla_attention),
+    (jnp.bfloat16, 72, 64, None, False, cudnn_attention),
+    (jnp.bfloat16, 72, 77, None, False, cudnn_attention),
+    (jnp.bfloat16, 72, 64, 3, True, cudnn_attention),
+    (jnp.bfloat16, 72, 77, 2, False, xla_attention),
+    (jnp.float32, 64, 64, None, False, xla_attention),
+    (jnp.float16, 192, 64, None, False, xla_attention),
+    (jnp.float16, 20, 64, None, False, xla_attention),
   ],
 )
-def test_gpus_take_half_precision_and_some_head_sizes(dtype, size, kernel):
-  assert _kernel('gpu', jnp.dtype(dtype), (2, 64, 4, size), 64, False, True) is kernel
+def test_gpus_take_half_precision_and_some_shapes(dtype, size, keys, mask, biased, kernel):
+  task = _Task(str(jnp.dtype(dtype)), (2, 64, 4, size), keys, False, mask, biased)
+  assert _kernel('gpu', task, True) is kernel
+
+
+@pytest.mark.parametrize(
+  ('mask', 'biased', 'kernel'), [(2, False, splash_attention), (3, False, xla_attention), (None, True, xla_attention)]
+)
+def test_tpus_take_masks_of_keys(mask, biased, kernel):
+  assert _kernel('tpu', _Task('bfloat16', (2, 128, 4, 64), 256, True, mask, biased), True) is kernel
+
+
+def test_a_mask_of_keys_is_in_the_kernel_for_tpus():
+  q, k, v = _arrays(dtype=jnp.bfloat16)
+  masked = functools.partial(attention, mask=jnp.arange(256)[None] < 100)
+  assert _kernels(_tpu(), q, k, v, function=masked) == 1
+
+
+def _expected(q, k, v, allowed, bias, scale):
+  """Eq. 1 in float64, one image and one head at a time."""
+  q, k, v, allowed, bias = (np.asarray(array, np.float64) for array in (q, k, v, allowed, bias))
+  out = np.zeros_like(q)
+  for b, n in np.ndindex(q.shape[0], q.shape[2]):
+    weights = np.exp(scale * q[b, :, n] @ k[b, :, n].T + bias[b, n]) * allowed[b]
+    out[b, :, n] = weights / weights.sum(1, keepdims=True) @ v[b, :, n]
+  return out
+
+
+@pytest.mark.parametrize('shards', [False, True])
+def test_masks_and_biases_are_those_of_equation_1(shards):
+  q, k, v = _arrays(queries=8, keys=6, heads=4, size=4)
+  draw = np.random.default_rng(1)
+  keys, pairs = (jnp.asarray(draw.random(shape) < 0.7).at[..., 0].set(True) for shape in ((4, 6), (1, 8, 6)))
+  bias = jnp.asarray(draw.standard_normal((1, 4, 8, 6)), jnp.float32)
+
+  def attend(q, k, v, keys, pairs, bias):
+    return attention(q, k, v, mask=keys, scale=0.3), attention(q, k, v, mask=pairs, bias=bias)
+
+  if shards:
+    mesh = sharding.make_mesh(data=1, fsdp=2, sequence=2, tensor=2)
+    attend = sharding.under(mesh, attend)
+    q, k, v, keys, pairs, bias = jax.device_put((q, k, v, keys, pairs, bias), sharding.replicated(mesh))
+  by_keys, by_pairs = jax.jit(attend)(q, k, v, keys, pairs, bias)
+  zeros, everyone = np.zeros((4, 4, 8, 6)), np.ones((4, 8, 6))
+  np.testing.assert_allclose(by_keys, _expected(q, k, v, everyone * keys[:, None], zeros, 0.3), rtol=1e-4, atol=1e-5)
+  expected = _expected(q, k, v, everyone * pairs, zeros + np.asarray(bias), 0.5)
+  np.testing.assert_allclose(by_pairs, expected, rtol=1e-4, atol=1e-5)
+
+
+_draw = np.random.default_rng(2).standard_normal
+_x = jnp.asarray(_draw((2, 5, 8)), jnp.float32)
+_context = jnp.asarray(_draw((2, 3, 6)), jnp.float32)
+
+
+@pytest.fixture(scope='module')
+def cross():
+  """Attention to a context, and its parameters."""
+  layer = Attention(2, fused=False, qkv_bias=False)
+  return layer, layer.init(jax.random.key(0), _x, _context)
+
+
+def _heads(params, name, tokens):
+  return jnp.einsum('bld,dnh->blnh', tokens, params['params'][name]['kernel'])
+
+
+def test_joined_keys_share_the_softmax(cross):
+  layer, params = cross
+  more = KeysValues(*(jnp.asarray(_draw((2, 4, 2, 4)), jnp.float32) for _ in range(2)))
+  mask = jnp.arange(7)[None] % 3 != 1
+  q, k, v = (_heads(params, *pair) for pair in (('query', _x), ('key', _context), ('value', _context)))
+  k, v = (jnp.concatenate(pair, 1) for pair in ((k, more.keys), (v, more.values)))
+  out = params['params']['out']
+  expected = jnp.einsum('blnh,nhd->bld', xla_attention(q, k, v, mask), out['kernel']) + out['bias'].reshape(1, 1, -1)
+  got = layer.apply(params, _x, _context, joined=more, mask=mask)
+  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+
+def test_decoupled_keys_have_a_softmax_of_their_own(cross):
+  layer, params = cross
+  more = [Decoupled(*(jnp.asarray(_draw((2, 4, 2, 4)), jnp.float32) for _ in range(2)), scale) for scale in (0.5, -2.0)]
+  q, k, v = (_heads(params, *pair) for pair in (('query', _x), ('key', _context), ('value', _context)))
+  h = xla_attention(q, k, v) + sum(m.scale * xla_attention(q, m.keys, m.values) for m in more)
+  out = params['params']['out']
+  expected = jnp.einsum('blnh,nhd->bld', h, out['kernel']) + out['bias'].reshape(1, 1, -1)
+  np.testing.assert_allclose(layer.apply(params, _x, _context, decoupled=more), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_weights_leave_only_when_they_are_asked_for(cross):
+  layer, params = cross
+  assert set(params) == {'params'}
+  out, maps = layer.apply(params, _x, _context, mutable=['maps'])
+  np.testing.assert_allclose(out, layer.apply(params, _x, _context), rtol=1e-5, atol=1e-6)
+  (weights,) = maps['maps']['weights']
+  assert weights.shape == (2, 2, 5, 3)
+  np.testing.assert_allclose(weights.sum(-1), 1, rtol=1e-5)
+
+
+def test_an_edit_gives_the_target_the_weights_of_its_source(cross):
+  layer, params = cross
+
+  def maps(**fields):
+    edit = Edit(**{name: jnp.asarray(value, jnp.float32) for name, value in fields.items()})
+    return np.asarray(layer.apply(params, _x, _context, edit=edit, mutable=['maps'])[1]['maps']['weights'][0])
+
+  plain = maps(blend=np.zeros((2, 1)))
+  replaced = maps(blend=[[0], [1]])
+  np.testing.assert_array_equal(replaced, plain[[0, 0]])
+  order = np.eye(3)[[2, 0, 1]]
+  mixed = maps(blend=[[0] * 3, [1, 0.25, 0]], mapping=[order, order], scale=[[1] * 3, [1, 2, 1]])
+  np.testing.assert_array_equal(mixed[0], plain[0])
+  moved = plain[0] @ order
+  np.testing.assert_allclose(mixed[1, ..., 0], moved[..., 0], rtol=1e-5)
+  np.testing.assert_allclose(mixed[1, ..., 1], 2 * (0.25 * moved[..., 1] + 0.75 * plain[1, ..., 1]), rtol=1e-5)
+  np.testing.assert_allclose(mixed[1, ..., 2], plain[1, ..., 2], rtol=1e-5)
+  with pytest.raises(ValueError, match='an attention edit got 1 rows; it wants pairs of a source and its target'):
+    layer.apply(params, _x[:1], _context[:1], edit=Edit(jnp.zeros((1, 1))))
+
+
+def test_a_context_has_no_fused_product():
+  with pytest.raises(ValueError, match='attention to a context has no fused product'):
+    Attention(2).init(jax.random.key(0), _x, _context)
+
+
+def test_heads_may_be_of_another_size_than_the_width(cross):
+  layer = Attention(3, head_size=4, features=7, out_bias=False)
+  params = layer.init(jax.random.key(0), _x)['params']
+  shapes = {name: jax.tree.map(jnp.shape, params[name]) for name in params}
+  assert shapes == {'qkv': {'kernel': (8, 3, 3, 4), 'bias': (3, 3, 4)}, 'out': {'kernel': (3, 4, 7)}}

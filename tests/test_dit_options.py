@@ -11,6 +11,7 @@ import pytest
 
 from jaxgen.models import dit
 from jaxgen.models.layers import remat, rope
+from jaxgen.models.layers.attention import Attention
 
 _WIDTH, _HEADS, _DEPTH = 32, 2, 2
 _small = functools.partial(dit.DiT, patch=2, depth=_DEPTH, width=_WIDTH, heads=_HEADS, num_classes=5)
@@ -58,8 +59,8 @@ def _forward(net, params, x=_x, t=_t, cond=_cond):
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _apply(layer, params, *inputs):
-  return layer.apply({'params': params}, *inputs)
+def _apply(layer, params, *inputs, **options):
+  return layer.apply({'params': params}, *inputs, **options)
 
 
 @pytest.mark.parametrize(
@@ -147,7 +148,7 @@ def test_products_are_bfloat16_with_all_options_on():
 
 
 def test_qk_norm_is_the_reference_and_forgets_the_size_of_queries_and_keys():
-  layer = dit.Attention(_HEADS, jnp.float32, qk_norm=True)
+  layer = Attention(_HEADS, qk_norm=nn.RMSNorm)
   x = jnp.asarray(_draw((2, 5, _WIDTH), np.float32))
   params = _drawn(jax.eval_shape(lambda key: layer.init(key, x)['params'], jax.random.key(0)))
   qkv = np.einsum('bld,dsnh->sblnh', x, params['qkv']['kernel']) + np.asarray(params['qkv']['bias'])[:, None, None]
@@ -216,14 +217,14 @@ def test_rotary_logits_depend_on_differences_of_positions_only():
 
 
 def test_attention_sees_rotary_positions_only_by_their_differences():
-  layer = dit.Attention(_HEADS, jnp.float32, qk_norm=True)
+  layer = Attention(_HEADS, qk_norm=nn.RMSNorm)
   x = jnp.asarray(_draw((2, 12, _WIDTH), np.float32))
   params = _drawn(jax.eval_shape(lambda key: layer.init(key, x)['params'], jax.random.key(0)))
   grid = rope.angles_2d(5, 4, _head)
   here, there = jnp.asarray(grid[:12]), jnp.asarray(grid[8:])  # the same 3 by 4 places, two rows further down
-  out = _apply(layer, params, x, here)
-  np.testing.assert_allclose(_apply(layer, params, x, there), out, rtol=1e-4, atol=1e-5)
-  assert np.abs(_apply(layer, params, x, here[::-1]) - out).max() > 1e-3
+  out = _apply(layer, params, x, angles=here)
+  np.testing.assert_allclose(_apply(layer, params, x, angles=there), out, rtol=1e-4, atol=1e-5)
+  assert np.abs(_apply(layer, params, x, angles=here[::-1]) - out).max() > 1e-3
 
 
 def test_rotary_halves_are_rows_and_columns():

@@ -17,7 +17,8 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.models.layers.attention import attention
+from jaxgen.models.layers.attention_block import AttentionBlock
+from jaxgen.models.layers.conv import Conv
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
@@ -243,32 +244,16 @@ class Block(nn.Module):
     return x + h
 
 
-class Attention(nn.Module):
-  """Eq. 2."""
-
-  groups: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-    b, height, width, d = x.shape
-    h = _norm(self.groups, self.dtype, name='norm')(x).reshape(b, height * width, d)
-    q, k, v = (
-      Linear((1, d), dtype=self.dtype, kernel_init=_uniform, name=name)(h)  # b l 1 d
-      for name in ('query', 'key', 'value')
-    )
-    h = Linear(d, inputs=2, dtype=self.dtype, kernel_init=_uniform, name='out')(attention(q, k, v))
-    return x + h.reshape(x.shape)
-
-
 def _layers(net: Encoder | Decoder) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
   """Makers of Eq. 1, `(features, name=)`, and of Eq. 2, `(name=)`."""
-  block, attend = Block, Attention
+  block, attend = Block, AttentionBlock
   if net.remat is not None:
     block, attend = nn.remat(block, policy=net.remat), nn.remat(attend, policy=net.remat)
   return (
     lambda features, name: block(features, net.groups, net.dtype, name=name),
-    lambda name: attend(net.groups, net.dtype, name=name),
+    lambda name: attend(
+      net.groups, _EPS, fused=False, qkv_init=_uniform, out_init=_uniform, dtype=net.dtype, name=name
+    ),
   )
 
 
@@ -284,6 +269,6 @@ def _norm(groups: int, dtype: Any, *, name: str) -> GroupNorm:
   return GroupNorm(groups, _EPS, dtype, name=name)
 
 
-def _conv(features: int, dtype: Any, *, name: str, strides: int = 1, padding: Any = 1) -> nn.Conv:
+def _conv(features: int, dtype: Any, *, name: str, strides: int = 1, padding: Any = 1) -> Conv:
   """A 3x3 convolution."""
-  return nn.Conv(features, (3, 3), strides=strides, padding=padding, dtype=dtype, kernel_init=_uniform, name=name)
+  return Conv(features, strides=strides, padding=padding, dtype=dtype, kernel_init=_uniform, name=name)

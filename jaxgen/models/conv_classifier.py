@@ -10,6 +10,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxgen.models.layers.conv import Conv
+from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Cond, Float
 
 
@@ -32,5 +34,7 @@ class ConvClassifier(nn.Module):
   ) -> Float[Array, 'b y']:
     """Classifies images as they are; t and cond are not used, part of every network's signature."""
     for layer, width in enumerate(self.widths):
-      x = nn.relu(nn.Conv(width, (3, 3), (2, 2), dtype=self.dtype, name=f'down_{layer}')(x.astype(self.dtype)))
-    return nn.Dense(self.num_classes, name='out')(x.reshape(len(x), -1).astype(jnp.float32))  # Eq. 1
+      x = nn.relu(Conv(width, strides=2, dtype=self.dtype, name=f'down_{layer}')(x.astype(self.dtype)))
+    return Linear(self.num_classes, kernel_init=nn.initializers.lecun_normal(), name='out')(
+      x.reshape(len(x), -1).astype(jnp.float32)
+    )  # Eq. 1

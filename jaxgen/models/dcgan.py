@@ -19,7 +19,7 @@ import jax.numpy as jnp
 from jaxgen.models.layers.batch_norm import BatchStatisticsNorm
 from jaxgen.models.layers.convolution import convolve_transposed
 from jaxgen.models.layers.critics import MinibatchDiscrimination, conv, label_projection
-from jaxgen.models.layers.linear import biased
+from jaxgen.models.layers.linear import Linear, biased
 from jaxgen.typing import Array, Cond, Float, Key
 
 _normal = nn.initializers.normal(0.02)
@@ -84,7 +84,7 @@ class DCGANGenerator(nn.Module):
       label = self.param('labels', nn.initializers.normal(1.0), (self.num_classes, self.embedding))[cond['label']]
     times = doublings(self.resolution)
     features = self.width << (times - 1)
-    x = nn.Dense(16 * features, use_bias=False, kernel_init=_normal, dtype=self.dtype, name='in')(z)
+    x = Linear(16 * features, use_bias=False, kernel_init=_normal, dtype=self.dtype, name='in')(z)
     x = x.reshape(-1, 4, 4, features)
     for layer in range(times):
       x = nn.relu(self._norm(x, label, train, f'norm_{layer}'))
@@ -111,7 +111,7 @@ class DCGANGenerator(nn.Module):
     )
     if own:
       return norm(x)
-    affine = nn.Dense(2 * x.shape[-1], kernel_init=_normal, dtype=self.dtype, name=f'{name}_affine')(label)
+    affine = Linear(2 * x.shape[-1], kernel_init=_normal, dtype=self.dtype, name=f'{name}_affine')(label)
     scale, bias = jnp.split(affine[:, None, None], 2, axis=-1)
     return norm(x) * (1 + scale) + bias
 
@@ -156,7 +156,7 @@ class DCGANDiscriminator(nn.Module):
     x = x.reshape(len(x), -1).astype(jnp.float32)
     if self.kernels:
       x = jnp.concatenate([x, MinibatchDiscrimination(self.kernels, name='minibatch')(x)], axis=-1)
-    logits = nn.Dense(1, kernel_init=_normal, name='out')(x)[:, 0]
+    logits = Linear(1, kernel_init=_normal, name='out')(x)[:, 0]
     if self.num_classes:
       embedding = self.param('labels', _normal, (self.num_classes, x.shape[-1]))
       logits += label_projection(x, cond['label'], embedding)

@@ -25,12 +25,12 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgen.models.layers.attention import attention
-from jaxgen.models.layers.embedding import sincos_2d, timestep_embedding
+from jaxgen.models.layers.attention import Attention
+from jaxgen.models.layers.embedding import LabelEmbedding, sincos_2d, timestep_embedding
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
-from jaxgen.models.layers.rope import angles_2d, rotate
-from jaxgen.typing import Array, Cond, Float, Int
+from jaxgen.models.layers.rope import angles_2d
+from jaxgen.typing import Array, Cond, Float
 
 _TIME_FEATURES = 256
 _normal = nn.initializers.normal(0.02)
@@ -264,17 +264,6 @@ class TimeEmbedding(nn.Module):
     return Linear(self.width, kernel_init=_normal, name='out')(h)
 
 
-class LabelEmbedding(nn.Module):
-  """label(y) of Eq. 1; the row `num_classes` is the null label's."""
-
-  num_classes: int
-  width: int
-
-  @nn.compact
-  def __call__(self, label: Int[Array, 'b']) -> Float[Array, 'b d']:
-    return nn.Embed(self.num_classes + 1, self.width, embedding_init=_normal, name='table')(label)
-
-
 class Block(nn.Module):
   """Eqs. 2 to 4; a scan's body, so it returns a pair."""
 
@@ -291,34 +280,12 @@ class Block(nn.Module):
   ) -> tuple[Float[Array, 'b l d'], None]:
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(6, x, c)
     h = modulate(rms_or_layer_norm(self.rms_norm, x, 'norm1'), shift1, scale1)
-    h = Attention(self.heads, self.dtype, self.qk_norm, name='attention')(h, angles)
+    qk_norm = nn.RMSNorm if self.qk_norm else None  # Eq. 5
+    h = Attention(self.heads, qk_norm=qk_norm, dtype=self.dtype, name='attention')(h, angles=angles)
     x = x + gate1 * h
     h = modulate(rms_or_layer_norm(self.rms_norm, x, 'norm2'), shift2, scale2)
     h = Mlp(self.mlp_ratio, self.dtype, self.swiglu, name='mlp')(h)
     return x + gate2 * h, None
-
-
-class Attention(nn.Module):
-  """Self-attention; the heads are an axis of the parameters, so they can be sharded."""
-
-  heads: int
-  dtype: Any
-  qk_norm: bool = False
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'b l d'], angles: Float[Array, 'l r'] | None = None) -> Float[Array, 'b l d']:
-    d = x.shape[-1]
-    if self.heads < 1 or d % self.heads:
-      raise ValueError(f'width {d} does not divide into {self.heads} heads')
-    qkv = (3, self.heads, d // self.heads)
-    qkv = Linear(qkv, dtype=self.dtype, name='qkv')(x)  # b l 3 n h
-    q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]  # b l n h
-    if self.qk_norm:
-      q, k = (nn.RMSNorm(dtype=self.dtype, name=f'{name}_norm')(array) for name, array in (('q', q), ('k', k)))
-    if angles is not None:
-      q, k = rotate(q, angles), rotate(k, angles)
-    h = attention(q, k, v)  # b l n h
-    return Linear(d, inputs=2, dtype=self.dtype, name='out')(h)
 
 
 class Mlp(nn.Module):

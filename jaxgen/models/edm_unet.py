@@ -20,7 +20,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.models.layers import resample
-from jaxgen.models.layers.attention import attention
+from jaxgen.models.layers.attention_block import AttentionBlock
+from jaxgen.models.layers.conv import Conv
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
@@ -119,7 +120,7 @@ class EDMUNet(nn.Module):
     if self.augment:
       width = features.shape[-1]
       told = cond.get('augment', jnp.zeros((len(t), self.augment)))
-      features += nn.Dense(width, use_bias=False, kernel_init=_xavier, name='augment_embed')(told)
+      features += Linear(width, use_bias=False, name='augment_embed')(told)
     h = nn.silu(Linear(4 * self.width, name='embed_in')(features))
     return nn.silu(Linear(4 * self.width, name='embed_out')(h)).astype(self.dtype)
 
@@ -195,15 +196,12 @@ class Block(nn.Module):
     if x.shape[-1] != features or stage.resize:
       x = Linear(features, dtype=self.dtype, name='skip')(_resized(x, stage.resize, self.smooth))
     x = (x + h) * _HALF  # Eq. 3
-    return self._attend(x) if stage.attend else x
-
-  def _attend(self, x: Array) -> Array:
-    b, height, width, d = x.shape
-    h = _norm(d, self.dtype, 'norm2')(x).reshape(b, height * width, d)
-    qkv = Linear((3, 1, d), dtype=self.dtype, kernel_init=_of_qkv, name='qkv')(h)  # b l 3 n h
-    h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # b l n h
-    h = Linear(d, inputs=2, dtype=self.dtype, kernel_init=_small, name='proj')(h)
-    return (x + h.reshape(x.shape)) * _HALF  # Eq. 4
+    if not stage.attend:
+      return x
+    attend = AttentionBlock(
+      _groups(features), 1e-6, qkv_init=_of_qkv, out_init=_small, dtype=self.dtype, name='attention'
+    )
+    return attend(x) * _HALF  # Eq. 4
 
 
 class FusedHalve(nn.Module):
@@ -214,7 +212,7 @@ class FusedHalve(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 o']:
-    h = nn.Conv(self.features, (3, 3), padding=2, dtype=self.dtype, kernel_init=_xavier, use_bias=False, name='conv')(x)
+    h = Conv(self.features, padding=2, dtype=self.dtype, kernel_init=_xavier, use_bias=False, name='conv')(x)
     bias = self.param('bias', nn.initializers.zeros_init(), (self.features,), jnp.float32)
     return resample.halve_smooth(h, padding=0) + bias.astype(self.dtype)[None, None, None]
 
@@ -228,9 +226,13 @@ def _resized(x: Array, resize: int, smooth: bool) -> Array:
 
 
 def _norm(features: int, dtype: Any, name: str) -> GroupNorm:
-  return GroupNorm(min(32, features // 4), dtype=dtype, name=name)
+  return GroupNorm(_groups(features), dtype=dtype, name=name)
 
 
-def _conv(features: int, dtype: Any, name: str, kernel_init: Any = _xavier) -> nn.Conv:
+def _groups(features: int) -> int:
+  return min(32, features // 4)
+
+
+def _conv(features: int, dtype: Any, name: str, kernel_init: Any = _xavier) -> Conv:
   """A 3x3 convolution."""
-  return nn.Conv(features, (3, 3), padding=1, dtype=dtype, kernel_init=kernel_init, name=name)
+  return Conv(features, padding=1, dtype=dtype, kernel_init=kernel_init, name=name)

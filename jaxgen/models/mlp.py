@@ -10,7 +10,10 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxgen.models.layers.critics import MinibatchDiscrimination, dense
+from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Cond, Float, Key
+
+_lecun = nn.initializers.lecun_normal()
 
 
 class MLPGenerator(nn.Module):
@@ -30,9 +33,9 @@ class MLPGenerator(nn.Module):
     self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'], train: bool = False
   ) -> Float[Array, 'b h w c']:
     x = z
-    for _ in range(self.depth):
-      x = nn.relu(nn.Dense(self.width)(x))
-    return nn.Dense(math.prod(self.shape))(x).reshape(-1, *self.shape)
+    for layer in range(self.depth):
+      x = nn.relu(Linear(self.width, kernel_init=_lecun, name=f'Dense_{layer}')(x))
+    return Linear(math.prod(self.shape), kernel_init=_lecun, name=f'Dense_{self.depth}')(x).reshape(-1, *self.shape)
 
 
 class MLPDiscriminator(nn.Module):

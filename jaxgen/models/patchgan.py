@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from jaxgen.models.layers.batch_norm import BatchStatisticsNorm
+from jaxgen.models.layers.conv import Conv
 from jaxgen.typing import Array, Float
 
 _normal = nn.initializers.normal(0.02)
@@ -57,10 +58,8 @@ class PatchGAN(nn.Module):
       x = nn.leaky_relu(x, 0.2)
     return self._conv(1, 1, use_bias=True, name='conv_out')(x).astype(jnp.float32)
 
-  def _conv(self, features: int, strides: int, *, use_bias: bool, name: str) -> nn.Conv:
-    return nn.Conv(
-      features, (4, 4), strides, padding=1, use_bias=use_bias, kernel_init=_normal, dtype=self.dtype, name=name
-    )
+  def _conv(self, features: int, strides: int, *, use_bias: bool, name: str) -> Conv:
+    return Conv(features, 4, strides, padding=1, use_bias=use_bias, kernel_init=_normal, dtype=self.dtype, name=name)
 
 
 class MultiScalePatchGAN(nn.Module):

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.models.layers.critics import conv
+from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Cond, Float
 
 
@@ -44,7 +45,7 @@ class ProjectedDiscriminator(nn.Module):
       layer += 1
     logits = conv(1, size=1, name=f'{name}_out', **kind)(x)[..., 0]
     if self.num_classes:
-      embed = nn.Dense(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0), name=f'{name}_labels')
+      embed = Linear(self.width, use_bias=False, kernel_init=nn.initializers.normal(1.0), name=f'{name}_labels')
       label = embed(jax.nn.one_hot(cond['label'], self.num_classes))
       logits += (x * label[:, None, None]).sum(-1) * jax.lax.rsqrt(jnp.float32(self.width))
     return logits.reshape(len(x), -1)

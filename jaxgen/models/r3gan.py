@@ -18,6 +18,7 @@ import jax.numpy as jnp
 
 from jaxgen.models.dcgan import doublings
 from jaxgen.models.layers.convolution import convolve
+from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.upfirdn import downsample, upsample
 from jaxgen.typing import Array, Cond, Float, Key
 
@@ -95,10 +96,10 @@ class R3GANGenerator(nn.Module):
     total = self.blocks * len(self.widths)
     if self.num_classes:
       label = jax.nn.one_hot(cond['label'], self.num_classes)
-      embedding = nn.Dense(z.shape[-1], use_bias=False, kernel_init=_UNIT, name='labels')(label)
+      embedding = Linear(z.shape[-1], use_bias=False, kernel_init=_UNIT, name='labels')(label)
       z = jnp.concatenate([z, embedding], axis=-1)
     basis = self.param('basis', nn.initializers.normal(1.0), (4, 4, self.widths[0]))
-    scale = nn.Dense(self.widths[0], use_bias=False, kernel_init=_UNIT, name='in')(z)
+    scale = Linear(self.widths[0], use_bias=False, kernel_init=_UNIT, name='in')(z)
     x = (basis[None] * scale[:, None, None]).astype(self.dtype)
     for level, width in enumerate(self.widths):
       if level:
@@ -145,9 +146,9 @@ class R3GANDiscriminator(nn.Module):
     basis = self.param('basis', init, (4, 4, x.shape[-1]))
     x = (x.astype(jnp.float32) * basis[None]).sum((1, 2))  # not a product of c matrices: those would be split by c
     if not self.num_classes:
-      return nn.Dense(1, use_bias=False, kernel_init=_UNIT, name='out')(x)[:, 0]
+      return Linear(1, use_bias=False, kernel_init=_UNIT, name='out')(x)[:, 0]
     width = self.widths[0]
     label = jax.nn.one_hot(cond['label'], self.num_classes)
     small = nn.initializers.variance_scaling(1 / width, 'fan_in', 'normal')
-    embedding = nn.Dense(width, use_bias=False, kernel_init=small, name='labels')(label)
-    return jnp.sum(nn.Dense(width, use_bias=False, kernel_init=_UNIT, name='out')(x) * embedding, axis=-1)
+    embedding = Linear(width, use_bias=False, kernel_init=small, name='labels')(label)
+    return jnp.sum(Linear(width, use_bias=False, kernel_init=_UNIT, name='out')(x) * embedding, axis=-1)

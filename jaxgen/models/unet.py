@@ -23,17 +23,20 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxgen.models.layers.attention import attention
-from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
+from jaxgen.models.layers.attention_block import AttentionBlock
+from jaxgen.models.layers.attention_edit import Edits
+from jaxgen.models.layers.conv import Conv
+from jaxgen.models.layers.embedding import LabelEmbedding, ddpm_timestep_embedding, timestep_embedding
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.resample import double, halve
 from jaxgen.models.layers.transformer import Transformer
-from jaxgen.typing import Array, Cond, Float, Int
+from jaxgen.typing import Array, Cond, Float
 
 Resize = Callable[[Array], Array] | None
 _xavier = nn.initializers.xavier_uniform()
+_normal = nn.initializers.normal(1.0)
 _zeros = nn.initializers.zeros_init()
 
 
@@ -151,14 +154,16 @@ class UNet(nn.Module):
     Args:
       x: images or latents.
       t: time as the sinusoid sees it, of the order of 0 to 1000 (`Process.network_time`).
-      cond: `'label'`, int32 b, if there are classes; `'text'`, float b k e, if there are transformers.
+      cond: `'label'`, int32 b, if there are classes; `'text'`, float b k e, if there are transformers; for them
+        also `'text_mask'`, bool b k, and `'attention_edit'`, `Edits` of layers/attention_edit.py, if given.
       train: whether there is dropout; its rng is 'dropout'.
     """
     self._check(x.shape)
     channels = x.shape[-1] * (1 + self.learn_sigma)
     c = TimeEmbedding(4 * self.width, name='time_embed')(self.style.time_features(t, self.width))
     if self.num_classes:
-      c += LabelEmbedding(self.num_classes, 4 * self.width, name='label_embed')(cond['label'])
+      table = LabelEmbedding(self.num_classes, 4 * self.width, null_row=False, table_init=_normal, name='label_embed')
+      c += table(cond['label'])
     c = nn.silu(c).astype(self.dtype)  # b d
     dropout = self.dropout if train else 0.0
     x = _conv(int(self.multipliers[0] * self.width), dtype=self.dtype, name='conv_in')(x.astype(self.dtype))
@@ -176,7 +181,7 @@ class UNet(nn.Module):
 
   def _run(self, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize, *, dropout: float, name: str) -> Array:
     """One stage; `resize` is `halve` in the encoder and `double` in the decoder."""
-    block, attend, transform, style = Block, Attention, Transformer, self.style
+    block, attend, transform, style = Block, AttentionBlock, Transformer, self.style
     if self.remat is not None:
       block = nn.remat(block, policy=self.remat)
       attend = nn.remat(attend, policy=self.remat)
@@ -186,9 +191,12 @@ class UNet(nn.Module):
       x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
     if stage.attention and self.transformer:
       heads = self._heads(stage.features)
-      x = transform(heads, self.transformer, self.groups, self.dtype, name=f'{name}_attention')(x, cond['text'])
+      layer = transform(heads, self.transformer, self.groups, self.dtype, name=f'{name}_attention')
+      edits: Any = cond.get('attention_edit', Edits())
+      x = layer(x, cond['text'], mask=cond.get('text_mask'), edits=edits)
     elif stage.attention:
-      x = attend(self._heads(stage.features), *shared, name=f'{name}_attention')(x)
+      heads = self._heads(stage.features)
+      x = attend(self.groups, style.eps, heads, dtype=self.dtype, name=f'{name}_attention')(x)
     if not stage.resize:
       return x
     if style.resize_in_blocks:
@@ -283,19 +291,6 @@ class TimeEmbedding(nn.Module):
     return Linear(self.width, name='out')(h)
 
 
-class LabelEmbedding(nn.Module):
-  """label(y) of Eq. 1: a row of a table, or zero for the null label, `num_classes`."""
-
-  num_classes: int
-  width: int
-
-  @nn.compact
-  def __call__(self, label: Int[Array, 'b']) -> Float[Array, 'b d']:
-    table = nn.Embed(self.num_classes, self.width, embedding_init=nn.initializers.normal(1.0), name='table')
-    rows = table(jnp.minimum(label, self.num_classes - 1))
-    return jnp.where((label < self.num_classes)[:, None], rows, 0.0)
-
-
 class Block(nn.Module):
   """Eqs. 2 to 5; `resize` is `halve`, `double` or None."""
 
@@ -327,31 +322,13 @@ class Block(nn.Module):
     return x + h  # Eq. 5
 
 
-class Attention(nn.Module):
-  """Eq. 6, over all pixels; the heads are an axis of the parameters."""
-
-  heads: int
-  style: Style
-  groups: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
-    b, height, width, d = x.shape
-    h = _norm(self.groups, self.style.eps, self.dtype, name='norm')(x).reshape(b, height * width, d)
-    qkv = Linear((3, self.heads, d // self.heads), dtype=self.dtype, name='qkv')(h)  # b l 3 n h
-    h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])  # b l n h
-    h = Linear(d, inputs=2, dtype=self.dtype, kernel_init=_zeros, name='out')(h)
-    return x + h.reshape(x.shape)
-
-
 def _norm(groups: int, eps: float, dtype: Any, *, name: str) -> GroupNorm:
   return GroupNorm(groups, eps, dtype, name=name)
 
 
-def _conv(features: int, *, dtype: Any, name: str, kernel_init=_xavier, strides: int = 1, padding: Any = 1) -> nn.Conv:
+def _conv(features: int, *, dtype: Any, name: str, kernel_init=_xavier, strides: int = 1, padding: Any = 1) -> Conv:
   """A 3x3 convolution."""
-  return nn.Conv(features, (3, 3), strides=strides, padding=padding, dtype=dtype, kernel_init=kernel_init, name=name)
+  return Conv(features, strides=strides, padding=padding, dtype=dtype, kernel_init=kernel_init, name=name)
 
 
 def _published(paper: str, sizes: dict[Any, Size], name: str | int) -> Size:

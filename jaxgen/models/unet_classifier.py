@@ -10,10 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxgen.models.layers.attention_block import AttentionBlock
+from jaxgen.models.layers.conv import Conv
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.resample import halve
-from jaxgen.models.unet import ADM, Attention, Block, Style, TimeEmbedding
+from jaxgen.models.unet import ADM, Block, Style, TimeEmbedding
 from jaxgen.typing import Array, Cond, Float
 
 
@@ -56,9 +58,9 @@ class UNetClassifier(nn.Module):
       return Block(features, self.dropout if train else 0.0, resize, *shared, name=name)(x, c)
 
     def attend(x: Array, name: str) -> Array:
-      return Attention(self.heads, *shared, name=name)(x)
+      return AttentionBlock(self.groups, self.style.eps, self.heads, dtype=self.dtype, name=name)(x)
 
-    x = nn.Conv(self.multipliers[0] * self.width, (3, 3), dtype=self.dtype, name='conv_in')(x.astype(self.dtype))
+    x = Conv(self.multipliers[0] * self.width, dtype=self.dtype, name='conv_in')(x.astype(self.dtype))
     for level, multiplier in enumerate(self.multipliers):
       if level:
         x = block(x, f'level_{level}_resize', x.shape[-1], halve)

@@ -84,9 +84,9 @@ _BLOCK: Modules = {
   'norm1': ('norm1', table),
   'conv1': ('conv1', conv),
   'skip': ('skip', conv_1x1),
-  'norm2': ('norm2', table),
-  'qkv': ('qkv', _split),
-  'proj': ('proj', _to_features),
+  'attention/norm': ('norm2', table),
+  'attention/qkv': ('qkv', _split),
+  'attention/out': ('proj', _to_features),
 }
 _ADM_BLOCK: Modules = {
   'norm_in': ('norm0', table),

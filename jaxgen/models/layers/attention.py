@@ -1,6 +1,8 @@
-"""Scaled dot-product attention, through one function that picks the platform's kernel.
+"""Attention: one function that picks the platform's kernel, and one module that every network uses.
 
-  attention(q, k, v) = softmax(q k^T / sqrt(h)) v        (1)    Vaswani et al. 2017, per head of size h
+  attention(q, k, v) = softmax(s q k^T + bias) v,   s = 1 / sqrt(h)     (1)    Vaswani et al. 2017, per head of size h
+  attention(q, [k, k'], [v, v'])                                        (2)    joined: Esser et al. 2024; DeepFloyd IF
+  attention(q, k, v) + w attention(q, k', v')                           (3)    decoupled: Ye et al. 2023, "IP-Adapter"
 
 The softmax is float32 whatever the inputs are. Models call `attention` and know neither platform nor mesh: both are
 those of the mesh that the computation is traced for (`sharding.under`), so a program that is compiled on one machine
@@ -11,49 +13,214 @@ also on its own queries, against all keys (context parallelism).
 import contextlib
 import contextvars
 import functools
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 from absl import logging
 
 from jaxgen import sharding
-from jaxgen.typing import Array, Float
+from jaxgen.models.layers.attention_edit import Edit, edited
+from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.rope import rotate
+from jaxgen.typing import Array, Bool, Float
 
-Kernel = Callable[[Array, Array, Array], Array]
+Mask = Bool[Array, '#b k'] | Bool[Array, '#b #l k']  # True where a query may attend to a key
+Bias = Float[Array, '#b #n #l #k']
+Kernel = Callable[..., Array]  # (q, k, v, mask, bias, *, scale)
 _fused = contextvars.ContextVar('fused', default=True)
 
 
+class KeysValues(NamedTuple):
+  """Keys and values in heads; projected, normalised and rotated by whoever made them."""
+
+  keys: Float[Array, 'b k n h']
+  values: Float[Array, 'b k n h']
+
+
+class Decoupled(NamedTuple):
+  """Keys and values with a softmax of their own, Eq. 3.
+
+  Attributes:
+    keys, values: in heads.
+    scale: w.
+    mask: as in `attention`.
+  """
+
+  keys: Float[Array, 'b k n h']
+  values: Float[Array, 'b k n h']
+  scale: Float[Array, ''] | float = 1.0
+  mask: Mask | None = None
+
+
+class Attention(nn.Module):
+  """Self-attention, or attention from `x` to `context`.
+
+  The heads are an axis of the parameters, so they can be sharded. The parameters are `qkv` or `query`, `key` and
+  `value`, then `out`; with `qk_norm` also `q_norm` and `k_norm`.
+
+  Attributes:
+    heads: number of heads.
+    head_size: size of a head; None for the width of `x` divided by `heads`.
+    features: width of the output; None for the width of `x`.
+    fused: one product makes queries, keys and values; for self-attention alone.
+    qkv_bias, out_bias: whether the products have biases.
+    qk_norm: makes the norm of queries and that of keys, over each head, such as `nn.RMSNorm`; None for none.
+    scale: s of Eq. 1; None for 1 / sqrt(head size).
+    qkv_init, out_init: initialise the kernels, each seen as a matrix.
+    dtype: of the products; parameters and softmax are float32.
+  """
+
+  heads: int
+  head_size: int | None = None
+  features: int | None = None
+  fused: bool = True
+  qkv_bias: bool = True
+  out_bias: bool = True
+  qk_norm: Callable[..., nn.Module] | None = None
+  scale: float | None = None
+  qkv_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self,
+    x: Float[Array, 'b l d'],
+    context: Float[Array, 'b m e'] | None = None,
+    *,
+    angles: Float[Array, 'l r'] | None = None,
+    mask: Mask | None = None,
+    bias: Bias | None = None,
+    joined: KeysValues | None = None,
+    decoupled: Sequence[Decoupled] = (),
+    edit: Edit | None = None,
+  ) -> Float[Array, 'b l o']:
+    """Attends.
+
+    Args:
+      x: tokens that ask.
+      context: tokens that are attended to; None for `x`.
+      angles: rotary angles of the tokens, for self-attention (layers/rope.py).
+      mask: True where a query may attend to a key; the keys are the context's, then those of `joined`. Each query needs
+        one key.
+      bias: added to the logits.
+      joined: further keys and values in the same softmax, Eq. 2.
+      decoupled: further keys and values, each in a softmax of its own, Eq. 3.
+      edit: changes the weights (layers/attention_edit.py).
+
+    The weights `b n l k` leave in the collection 'maps', if it is mutable. They and an edit need them all in memory at
+    once: no fused kernel makes them.
+    """
+    q, k, v = self._project(x, context)
+    if self.qk_norm is not None:
+      q, k = (self.qk_norm(dtype=self.dtype, name=f'{name}_norm')(array) for name, array in (('q', q), ('k', k)))
+    if angles is not None:
+      q, k = rotate(q, angles), rotate(k, angles)
+    if joined is not None:
+      k, v = (jnp.concatenate(pair, axis=1) for pair in ((k, joined.keys), (v, joined.values)))
+    sown = self.is_mutable_collection('maps') and not self.is_initializing()
+    if sown or edit is not None:
+      weights = attention_weights(q, k, mask, bias, scale=self.scale)
+      weights = weights if edit is None else edited(weights, edit)
+      self.sow('maps', 'weights', weights)
+      h = _mix(weights, v)
+    else:
+      h = attention(q, k, v, mask=mask, bias=bias, scale=self.scale)  # b l n h
+    for other in decoupled:
+      h += other.scale * attention(q, other.keys, other.values, mask=other.mask, scale=self.scale)
+    features = self.features or x.shape[-1]
+    out = Linear(features, 2, use_bias=self.out_bias, dtype=self.dtype, kernel_init=self.out_init, name='out')
+    return out(h.astype(self.dtype))
+
+  def _project(self, x: Array, context: Array | None) -> Sequence[Float[Array, 'b _ n h']]:
+    """Queries, keys and values."""
+    d = x.shape[-1]
+    if self.heads < 1 or (self.head_size is None and d % self.heads):
+      raise ValueError(f'width {d} does not divide into {self.heads} heads')
+    heads = (self.heads, self.head_size or d // self.heads)
+
+    def linear(features: tuple[int, ...], name: str) -> Linear:
+      return Linear(features, use_bias=self.qkv_bias, dtype=self.dtype, kernel_init=self.qkv_init, name=name)
+
+    if not self.fused:
+      tokens = x if context is None else context
+      return linear(heads, 'query')(x), linear(heads, 'key')(tokens), linear(heads, 'value')(tokens)
+    if context is not None:
+      raise ValueError('attention to a context has no fused product; use Attention(..., fused=False)')
+    qkv = linear((3, *heads), 'qkv')(x)  # b l 3 n h
+    return qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+
+
 def attention(
-  q: Float[Array, 'b l n h'], k: Float[Array, 'b k n h'], v: Float[Array, 'b k n h']
+  q: Float[Array, 'b l n h'],
+  k: Float[Array, 'b k n h'],
+  v: Float[Array, 'b k n h'],
+  *,
+  mask: Mask | None = None,
+  bias: Bias | None = None,
+  scale: float | None = None,
 ) -> Float[Array, 'b l n h']:
-  """Attends from every query to every key; see Eq. 1."""
+  """Attends from every query to every key that the mask allows; see Eq. 1."""
   local = sharding.attention_shard(q.shape)
-  kernel = _kernel(_platform(), q.dtype, local or q.shape, k.shape[1], local is not None, _fused.get())
+  task = _Task(
+    str(q.dtype), local or q.shape, k.shape[1], local is not None, None if mask is None else mask.ndim, bias is not None
+  )
+  kernel = _kernel(_platform(), task, _fused.get())
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
   # The partitioner splits XLA's by images and heads, but has to be told of queries.
   if local is None or (kernel is xla_attention and local[1] == q.shape[1]):
-    return kernel(q, k, v)
-  return sharding.attend_on_shards(kernel)(q, k, v)
+    return kernel(q, k, v, mask, bias, scale=scale)
+  return sharding.attend_on_shards(functools.partial(kernel, scale=scale), q, k, v, mask, bias)
 
 
-def xla_attention(q: Array, k: Array, v: Array) -> Array:
+def attention_weights(
+  q: Array, k: Array, mask: Array | None = None, bias: Array | None = None, *, scale: float | None = None
+) -> Float[Array, 'b n l k']:
+  """The softmax of Eq. 1, float32."""
+  scale = q.shape[-1] ** -0.5 if scale is None else scale
+  logits = jnp.einsum('blnh,bknh->bnlk', q * scale, k, preferred_element_type=jnp.float32)
+  if bias is not None:
+    logits += bias.astype(jnp.float32)
+  if mask is not None:
+    logits = jnp.where(_over_heads(mask), logits, jnp.finfo(jnp.float32).min)
+  return jax.nn.softmax(logits)
+
+
+def xla_attention(
+  q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None, *, scale: float | None = None
+) -> Array:
   """Eq. 1 as two einsums: what runs where no fused kernel does."""
-  logits = jnp.einsum('blnh,bknh->bnlk', q * q.shape[-1] ** -0.5, k, preferred_element_type=jnp.float32)
-  weights = jax.nn.softmax(logits).astype(v.dtype)  # b n l k
-  return jnp.einsum('bnlk,bknh->blnh', weights, v)
+  return _mix(attention_weights(q, k, mask, bias, scale=scale), v)
 
 
-def cudnn_attention(q: Array, k: Array, v: Array) -> Array:
+def cudnn_attention(
+  q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None, *, scale: float | None = None
+) -> Array:
   """Eq. 1 in one cuDNN kernel."""
-  return jax.nn.dot_product_attention(q, k, v, implementation='cudnn')
+  mask = None if mask is None else _over_heads(mask)
+  bias = None if bias is None else bias.astype(q.dtype)
+  return jax.nn.dot_product_attention(q, k, v, bias, mask, scale=scale, implementation='cudnn')
 
 
-def splash_attention(q: Array, k: Array, v: Array) -> Array:
-  """Eq. 1 in one Pallas kernel for TPUs."""
+def splash_attention(
+  q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None, *, scale: float | None = None
+) -> Array:
+  """Eq. 1 in one Pallas kernel for TPUs; the mask is of keys, and there is no bias."""
   from jaxgen.models.layers import splash
 
-  return splash.splash_attention(q, k, v)
+  assert bias is None, bias.shape
+  return splash.splash_attention(q, k, v, mask, scale=scale)
+
+
+def _mix(weights: Float[Array, 'b n l k'], v: Float[Array, 'b k n h']) -> Float[Array, 'b l n h']:
+  return jnp.einsum('bnlk,bknh->blnh', weights.astype(v.dtype), v)
+
+
+def _over_heads(mask: Array) -> Bool[Array, '_ 1 _ k']:
+  return mask[:, None, None] if mask.ndim == 2 else mask[:, None]
 
 
 @contextlib.contextmanager
@@ -77,23 +244,48 @@ def _platform() -> str:
   return device if isinstance(device, str) else device.platform
 
 
-@functools.cache  # so that each choice is logged once
-def _kernel(
-  platform: str, dtype: jnp.dtype, queries: tuple[int, ...], keys: int, on_shards: bool, fused: bool
-) -> Kernel:
-  """The kernel for queries `b l n h` on one device, and so many keys.
+class _Task(NamedTuple):
+  """What a kernel is to do on one device.
 
-  cuDNN's takes half precision and head sizes that are multiples of 8 up to 128. A Pallas kernel is opaque to the
-  partitioner: it runs on a device's own part, or there is only one device; tokens fill its blocks.
+  Attributes:
+    dtype: of queries, keys and values.
+    queries: their shape, `b l n h`.
+    keys: number of them.
+    on_shards: whether this is the device's own part of a larger array.
+    mask: None, 2 for a mask of keys, 3 for one of queries and keys.
+    biased: whether something is added to the logits.
   """
-  tokens, head_size = queries[1], queries[3]
+
+  dtype: str
+  queries: tuple[int, ...]
+  keys: int
+  on_shards: bool
+  mask: int | None = None
+  biased: bool = False
+
+
+@functools.cache  # so that each choice is logged once
+def _kernel(platform: str, task: _Task, fused: bool) -> Kernel:
+  """The kernel for the task.
+
+  cuDNN's takes half precision and head sizes that are multiples of 8 up to 128; with a mask or a bias, which it adds as
+  one, its gradient wants even numbers of tokens. A Pallas kernel is opaque to the partitioner: it runs on a device's
+  own part, or there is only one device; tokens fill its blocks, and its mask is of keys.
+  """
+  tokens, head_size = task.queries[1], task.queries[3]
+  plain = task.mask is None and not task.biased
+  even = tokens % 2 == 0 and task.keys % 2 == 0
+  blocks = tokens % 128 == 0 and task.keys % 128 == 0
   kernel = xla_attention
-  if fused and platform in ('gpu', 'cuda') and jnp.finfo(dtype).bits == 16 and head_size % 8 == 0 and head_size <= 128:
-    kernel = cudnn_attention
-  if fused and platform == 'tpu' and on_shards and tokens % 128 == 0 and keys % 128 == 0:
-    kernel = splash_attention
+  if not fused:
+    pass
+  elif platform in ('gpu', 'cuda') and jnp.finfo(task.dtype).bits == 16:
+    kernel = cudnn_attention if head_size % 8 == 0 and head_size <= 128 and (plain or even) else kernel
+  elif platform == 'tpu' and task.on_shards:
+    kernel = splash_attention if blocks and task.mask != 3 and not task.biased else kernel
   logging.info(
-    'attention on %s, %s, %d queries on %d keys, heads of %d: %s',
-    platform, dtype, tokens, keys, head_size, kernel.__name__,
+    'attention on %s, %s, %d queries on %d keys, heads of %d%s%s: %s',
+    platform, task.dtype, tokens, task.keys, head_size,
+    {None: '', 2: ', masked keys', 3: ', masked pairs'}[task.mask], ', biased' * task.biased, kernel.__name__,
   )  # fmt: skip
   return kernel

@@ -16,21 +16,25 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.models.layers.conv import Conv
+from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Float
+
+_lecun = nn.initializers.lecun_normal()
 
 
 def dense(features: int, *, spectral: bool, train: bool, name: str) -> Callable[[Array], Array]:
   """A dense layer, by Eq. 1 if `spectral`."""
   if not spectral:
-    return nn.Dense(features, name=name)
-  return _spectral(nn.Dense(features, name=name), train)
+    return Linear(features, kernel_init=_lecun, name=name)
+  return _spectral(Linear(features, kernel_init=_lecun, name=name), train)
 
 
 def conv(
   features: int, *, size: int, strides: int = 1, spectral: bool = False, train: bool, name: str, **kwargs: Any
 ) -> Callable[[Array], Array]:
-  """A convolution, by Eq. 1 if `spectral`; `kwargs` are those of `nn.Conv`."""
-  layer = nn.Conv(features, (size, size), strides, name=name, **kwargs)
+  """A convolution, by Eq. 1 if `spectral`; `kwargs` are other fields of `Conv`."""
+  layer = Conv(features, size, strides, name=name, **kwargs)
   return _spectral(layer, train) if spectral else layer
 
 

@@ -1,13 +1,14 @@
-"""Sinusoidal embeddings of time and of place.
+"""Sinusoidal embeddings of time and of place, and a table of labels.
 
 e(s)_i = cos(s w_i) and sin(s w_i),  w_i = 10000^(-i / m),  i = 0 ... m - 1        (1)    m half the width
 The same with w_i = 10000^(-i / (m - 1))                                           (2)    Ho et al. 2020
 """
 
+import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.typing import Array, Float
+from jaxgen.typing import Array, Float, Int
 
 
 def timestep_embedding(t: Float[Array, 'b'], width: int) -> Float[Array, 'b d']:
@@ -41,3 +42,27 @@ def sincos_2d(height: int, width: int, features: int) -> np.ndarray:
     angles = place.reshape(-1, 1) * frequencies
     parts += [np.sin(angles), np.cos(angles)]
   return np.concatenate(parts, axis=1).astype(np.float32)
+
+
+class LabelEmbedding(nn.Module):
+  """A row of a table for each label; the null label is `num_classes`.
+
+  Attributes:
+    num_classes: labels are 0 to num_classes - 1.
+    width: of a row.
+    null_row: the null label has a row of its own; else it adds nothing.
+    table_init: initialises the table.
+  """
+
+  num_classes: int
+  width: int
+  null_row: bool = True
+  table_init: nn.initializers.Initializer = nn.initializers.normal(0.02)
+
+  @nn.compact
+  def __call__(self, label: Int[Array, 'b']) -> Float[Array, 'b d']:
+    table = nn.Embed(self.num_classes + self.null_row, self.width, embedding_init=self.table_init, name='table')
+    if self.null_row:
+      return table(label)
+    rows = table(jnp.minimum(label, self.num_classes - 1))
+    return jnp.where((label < self.num_classes)[:, None], rows, 0.0)

@@ -1,12 +1,18 @@
 """A linear layer that contracts one axis, forward and in the gradient of its kernel, whatever the shapes around it."""
 
 import math
+from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
+from jaxgen.models.layers.low_rank import LowRank, kernel_param
 from jaxgen.typing import Array, Float
+
+DotGeneral = Callable[..., Array]  # with the arguments of `jax.lax.dot_general`
+_MATRICES = (((1,), (0,)), ((), ()))  # the last axis of b i with the first of i *o
 
 
 def biased(y: Float[Array, '...'], bias: Float[Array, '...']) -> Float[Array, '...']:
@@ -23,19 +29,26 @@ class Linear(nn.Module):
 
   Differs from `nn.DenseGeneral`, which contracts over (batch, tokens) in the gradient of W: two axes, and XLA's CPU
   backend then transposes and copies the activations first. Of one axis it does not. The axes of the features stay
-  apart: a kernel that is split along one of them over a mesh needs no gathering first.
+  apart: a kernel that is split along one of them over a mesh needs no gathering first. The kernel may be a LowRank
+  (layers/low_rank.py).
 
   Attributes:
     features: axes of the output that take the place of the input's last ones.
     inputs: how many of the input's last axes are contracted.
+    use_bias: whether there is b.
     dtype: of the product; the parameters are float32.
     kernel_init: initialises the kernel seen as a matrix.
+    bias_init: initialises b.
+    dot_general: the product x W, such as a quantised one.
   """
 
   features: int | tuple[int, ...]
   inputs: int = 1
+  use_bias: bool = True
   dtype: Any = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
+  bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
+  dot_general: DotGeneral = lax.dot_general
 
   @nn.compact
   def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
@@ -46,9 +59,18 @@ class Linear(nn.Module):
     def init(key, shape, dtype):
       return self.kernel_init(key, (rows, columns), dtype).reshape(shape)
 
-    kernel = self.param('kernel', init, (*contracted, *features), jnp.float32)
-    bias = self.param('bias', nn.initializers.zeros_init(), features, jnp.float32)
-    x, kernel, bias = (jnp.asarray(array, self.dtype) for array in (x, kernel, bias))
-    x = x.reshape(-1, rows)
-    y = jnp.tensordot(x, kernel.reshape(rows, *features), 1)
-    return biased(y, bias).reshape(*batch, *features)
+    kernel = kernel_param(self, init, (*contracted, *features))
+    y = self._product(jnp.asarray(x, self.dtype).reshape(-1, rows), kernel)
+    if self.use_bias:
+      bias = self.param('bias', self.bias_init, features, jnp.float32)
+      y = biased(y, jnp.asarray(bias, self.dtype))
+    return y.reshape(*batch, *features)
+
+  def _product(self, x: Float[Array, 'b i'], kernel: Any) -> Float[Array, 'b *o']:
+    """x W, or Eq. 1 of layers/low_rank.py."""
+    if not isinstance(kernel, LowRank):
+      kernel = jnp.asarray(kernel, self.dtype)
+      return self.dot_general(x, kernel.reshape(x.shape[1], *kernel.shape[self.inputs :]), _MATRICES)
+    a, b, scale = (jnp.asarray(array, self.dtype) for array in (kernel.a, kernel.b, kernel.scale))
+    low = scale * lax.dot_general(x, a.reshape(x.shape[1], -1), _MATRICES)  # b r
+    return self._product(x, kernel.base) + lax.dot_general(low, b, _MATRICES)

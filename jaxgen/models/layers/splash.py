@@ -17,19 +17,28 @@ LANES = 128  # of a TPU's vector registers: heads are padded to a multiple, toke
 _LARGEST_BLOCK = 512
 
 
-def splash_attention(q: Array, k: Array, v: Array, *, interpret: bool = False) -> Array:
+def splash_attention(
+  q: Array, k: Array, v: Array, mask: Array | None = None, *, scale: float | None = None, interpret: bool = False
+) -> Array:
   """Eq. 1 on one device.
 
   Args:
     q, k, v: `b l n h`, and `b k n h` twice; l and k are multiples of `LANES`.
+    mask: `b k`, the keys that are attended to; None for all.
+    scale: of the logits; None for 1 / sqrt(h).
     interpret: runs the kernel's Python instead, on any platform; for tests.
   """
   head_size = q.shape[-1]
+  scale = head_size**-0.5 if scale is None else scale
   kernel = _kernel(q.shape[2], q.shape[1], k.shape[1], interpret)
   # Zeros in the padding add nothing to a product, nor to the gradient of what is not padding.
   pad = [(0, 0)] * 3 + [(0, -head_size % LANES)]
-  q, k, v = (jnp.pad(array, pad).swapaxes(1, 2) for array in (q * head_size**-0.5, k, v))  # b n l h
-  out: Any = jax.vmap(kernel)(q, k, v)
+  q, k, v = (jnp.pad(array, pad).swapaxes(1, 2) for array in (q * scale, k, v))  # b n l h
+  segments = None
+  if mask is not None:  # queries attend within their segment, which is 1
+    kept = jnp.broadcast_to(mask, (len(k), k.shape[2])).astype(jnp.int32)
+    segments = splash.SegmentIds(jnp.ones((len(q), q.shape[2]), jnp.int32), kept)
+  out: Any = jax.vmap(kernel)(q, k, v, segments)
   return out.swapaxes(1, 2)[..., :head_size]
 
 

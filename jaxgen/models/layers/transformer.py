@@ -12,13 +12,17 @@ from typing import Any
 
 import flax.linen as nn
 
-from jaxgen.models.layers.attention import attention
+from jaxgen.models.layers.attention import Attention
+from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
-from jaxgen.typing import Array, Float
+from jaxgen.typing import Array, Bool, Float
 
 _MLP_RATIO = 4
+_EDITED_TOKENS = 16**2  # self-attention of more tokens is left as it is by an edit (Hertz et al. 2022)
+_lecun = nn.initializers.lecun_normal()
 _zeros = nn.initializers.zeros_init()
+_NO_EDITS = Edits()
 
 
 class Transformer(nn.Module):
@@ -30,12 +34,20 @@ class Transformer(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b h w c'], text: Float[Array, 'b k e']) -> Float[Array, 'b h w c']:
+  def __call__(
+    self,
+    x: Float[Array, 'b h w c'],
+    text: Float[Array, 'b k e'],
+    *,
+    mask: Bool[Array, 'b k'] | None = None,
+    edits: Edits = _NO_EDITS,
+  ) -> Float[Array, 'b h w c']:
+    """`mask` is of the text's tokens, True where there is one."""
     b, height, width, d = x.shape
     h = GroupNorm(self.groups, dtype=self.dtype, name='norm')(x)
     h = Linear(d, dtype=self.dtype, name='in')(h.reshape(b, height * width, d))  # Eq. 1
     for i in range(self.depth):
-      h = Block(self.heads, self.dtype, name=f'block_{i}')(h, text.astype(self.dtype))
+      h = Block(self.heads, self.dtype, name=f'block_{i}')(h, text.astype(self.dtype), mask, edits)
     h = Linear(d, dtype=self.dtype, kernel_init=_zeros, name='out')(h)
     return x + h.reshape(x.shape)  # Eq. 4
 
@@ -47,30 +59,19 @@ class Block(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b l d'], text: Float[Array, 'b k e']) -> Float[Array, 'b l d']:
-    h = self._norm('norm_self')(x)
-    x = x + Attention(self.heads, self.dtype, name='self')(h, h)
-    x = x + Attention(self.heads, self.dtype, name='cross')(self._norm('norm_cross')(x), text)
+  def __call__(
+    self, x: Float[Array, 'b l d'], text: Float[Array, 'b k e'], mask: Bool[Array, 'b k'] | None, edits: Edits
+  ) -> Float[Array, 'b l d']:
+    edit = edits.itself if x.shape[1] <= _EDITED_TOKENS else None
+    x = x + self._attention('self')(self._norm('norm_self')(x), edit=edit)
+    x = x + self._attention('cross')(self._norm('norm_cross')(x), text, mask=mask, edit=edits.prompt)
     d = x.shape[-1]
     h = Linear((2, _MLP_RATIO * d), dtype=self.dtype, name='mlp_in')(self._norm('norm_mlp')(x))  # b l 2 4d
     h = h[:, :, 0] * nn.gelu(h[:, :, 1], approximate=False)
     return x + Linear(d, dtype=self.dtype, name='mlp_out')(h)
 
+  def _attention(self, name: str) -> Attention:
+    return Attention(self.heads, fused=False, qkv_bias=False, qkv_init=_lecun, dtype=self.dtype, name=name)
+
   def _norm(self, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(epsilon=1e-5, dtype=self.dtype, use_fast_variance=False, name=name)
-
-
-class Attention(nn.Module):
-  """From the tokens of `x` to those of `to`; queries, keys and values have no biases."""
-
-  heads: int
-  dtype: Any
-
-  @nn.compact
-  def __call__(self, x: Float[Array, 'b l d'], to: Float[Array, 'b k e']) -> Float[Array, 'b l d']:
-    d = x.shape[-1]
-    q, k, v = (
-      nn.DenseGeneral((self.heads, d // self.heads), use_bias=False, dtype=self.dtype, name=name)(tokens)
-      for name, tokens in (('query', x), ('key', to), ('value', to))
-    )
-    return Linear(d, inputs=2, dtype=self.dtype, name='out')(attention(q, k, v))
