@@ -136,7 +136,7 @@ class Fakes:
     needed = self.state / stage.mesh.shape['fsdp'] + self.activations / stage.accumulate
     if needed > 1:
       raise plans.DoesNotFit(f'the program needs {needed:.2f} GiB', needed * GIB)
-    return {'memory': {'peak': needed * GIB}, 'roofline': {'step': 0.01 * stage.accumulate}}
+    return {'memory': {'peak': needed * GIB, 'limit': GIB}, 'roofline': {'step': 0.01 * stage.accumulate}}
 
 
 def _search(monkeypatch, machine, fakes, wanted):
@@ -156,6 +156,52 @@ def test_the_search_compiles_no_hopeless_candidates(monkeypatch, machine):
   assert changes['accumulate'] == 4 and made['memory']['peak'] < GIB
   assert {accumulate for _, accumulate in fakes.compiled} == {1, 4}  # two micro-batches are seen to be too few
   assert len(fakes.compiled) == 2
+
+
+class KeepingFakes(Fakes):
+  """Activations and the step depend on what is kept: `none` is large and slow to move, `dots` is the fastest."""
+
+  fields = Fakes.fields | {'remat': 'full'}
+  shares = {'none': (1.0, 2.0), 'dots': (0.4, 1.0), 'full': (0.1, 1.3)}  # noqa: RUF012  activations, step
+
+  def build(self, changes):
+    self.kept = changes.get('remat', 'full')
+    return super().build(changes)
+
+  def plan(self, stage, machine):
+    activations, step = self.shares[self.kept]
+    needed = self.state + activations * self.activations / stage.accumulate
+    self.compiled.append((self.kept, stage.accumulate))
+    if needed > 1:
+      raise plans.DoesNotFit(f'the program needs {needed:.2f} GiB', needed * GIB)
+    roofline = {'step': 0.01 * step, 'limited_by': 'memory'}
+    return {'memory': {'peak': needed * GIB, 'limit': GIB}, 'roofline': roofline}
+
+
+def test_the_best_is_the_smallest_roofline_of_all_policies(monkeypatch, machine):
+  fakes = KeepingFakes(state=0.1, activations=0.5)
+  monkeypatch.setattr(fit, 'plan', fakes.plan)
+  found = fit.best(fakes.build, fakes.fields, machine, say=lambda _: None)
+  assert [changes.get('remat', 'full') for changes, _ in found] == ['dots', 'full', 'none']
+  assert fit.choice(found) == [
+    'fits best: --config.remat=dots, limited by memory',
+    '  1.30 times the step, limited by memory, 0.15 GiB: as it is',
+    '  2.00 times the step, limited by memory, 0.60 GiB: --config.remat=none',
+  ]
+
+
+def test_the_best_leaves_a_margin_of_memory(monkeypatch, machine):
+  fakes = KeepingFakes(state=0.1, activations=2.2)  # `dots` would take 0.98
+  monkeypatch.setattr(fit, 'plan', fakes.plan)
+  best = fit.best(fakes.build, fakes.fields, machine, say=lambda _: None)
+  assert all(made['memory']['peak'] <= 0.95 * GIB for _, made in best)
+  assert ('dots', 1) in fakes.compiled and ({'remat': 'dots'}) not in [changes for changes, _ in best]
+
+
+def test_cost_of_a_number_of_images(found):
+  text = plans.cost(found, images=1e6, price=2.0)
+  hours = 1e6 / found['images_per_second'] / 3600 * found['chips']
+  assert text.startswith('1,000,000 images (') and f'{hours:,.1f} chip-hours at least, {2 * hours:,.2f} at 2' in text
 
 
 def test_advice_names_the_three_cheapest_changes_that_were_compiled(monkeypatch, machine):

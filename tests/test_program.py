@@ -108,6 +108,35 @@ def test_traffic_is_of_arrays_that_are_not_on_the_chip_and_of_slices(tpu):
   assert programs.memory_traffic(tpu) == 12 * 64 * 4  # the row of the stack, every turn
 
 
+# A fusion of two results: a whole array, and a stack of which one row is updated, through a bitcast.
+UPDATED = """HloModule updated, is_scheduled=true
+
+%update (p0: f32[12,64], p1: f32[64], p2: s32[]) -> (f32[64], f32[12,1,64]) {
+  %p0 = f32[12,64]{1,0} parameter(0)
+  %p1 = f32[64]{0} parameter(1)
+  %p2 = s32[]{:S(6)} parameter(2)
+  %double = f32[64]{0} add(%p1, %p1)
+  %row = f32[1,1,64]{2,1,0} bitcast(%double)
+  %stack = f32[12,1,64]{2,1,0} bitcast(%p0)
+  %zero = s32[] constant(0)
+  %new = f32[12,1,64]{2,1,0} dynamic-update-slice(%stack, %row, %p2, %zero, %zero)
+  ROOT %both = (f32[64]{0}, f32[12,1,64]{2,1,0}) tuple(%double, %new)
+}
+
+ENTRY %main (a: f32[12,64], b: f32[64], c: s32[]) -> (f32[64], f32[12,1,64]) {
+  %a = f32[12,64]{1,0} parameter(0)
+  %b = f32[64]{0} parameter(1)
+  %c = s32[]{:S(6)} parameter(2)
+  ROOT %out = (f32[64]{0}, f32[12,1,64]{2,1,0}) fusion(%a, %b, %c), kind=kLoop, calls=%update
+}
+"""
+
+
+def test_a_fusion_that_updates_a_row_of_a_stack_moves_the_row():
+  row = 64 * 4
+  assert programs.memory_traffic(programs.parse(UPDATED)) == 3 * row  # read, written whole, written into the stack
+
+
 @pytest.mark.parametrize(
   ('attributes', 'groups'),
   [

@@ -28,15 +28,15 @@ def main(argv: list[str]) -> int:
   machine = chips.topology(args.topology, args.slices)
   build, fields = _builder(args, overrides, machine)
 
-  from jaxgen.plan.fit import advice, as_flags, search
-  from jaxgen.plan.plan import DoesNotFit, plan, plan_sample, row, text
+  from jaxgen.plan.fit import advice, best, choice
+  from jaxgen.plan.plan import DoesNotFit, cost, plan, plan_sample, row, text
 
   if args.fit:
-    found = next(search(build, fields, machine, say=_say), None)
-    if found is None:
+    found = best(build, fields, machine, say=_say)
+    if not found:
       raise ValueError(f'nothing fits on {args.topology}: take more chips, a smaller batch or a smaller network')
-    changes, made = found
-    print(f'fits: {as_flags(changes) or "as it is"}')
+    changes, made = found[0]
+    print('\n'.join(choice(found)))
   else:
     changes = {}
     try:
@@ -47,6 +47,8 @@ def main(argv: list[str]) -> int:
   if args.sample:
     made['sample'] = plan_sample(build(changes), machine, batch_size=args.sample)
   print(row(made) if args.row else text(made))
+  if args.images or args.price:
+    print(cost(made, images=args.images, price=args.price))
   if args.json:
     args.json.write_text(json.dumps(made, indent=2) + '\n', encoding='utf-8')
   return 0
@@ -67,6 +69,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--mesh', type=_mesh, default={}, help="the config's mesh: data=1,fsdp=16")
   parser.add_argument('--sample', type=int, metavar='N', help='also compile the sampler, for N images at a time')
   parser.add_argument('--fit', action='store_true', help='search mesh, remat and accumulation for what fits best')
+  parser.add_argument('--images', type=float, help='what it costs to train on so many images (default: the run)')
+  parser.add_argument('--price', type=float, metavar='PER_CHIP_HOUR', help='a chip-hour in your currency')
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='write the numbers as JSON too')
   parser.add_argument('--row', action='store_true', help='print a row of a Markdown table instead')
   parser.add_argument('--print-flags', metavar='GENERATION', help='print LIBTPU_INIT_ARGS for v5e, v5p, ... and stop')

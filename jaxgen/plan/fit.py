@@ -7,7 +7,9 @@ order of the time that is expected of it:
 
   expected = max(operations / peak, bytes of fully sharded data parallelism / interconnect)        (1)
 
-so nothing is reported to fit that was not compiled.
+so nothing is reported to fit that was not compiled. Eq. 1 knows no memory traffic, which what is kept for the backward
+pass decides; so `best` compiles the first that fits of every rematerialisation policy, and takes the one with the
+smallest roofline.
 """
 
 import itertools
@@ -25,6 +27,7 @@ Changes = dict[str, Any]
 Build = Callable[[Changes], Experiment]
 _REMAT = ('none', 'dots', 'full')
 _PARTS = (1, 2, 4, 8, 16, 32)  # micro-batches
+_MARGIN = 0.05  # of the memory, left free by what `best` recommends
 _ROOM = 1.25  # a candidate that seems to need more than this times the memory is not compiled
 
 
@@ -37,7 +40,13 @@ class Candidate(NamedTuple):
 
 
 def search(
-  build: Build, fields: Mapping[str, Any], machine: Topology, *, say: Callable[[str], None], wanted: int = 1
+  build: Build,
+  fields: Mapping[str, Any],
+  machine: Topology,
+  *,
+  say: Callable[[str], None],
+  wanted: int = 1,
+  margin: float = 0.0,
 ) -> Iterator[tuple[Changes, dict[str, Any]]]:
   """Yields the first `wanted` candidates that fit, the fastest expected ones first, each with its plan.
 
@@ -46,6 +55,8 @@ def search(
     fields: the config's fields that may be changed, with their values: `mesh.data`, `mesh.fsdp`, `remat`, `accumulate`.
     machine: what it must fit on.
     say: told of each compilation before it starts.
+    wanted: number of candidates to yield.
+    margin: share of a device's memory that has to stay free.
   """
   failed: list[tuple[Candidate, float]] = []
   for candidate in candidates(build, fields, machine):
@@ -60,8 +71,33 @@ def search(
       say(f'  {error}')
       failed.append((candidate, error.needed or 0.0))
       continue
+    memory = found['memory']
+    if memory['peak'] > (1 - margin) * memory['limit']:
+      say(f'  it needs {memory["peak"] / GIB:.2f} GiB, which leaves less than {margin:.0%} of the memory free')
+      failed.append((candidate, memory['peak']))
+      continue
     wanted -= 1
     yield candidate.changes, found
+
+
+def best(
+  build: Build, fields: Mapping[str, Any], machine: Topology, *, say: Callable[[str], None]
+) -> list[tuple[Changes, dict[str, Any]]]:
+  """What fits, one candidate of each rematerialisation policy, the smallest roofline first.
+
+  A candidate fits if its peak leaves a share of `_MARGIN` of the memory free. Arguments as for `search`.
+  """
+  found = []
+  for kept in _choices(fields, 'remat', _REMAT):
+    rest = {name: value for name, value in fields.items() if name not in kept}
+    changed = {name: value for name, value in kept.items() if value != fields[name]}
+
+    def build_kept(changes: Changes, changed: Changes = changed) -> Experiment:
+      return build(changed | changes)
+
+    fitting = search(build_kept, rest, machine, say=say, wanted=1, margin=_MARGIN)
+    found += [(changed | changes, made) for changes, made in fitting]
+  return sorted(found, key=lambda pair: pair[1]['roofline']['step'])
 
 
 def candidates(build: Build, fields: Mapping[str, Any], machine: Topology) -> list[Candidate]:
@@ -95,6 +131,20 @@ def candidates(build: Build, fields: Mapping[str, Any], machine: Topology) -> li
 def as_flags(changes: Changes) -> str:
   """Changes as they are written on the command line."""
   return ' '.join(f'--config.{field}={value}' for field, value in changes.items())
+
+
+def choice(found: Sequence[tuple[Changes, Mapping[str, Any]]]) -> list[str]:
+  """The result of `best` in lines: the changes to make, what limits them, and what the others cost."""
+  (changes, made), *others = found
+  step = made['roofline']['step']
+  lines = [f'fits best: {as_flags(changes) or "as it is"}, limited by {made["roofline"]["limited_by"]}']
+  for changes, other in others:
+    memory, ratio = other['memory'], other['roofline']['step'] / step
+    lines.append(
+      f'  {ratio:.2f} times the step, limited by {other["roofline"]["limited_by"]}, '
+      f'{memory["peak"] / GIB:.2f} GiB: {as_flags(changes) or "as it is"}'
+    )
+  return lines
 
 
 def _meshes(fields: Mapping[str, Any], devices: int) -> list[Changes]:

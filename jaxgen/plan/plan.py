@@ -285,6 +285,21 @@ def text(found: Mapping[str, Any]) -> str:
   return '\n'.join(lines)
 
 
+def cost(found: Mapping[str, Any], *, images: float | None = None, price: float | None = None) -> str:
+  """The least that training costs, in chip-hours and, given a price, in money.
+
+  Args:
+    found: a plan.
+    images: images to train on; None for those of the run.
+    price: price of a chip-hour, in any currency.
+  """
+  images = found['run']['steps'] * found['batch_size'] if images is None else images
+  hours = images / found['images_per_second'] / 3600 * found['chips']
+  operations = images * found['flops']['model'] / found['batch_size']
+  money = '' if price is None else f', {hours * price:,.2f} at {price:g} a chip-hour'
+  return f'{images:,.0f} images ({operations:.3g} FLOP) take {hours:,.1f} chip-hours at least{money}'
+
+
 def _roofline(seconds: Mapping[str, Any]) -> str:
   parts = ', '.join(f'{name} {1e3 * seconds[name]:.1f}' for name in ('compute', 'memory', 'neighbours', 'network'))
   return f'roofline, ms       {1e3 * seconds["step"]:.1f}, limited by {seconds["limited_by"]}: {parts}'

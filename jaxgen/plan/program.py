@@ -309,11 +309,12 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
   if instruction.opcode == 'fusion':
     body = program.computations[called(instruction)[0]]
     inside = lambda index: _sliced(body, index)  # noqa: E731
-    if body.root.opcode == 'dynamic-update-slice':
-      written = sum(arrays(body.instructions[body.root.operands[1]].shape))
-    elif body.root.opcode == 'tuple' and not _starts_here(body):
+    made = [body.root]
+    if body.root.opcode == 'tuple' and not _starts_here(body):
       made = [body.instructions[name] for name in body.root.operands]
-      written = sum(sum(arrays(one.shape, memory_only=True)) for one in made if not _carried(one))
+      made = [one for one in made if not _carried(one)]
+    if made != [body.root] or _updated(body, body.root) is not None:
+      written = sum(_written(body, one) for one in made)
   if instruction.opcode in ('dynamic-slice', 'slice', 'gather'):
     return 2 * written
   if instruction.opcode == 'dynamic-update-slice':
@@ -331,6 +332,19 @@ def _traffic(program: Program, computation: Computation, instruction: Instructio
   return read + written
 
 
+def _written(body: Computation, made: Instruction) -> int:
+  """Bytes that one result of a fusion writes: those of the slice, where it is an array with a slice updated."""
+  update = _updated(body, made)
+  return sum(arrays(made.shape, memory_only=True)) if update is None else sum(arrays(update.shape))
+
+
+def _updated(body: Computation, made: Instruction) -> Instruction | None:
+  """The slice that a result of a fusion writes into an operand; None where it writes all of it."""
+  while made.opcode == 'bitcast':
+    made = body.instructions[made.operands[0]]
+  return body.instructions[made.operands[1]] if made.opcode == 'dynamic-update-slice' else None
+
+
 def _carried(instruction: Instruction) -> bool:
   """Whether a fusion only hands something on: its operand, or the buffers of a collective that is under way."""
   return (
@@ -342,18 +356,21 @@ def _carried(instruction: Instruction) -> bool:
 
 def _sliced(body: Computation, index: int) -> int | None:
   """Bytes of a fusion's operand that it reads, where it only slices it; None where it reads all."""
-  name = body.parameter(index)
+  names = {body.parameter(index)}  # and bitcasts of it
   total = 0
   for instruction in body.instructions.values():
-    if name not in instruction.operands:
+    if names.isdisjoint(instruction.operands):
+      continue
+    if instruction.opcode == 'bitcast' and instruction is not body.root:
+      names.add(instruction.name)
       continue
     if instruction is body.root and instruction.opcode == 'tuple':
       continue
     if _carried(instruction) and not _starts_here(body):
       continue
-    if instruction.opcode in ('dynamic-slice', 'slice', 'gather') and instruction.operands[0] == name:
+    if instruction.opcode in ('dynamic-slice', 'slice', 'gather') and instruction.operands[0] in names:
       total += sum(arrays(instruction.shape))
-    elif instruction.opcode == 'dynamic-update-slice' and instruction.operands[0] == name:
+    elif instruction.opcode == 'dynamic-update-slice' and instruction.operands[0] in names:
       total += 0  # what is not updated stays where it is
     else:
       return None
