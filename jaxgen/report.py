@@ -19,6 +19,7 @@ from etils import epath
 from jaxgen.files import read_json_object, write_whole
 from jaxgen.metrics_file import read_metrics
 from jaxgen.terminal import duration
+from jaxgen.vote import figure
 from jaxgen.writer import flat
 
 _TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
@@ -60,6 +61,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'STATUS': _status(step, total, status),
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
     'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record)),
+    'VOTES': _votes(workdir / 'votes'),
     'PROTOCOLS': _protocols(protocols),
     'CONFIG': _table(flat(_object(record.get('config')))),
     'ENVIRONMENT': _table(_object(record.get('environment'))),
@@ -190,6 +192,17 @@ def _protocols(protocols: Mapping[str, Any]) -> str:
     f'<details><summary>How <code>{metric}</code> is measured</summary>{text}</details>'
     for metric, text in texts.items()
   )
+
+
+def _votes(folder: epath.Path) -> str:
+  """A section for each study whose results `jaxgen vote results --run` has put here."""
+  sections = []
+  for path in sorted(folder.glob('*.json')):
+    try:
+      sections.append(f'<section>{figure.section(read_json_object(path) or {})}</section>')
+    except (KeyError, TypeError, ValueError):  # not what `jaxgen vote results` wrote
+      sections.append(f'<section><p class="none">votes/{html.escape(path.name)} holds no results.</p></section>')
+  return ''.join(sections)
 
 
 def _parameters(path: epath.Path) -> str:

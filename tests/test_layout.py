@@ -32,6 +32,7 @@ LEVELS = [
     'metrics_file',
     'event_files',
     'image_grid',
+    'vote',
   },
   {'experiment', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
