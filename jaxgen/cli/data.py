@@ -112,7 +112,11 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.source is None:
       raise ValueError('image_folder needs --source FOLDER, the folder of images')
     path = data.prepare_image_folder(
-      args.source, size=args.size or 256, name=args.alias, max_bad_images=args.max_bad_images, **options
+      args.source,
+      size=256 if args.size is None else args.size,
+      name=args.alias,
+      max_bad_images=args.max_bad_images,
+      **options,
     )
   elif args.name == 'avatars':
     path = data.prepare_avatars(_avatars_options(args), **options)
