@@ -33,9 +33,8 @@ LEVELS = [
     'event_files',
     'image_grid',
     'vote',
-    'step_window',
   },
-  {'experiment', 'stage_setup', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
+  {'experiment', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
   {'cli'},
 ]

