@@ -148,7 +148,7 @@ def _rows(latents: dict[str, np.ndarray], others: dict[str, np.ndarray]) -> dict
   return fields | {name: np.repeat(value[mask], copies, axis=0) for name, value in others.items()}
 
 
-def _with_bytes(record: Record) -> Record:
+def _with_bytes(record: Record, rng: np.random.Generator) -> Record:
   """A caption as an array, which is what batches are made of."""
   if TEXT not in record:
     return record

@@ -110,3 +110,13 @@ def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment
     sizes = {key: leaf.shape[0] for key, leaf in stage.data.spec.items()}
     assert len(set(sizes.values())) == 1, sizes
   return stages
+
+
+def stage_of(stages: Sequence[Experiment], step: int) -> int:
+  """The stage that a checkpoint of `step` belongs to; the last step of a stage is still its own."""
+  end = 0
+  for index, stage in enumerate(stages):
+    end += stage.steps
+    if step <= end:
+      return index
+  return len(stages) - 1

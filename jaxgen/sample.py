@@ -13,10 +13,10 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import ema, sharding, train
+from jaxgen import ema, sharding, stage_setup
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.generate import make_generate, to_host
-from jaxgen.experiment import Experiment, as_stages
+from jaxgen.experiment import Experiment, as_stages, stage_of
 from jaxgen.objectives.base import Denoising
 from jaxgen.train_state import TrainState, sampling_params
 from jaxgen.typing import UInt8
@@ -65,11 +65,11 @@ def restore(
   checkpoints = Checkpoints(epath.Path(workdir) / 'checkpoints', None)
   try:
     step = checkpoints.latest() if step is None else step
-    stage = stages[train.stage_of(stages, step or 0)]
+    stage = stages[stage_of(stages, step or 0)]
     profile = _profile(average)
     if profile is None and average not in (None, 'none', *stage.averages):
       raise ValueError(f'no average named {average!r}; this run keeps {sorted(stage.averages)}, none and power:WIDTH')
-    abstract = train.abstract_state(stage)
+    abstract = stage_setup.abstract_state(stage)
     state = checkpoints.restore_model(abstract, step)
     if profile is not None:
       state = state.replace(ema=_reconstructed(stage, checkpoints, abstract, int(state.step), profile))
@@ -78,7 +78,7 @@ def restore(
       state = state.replace(ema={} if kept is None else {kept.of: state.ema[average]})
   finally:
     checkpoints.close()
-  return Trained(stage, state, train.place_frozen(stage))
+  return Trained(stage, state, stage_setup.place_frozen(stage))
 
 
 def _profile(average: str | None) -> float | None:

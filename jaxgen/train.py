@@ -5,7 +5,6 @@ randomness of step s is fold_in(key(seed), s), and the state is in the checkpoin
 started again is bit-identical, on the same mesh, to one that was not.
 """
 
-import contextlib
 import errno
 import functools
 import os
@@ -14,8 +13,6 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from etils import epath
 
 from jaxgen import distributed, report, sharding
@@ -23,9 +20,10 @@ from jaxgen import writer as writers
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.distributed import Preempted
 from jaxgen.evaluators.base import Context, Evaluator
-from jaxgen.experiment import Experiment, as_stages
-from jaxgen.train_state import TrainState, init_state
-from jaxgen.train_step import Mean, make_train_step
+from jaxgen.experiment import Experiment, as_stages, stage_of
+from jaxgen.stage_setup import abstract_state, begin_stage, compile_step, initial_state, place_frozen
+from jaxgen.step_window import StepWindow
+from jaxgen.train_state import TrainState
 
 _MEET_EVERY = 16  # steps between two meetings of the processes, at most: devices take about 32 before the host waits
 
@@ -110,84 +108,6 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: os
     )
 
 
-def stage_of(stages: Sequence[Experiment], step: int) -> int:
-  """The stage that a checkpoint of `step` belongs to; the last step of a stage is still its own."""
-  end = 0
-  for index, stage in enumerate(stages):
-    end += stage.steps
-    if step <= end:
-      return index
-  return len(stages) - 1
-
-
-def abstract_state(stage: Experiment) -> TrainState:
-  """Shapes, dtypes and shardings of a stage's state; nothing is computed."""
-  shapes = jax.eval_shape(_init_fn(stage), jax.random.key(stage.seed))
-  shardings = sharding.shard_tree(shapes, stage.mesh, stage.rules)
-  return jax.tree.map(
-    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
-  )
-
-
-def initial_state(stage: Experiment, abstract: TrainState) -> TrainState:
-  """The state before the first step, made where it will live."""
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return jax.jit(_init_fn(stage), out_shardings=shardings)(jax.random.key(stage.seed))
-
-
-def _init_fn(stage: Experiment):
-  def init(key):
-    batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in stage.data.spec.items()}
-    return init_state(stage.objective, stage.optimizers, stage.averages, batch, key)
-
-  return init
-
-
-def carry_over(old: TrainState, new: TrainState) -> TrainState:
-  """The next stage's state: every array that `old` has under the same path and shape, placed as in `new`."""
-  have = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
-
-  def pick(path, leaf):
-    before = have.get(sharding.path_name(path))
-    same = before is not None and (before.shape, before.dtype) == (leaf.shape, leaf.dtype)
-    return jax.device_put(before, leaf.sharding) if same else leaf
-
-  return jax.tree_util.tree_map_with_path(pick, new)
-
-
-def begin_stage(stage: Experiment, old: TrainState, fresh: TrainState) -> TrainState:
-  """The first state of a stage that follows another, in buffers of its own, since the step donates them."""
-  state = (stage.begin or carry_over)(old, fresh)
-  return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, fresh)
-
-
-def place_frozen(stage: Experiment) -> dict[str, Any]:
-  """The frozen networks on the mesh, sharded like parameters."""
-  frozen = dict(stage.frozen)
-  return jax.device_put(frozen, sharding.shard_tree(frozen, stage.mesh))
-
-
-def mesh_step(stage: Experiment):
-  """The train step of a stage, traced with its mesh in sight."""
-  step = make_train_step(
-    stage.objective,
-    stage.optimizers,
-    stage.averages,
-    accumulate=stage.accumulate,
-    clip_norm=stage.clip_norm,
-  )
-  return sharding.under(stage.mesh, step)
-
-
-def compile_step(stage: Experiment, abstract: TrainState, frozen: Any):
-  """The train step of a stage, compiled for its mesh; the state is donated."""
-  place = sharding.batch_sharding(stage.mesh)
-  batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in stage.data.spec.items()}
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  jitted = jax.jit(mesh_step(stage), donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh)))
-  return jitted.lower(abstract, frozen, batch, jax.random.key(stage.seed)).compile()
-
-
 class _Run:
   """What a run's steps share: where they write, where they save, when they stop."""
 
@@ -232,7 +152,7 @@ class _Run:
     distributed.ready(f'the first step after {done}')  # a collective's own patience with who still compiles is short
     root = jax.random.key(stage.seed)
     batches = stage.data.iterate(done, sharding.batch_sharding(stage.mesh))
-    window = _Window(stage.data.identity['batch_size'])
+    window = StepWindow(stage.data.identity['batch_size'])
     try:
       while done < end:
         batch = window.next(batches)
@@ -334,53 +254,3 @@ class _Run:
 def _clock(evaluator: Evaluator) -> str:
   """The metric that says how long an evaluation took, and so that it was done."""
   return f'{evaluator.name}/seconds'
-
-
-class _Window:
-  """The steps since the last log line: their metrics, still on the device, and where the time went."""
-
-  def __init__(self, batch_size: int):
-    self._batch_size = batch_size
-    self._start()
-
-  def _start(self) -> None:
-    self._metrics: list[dict[str, Mean]] = []
-    self._waited = self._paused = 0.0
-    self._since = time.perf_counter()
-
-  def next(self, batches) -> Any:
-    """The next batch. Its time counts as waiting for input where the device had run out of work by the end of it."""
-    began = time.perf_counter()
-    batch = next(batches)
-    if not self._metrics or self._metrics[-1]['skipped'].total.is_ready():  # pyrefly: ignore[missing-attribute]
-      self._waited += time.perf_counter() - began
-    return batch
-
-  def add(self, metrics: dict[str, Mean]) -> None:
-    self._metrics.append(metrics)
-
-  @contextlib.contextmanager
-  def pause(self):
-    """Time in here is not training's."""
-    began = time.perf_counter()
-    yield
-    self._paused += time.perf_counter() - began
-
-  def read(self) -> dict[str, float]:
-    """The means over the window, from the device; starts the next window."""
-    from clu.metrics import Average
-
-    fetched = jax.device_get(self._metrics)
-    seconds = time.perf_counter() - self._since - self._paused
-    values = {}
-    for name in fetched[0]:
-      mean = Average(
-        total=np.sum([metrics[name].total for metrics in fetched]),
-        count=np.sum([metrics[name].count for metrics in fetched]),
-      )
-      if mean.count > 0:
-        values[name] = float(mean.compute())
-    values['images_per_second'] = len(fetched) * self._batch_size / seconds
-    values['input_wait'] = self._waited / seconds
-    self._start()
-    return values

@@ -138,9 +138,29 @@ def test_what_must_not_change_is_in_the_identity():
   for other in changed:
     assert sum(other.identity[key] != base[key] for key in base) == 1
   assert loader(threads=3, prefetch=0, cache=True, max_bad_records=7).identity == base
+  assert loader(transform=choose, transform_name='choose').identity != base
 
 
 # --- fields
+
+
+def choose(record, rng):
+  return record | {'text': rng.integers(1 << 30, size=2)}
+
+
+@pytest.mark.parametrize('cache', [False, True])
+def test_a_transform_chooses_anew_in_each_epoch_as_a_function_of_the_step(cache):
+  one = loader(transform=choose, cache=cache, flip=True)
+  batches = [one.rows(step, range(8)) for step in range(14)]
+  chosen = {}
+  for batch in batches:
+    for label, text in zip(batch['label'], batch['text'], strict=True):
+      chosen.setdefault(int(label), set()).add(tuple(text))
+  assert all(len(texts) > 1 for texts in chosen.values())  # three epochs
+  other = loader(transform=choose, cache=not cache, threads=1, flip=True)
+  for step in (13, 2):
+    assert_same(other.rows(step, range(8)), batches[step])
+  assert_same(other.rows(5, [6]), {name: value[6:7] for name, value in batches[5].items()})
 
 
 def test_text_stays_out_unless_it_is_made_numbers():
@@ -149,7 +169,7 @@ def test_text_stays_out_unless_it_is_made_numbers():
     'label': jax.ShapeDtypeStruct((8,), np.int32),
   }
 
-  def tokenize(record):
+  def tokenize(record, rng):
     return record | {'text': np.int32([len(record['caption']), 7])}
 
   with_text = loader(transform=tokenize)
@@ -228,7 +248,7 @@ def test_an_error_in_the_background_reaches_the_loop():
 
 def test_a_bug_in_a_transform_is_not_a_bad_record():
   with pytest.raises(KeyError, match='missing'):
-    loader(transform=lambda record: record['missing']).rows(0, [0])
+    loader(transform=lambda record, rng: record['missing']).rows(0, [0])
 
 
 # --- meshes

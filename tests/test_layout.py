@@ -33,8 +33,9 @@ LEVELS = [
     'event_files',
     'image_grid',
     'vote',
+    'step_window',
   },
-  {'experiment', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
+  {'experiment', 'stage_setup', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
   {'cli'},
 ]

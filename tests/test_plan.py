@@ -10,7 +10,7 @@ import sys
 import jax
 import pytest
 
-from jaxgen import sharding, train
+from jaxgen import sharding, stage_setup
 from jaxgen.cli.main import main
 from jaxgen.plan import chips, fit
 from jaxgen.plan import plan as plans
@@ -75,7 +75,7 @@ def test_operations_and_the_roofline(found):
 def test_theory_of_fully_sharded_training(found, machine):
   whole = 2 * 128  # bytes
   assert found['fsdp_theory'] == 3 * whole * 3 / 4 + 2 * (whole / 4) * 1 / 2  # four shards, two copies
-  abstract = train.abstract_state(toys.experiment(mesh=sharding.make_mesh(data=8)))
+  abstract = stage_setup.abstract_state(toys.experiment(mesh=sharding.make_mesh(data=8)))
   assert plans.fsdp_theory(abstract, sharding.make_mesh(data=8).shape, 4) == 2 * whole * 7 / 8
 
 
@@ -102,7 +102,7 @@ def test_a_program_that_does_not_fit_says_by_how_much(monkeypatch, machine, mess
   def refuse(*_):
     raise jax.errors.JaxRuntimeError(f'RESOURCE_EXHAUSTED: {message}')
 
-  monkeypatch.setattr(train, 'compile_step', refuse)
+  monkeypatch.setattr(stage_setup, 'compile_step', refuse)
   with pytest.raises(plans.DoesNotFit, match=r'on a device of 1\.00 GiB') as raised:
     plans.plan(toys.experiment(), machine)
   assert raised.value.needed == needed
@@ -112,7 +112,7 @@ def test_other_errors_of_the_compiler_are_not_about_memory(monkeypatch, machine)
   def refuse(*_):
     raise jax.errors.JaxRuntimeError('INTERNAL: something else')
 
-  monkeypatch.setattr(train, 'compile_step', refuse)
+  monkeypatch.setattr(stage_setup, 'compile_step', refuse)
   with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
     plans.plan(toys.experiment(), machine)
 
@@ -370,7 +370,7 @@ from jaxgen import xla_flags
 from jaxgen.plan import chips
 chips.set_environment()
 os.environ['LIBTPU_INIT_ARGS'] = xla_flags.tpu_init_args('v5e')
-from jaxgen import sharding, train
+from jaxgen import sharding, stage_setup
 from jaxgen.cli.config import load_config
 from jaxgen.models import dit
 from jaxgen.plan import plan
@@ -380,8 +380,8 @@ for depth in map(int, sys.argv[1:]):
   dit.SIZES['S'] = dit.SIZES['S']._replace(depth=depth)
   with sharding.devices_are(machine.devices):
     stage = module.build(config)
-  abstract, frozen = train.abstract_state(stage), plan.abstract_frozen(stage)
-  compiled, took = plan.timed(lambda: train.compile_step(stage, abstract, frozen), machine)
+  abstract, frozen = stage_setup.abstract_state(stage), plan.abstract_frozen(stage)
+  compiled, took = plan.timed(lambda: stage_setup.compile_step(stage, abstract, frozen), machine)
   print(took['compile_processor_seconds'])
 """
 

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen import flops, sharding, train
+from jaxgen import flops, sharding, stage_setup
 from jaxgen.experiment import Experiment, as_stages
 from jaxgen.train_state import TrainState
 
@@ -54,14 +54,14 @@ def bench_train_step(
     (bfloat16), else measured (float32).
   """
   stage = as_stages(experiment)[0]
-  abstract, frozen = train.abstract_state(stage), train.place_frozen(stage)
+  abstract, frozen = stage_setup.abstract_state(stage), stage_setup.place_frozen(stage)
   began = time.perf_counter()
-  step = train.compile_step(stage, abstract, frozen)
+  step = stage_setup.compile_step(stage, abstract, frozen)
   compiled = time.perf_counter() - began
   cycle = math.lcm(*(phase.every for phase in stage.objective.phases))
   cold = math.ceil(warmup / cycle)
   cycles = cold + math.ceil(steps / cycle)
-  timed = _time(stage, step, train.initial_state(stage, abstract), frozen, cycle, cycles, peer)
+  timed = _time(stage, step, stage_setup.initial_state(stage, abstract), frozen, cycle, cycles, peer)
   total, waits, theirs = (seconds[cold:] for seconds in timed)
   median = statistics.median(total) / cycle
   operations, (peak, source) = model_flops(stage, abstract, frozen), _peak(stage)

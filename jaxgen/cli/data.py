@@ -14,6 +14,8 @@ _EXAMPLES = """examples:
   jaxgen data prepare emoji64 --source FOLDER          # where `npm pack` has put them
   jaxgen data prepare fashion_mnist --source FOLDER    # the four IDX files, also with .gz
   jaxgen data prepare image_folder --source FOLDER --size 256
+  jaxgen data prepare avatars                          # 20,000 drawn pictures with captions; needs 'jaxgen[avatars]'
+  jaxgen data prepare avatars --size 32 --number 8000 --styles toon-head,personas
   jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this
   jaxgen data encode --data emoji32 --autoencoder runs/emoji_vae/autoencoder     # latents, as emoji32_latents"""
 
@@ -38,9 +40,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   actions.add_parser('list', parents=[directory], help='the datasets, and which are prepared')
   prepare = actions.add_parser('prepare', parents=[directory], help='write a dataset in the form training reads')
-  prepare.add_argument('name', help='emoji32, emoji64, fashion_mnist, image_folder, or a name that TFDS knows')
+  prepare.add_argument('name', help='avatars, emoji32, emoji64, fashion_mnist, image_folder, or a name that TFDS knows')
   prepare.add_argument('--source', help='folder with the original files')
-  prepare.add_argument('--size', type=int, default=256, help='image_folder: height and width (default: 256)')
+  prepare.add_argument('--size', type=int, help='image_folder, avatars: height and width (default: 256 and 64)')
+  prepare.add_argument('--number', type=int, help='avatars: images in train (default: 20000)')
+  prepare.add_argument('--styles', help='avatars: names of styles with commas between them (default: twelve of them)')
+  prepare.add_argument('--seed', type=int, help='avatars: seed of all choices (default: 0)')
   prepare.add_argument('--name', dest='alias', help="image_folder: a name (default: from the folder's path)")
   prepare.add_argument(
     '--max-bad-images', type=int, default=100, help='image_folder: unreadable files to leave out (default: 100)'
@@ -73,9 +78,9 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
 
 
 def _recipes() -> tuple:
-  from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, mnist
+  from jaxgen.data.datasets import avatars, emoji32, emoji64, fashion_mnist, mnist
 
-  return (emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE, mnist.RECIPE)
+  return (avatars.recipe(), emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE, mnist.RECIPE)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -107,14 +112,29 @@ def _prepare(args: argparse.Namespace) -> int:
     if args.source is None:
       raise ValueError('image_folder needs --source FOLDER, the folder of images')
     path = data.prepare_image_folder(
-      args.source, size=args.size, name=args.alias, max_bad_images=args.max_bad_images, **options
+      args.source,
+      size=256 if args.size is None else args.size,
+      name=args.alias,
+      max_bad_images=args.max_bad_images,
+      **options,
     )
+  elif args.name == 'avatars':
+    path = data.prepare_avatars(_avatars_options(args), **options)
   elif args.name in recipes:
     path = data.prepare(recipes[args.name], source=args.source, **options)
   else:
     path = data.prepare_tfds(args.name, **options)
   print(f'prepared in {path}')
   return 0
+
+
+def _avatars_options(args: argparse.Namespace) -> Any:
+  from jaxgen.data.datasets.avatars import Options
+
+  options = Options(
+    **{name: value for name in ('size', 'number', 'seed') if (value := getattr(args, name)) is not None}
+  )
+  return options._replace(styles=tuple(args.styles.split(','))) if args.styles else options
 
 
 def _encode(args: argparse.Namespace) -> int:

@@ -6,6 +6,7 @@ for batch in loader.iterate(step, sharding): ...   # {'image': [64, 32, 32, 3] i
 """
 
 from jaxgen.data.dataset import BadRecord, Dataset
+from jaxgen.data.datasets.avatars import avatars, prepare_avatars
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
@@ -21,6 +22,7 @@ __all__ = [
   'Batches',
   'Dataset',
   'Loader',
+  'avatars',
   'emoji32',
   'emoji64',
   'epoch',
@@ -28,6 +30,7 @@ __all__ = [
   'image_folder',
   'mnist',
   'prepare',
+  'prepare_avatars',
   'prepare_image_folder',
   'prepare_tfds',
   'stacked',

@@ -20,7 +20,7 @@ import jax
 import numpy as np
 
 from jaxgen.data.dataset import Dataset, Record
-from jaxgen.data.reader import Reader
+from jaxgen.data.reader import Reader, Transform
 from jaxgen.typing import Array
 
 HostBatch = dict[str, np.ndarray]
@@ -37,7 +37,8 @@ class Loader:
     seed: int,
     shuffle: bool = True,
     flip: bool = False,
-    transform: Callable[[Record], Record] | None = None,
+    transform: Transform | None = None,
+    transform_name: str = '',
     cache: bool = False,
     threads: int | None = None,
     prefetch: int = 2,
@@ -50,9 +51,11 @@ class Loader:
       seed: of the order and the flips, in [0, 2**32).
       shuffle: a new permutation for each epoch, else the dataset's own order.
       flip: mirrors each image left to right with probability 1/2.
-      transform: decoded record to record, the same for every epoch (a tokenizer: adds 'text' from 'caption').
-        Fields that are not numbers afterwards do not enter the batch.
-      cache: keeps decoded records in memory; for datasets that fit.
+      transform: (decoded record, rng) to record, after the cache, so that what it chooses by `rng` (a phrasing, a
+        crop) varies from epoch to epoch and stays a function of (seed, step). Fields that are not numbers
+        afterwards do not enter the batch.
+      transform_name: name of the transform in the loader's identity, with what it depends on (a vocabulary's hash).
+      cache: keeps decoded records in memory, before the transform; for datasets that fit.
       threads: that decode; one for each core, at most 16, when None.
       prefetch: batches made ready before they are asked for.
       max_bad_records: records that this process may find unreadable before it stops with an error.
@@ -72,7 +75,7 @@ class Loader:
       'batch_size': batch_size,
       'shuffle': shuffle,
       'flip': flip,
-    }
+    } | ({'transform': transform_name} if transform_name else {})
     order = grain.MapDataset.range(dataset.num_examples).seed(seed)
     order = order.shuffle() if shuffle else order
     self._sequence = order.random_map(self._read).repeat()  # position p of Eq. 1 -> record
@@ -129,7 +132,7 @@ def epoch(
   *,
   batch_size: int,
   sharding: jax.sharding.Sharding,
-  transform: Callable[[Record], Record] | None = None,
+  transform: Transform | None = None,
   threads: int | None = None,
   prefetch: int = 2,
   max_bad_records: int = 100,
@@ -137,7 +140,8 @@ def epoch(
   """Every record once, in order: for reference statistics.
 
   The batches have one more field, 'mask', bool [b]: False where the row is no record of the dataset, because the
-  last batch is filled up or the record cannot be read. The arguments are those of `Loader`.
+  last batch is filled up or the record cannot be read. The arguments are those of `Loader`; the transform of record i
+  gets the random numbers of i.
   """
   reader = Reader(dataset, transform=transform, cache=False, threads=threads, max_bad_records=max_bad_records)
   rows = held_rows(sharding, batch_size)

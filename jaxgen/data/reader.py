@@ -10,6 +10,8 @@ import numpy as np
 
 from jaxgen.data.dataset import BadRecord, Dataset, Record
 
+Transform = Callable[[Record, np.random.Generator], Record]
+
 
 class Reader:
   """Records of a dataset by number, as arrays only.
@@ -22,7 +24,7 @@ class Reader:
     self,
     dataset: Dataset,
     *,
-    transform: Callable[[Record], Record] | None,
+    transform: Transform | None,
     cache: bool,
     threads: int | None,
     max_bad_records: int,
@@ -47,21 +49,23 @@ class Reader:
     for index in range(self._dataset.num_examples):
       record = self._read_or_count(index)
       if record is not None:
-        return record
+        return self._finished(record, np.random.default_rng(index))
     raise AssertionError('unreachable: the limit on bad records is below the number of records')
 
   def read_or_other(self, index: int, rng: np.random.Generator) -> Record:
-    """The record, or if it is bad another one, chosen by `rng` alone."""
+    """The record, or if it is bad another one, chosen by `rng` alone, which the transform takes too."""
     record = self._read_or_count(index)
     while record is None:
       record = self._read_or_count(int(rng.integers(self._dataset.num_examples)))
-    return record
+    return self._finished(record, rng)
 
   def read_or_blank(self, index: int) -> Record:
     """The record with 'mask' True, or zeros with 'mask' False where there is none or it is bad."""
     record = self._read_or_count(index) if index < self._dataset.num_examples else None
     mask = np.asarray(record is not None)
-    if record is None:
+    if record is not None:
+      record = self._finished(record, np.random.default_rng(index))
+    else:
       record = {name: np.zeros_like(value) for name, value in self.example.items()}
     return record | {'mask': mask}
 
@@ -102,6 +106,14 @@ class Reader:
 
   def _read_record(self, index: int) -> Record:
     record = self._dataset.read(index)
-    record = record if self._transform is None else self._transform(record)
-    record = {name: np.asarray(value) for name, value in record.items()}
-    return {name: value for name, value in record.items() if value.dtype.kind in 'biuf'}
+    return record if self._transform is not None else numbers(record)
+
+  def _finished(self, record: Record, rng: np.random.Generator) -> Record:
+    """The transformed record; the cache keeps it as it was before."""
+    return record if self._transform is None else numbers(self._transform(dict(record), rng))
+
+
+def numbers(record: Record) -> Record:
+  """The fields that are numbers, as arrays."""
+  arrays = {name: np.asarray(value) for name, value in record.items()}
+  return {name: value for name, value in arrays.items() if value.dtype.kind in 'biuf'}

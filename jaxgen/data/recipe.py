@@ -37,6 +37,8 @@ class Recipe(NamedTuple):
     class_names: the labels' names in order; empty for a dataset without labels.
     texts: names of the fields that are text.
     origin: changes with the original files and the options that the records depend on; empty where they cannot change.
+    integers: shapes of the fields that are arrays of int32.
+    notes: what else is kept with the dataset and enters its fingerprint, asked for when it is written.
   """
 
   name: str
@@ -48,6 +50,8 @@ class Recipe(NamedTuple):
   class_names: tuple[str, ...] = ()
   texts: tuple[str, ...] = ()
   origin: str = ''
+  integers: Mapping[str, tuple[int, ...]] = {}
+  notes: Callable[[], Mapping[str, str]] = dict
 
 
 def folder(recipe: Recipe, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:

@@ -62,12 +62,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     if recipe.class_names:
       features['label'] = tfds.features.ClassLabel(names=recipe.class_names)
     features |= {text: tfds.features.Text() for text in recipe.texts}
+    features |= {name: tfds.features.Tensor(shape=shape, dtype=np.int32) for name, shape in recipe.integers.items()}
     return tfds.core.DatasetInfo(
       builder=self,
       description=recipe.about,
       license=recipe.license,
       features=tfds.features.FeaturesDict(features),
-      metadata=tfds.core.MetadataDict({ORIGIN: recipe.origin} if recipe.origin else {}),
+      metadata=tfds.core.MetadataDict(({ORIGIN: recipe.origin} if recipe.origin else {}) | dict(recipe.notes())),
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -89,7 +90,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     for i, (example, png) in enumerate(examples):
       for name, value in sorted(example.items()):
         digest.update(f'{name} '.encode())
-        digest.update(value.tobytes() if name == 'image' else f'{value} '.encode())
+        digest.update(value.tobytes() if isinstance(value, np.ndarray) else f'{value} '.encode())
       yield i, example | {'image': io.BytesIO(png)}
     self.info.metadata[split] = digest.hexdigest()
 

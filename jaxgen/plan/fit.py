@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from jaxgen import flops, sharding, train
+from jaxgen import flops, sharding, stage_setup
 from jaxgen.experiment import Experiment
 from jaxgen.plan.chips import GIB, Topology
 from jaxgen.plan.plan import DoesNotFit, abstract_frozen, attention_of, bare, fsdp_theory, plan, state_bytes
@@ -107,7 +107,7 @@ def candidates(build: Build, fields: Mapping[str, Any], machine: Topology) -> li
   for mesh in _meshes(fields, len(machine.devices)):
     try:
       stage = build(mesh)
-      abstract = train.abstract_state(stage)
+      abstract = stage_setup.abstract_state(stage)
     except ValueError:  # a batch or a dimension that does not divide
       continue
     frozen = abstract_frozen(stage)
@@ -120,7 +120,7 @@ def candidates(build: Build, fields: Mapping[str, Any], machine: Topology) -> li
       key = kept.get('remat')
       if key not in work:
         with attention_of(machine):
-          work[key] = flops.count(train.mesh_step(build(mesh | kept)), *shapes, jax.random.key(0))
+          work[key] = flops.count(stage_setup.mesh_step(build(mesh | kept)), *shapes, jax.random.key(0))
       compute = work[key] / (machine.chips * machine.chip.flops)
       sent = fsdp_theory(abstract, stage.mesh.shape, parts.get('accumulate', stage.accumulate))
       expected = max(compute, machine.chip.devices * sent / machine.chip.interconnect)  # Eq. 1

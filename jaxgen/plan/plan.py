@@ -21,7 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen import flops, sharding, train
+from jaxgen import flops, sharding, stage_setup
 from jaxgen.bench.train_step import model_flops
 from jaxgen.evaluators.generate import sampler
 from jaxgen.experiment import Experiment
@@ -48,10 +48,10 @@ def plan(stage: Experiment, machine: Topology) -> dict[str, Any]:
   Raises:
     DoesNotFit: it needs more memory than there is.
   """
-  abstract, frozen = train.abstract_state(stage), abstract_frozen(stage)
-  compiled, took = timed(lambda: train.compile_step(stage, abstract, frozen), machine)
+  abstract, frozen = stage_setup.abstract_state(stage), abstract_frozen(stage)
+  compiled, took = timed(lambda: stage_setup.compile_step(stage, abstract, frozen), machine)
   with attention_of(machine):
-    executed = flops.count(train.mesh_step(stage), *bare((abstract, frozen, stage.data.spec)), jax.random.key(0))
+    executed = flops.count(stage_setup.mesh_step(stage), *bare((abstract, frozen, stage.data.spec)), jax.random.key(0))
   found = analysis(compiled, stage, machine, executed)
   _check_memory(found['memory'])
   batch_size = stage.data.identity['batch_size']
@@ -76,7 +76,7 @@ def plan(stage: Experiment, machine: Topology) -> dict[str, Any]:
 def plan_sample(stage: Experiment, machine: Topology, *, batch_size: int) -> dict[str, Any]:
   """The same for drawing `batch_size` images from the averaged parameters."""
   sharding.check_batch_size(batch_size, stage.mesh)
-  abstract, frozen = train.abstract_state(stage), abstract_frozen(stage)
+  abstract, frozen = stage_setup.abstract_state(stage), abstract_frozen(stage)
   place = sharding.batch_sharding(stage.mesh)
   rows = {name: leaf.shape[1:] for name, leaf in stage.data.spec.items() if name != 'image'}
   cond = {

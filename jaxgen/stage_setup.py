@@ -1,0 +1,79 @@
+"""What a stage of a run begins with: its state, its frozen networks and its compiled step, each on the stage's mesh."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxgen import sharding
+from jaxgen.experiment import Experiment
+from jaxgen.train_state import TrainState, init_state
+from jaxgen.train_step import make_train_step
+
+
+def abstract_state(stage: Experiment) -> TrainState:
+  """Shapes, dtypes and shardings of a stage's state; nothing is computed."""
+  shapes = jax.eval_shape(_init_fn(stage), jax.random.key(stage.seed))
+  shardings = sharding.shard_tree(shapes, stage.mesh, stage.rules)
+  return jax.tree.map(
+    lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
+  )
+
+
+def initial_state(stage: Experiment, abstract: TrainState) -> TrainState:
+  """The state before the first step, made where it will live."""
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  return jax.jit(_init_fn(stage), out_shardings=shardings)(jax.random.key(stage.seed))
+
+
+def _init_fn(stage: Experiment):
+  def init(key):
+    batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in stage.data.spec.items()}
+    return init_state(stage.objective, stage.optimizers, stage.averages, batch, key)
+
+  return init
+
+
+def carry_over(old: TrainState, new: TrainState) -> TrainState:
+  """The next stage's state: every array that `old` has under the same path and shape, placed as in `new`."""
+  have = {sharding.path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(old)}
+
+  def pick(path, leaf):
+    before = have.get(sharding.path_name(path))
+    same = before is not None and (before.shape, before.dtype) == (leaf.shape, leaf.dtype)
+    return jax.device_put(before, leaf.sharding) if same else leaf
+
+  return jax.tree_util.tree_map_with_path(pick, new)
+
+
+def begin_stage(stage: Experiment, old: TrainState, fresh: TrainState) -> TrainState:
+  """The first state of a stage that follows another, in buffers of its own, since the step donates them."""
+  state = (stage.begin or carry_over)(old, fresh)
+  return jax.tree.map(lambda leaf, like: jax.device_put(leaf, like.sharding, may_alias=False), state, fresh)
+
+
+def place_frozen(stage: Experiment) -> dict[str, Any]:
+  """The frozen networks on the mesh, sharded like parameters."""
+  frozen = dict(stage.frozen)
+  return jax.device_put(frozen, sharding.shard_tree(frozen, stage.mesh))
+
+
+def mesh_step(stage: Experiment):
+  """The train step of a stage, traced with its mesh in sight."""
+  step = make_train_step(
+    stage.objective,
+    stage.optimizers,
+    stage.averages,
+    accumulate=stage.accumulate,
+    clip_norm=stage.clip_norm,
+  )
+  return sharding.under(stage.mesh, step)
+
+
+def compile_step(stage: Experiment, abstract: TrainState, frozen: Any):
+  """The train step of a stage, compiled for its mesh; the state is donated."""
+  place = sharding.batch_sharding(stage.mesh)
+  batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in stage.data.spec.items()}
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
+  jitted = jax.jit(mesh_step(stage), donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh)))
+  return jitted.lower(abstract, frozen, batch, jax.random.key(stage.seed)).compile()

@@ -1,0 +1,206 @@
+"""avatars: captions are true, held-out pairs are in no picture of train, and a killed preparation goes on."""
+
+import collections
+
+import numpy as np
+import pytest
+
+from jaxgen import data
+from jaxgen.data.datasets import avatars, avatars_styles
+from jaxgen.data.datasets.avatars_captions import caption
+from jaxgen.data.datasets.avatars_styles import STYLES, VOCABULARY
+
+ALL = [(split, number) for split in avatars.SPLITS for number in range(36)]
+SMALL = avatars.Options(styles=('micah', 'fun-emoji'), size=32, number=20)
+
+
+def words(split: str, number: int, options: avatars.Options = avatars.DEFAULT) -> dict[str, str]:
+  return dict(avatars.record_choice(options, split, number)[1].words)
+
+
+def test_words_and_numbers_are_inverse():
+  for split, number in ALL:
+    found = words(split, number)
+    assert avatars.decode_words(avatars.encode_words(found)) == found
+    assert found.keys() <= set(VOCABULARY)
+
+
+@pytest.mark.parametrize('style', STYLES.values(), ids=STYLES)
+def test_every_variant_and_colour_is_in_the_definition(style):
+  pytest.importorskip('dicebear_styles')
+  found = avatars.definition(style.name)
+  for part in style.parts:
+    for variants in (variant for table in part.words.values() for variant in table.values()):
+      for variant in variants:
+        each = variant if isinstance(variant, tuple) else (variant,)
+        for component, name in zip(part.components, each, strict=True):
+          assert name is None or name in found['components'][component]['variants'], (component, name)
+          if name is None or part.absent:
+            assert 'probability' in found['components'][component], component
+  for tint in style.tints.values():
+    assert set(tint.colors) <= {*found['colors'], 'background'}
+  options = {f'{component}Variant' for component in found['components']}
+  options |= {f'{component}Probability' for component in found['components']}
+  options |= {f'{color}Color' for color in found['colors']}
+  assert style.fixed.keys() <= options
+
+
+def test_default_styles_have_a_public_licence():
+  pytest.importorskip('dicebear_styles')
+  licences = {avatars.provenance(style.name)['licence'] for style in avatars_styles.DEFAULT}
+  assert licences == {'CC0-1.0', 'CC-BY-4.0'}
+  assert avatars.provenance('avataaars')['licence'].startswith('LicenseRef-')
+
+
+def test_held_out_pairs_are_in_test_alone_and_seen_pairs_in_train():
+  options = avatars.Options(number=600)
+  pairs = collections.defaultdict(set)
+  for split in avatars.SPLITS:
+    for number in range(options.number if split == 'train' else 60):
+      style, choice = avatars.record_choice(options, split, number)
+      pairs[split].add((style.name, avatars.bound_pair(style, choice.words)))
+  assert not pairs['train'] & pairs['test']
+  assert pairs['seen'] <= pairs['train']
+  assert {name for name, _ in pairs['test']} == set(options.styles)
+
+
+def test_hidden_and_clashing_attributes():
+  for number in range(600):
+    found = words('train', number)
+    assert found.get('hat', 'none') == 'none' or 'hair' not in found
+    assert not (found.get('glasses') == 'sunglasses' and 'eyes' in found)
+    assert found.get('hair') != 'bald' or 'hair_color' not in found
+    if 'background' in found:
+      assert found['background'] not in (found.get('hair_color'), found.get('clothes_color'), found.get('color'))
+
+
+def test_caption_names_only_what_is_there():
+  """Every colour of a caption is the colour of something in the picture, and a full caption names each attribute."""
+  colors = {word for name, found in VOCABULARY.items() if name.endswith('color') for word in found} - {'none'}
+  for number in range(400):
+    found = words('train', number)
+    numbers = avatars.encode_words(found)
+    text = caption(numbers, np.random.default_rng(number))
+    said = collections.Counter(text.replace(',', ' ').replace('-', ' ').split())
+    have = collections.Counter(
+      word for name, word in found.items() if name in ('skin', 'background') or 'color' in name
+    )
+    assert all(said[color] <= have[color] for color in colors), (text, found)
+    full = caption(numbers, np.random.default_rng(number), keep=1.0)
+    assert all(found[name] in full for name in ('hair_color', 'skin', 'clothes_color', 'color') if name in found), full
+    assert text == caption(numbers, np.random.default_rng(number))
+
+
+@pytest.mark.parametrize(
+  ('found', 'said'),
+  [
+    ({'style': 'micah', 'hair': 'long', 'hair_color': 'red', 'glasses': 'glasses'}, ('long red hair', 'glasses')),
+    ({'style': 'voxel-art', 'hair': 'bald', 'skin': 'dark', 'glasses': 'none'}, ('bald',)),
+    ({'style': 'voxel-art', 'hat': 'beanie', 'hat_color': 'orange'}, ('orange beanie',)),
+    ({'style': 'dylan', 'hair': 'afro', 'hair_color': 'orange'}, ('an orange afro',)),
+    ({'style': 'critters', 'eyes': 'three', 'top': 'horns', 'top_color': 'blue'}, ('three eyes', 'blue horns')),
+    (
+      {'style': 'sprouts', 'plant': 'tulip', 'top_color': 'red', 'color': 'blue', 'body': 'round'},
+      ('red tulip', 'blue pot'),
+    ),
+    (
+      {'style': 'planets', 'color': 'red', 'surface': 'striped', 'ring': 'thick', 'moons': 'two'},
+      ('two moons', 'thick ring'),
+    ),
+    ({'style': 'voxel-bot', 'color': 'orange', 'chest': 'heart'}, ('heart on its chest', 'orange')),
+    ({'style': 'fun-emoji', 'color': 'yellow', 'accessory': 'face mask'}, ('face mask', 'yellow emoji')),
+  ],
+)
+def test_captions(found, said):
+  for seed in range(20):
+    text = caption(avatars.encode_words(found), np.random.default_rng(seed), keep=1.0)
+    assert all(part in text for part in said), text
+    assert ' a orange' not in text
+    assert '  ' not in text
+
+
+def test_a_man_has_a_beard_and_a_woman_has_none():
+  for number in range(600):
+    found = words('train', number)
+    text = (
+      caption(avatars.encode_words(found), np.random.default_rng(number), keep=1.0).split(' with ')[0].split(',')[0]
+    )
+    if text.endswith(' man'):
+      assert found['facial_hair'] != 'none', (text, found)
+    if text.endswith('woman'):
+      assert found.get('facial_hair', 'none') == 'none'
+
+
+def test_preparation(tmp_path, monkeypatch):
+  """Pictures, attributes and provenance come back; parts that an earlier run left are not drawn again."""
+  pytest.importorskip('dicebear')
+  pytest.importorskip('resvg_py')
+  monkeypatch.setattr(avatars.concurrent.futures, 'ProcessPoolExecutor', _Inline)
+  path = data.prepare_avatars(SMALL, data_dir=tmp_path)
+  dataset = data.avatars('train', options=SMALL, data_dir=tmp_path)
+  assert dataset.num_examples == 20
+  assert not list(tmp_path.glob('*.parts'))
+  style, choice = avatars.record_choice(SMALL, 'train', 0)
+  drawn = avatars.draw(style, choice, size=32, seed='0 train 0')
+  records = [dataset.read(i) for i in range(20)]
+  same = [r for r in records if np.array_equal(np.round((r['image'] + 1) * 127.5), drawn)]
+  assert len(same) == 1
+  assert avatars.decode_words(same[0]['attributes']) == choice.words
+  assert {(r['style'], r['licence']) for r in records} == {('micah', 'CC-BY-4.0'), ('fun-emoji', 'CC-BY-4.0')}
+  assert dataset.class_names == SMALL.styles
+
+  monkeypatch.setattr(avatars, '_PART', 8)
+  parts = avatars.recipe(SMALL, data_dir=tmp_path)
+  first = parts.examples(None)['train']
+  for _ in range(9):  # two of three parts are there, as after a kill
+    next(first)
+  first.close()
+  calls = []
+  draw = avatars.draw
+  monkeypatch.setattr(avatars, 'draw', lambda *args, **options: calls.append(0) or draw(*args, **options))
+  again = data.prepare_avatars(SMALL, data_dir=tmp_path, overwrite=True)
+  assert again == path
+  assert len(calls) == 4 + 2 + 2  # the last part of train, and the other splits
+  other = data.avatars('train', options=SMALL, data_dir=tmp_path)
+  assert other.fingerprint == dataset.fingerprint
+
+
+class _Inline:
+  """An executor that runs each call when its result is asked for."""
+
+  def __init__(self, *_):
+    pass
+
+  def submit(self, function, *args):
+    return _Later(function, args)
+
+  def shutdown(self, **_):
+    pass
+
+
+class _Later:
+  def __init__(self, function, args):
+    self._function, self._args = function, args
+
+  def result(self):
+    return self._function(*self._args)
+
+
+@pytest.mark.parametrize(
+  ('options', 'message'),
+  [
+    (avatars.Options(styles=('nobody',)), "no style 'nobody'"),
+    (avatars.Options(number=3), 'number 3'),
+    (avatars.Options(size=8), 'size 8'),
+  ],
+)
+def test_bad_options(options, message):
+  with pytest.raises(ValueError, match=message):
+    avatars.recipe(options)
+
+
+def test_unprepared_says_the_command(tmp_path):
+  with pytest.raises(
+    FileNotFoundError, match='jaxgen data prepare avatars --size 32 --number 20 --styles micah,fun-emoji'
+  ):
+    data.avatars(options=SMALL, data_dir=tmp_path)
