@@ -13,6 +13,7 @@ from jaxgen.models import unet
 from jaxgen.models.dit import DiT
 from jaxgen.models.edm_unet import EDMUNet
 from jaxgen.models.layers.group_norm import GroupNorm
+from jaxgen.models.mmdit import MMDiT
 
 
 class Case(NamedTuple):
@@ -49,6 +50,13 @@ NETWORKS = {
     (8, 4, 3),
     3,
     {},
+    zero_at_start=True,
+  ),
+  'mmdit': Case(
+    MMDiT(patch=2, depth=2, width=16, heads=2),
+    (4, 8, 4),
+    4,
+    _text | {'pooled': jnp.ones((3, 6))},
     zero_at_start=True,
   ),
   'unet_text': Case(_smaller_unet(transformer=1, style=unet.STABLE), (4, 8, 4), 4, _text, zero_at_start=True),

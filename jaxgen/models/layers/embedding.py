@@ -28,7 +28,12 @@ def ddpm_timestep_embedding(t: Float[Array, 'b'], width: int) -> Float[Array, 'b
 
 
 def sincos_2d(height: int, width: int, features: int) -> np.ndarray:
-  """Fixed positions of a `height` by `width` grid in row-major order, float32 [height * width, features].
+  """Fixed positions of a `height` by `width` grid in row-major order, float32 [height * width, features]."""
+  return sincos_at(np.arange(height), np.arange(width), features)
+
+
+def sincos_at(rows: np.ndarray, columns: np.ndarray, features: int) -> np.ndarray:
+  """Positions of a grid with these coordinates in row-major order, float32 [len(rows) * len(columns), features].
 
   A quarter of the features each: sine and cosine (Eq. 1) of the column, sine and cosine of the row.
   """
@@ -36,7 +41,7 @@ def sincos_2d(height: int, width: int, features: int) -> np.ndarray:
     raise ValueError(f'2-D sin-cos positions need a width divisible by 4, got {features}')
   quarter = features // 4
   frequencies = 1.0 / 10000 ** (np.arange(quarter, dtype=np.float64) / quarter)
-  row, column = np.meshgrid(np.arange(height), np.arange(width), indexing='ij')
+  row, column = np.meshgrid(rows, columns, indexing='ij')
   parts = []
   for place in (column, row):
     angles = place.reshape(-1, 1) * frequencies
