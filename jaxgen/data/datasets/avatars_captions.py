@@ -7,13 +7,16 @@ A caption leaves some attributes out, so that a model learns to choose what it i
 where there is none and the hair or the dress is drawn as a woman's; half of them are 'person' all the same.
 """
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen.data.datasets.avatars import decode_words
+from jaxgen.data.datasets.avatars import choose, decode_words, encode_words
 from jaxgen.data.datasets.avatars_styles import STYLES, Words
+from jaxgen.data.tokenizers.words import vocabulary_of
+
+LENGTH = 36  # words of the longest caption, with some to spare
 
 # Expressions that may stand before the noun; the others only in WITH.
 _ADJECTIVE = {
@@ -300,3 +303,15 @@ _PHRASES: dict[str, Callable[[Words, Words, np.random.Generator], Phrases]] = {
   'plant': _plant,
   'planet': _planet,
 }
+
+
+def describe(record: Mapping[str, Any], rng: np.random.Generator) -> str:
+  """`caption` of a record of `avatars`, for `captions.tokenized`."""
+  return caption(record['attributes'], rng)
+
+
+def all_words() -> list[str]:
+  """Every word that a caption can have, in alphabetical order: from many captions of all that the styles can show."""
+  rng = np.random.default_rng(0)
+  choices = (choose(STYLES[name], rng) for name in STYLES for _ in range(250))
+  return vocabulary_of(caption(encode_words(found.words), rng, keep=0.9) for found in choices)
