@@ -1,0 +1,65 @@
+"""A small text encoder that learns with the generator that reads it: for models of one's own captions.
+
+  h = table(ids) + place                                             (1)
+  h <- h + attention(norm(h));  h <- h + mlp(norm(h))                (2)    `depth` times
+  text = norm(h),  pooled = mean of text over the tokens             (3)
+
+Padding is neither attended to nor counted. An empty text has no tokens: its pooled text is zero, and a network that
+reads it attends to nothing of it. Vaswani et al. 2017, with the norms before the layers.
+"""
+
+from typing import Any
+
+import flax.linen as nn
+import jax.numpy as jnp
+
+from jaxgen.models.layers.attention import Attention
+from jaxgen.models.layers.linear import Linear
+from jaxgen.typing import Array, Int
+
+_normal = nn.initializers.normal(0.02)
+
+
+class TextEncoder(nn.Module):
+  """The network: token ids to the conditions of a text model, `text`, `pooled` and `text_mask`.
+
+  Attributes:
+    vocabulary: number of token ids.
+    width, depth, heads: width of a token, number of layers, attention heads of size width / heads.
+    pad: the id of padding.
+    dtype: dtype of activations; parameters and outputs are float32.
+  """
+
+  vocabulary: int
+  width: int
+  depth: int
+  heads: int
+  pad: int = 0
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, ids: Int[Array, 'b k']) -> dict[str, Array]:
+    """Encodes.
+
+    Args:
+      ids: token ids, padded to one length.
+
+    Returns:
+      `text`, float32 b k d; `pooled`, float32 b d; `text_mask`, bool b k, True where there is a token.
+    """
+    mask = ids != self.pad
+    h = nn.Embed(self.vocabulary, self.width, embedding_init=_normal, name='table')(ids)
+    h += self.param('place', _normal, (ids.shape[1], self.width), jnp.float32)[None]
+    h = h.astype(self.dtype)
+    for i in range(self.depth):
+      attend = Attention(self.heads, dtype=self.dtype, name=f'attention_{i}')
+      h += attend(self._norm(f'attention_norm_{i}')(h), mask=mask)
+      hidden = nn.gelu(Linear(4 * self.width, dtype=self.dtype, name=f'in_{i}')(self._norm(f'mlp_norm_{i}')(h)))
+      h += Linear(self.width, dtype=self.dtype, name=f'out_{i}')(hidden)
+    text = self._norm('norm')(h).astype(jnp.float32)
+    weight = mask[..., None].astype(jnp.float32)
+    pooled = (text * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)
+    return {'text': text, 'pooled': pooled, 'text_mask': mask}
+
+  def _norm(self, name: str) -> nn.LayerNorm:
+    return nn.LayerNorm(dtype=self.dtype, use_fast_variance=False, name=name)
