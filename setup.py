@@ -59,6 +59,7 @@ setuptools.setup(
     'cuda': ['jax[cuda13]>=0.10,<0.13'],
     'avatars': ['dicebear-core>=10.7,<11', 'dicebear-styles>=10.6,<11', 'resvg-py>=0.5'],  # draw the dataset avatars
     'text': ['tokenizers>=0.21'],  # tokenizers of CLIP, T5 and BERT
+    'parquet': ['pyarrow>=15'],  # --config.dataset=parquet:PATH
     'gcs': ['gcsfs>=2025.9'],  # gs:// paths, for etils.epath and so for JAX, Orbax and TFDS
     'vote': ['starlette>=0.45', 'uvicorn>=0.34'],  # the page of `jaxgen vote`
     # Reference implementations that numbers are compared with; never imported by jaxgen.

@@ -14,6 +14,7 @@ from configs import emoji_dcgan
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.synthetic import synthetic
 from jaxgen.data.datasets.tfds_dataset import tfds_dataset
+from jaxgen.data.sources import source
 
 
 def get_config() -> ConfigDict:
@@ -31,6 +32,8 @@ def get_config() -> ConfigDict:
 def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3), num_classes=0)
+  if ':' in c.dataset:
+    return source(c.dataset, split, resolution=c.resolution, data_dir=c.data_dir)
   return tfds_dataset(c.dataset, split, size=c.resolution, label=None, data_dir=c.data_dir or None)
 
 

@@ -17,8 +17,8 @@ from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.datasets.tfds_dataset import tfds_dataset
 from jaxgen.data.loader import Loader
+from jaxgen.data.sources import source
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
@@ -31,14 +31,13 @@ from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddpm import ddpm
 
-SHAPE = (32, 32, 3)
-
 
 def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'cifar10',  # or synthetic, which is noise, to time a step without data
+      'dataset': 'cifar10',  # or folder:PATH, ... (jaxgen/data/sources.py); synthetic is noise, to time a step
+      'resolution': 32,
       'data_dir': '',
       'steps': 800_000,
       'batch_size': 128,
@@ -63,7 +62,7 @@ def objective(c: ConfigDict) -> Objective:
   return diffusion(
     unet.ddpm('cifar10', dtype=jnp.dtype(c.dtype)),
     process,
-    shape=SHAPE,
+    shape=(c.resolution, c.resolution, 3),
     parameterisation=parameterisation.eps(process),
     times=times.discrete(1000),
     sampler=partial(
@@ -74,8 +73,8 @@ def objective(c: ConfigDict) -> Objective:
 
 def images(c: ConfigDict, *, num_classes: int) -> Dataset:
   if c.dataset == 'synthetic':
-    return synthetic(SHAPE, num_classes=num_classes)
-  return tfds_dataset(c.dataset, data_dir=c.data_dir or None)
+    return synthetic((c.resolution, c.resolution, 3), num_classes=num_classes)
+  return source(c.dataset, resolution=c.resolution, data_dir=c.data_dir)
 
 
 def build(c: ConfigDict) -> Experiment:
@@ -95,7 +94,8 @@ def experiment(
   mesh = sharding.make_mesh(**c.mesh)
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip)
   generate = make_generate(learned.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  in_turn = lambda num: {'label': np.arange(num, dtype=np.int32) % dataset.num_classes}  # noqa: E731
+  count = dataset.num_classes
+  in_turn = lambda num: {'label': np.arange(num, dtype=np.int32) % count} if count else {}  # noqa: E731
   grid = samples(generate, mesh=mesh, cond=in_turn(c.samples.num), num=c.samples.num, every=c.samples.every)
   measures = ()
   if c.fid.num_samples:

@@ -36,24 +36,25 @@ def get_config() -> ConfigDict:
   return c
 
 
-def objective(c: ConfigDict) -> Objective:
+def objective(c: ConfigDict, num_classes: int) -> Objective:
   process = edm()
   return diffusion(
-    ddpmpp(num_classes=10, dtype=jnp.dtype(c.dtype)),
+    ddpmpp(num_classes=num_classes, dtype=jnp.dtype(c.dtype)),
     process,
-    shape=cifar10_ddpm.SHAPE,
+    shape=(c.resolution, c.resolution, 3),
     parameterisation=parameterisation.preconditioned(process, data_std=0.5),
     times=log_normal(),
     sampler=partial(heun, process=process, times=grids.uniform(c.sampling.steps)),
-    null={'label': 10},
+    null={'label': num_classes} if num_classes else {},
   )
 
 
 def build(c: ConfigDict) -> Experiment:
+  dataset = cifar10_ddpm.images(c, num_classes=10)
   return cifar10_ddpm.experiment(
     c,
-    objective(c),
-    cifar10_ddpm.images(c, num_classes=10),
+    objective(c, dataset.num_classes),
+    dataset,
     optimizer=optax.adam(optax.linear_schedule(0.0, c.learning_rate, c.warmup)),
     average=ema.half_life(c.ema, batch_size=c.batch_size, ramp=0.05),
     sampler=f'Heun, {c.sampling.steps} steps',

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import emoji_stylegan2
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.datasets.tfds_dataset import tfds_dataset
+from jaxgen.data.sources import source
 
 
 def get_config() -> ConfigDict:
@@ -37,7 +37,7 @@ def get_config() -> ConfigDict:
 def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3), num_classes=10)
-  return tfds_dataset(c.dataset, split, data_dir=c.data_dir or None)
+  return source(c.dataset, split, resolution=c.resolution, data_dir=c.data_dir)
 
 
 build = partial(emoji_stylegan2.build, opened=opened)

@@ -27,8 +27,8 @@ from jaxgen.checkpoint import Policy
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.latents import latents
 from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.datasets.tfds_dataset import tfds_dataset
 from jaxgen.data.loader import Loader
+from jaxgen.data.sources import source
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
@@ -120,7 +120,7 @@ def evaluators(c: ConfigDict, drawn: Objective, loaded: Autoencoder, mesh: shard
   grid = samples(generate, mesh=mesh, cond=cond, num=len(cond['label']), every=c.samples.every)
   if not c.fid.num_samples:
     return (grid,)
-  images = tfds_dataset(c.dataset, size=c.resolution, data_dir=c.data_dir or None)
+  images = source(c.dataset, resolution=c.resolution, data_dir=c.data_dir)
   cond = {'label': np.random.default_rng(c.seed).integers(0, NUM_CLASSES, c.fid.num_samples, np.int32)}
   sampler = f'{c.sampling.name}, {c.sampling.steps} steps'
   protocol = {'labels': 'uniform', 'sampler': sampler, 'guidance': c.sampling.scale, 'autoencoder': loaded.hash}

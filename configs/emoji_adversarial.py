@@ -32,7 +32,7 @@ def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[s
   process, d = emoji_dit.PROCESSES[c.process][0], c.adversary
   return gan(
     OneStep(net, process, parameterisation.x0(process, margin=c.margin), shape),
-    ProjectedDiscriminator(d.width, num_classes=null['label']),
+    ProjectedDiscriminator(d.width, num_classes=null.get('label', 0)),
     latent=math.prod(shape),
     loss=gan_losses.hinge,
     augmentation=diff_augment(),

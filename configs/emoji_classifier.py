@@ -26,6 +26,8 @@ def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[s
   unguided = ConfigDict(c.to_dict())
   unguided.sampling.scale = 1.0
   base = emoji_dit.denoising(unguided, net, shape=shape, null={})
+  if not null:
+    raise ValueError(f'{c.dataset} has no classes, and a classifier needs some; train emoji_dit on it')
   classifier = UNetClassifier(num_classes=null['label'], **c.classifier.model)
   return guided_by_classifier(base, classifier, scale=c.sampling.scale)
 

@@ -13,21 +13,18 @@ from collections.abc import Callable
 from functools import partial
 
 import flax.linen as nn
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 from optax.contrib import muon
 
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
-from jaxgen.data.dataset import Dataset, padded
-from jaxgen.data.datasets.emoji32 import emoji32
-from jaxgen.data.datasets.emoji64 import emoji64
-from jaxgen.data.datasets.fashion_mnist import fashion_mnist
+from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import Loader
+from jaxgen.data.sources import fits_in_memory, source
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
-from jaxgen.evaluators.samples import samples
+from jaxgen.evaluators.samples import rows_of_classes, samples
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
@@ -42,7 +39,6 @@ from jaxgen.samplers.dpm_solver import dpm_multistep
 from jaxgen.samplers.guidance import guided
 from jaxgen.samplers.unipc import unipc
 
-DATASETS = {'emoji32': emoji32, 'emoji64': emoji64, 'fashion_mnist': fashion_mnist}
 PROCESSES = {  # process, space of the loss, times
   'cosine': (vp_cosine(), parameterisation.v, times.uniform(draw=times.stratified)),
   'flow': (rectified_flow(), parameterisation.velocity, times.logit_normal(-0.4, draw=times.stratified)),
@@ -54,8 +50,8 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'emoji32',
-      'resolution': 0,  # with a border to this; 0 for images as they are
+      'dataset': 'emoji32',  # or folder:PATH, ...: jaxgen/data/sources.py
+      'resolution': 0,  # side of the images; 0 for images as they are
       'reference': 'train',  # the split that FID compares with
       'flip': False,
       'process': 'cosine',
@@ -79,8 +75,7 @@ def get_config() -> ConfigDict:
 
 
 def packaged(c: ConfigDict, split: str = 'train') -> Dataset:
-  dataset = chosen(DATASETS, c.dataset, field='dataset')(split)
-  return padded(dataset, c.resolution) if c.resolution else dataset
+  return source(c.dataset, split, resolution=c.resolution)
 
 
 def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
@@ -114,29 +109,23 @@ def build(
   c: ConfigDict, *, network: Callable[..., nn.Module] = DiT, learn: Callable[..., Objective] = denoising
 ) -> Experiment:
   mesh, dataset = sharding.make_mesh(**c.mesh), packaged(c)
-  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=True)
+  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=fits_in_memory(dataset))
   net = network(num_classes=dataset.num_classes, **c.model)
-  objective = learn(c, net, shape=data.spec['image'].shape[1:], null={'label': dataset.num_classes})
+  null = {'label': dataset.num_classes} if dataset.num_classes else {}
+  objective = learn(c, net, shape=data.spec['image'].shape[1:], null=null)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  classes = np.repeat(np.arange(dataset.num_classes, dtype=np.int32), c.samples.per_class)
-  grid = samples(
-    generate,
-    mesh=mesh,
-    cond={'label': classes},
-    num=len(classes),
-    every=c.samples.every,
-    rows=dataset.class_names,
-  )
+  shown = rows_of_classes(dataset.class_names, per_class=c.samples.per_class)
+  grid = samples(generate, mesh=mesh, every=c.samples.every, **shown)
   measures = ()
   if c.fid.num_samples:
-    labels = data.rows(0, range(c.fid.num_samples))['label']
+    cond = {'label': data.rows(0, range(c.fid.num_samples))['label']} if null else {}
     protocol = {
       'labels': 'of the training data',
       'sampler': f'{c.sampling.name}, {c.sampling.steps} steps, clipped to [-1, 1]',
       'guidance': c.sampling.scale,
     }
     reference = packaged(c, c.reference)
-    measures = (fid(generate, reference, mesh=mesh, cond={'label': labels}, protocol=protocol, **c.fid),)
+    measures = (fid(generate, reference, mesh=mesh, cond=cond, protocol=protocol, **c.fid),)
   return Experiment(
     objective=objective,
     optimizers={'net': muon_and_adam(c)},

@@ -17,15 +17,16 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from configs.emoji_dit import DATASETS, muon_and_adam
+from configs.emoji_dit import muon_and_adam
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.data.datasets.latents import latents
 from jaxgen.data.loader import Loader
+from jaxgen.data.sources import fits_in_memory, source
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
-from jaxgen.evaluators.samples import samples
-from jaxgen.experiment import Experiment, chosen
+from jaxgen.evaluators.samples import rows_of_classes, samples
+from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
 from jaxgen.objectives.diffusion.diffusion import diffusion
@@ -42,7 +43,8 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'emoji32',  # of the images, which FID compares with
+      'dataset': 'emoji32',  # of the images, which FID compares with; or folder:PATH, ...: jaxgen/data/sources.py
+      'resolution': 0,  # side of the images; 0 for images as they are
       'latents': 'emoji32_latents',
       'autoencoder': 'runs/emoji_vae/autoencoder',
       'steps': 1200,
@@ -85,20 +87,20 @@ def build(
   optimizer: Callable[[ConfigDict], optax.GradientTransformation] = muon_and_adam,
 ) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
-  images, loaded = chosen(DATASETS, c.dataset, field='dataset')('train'), autoencoder.load(c.autoencoder)
-  data = Loader(latents(c.latents, autoencoder=loaded.hash), batch_size=c.batch_size, seed=c.seed, cache=True)
+  images, loaded = source(c.dataset, resolution=c.resolution), autoencoder.load(c.autoencoder)
+  encoded = latents(c.latents, autoencoder=loaded.hash)
+  data = Loader(encoded, batch_size=c.batch_size, seed=c.seed, cache=fits_in_memory(encoded))
   net = network(num_classes=images.num_classes, **c.model)
-  null = {'label': images.num_classes}
+  null = {'label': images.num_classes} if images.num_classes else {}
   objective = latent(flow(c, net, shape=data.spec['image'].shape[1:], null=null), loaded.net)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  classes = np.repeat(np.arange(images.num_classes, dtype=np.int32), c.samples.per_class)
-  cond, rows = {'label': classes}, images.class_names
-  grid = samples(generate, mesh=mesh, cond=cond, num=len(classes), every=c.samples.every, rows=rows)
+  shown = rows_of_classes(images.class_names, per_class=c.samples.per_class)
+  grid = samples(generate, mesh=mesh, every=c.samples.every, **shown)
   measures = ()
   if c.fid.num_samples:
-    labels = data.rows(0, range(c.batch_size))['label']
+    labels = data.rows(0, range(c.batch_size))
     protocol = {'sampler': f'{c.sampling.steps} Euler steps', 'guidance': c.sampling.scale, 'autoencoder': loaded.hash}
-    cond = {'label': np.resize(labels, c.fid.num_samples)}
+    cond = {name: np.resize(labels[name], c.fid.num_samples) for name in null}
     measures = (fid(generate, images, mesh=mesh, cond=cond, protocol=protocol, **c.fid),)
   return Experiment(
     objective=objective,

@@ -17,11 +17,12 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from configs.emoji_dit import DATASETS, packaged
+from configs.emoji_dit import packaged
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import Loader
+from jaxgen.data.sources import fits_in_memory
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.modes import collapse
@@ -92,12 +93,12 @@ def build(
   opened: Callable[..., Dataset] = packaged,
 ) -> Experiment:
   mesh, dataset = sharding.make_mesh(**c.mesh), opened(c)
-  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=c.dataset in DATASETS)
+  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=fits_in_memory(dataset))
   num_classes = dataset.num_classes
   objective = learn(c, channels=data.spec['image'].shape[-1], num_classes=num_classes)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   classes = np.arange(c.samples.num, dtype=np.int32) * max(num_classes, 1) // c.samples.num
-  evaluators = [samples(generate, mesh=mesh, cond={'label': classes}, **c.samples)]
+  evaluators = [samples(generate, mesh=mesh, cond={'label': classes} if num_classes else {}, **c.samples)]
   if c.fid.num_samples:
     rows = data.rows(0, range(min(c.fid.num_samples, 256)))  # their labels, in turn
     cond = {'label': np.resize(rows['label'], c.fid.num_samples)} if num_classes else {}

@@ -17,14 +17,14 @@ from typing import Any
 import optax
 from ml_collections import ConfigDict
 
-from configs.emoji_dit import DATASETS
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.data.loader import Loader
+from jaxgen.data.sources import fits_in_memory, train_and_test
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.evaluators.fid import fid
-from jaxgen.experiment import Experiment, chosen
+from jaxgen.experiment import Experiment
 from jaxgen.metrics import lpips
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.patchgan import PatchGAN
@@ -36,7 +36,8 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'emoji32',
+      'dataset': 'emoji32',  # or folder:PATH, ...: jaxgen/data/sources.py
+      'resolution': 0,  # side of the images; 0 for images as they are
       'flip': True,
       'steps': 1500,
       'batch_size': 32,
@@ -69,9 +70,8 @@ def build(
   latents: reconstruction.Latents = reconstruction.GAUSSIAN,
 ) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
-  opened = chosen(DATASETS, c.dataset, field='dataset')
-  dataset, held_out = opened('train'), opened('test')
-  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=True)
+  dataset, held_out = train_and_test(c.dataset, resolution=c.resolution)
+  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=fits_in_memory(dataset))
   side, _, channels = data.spec['image'].shape[1:]
   net = network(channels=channels, **c.model)
   a = c.adversary

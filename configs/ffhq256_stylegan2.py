@@ -15,6 +15,7 @@ from configs import emoji_stylegan2
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.image_folder import image_folder
 from jaxgen.data.datasets.synthetic import synthetic
+from jaxgen.data.sources import source
 
 
 def get_config() -> ConfigDict:
@@ -37,6 +38,8 @@ def get_config() -> ConfigDict:
 def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3))
+  if ':' in c.dataset:
+    return source(c.dataset, split, resolution=c.resolution, data_dir=c.data_dir)
   return image_folder('', split, size=c.resolution, name=c.dataset, data_dir=c.data_dir or None)
 
 

@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from configs import cifar10_ddpm
 from jaxgen import ema
 from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.datasets.tfds_dataset import tfds_dataset
+from jaxgen.data.sources import source
 from jaxgen.experiment import Experiment
 from jaxgen.models import unet
 from jaxgen.models.layers import remat
@@ -26,12 +26,12 @@ from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddpm import ddpm
 
-SHAPE, NUM_CLASSES = (64, 64, 3), 1000
+NUM_CLASSES = 1000
 
 
 def get_config() -> ConfigDict:
   c = cifar10_ddpm.get_config()
-  c.dataset = 'imagenet_resized/64x64'
+  c.dataset, c.resolution = 'imagenet_resized/64x64', 64
   c.steps = 540_000
   c.batch_size = 2048
   c.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'tensor': 1})
@@ -44,29 +44,29 @@ def get_config() -> ConfigDict:
   return c
 
 
-def objective(c: ConfigDict) -> Objective:
+def objective(c: ConfigDict, num_classes: int) -> Objective:
   process = vp_cosine(1000)
   return diffusion(
-    unet.adm(64, num_classes=NUM_CLASSES, dtype=jnp.dtype(c.dtype), remat=remat.policy(c.remat)),
+    unet.adm(64, num_classes=num_classes, dtype=jnp.dtype(c.dtype), remat=remat.policy(c.remat)),
     process,
-    shape=SHAPE,
+    shape=(c.resolution, c.resolution, 3),
     parameterisation=parameterisation.learned_variance(parameterisation.eps(process)),
     times=times.discrete(1000),
     sampler=partial(
       ddpm, process=process, times=grids.spaced(c.sampling.steps, 1000), variance=posterior.learned, clip=1.0
     ),
-    null={'label': NUM_CLASSES},
+    null={'label': num_classes} if num_classes else {},
   )
 
 
 def build(c: ConfigDict) -> Experiment:
   if c.dataset == 'synthetic':
-    dataset = synthetic(SHAPE, num_classes=NUM_CLASSES)
+    dataset = synthetic((c.resolution, c.resolution, 3), num_classes=NUM_CLASSES)
   else:
-    dataset = tfds_dataset(c.dataset, data_dir=c.data_dir or None)
+    dataset = source(c.dataset, resolution=c.resolution, data_dir=c.data_dir)
   return cifar10_ddpm.experiment(
     c,
-    objective(c),
+    objective(c, dataset.num_classes),
     dataset,
     optimizer=optax.adamw(c.learning_rate, weight_decay=c.weight_decay),
     average=ema.constant(c.ema),

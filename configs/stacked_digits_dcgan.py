@@ -13,7 +13,7 @@ import optax
 from ml_collections import ConfigDict
 
 from configs import emoji_dcgan, emoji_stylegan2
-from jaxgen.data.dataset import Dataset, padded
+from jaxgen.data.dataset import Dataset, at_resolution
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.datasets.mnist import mnist
 from jaxgen.data.datasets.stacked import stacked
@@ -44,7 +44,8 @@ def get_config() -> ConfigDict:
 
 def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   num = c.num_images if split == 'train' else c.held_out
-  return padded(stacked(chosen(DIGITS, c.digits, field='digits')(split), num=num, seed=c.seed), c.resolution)
+  digits = chosen(DIGITS, c.digits, field='digits')(split)
+  return at_resolution(stacked(digits, num=num, seed=c.seed), c.resolution)
 
 
 def learn(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:

@@ -17,7 +17,7 @@ from PIL import Image
 
 from jaxgen import data
 from jaxgen.cli import data as cli
-from jaxgen.data import listing, tfds_builder
+from jaxgen.data import listing, pictures, tfds_builder
 from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, idx, image_folder, mnist
 from jaxgen.data.image import center_crop, decode_image, encode_png, to_float
 from jaxgen.data.recipe import Recipe, folder, prepare
@@ -307,7 +307,7 @@ def test_image_folder_reads_classes_and_captions_and_leaves_out_a_broken_file(pl
     np.testing.assert_array_equal(dog['image'], to_float(np.asarray(center_crop(image.convert('RGB'), 16))))
   listed = listing.list_images(place / 'pictures')
   with pytest.raises(ValueError, match=r'1 unreadable images, and max_bad_images is 0; the last: .*broken.png'):
-    list(image_folder._examples(listed.tree, listed.images, ['cats', 'dogs'], True, 16, max_bad_images=0))
+    list(pictures.examples(image_folder._pictures(listed, listed.images), size=16, max_bad_images=0))
   assert 'broken.png is left out' in caplog.text
 
 

@@ -5,6 +5,7 @@ As library calls: `jaxgen.data.prepare(recipe, ...)`, `prepare_image_folder(...)
 """
 
 import argparse
+import re
 import sys
 from typing import Any
 
@@ -63,14 +64,14 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
     description='Encodes the images of a dataset once. The same command goes on with a run that was stopped or killed.',
   )
   encode.add_argument(
-    '--data', required=True, help='a prepared dataset: emoji32, emoji64, fashion_mnist, or one of TFDS'
+    '--data', required=True, help='a dataset as --config.dataset names it: emoji32, folder:PATH, one of TFDS, ...'
   )
   encode.add_argument(
     '--autoencoder', required=True, help="a folder in diffusers' layout: RUN/autoencoder, or one fetched"
   )
   encode.add_argument('--name', help='of the latents (default: DATA_latents)')
   encode.add_argument('--split', action='append', help="as TFDS writes it; may be repeated (default: 'train')")
-  encode.add_argument('--size', type=int, help='crops and resizes the images of a dataset of TFDS')
+  encode.add_argument('--size', type=int, help='crops and resizes the images')
   encode.add_argument('--batch-size', type=int, default=32, help='images at a time, over all devices (default: 32)')
   encode.add_argument('--no-flips', action='store_true', help='without the mirrored images')
   encode.add_argument('--samples', action='store_true', help='one sample of each latent, not mean and deviation')
@@ -156,7 +157,7 @@ def _encode(args: argparse.Namespace) -> int:
   path = encode(
     datasets,
     loaded,
-    name=args.name or f'{args.data.replace("/", "_")}_latents',
+    name=args.name or f'{re.sub("[/:]", "_", datasets[0].name if ":" in args.data else args.data)}_latents',
     mesh=mesh,
     batch_size=args.batch_size,
     flips=not args.no_flips,
@@ -173,9 +174,6 @@ def _encode(args: argparse.Namespace) -> int:
 
 
 def _open(args: argparse.Namespace, split: str) -> Any:
-  from jaxgen import data
+  from jaxgen.data.sources import source
 
-  ours = {'emoji32': data.emoji32, 'emoji64': data.emoji64, 'fashion_mnist': data.fashion_mnist}
-  if args.data in ours:
-    return ours[args.data](split, data_dir=args.data_dir)
-  return data.tfds_dataset(args.data, split, size=args.size, data_dir=args.data_dir)
+  return source(args.data, split, resolution=args.size or 0, data_dir=args.data_dir)

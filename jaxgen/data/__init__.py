@@ -2,9 +2,12 @@
 
 dataset = data.emoji32('train')
 loader = data.Loader(dataset, batch_size=64, seed=0, flip=True, cache=True)
+dataset = data.source('folder:~/photos', resolution=64)                # or parquet:, webdataset:, npz:, zip:, tfds:
+dataset = data.from_arrays(images, labels)                              # [n, h, w, c] in [-1, 1]
 for batch in loader.iterate(step, sharding): ...   # {'image': [64, 32, 32, 3] in [-1, 1], 'label': [64]}
 """
 
+from jaxgen.data.arrays import from_arrays
 from jaxgen.data.dataset import BadRecord, Dataset
 from jaxgen.data.datasets.avatars import avatars, prepare_avatars
 from jaxgen.data.datasets.emoji32 import emoji32
@@ -14,8 +17,10 @@ from jaxgen.data.datasets.image_folder import image_folder, prepare_image_folder
 from jaxgen.data.datasets.mnist import mnist
 from jaxgen.data.datasets.stacked import stacked
 from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset
+from jaxgen.data.image import to_float
 from jaxgen.data.loader import Batches, Loader, epoch
 from jaxgen.data.recipe import prepare
+from jaxgen.data.sources import source, train_and_test
 
 __all__ = [
   'BadRecord',
@@ -27,12 +32,16 @@ __all__ = [
   'emoji64',
   'epoch',
   'fashion_mnist',
+  'from_arrays',
   'image_folder',
   'mnist',
   'prepare',
   'prepare_avatars',
   'prepare_image_folder',
   'prepare_tfds',
+  'source',
   'stacked',
   'tfds_dataset',
+  'to_float',
+  'train_and_test',
 ]

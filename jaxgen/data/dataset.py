@@ -19,6 +19,10 @@ class BadRecord(ValueError):
   """One record cannot be read; the loader puts another in its place and counts it."""
 
 
+class NoSuchSplit(ValueError):
+  """A dataset has no split of that name."""
+
+
 class Dataset(NamedTuple):
   """One split of a dataset.
 
@@ -59,25 +63,64 @@ class Dataset(NamedTuple):
       raise BadRecord(f'record {index} of {self.name} ({self.split}): {error}') from error
 
 
-def padded(dataset: Dataset, size: int) -> Dataset:
-  """The dataset with a border of -1 (black) around its images, of size x size; it is 28x28 that wants 32x32.
+def at_resolution(dataset: Dataset, size: int) -> Dataset:
+  """The dataset with images of size x size: larger ones cropped and resized as ADM does, smaller ones with a border of
+  -1 (black), as 28x28 gets it that wants 32x32."""
+  from jaxgen.data.image import center_crop, to_float
 
-  Raises:
-    ValueError: an image is larger.
-  """
   height, width, _ = dataset.read(0)['image'].shape
   if (height, width) == (size, size):
     return dataset
-  if max(height, width) > size:
-    raise ValueError(f'{dataset.name} has images of {height}x{width}, which do not fit {size}x{size}; raise resolution')
   before = ((size - height) // 2, (size - width) // 2)
   border = [(first, size - side - first) for first, side in zip(before, (height, width), strict=True)]
 
+  def with_border(image: np.ndarray) -> np.ndarray:
+    return np.pad(image, (*border, (0, 0)), constant_values=-1.0)
+
+  def cropped(image: np.ndarray) -> np.ndarray:
+    from PIL import Image
+
+    pixels = np.round((image + 1) * 127.5).astype(np.uint8)
+    made = center_crop(Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels), size)
+    return to_float(np.asarray(made).reshape(size, size, -1))
+
+  change, how = (with_border, 'padded') if max(height, width) <= size else (cropped, 'cropped')
+
   def decode(record: Any) -> Record:
     read = dataset.decode(record)
-    return read | {'image': np.pad(read['image'], (*border, (0, 0)), constant_values=-1.0)}
+    return read | {'image': change(read['image'])}
 
-  return dataset._replace(decode=decode, fingerprint=f'{dataset.fingerprint} padded to {size}')
+  return dataset._replace(decode=decode, fingerprint=f'{dataset.fingerprint} {how} to {size}')
+
+
+def part(dataset: Dataset, split: str, index: Callable[[int], int], num: int) -> Dataset:
+  """The records `index(0)`, ..., `index(num - 1)` of a dataset, as a split of that name."""
+
+  class Part(Sequence):
+    def __len__(self) -> int:
+      return num
+
+    def __getitem__(self, i: Any) -> Any:
+      return dataset.source[index(int(i))]
+
+  return dataset._replace(split=split, source=Part(), fingerprint=f'{dataset.fingerprint} {split}')
+
+
+def check_record(dataset: Dataset, record: Record) -> None:
+  """Refuses a record that no network should be trained on.
+
+  Raises:
+    ValueError: it has no image, one that is not float [h, w, c], or a label that is none of the classes.
+  """
+  where = f'{dataset.name} ({dataset.split})'
+  if 'image' not in record:
+    raise ValueError(f'{where} has records without an image; they have {", ".join(sorted(record)) or "nothing"}')
+  image = np.asarray(record['image'])
+  if image.dtype.kind != 'f':
+    raise ValueError(f'{where} has images of {image.dtype}; wanted float32 in [-1, 1]: data.to_float(image)')
+  label = record.get('label')
+  if label is not None and dataset.class_names and not 0 <= int(label) < dataset.num_classes:
+    raise ValueError(f'{where} has the label {label}; with {dataset.num_classes} classes they go from 0')
 
 
 def default_data_dir() -> pathlib.Path:

@@ -8,7 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 
-from jaxgen.data.dataset import BadRecord, Dataset, Record
+from jaxgen.data.dataset import BadRecord, Dataset, Record, check_record
 
 Transform = Callable[[Record, np.random.Generator], Record]
 
@@ -49,7 +49,9 @@ class Reader:
     for index in range(self._dataset.num_examples):
       record = self._read_or_count(index)
       if record is not None:
-        return self._finished(record, np.random.default_rng(index))
+        finished = self._finished(record, np.random.default_rng(index))
+        check_record(self._dataset, finished)
+        return finished
     raise AssertionError('unreachable: the limit on bad records is below the number of records')
 
   def read_or_other(self, index: int, rng: np.random.Generator) -> Record:

@@ -17,7 +17,7 @@ import tqdm
 from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
-from jaxgen.data.dataset import Record
+from jaxgen.data.dataset import NoSuchSplit, Record
 from jaxgen.data.image import encode_png
 from jaxgen.data.parallel import parallel_map
 
@@ -197,7 +197,7 @@ def data_source(builder: tfds.core.DatasetBuilder, split: str, *, image_field: s
     ) from error
   except (ValueError, KeyError) as error:
     splits = ', '.join(builder.info.splits)
-    raise ValueError(f'{name} has no split {split!r}; it has {splits} (slices as in train[:100])') from error
+    raise NoSuchSplit(f'{name} has no split {split!r}; it has {splits} (slices as in train[:100])') from error
 
 
 def class_names(builder: tfds.core.DatasetBuilder, field: str) -> tuple[str, ...]:

@@ -1,6 +1,7 @@
 """A grid of samples, drawn from the same noise each time, so that a person can watch each image form."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -8,6 +9,22 @@ import numpy as np
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import Generate, to_host
 from jaxgen.train_state import sampling_params
+
+_MOST_ROWS = 16
+
+
+def rows_of_classes(class_names: Sequence[str], *, per_class: int) -> dict[str, Any]:
+  """Options of `samples` for a row of images of each class; a near-square grid where there are no classes.
+
+  Args:
+    class_names: names of the labels; of many, 16 from the first to the last are shown.
+    per_class: images in a row.
+  """
+  if not class_names:
+    return {'cond': {}, 'num': per_class * 8, 'rows': None}
+  shown = np.unique(np.linspace(0, len(class_names) - 1, min(len(class_names), _MOST_ROWS)).round().astype(np.int32))
+  labels = np.repeat(shown.astype(np.int32), per_class)
+  return {'cond': {'label': labels}, 'num': len(labels), 'rows': [class_names[label] for label in shown]}
 
 
 def samples(

@@ -93,7 +93,7 @@ def guided(
   Args:
     denoise: `(x_t, t, cond) -> Prediction`.
     null: the value of each entry of `cond` that means "no condition", of one image's shape: `{'label': 1000}`; or a
-      negative condition to be led away from, with or without a batch axis.
+      negative condition to be led away from, with or without a batch axis. {} leaves the denoiser as it is.
     scale: w of Eq. 1, one for all or one for each image; the Python number 1 costs no unconditional call.
     interval: guide only while lo <= t <= hi (Kynkäänniemi et al. 2024); the network is called unguided, at half
       the cost, while no image is inside.
@@ -102,6 +102,8 @@ def guided(
   Returns:
     A denoiser, which can be guided, clipped or sampled like any other.
   """
+  if not null:  # of data without labels
+    return denoise
   return _steered(denoise, partial(_both, denoise, null), scale, interval, combine)
 
 

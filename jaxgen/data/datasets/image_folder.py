@@ -4,20 +4,16 @@
 depth with their splits, classes and captions. Cropping and resizing are ADM's (jaxgen/data/image.py).
 """
 
+import functools
 import hashlib
-import logging
 import pathlib
 import re
 import sys
 from collections.abc import Iterator, Sequence
 
-import numpy as np
-from jaxtyping import UInt8
-
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
-from jaxgen.data.image import decode_image
-from jaxgen.data.listing import Listed, Tree, list_images, open_tree
-from jaxgen.data.parallel import parallel_map
+from jaxgen.data.listing import Listed, Listing, Tree, list_images, open_tree
+from jaxgen.data.pictures import Picture, examples
 from jaxgen.data.recipe import Recipe, load, prepare, read_origin
 
 VERSION = '2.0.0'
@@ -95,7 +91,7 @@ def prepare_image_folder(
     license='that of the images',
     image_shape=(size, size, 3),
     examples=lambda _: {
-      split: _examples(tree, images, listing.class_names, listing.has_captions, size, max_bad_images)
+      split: examples(_pictures(listing, images), size=size, max_bad_images=max_bad_images)
       for split, images in listing.splits.items()
     },
     class_names=listing.class_names,
@@ -123,29 +119,12 @@ def _origin(tree: Tree, size: int) -> str:
   return hashlib.sha256(f'{VERSION} {size} {tree.fingerprint()}'.encode()).hexdigest()
 
 
-def _examples(
-  tree: Tree, images: Sequence[Listed], class_names: Sequence[str], captions: bool, size: int, max_bad_images: int
-) -> Iterator[Record]:
-  def read(image: Listed) -> UInt8[np.ndarray, 'h w 3'] | ValueError:
-    try:
-      return decode_image(tree.read(image.name), size=size)
-    except ValueError as error:
-      return error
-
-  bad = 0
-  for image, pixels in zip(images, parallel_map(read, images), strict=True):
-    if isinstance(pixels, ValueError):
-      bad += 1
-      logging.warning('%s is left out: %s', tree.where / image.name, pixels)
-      if bad > max_bad_images or bad == len(images):
-        raise ValueError(
-          f'{bad} unreadable images, and max_bad_images is {max_bad_images}; the last: {tree.where / image.name}: '
-          f'{pixels}'
-        )
-      continue
-    example: Record = {'image': pixels}
+def _pictures(listing: Listing, images: Sequence[Listed]) -> Iterator[Picture]:
+  tree, number_of = listing.tree, {name: number for number, name in enumerate(listing.class_names)}
+  for image in images:
+    fields: Record = {}
     if image.label is not None:
-      example['label'] = class_names.index(image.label)
-    if captions:
-      example['caption'] = image.caption or ''
-    yield example
+      fields['label'] = number_of[image.label]
+    if listing.has_captions:
+      fields['caption'] = image.caption or ''
+    yield Picture(str(tree.where / image.name), functools.partial(tree.read, image.name), fields)

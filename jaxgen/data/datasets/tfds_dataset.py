@@ -7,10 +7,14 @@ prepare a dataset; none is needed to read it.
 import hashlib
 import json
 import pathlib
+import urllib.error
+import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
 from jaxgen.data.recipe import decode
+
+_SECONDS = 10  # until a server counts as out of reach
 
 if TYPE_CHECKING:
   import tensorflow_datasets as tfds
@@ -69,6 +73,23 @@ def tfds_dataset(
   )
 
 
+def tfds_fields(name: str, *, data_dir: str | pathlib.Path | None = None) -> dict[str, str | None]:
+  """Names of the image, label and caption fields of a prepared dataset, as options of `tfds_dataset`.
+
+  The field of that name, else the first of that kind; None where there is no label or caption.
+  """
+  import tensorflow_datasets as tfds
+
+  features = dict(_find(name, data_dir).info.features)
+  of_kind = lambda kind: [field for field, feature in features.items() if isinstance(feature, kind)]  # noqa: E731
+  images, labels, texts = map(of_kind, (tfds.features.Image, tfds.features.ClassLabel, tfds.features.Text))
+  return {
+    'image': 'image' if 'image' in features or not images else images[0],
+    'label': 'label' if 'label' in labels else next(iter(labels), None),
+    'caption': next((field for field in ('caption', 'text') if field in texts), None),
+  }
+
+
 def prepare_tfds(
   name: str, *, data_dir: str | pathlib.Path | None = None, progress: bool = False, overwrite: bool = False
 ) -> pathlib.Path:
@@ -84,6 +105,8 @@ def prepare_tfds(
   mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
   try:
     builder = _builder(name, data_dir=directory, file_format='array_record')
+    if not builder.is_prepared() or overwrite:
+      _check_network(name, list(builder.url_infos))
     builder.download_and_prepare(download_config=tfds.download.DownloadConfig(download_mode=mode))
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(f'neither jaxgen nor TFDS knows a dataset {name!r}; see `jaxgen data list`') from error
@@ -93,6 +116,27 @@ def prepare_tfds(
       f'`tfds build {name} --file_format=array_record --data_dir={directory}`'
     ) from error
   return pathlib.Path(builder.data_dir)
+
+
+def _check_network(name: str, urls: list[str]) -> None:
+  """Asks for the first of the files, because TFDS itself would try again for minutes.
+
+  Raises:
+    ValueError: its server cannot be reached.
+  """
+  url = next((url for url in urls if url.startswith('http')), None)
+  if url is None:
+    return
+  try:
+    with urllib.request.urlopen(urllib.request.Request(url, method='HEAD'), timeout=_SECONDS):
+      pass
+  except urllib.error.HTTPError:  # a server that answers; TFDS will say what it says
+    pass
+  except OSError as error:
+    raise ValueError(
+      f'{name} is downloaded from {url}, which cannot be reached ({error}); where there is a network, run '
+      f'`jaxgen data prepare {name} --data-dir FOLDER`, and bring FOLDER here'
+    ) from error
 
 
 def _builder(name: str, **options: Any) -> 'tfds.core.DatasetBuilder':

@@ -1,0 +1,154 @@
+"""Images in Parquet files, as Hugging Face stores datasets: `parquet:PATH` is prepared once, cropped and resized.
+
+The image is a column of bytes, or of structs with `bytes`; the label is a column of integers or strings, whose names
+the file's own metadata may hold; the caption is a column of text. Parquet is read in order only, so the records are
+written again as ArrayRecord files. Needs pyarrow: `pip install 'jaxgen[parquet]'`.
+"""
+
+import hashlib
+import json
+import pathlib
+import re
+import sys
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from jaxgen.data.dataset import Record
+from jaxgen.data.patterns import by_split, files
+from jaxgen.data.pictures import Picture, examples
+from jaxgen.data.recipe import Recipe, folder, prepare, read_origin
+
+VERSION = '1.0.0'
+_LABELS = ('label', 'labels', 'class', 'cls')
+_CAPTIONS = ('text', 'caption', 'captions', 'prompt')
+
+
+class _Columns(NamedTuple):
+  image: str
+  label: str | None
+  caption: str | None
+  names: tuple[str, ...]  # of the labels, where the file says them
+
+
+def prepare_parquet(
+  pattern: str, *, size: int, data_dir: str | pathlib.Path | None = None, progress: bool = False
+) -> pathlib.Path:
+  """Writes the images of Parquet files as a dataset, unless that is there already; returns its folder.
+
+  Args:
+    pattern: a file, a folder of them, or a pattern such as `data/train-*.parquet`.
+    size: height and width.
+    data_dir: the folder of prepared datasets.
+    progress: whether a bar is shown, in a terminal, and a line of what was found.
+
+  Raises:
+    ValueError: pyarrow is missing, a file is damaged, or has no column of images.
+  """
+  paths = files(pattern, ending='.parquet')
+  about = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
+  origin = hashlib.sha256(repr((VERSION, size, about)).encode()).hexdigest()
+  place = hashlib.sha256(str(pathlib.Path(pattern).expanduser().resolve()).encode()).hexdigest()[:6]
+  recipe = Recipe(
+    name=re.sub('[^a-z0-9]+', '_', f'parquet_{paths[0].stem}_{place}_{size}'.lower()),
+    version=VERSION,
+    about=f'images of {pattern}',
+    license='that of the images',
+    image_shape=(size, size, 3),
+    examples=lambda _: {},
+    origin=origin,
+  )
+  path = folder(recipe, data_dir)
+  if path.exists() and read_origin(path) == origin:
+    return path
+  splits = by_split(paths)
+  known = list(map(_columns, paths))
+  columns = next((columns for columns in known if columns.names), known[0])  # one file may say the names for all
+  names = columns.names or _label_names(paths, columns)
+  if progress:
+    numbers = ', '.join(
+      f'{sum(_open(path).metadata.num_rows for path in its):,} {split}' for split, its in splits.items()
+    )
+    print(f'{pattern}: {numbers} images, {len(names) or "no"} classes', file=sys.stderr)
+  recipe = recipe._replace(
+    class_names=names,
+    texts=('caption',) if columns.caption else (),
+    examples=lambda _: {split: examples(_pictures(its, columns, names), size=size) for split, its in splits.items()},
+  )
+  return prepare(recipe, data_dir=data_dir, progress=progress)
+
+
+def _open(path: pathlib.Path) -> Any:
+  try:
+    import pyarrow
+    from pyarrow import parquet
+  except ImportError as error:
+    raise ValueError("Parquet files are read by pyarrow, which is not here; pip install 'jaxgen[parquet]'") from error
+  try:
+    return parquet.ParquetFile(path)
+  except (pyarrow.ArrowException, OSError) as error:
+    raise ValueError(f'{path} is no whole Parquet file: {error}') from error
+
+
+def _columns(path: pathlib.Path) -> _Columns:
+  import pyarrow.types as kinds
+
+  schema = _open(path).schema_arrow
+  holds_bytes = lambda kind: kinds.is_binary(kind) or kinds.is_large_binary(kind)  # noqa: E731
+  images = [
+    field.name
+    for field in schema
+    if holds_bytes(field.type) or (kinds.is_struct(field.type) and field.type.get_field_index('bytes') >= 0)
+  ]
+  if not images:
+    raise ValueError(f'{path} has no column of image bytes; it has {", ".join(schema.names)}')
+  image = 'image' if 'image' in images else images[0]
+  label = next((name for name in _LABELS if name in schema.names), None)
+  caption = next((name for name in _CAPTIONS if name in schema.names), None)
+  about = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
+  names = about.get('info', {}).get('features', {}).get(label, {}).get('names') if label else None
+  return _Columns(image, label, caption, tuple(map(str, names or ())))
+
+
+def _label_names(paths: list[pathlib.Path], columns: _Columns) -> tuple[str, ...]:
+  """Names of the labels from the values of all rows."""
+  if columns.label is None:
+    return ()
+  values: set[Any] = set()
+  for path in paths:
+    for batch in _open(path).iter_batches(columns=[columns.label]):
+      values |= set(batch.column(0).unique().to_pylist())
+  values.discard(None)
+  if all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
+    return tuple(map(str, range(max(values, default=-1) + 1)))
+  return tuple(sorted(map(str, values)))
+
+
+def _pictures(paths: list[pathlib.Path], columns: _Columns, names: tuple[str, ...]) -> Iterator[Picture]:
+  wanted = [name for name in columns[:3] if name is not None]
+  for path in paths:
+    rows = (row for batch in _open(path).iter_batches(batch_size=64, columns=wanted) for row in batch.to_pylist())
+    for number, row in enumerate(rows):
+      fields: Record = {}
+      label, where = row.get(columns.label), f'{path} row {number}'
+      if names:
+        if label is None:
+          raise ValueError(f'{where} has no {columns.label}, and others have')
+        fields['label'] = label if isinstance(label, int) and not isinstance(label, bool) else names.index(str(label))
+        if not 0 <= fields['label'] < len(names):
+          raise ValueError(f'{where}: the label is {label}, and there are {len(names)} classes')
+      if columns.caption:
+        fields['caption'] = _text(row[columns.caption])
+      yield Picture(where, lambda image=row[columns.image]: _bytes(image), fields)
+
+
+def _text(value: Any) -> str:
+  """A caption; the first of a list of them; nothing for null."""
+  value = (value[0] if value else '') if isinstance(value, list) else value
+  return '' if value is None else str(value)
+
+
+def _bytes(image: Any) -> bytes:
+  data = image.get('bytes') if isinstance(image, dict) else image
+  if not data:
+    raise ValueError('no bytes; a path to a file elsewhere is not followed')
+  return data

@@ -1,0 +1,60 @@
+"""Encoded images of any origin to the examples of a recipe: decoded, cropped, and the unreadable ones left out."""
+
+import logging
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import UInt8
+
+from jaxgen.data.dataset import Record
+from jaxgen.data.image import decode_image
+from jaxgen.data.parallel import parallel_map
+
+
+class Picture(NamedTuple):
+  """One image before it is read.
+
+  Attributes:
+    where: what it is called in messages.
+    read: gives its encoded bytes; a ValueError says that it has none.
+    fields: what else its record holds: 'label', 'caption'.
+  """
+
+  where: str
+  read: Callable[[], bytes]
+  fields: dict[str, Any]
+
+
+def examples(
+  pictures: Iterable[Picture], *, size: int | tuple[int, int], max_bad_images: int = 100
+) -> Iterator[Record]:
+  """Decodes and crops, on all cores and in order.
+
+  Args:
+    pictures: what to read.
+    size: of the images, as `decode_image` takes it.
+    max_bad_images: unreadable ones that are left out, with a warning each.
+
+  Raises:
+    ValueError: there are more, or all are unreadable.
+  """
+
+  def read(picture: Picture) -> tuple[Picture, UInt8[np.ndarray, 'h w 3'] | ValueError]:
+    try:
+      return picture, decode_image(picture.read(), size=size)
+    except ValueError as error:
+      return picture, error
+
+  good, bad, last = 0, 0, ''
+  for picture, pixels in parallel_map(read, pictures):
+    if isinstance(pixels, ValueError):
+      bad, last = bad + 1, f'{picture.where}: {pixels}'
+      logging.warning('%s is left out: %s', picture.where, pixels)
+      if bad > max_bad_images:
+        break
+    else:
+      good += 1
+      yield {'image': pixels, **picture.fields}
+  if bad > max_bad_images or (bad and not good):
+    raise ValueError(f'{bad} unreadable images, and max_bad_images is {max_bad_images}; the last: {last}')
