@@ -34,6 +34,7 @@ LEVELS = [
     'image_grid',
     'vote',
     'step_window',
+    'sweep',
   },
   {'experiment', 'stage_setup', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
