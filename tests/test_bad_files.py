@@ -14,12 +14,12 @@ from jaxgen.cli.main import main
 from jaxgen.data.dataset import Dataset
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.latents import unscaled
-from jaxgen.pretrained import autoencoder, folder, lpips, safetensors_file
+from jaxgen.pretrained import autoencoder, folder, lpips, safetensors_file, torch_file
 
 NET = AutoencoderKL(multipliers=(1,), latent=2, width=4, groups=2, blocks=0, middle_attention=False)
 STEM = folder.STEM
 CONV = 'encoder.conv_in.weight'
-NO_TENSORS = 'which is neither a tensor nor a container'
+NO_TENSORS = r'holds no state dict: .* is a .*getattr, not a tensor'
 
 
 class Hostile:
@@ -99,8 +99,8 @@ FILES = {  # what happens to a checkpoint, what is said of it
   'gone': (pathlib.Path.unlink, r'No such file.*ae\.safetensors'),
   'cut .pt': (_as_pt(_cut_pickle), r'ae\.pt is cut off or damaged'),
   'hostile': (_as_pt(lambda path: _pickle(path, {'state_dict': Hostile(path.with_name('ran'))})), NO_TENSORS),
-  'other pickle': (_as_pt(lambda path: _pickle(path, {'epoch': 3})), "no state dict: 'epoch' is a int, not a tensor"),
-  'list': (_as_pt(lambda path: _pickle(path, ['w'])), 'holds no state dict but a list'),
+  'other pickle': (_as_pt(lambda path: _pickle(path, {'epoch': 3})), 'no state dict: epoch is a int, not a tensor'),
+  'list': (_as_pt(lambda path: _pickle(path, ['w'])), 'holds no state dict: it holds a list'),
 }
 
 
@@ -110,6 +110,18 @@ def test_a_checkpoint_that_is_converted(kind, place, capsys):
   damage(place / 'ae.safetensors')
   file = next(iter(place.glob('ae.pt')), place / 'ae.safetensors')
   _refused(['weights', 'convert', file, place / 'out', '--network', 'mine'], place, message, capsys)
+
+
+def test_a_checkpoint_of_a_training_run_is_converted_by_its_parts(place, capsys):
+  """As DiT's train.py writes it: 'model', 'ema', 'opt', and 'args', an object of a class that is never imported."""
+  file = pathlib.Path(__file__).parent / 'golden' / 'torch_files' / 'training_run.pt'
+  for part, first in (('ema', 0.56298256), ('model', 0.3203612)):
+    tensors = torch_file.state_dict(file, part=part)
+    assert tensors['encoder.conv_in.weight'].flat[0] == np.float32(first)
+  arguments = ['weights', 'convert', file, place / 'out', '--network', 'mine']
+  _refused([*arguments, '--part', 'opt'], place, 'no state dict: state is a dict, not a tensor', capsys)
+  _refused([*arguments, '--part', 'x'], place, "no state dict 'x'; its parts with tensors are model, ema", capsys)
+  _refused([*arguments, '--part', 'ema'], place, r'54 missing: .* and 49 more', capsys)
 
 
 def _index(path, text):
@@ -139,7 +151,7 @@ FOLDERS = {  # what happens to a folder, what is said of it
   'other index': (lambda path: _index(path, '{"weight_map": ["x"]}'), r'index\.json is no index of safetensors files'),
   'far index': (lambda path: _index(path, '{"weight_map": {"x": "../y"}}'), "names '../y', which is not a file beside"),
   'hostile': (lambda path: _old(path, {'w': Hostile(path.with_name('ran'))}), NO_TENSORS),
-  'other pickle': (lambda path: _old(path, {'w': {'v': 1}}), "no state dict: 'w' is a dict, not a tensor"),
+  'other pickle': (lambda path: _old(path, {'w': {'v': 1}}), 'no state dict: w is a dict, not a tensor'),
 }
 
 
@@ -190,7 +202,9 @@ def test_a_file_that_is_given_for_named_weights(kind, place, capsys):
 
 def test_a_hostile_file_that_is_given_for_named_weights(place, capsys):
   _pickle(place / 'inception.pth', {'w': Hostile(place / 'ran')})
-  _refused(['weights', 'get', 'inception', '--from', place / 'inception.pth'], place, NO_TENSORS, capsys)
+  _refused(
+    ['weights', 'get', 'inception', '--from', place / 'inception.pth'], place, 'is not the FID Inception', capsys
+  )
 
 
 def test_the_hostile_pickles_would_run(tmp_path):

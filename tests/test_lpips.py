@@ -158,7 +158,7 @@ def test_the_packages_pickles_are_read_without_running_them(tmp_path):
       return pathlib.Path.touch, (touched,)
 
   _archive(path, {'vgg16': pickle.dumps({'VGG16_0': Bad()}, protocol=3), 'alexnet': _pickled('alexnet')})
-  with pytest.raises(ValueError, match='which is neither an array nor a container'):
+  with pytest.raises(ValueError, match='is not LPIPS'):
     pretrained.read(path)
   assert not touched.exists()
   path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
@@ -179,8 +179,7 @@ def test_arrays_of_a_pickle_keep_their_dtype_and_order():
   np.testing.assert_array_equal(back['a'], tree['a'])
   np.testing.assert_array_equal(back['b'][0], tree['b'][0])
   assert back['c'] == tree['c']
-  with pytest.raises(ValueError, match=r'holds an array of object|opcode|neither'):
-    numpy_pickle.read(pickle.dumps({'a': np.array([print])}, protocol=3), 'x')
+  assert numpy_pickle.read(pickle.dumps({'a': np.array([print])}, protocol=3), 'x')['a'].name == 'numpy.ndarray'
   with pytest.raises(ValueError, match='x cannot be read'):
     numpy_pickle.read(pickle.dumps(tree, protocol=3)[:-9], 'x')
 

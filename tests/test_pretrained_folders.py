@@ -245,7 +245,7 @@ def test_a_checkpoint_of_the_original_code_becomes_a_folder(tmp_path, monkeypatc
   scaling = autoencoder.load(tmp_path / 'as published').scaling
   np.testing.assert_array_equal(scaling, np.float32([[0.0609] * 2, [1.5305] * 2]))
   monkeypatch.setattr(autoencoder, 'published', lambda name: net.clone(blocks=1))
-  with pytest.raises(ValueError, match=r'missing: encoder\.down\.0\.block\.0'):
+  with pytest.raises(ValueError, match=r'16 missing: decoder\.up\.0\.block\.1.* and 11 more'):
     autoencoder.convert(file, tmp_path / 'other', 'mine')
   assert not (tmp_path / 'other').exists()
   monkeypatch.undo()
@@ -348,6 +348,6 @@ def test_a_pickle_with_code_in_a_folder_is_refused_and_not_run(tmp_path):
   pickle.dump({'w': Bad()}, data, protocol=2)
   with zipfile.ZipFile(tmp_path / f'{folder.STEM}.bin', 'w') as archive:
     archive.writestr('m/data.pkl', data.getvalue())
-  with pytest.raises(ValueError, match='cannot be read as a torch file'):
+  with pytest.raises(ValueError, match=r'no state dict: w is a .*getattr, not a tensor'):
     diffusers_unet.load(tmp_path)
   assert not touched.exists()

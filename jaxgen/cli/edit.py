@@ -97,10 +97,8 @@ def _saver(folder: pathlib.Path):
   import numpy as np
 
   from jaxgen import distributed, writer
-  from jaxgen.cli import output
 
-  if distributed.is_first():
-    output.clear_matching(folder, r'\d{4}_t\d\.\d{3}\.png')
+  folder.mkdir(parents=True, exist_ok=True)
   calls = iter(range(10**6))
 
   def show(t: np.ndarray, x0: np.ndarray) -> None:

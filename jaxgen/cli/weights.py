@@ -27,23 +27,28 @@ def main(argv: list[str]) -> int:
     required=True,
     help='sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...; edm-cifar10-32x32-cond-vp, ...',
   )
+  convert.add_argument(
+    '--part', help="entry of the checkpoint, such as 'ema' or 'model' (default: the one to sample with)"
+  )
   options = parser.parse_args(argv)
   if options.command == 'list':
     _list()
   elif options.command == 'get':
     _get(options.name, options.source)
   else:
-    _convert(options.file, options.folder, options.network)
+    _convert(options.file, options.folder, options.network, options.part)
   return 0
 
 
-def _convert(file: Path, folder: Path, network: str) -> None:
+def _convert(file: Path, folder: Path, network: str, part: str | None) -> None:
   from jaxgen.pretrained import autoencoder, edm_unet
 
   if network.startswith('edm-'):
+    if part:
+      raise ValueError(f'--part is {part!r}; arrays of EDM have no parts')
     edm_unet.convert(file, folder, network)
   else:
-    autoencoder.convert(file, folder, network)
+    autoencoder.convert(file, folder, network, part=part)
   print(folder)
 
 

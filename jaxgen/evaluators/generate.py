@@ -28,17 +28,16 @@ def make_generate(sample: Callable[..., Array], *, mesh: jax.sharding.Mesh, batc
 
   `generate` takes `cond` as host arrays of `num` rows each, on every process, and yields `(images, count)`: float
   images of the full batch, sharded over the mesh, of which the first `count` are meant (the last batch is padded).
-  Images before `first` are left out.
   """
   sharding.check_batch_size(batch_size, mesh)
   place = sharding.batch_sharding(mesh)
   run = sampler(sample, mesh=mesh)
 
   def generate(
-    params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int, first: int = 0
+    params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
   ) -> Iterator[tuple[Array, int]]:
     root = jax.random.key(seed)
-    for begin in range(first, num, batch_size):
+    for begin in range(0, num, batch_size):
       indices = np.arange(begin, begin + batch_size)
       rows = np.minimum(indices, num - 1)
       part = {name: _global(np.asarray(values)[rows], place) for name, values in cond.items()}

@@ -6,12 +6,12 @@ written in the file. The file is an .npz with `mu` and `sigma`, as TTUR and pyto
 
 import hashlib
 import json
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
+from jaxgen import npz_file
 from jaxgen.files import replacing
 from jaxgen.home import home
 from jaxgen.metrics.statistics import Moments
@@ -34,38 +34,14 @@ def read(path: Path) -> Moments:
     ValueError: the file is damaged, or does not hold them.
   """
   try:
-    with np.load(path, allow_pickle=False) as file:
-      n = (int(file['n']) or None) if 'n' in file else None
-      mean, cov = np.asarray(file['mu'], np.float64), np.asarray(file['sigma'], np.float64)
-  except (KeyError, ValueError, EOFError, zipfile.BadZipFile) as error:
+    file = npz_file.read(path, wanted=lambda name: name in ('n', 'mu', 'sigma'))
+    n = (int(file['n']) or None) if 'n' in file else None
+    mean, cov = np.asarray(file['mu'], np.float64), np.asarray(file['sigma'], np.float64)
+  except (KeyError, TypeError, ValueError) as error:
     raise ValueError(f'{path} holds no statistics (an .npz with mu and sigma): {error}') from error
   if mean.ndim != 1 or cov.shape != (mean.size, mean.size):
     raise ValueError(f'{path}: mu {mean.shape} and sigma {cov.shape} do not fit each other')
   return Moments(n, mean, cov)
-
-
-def read_all(path: Path) -> dict[str, Moments]:
-  """Statistics by the name of the features: `pool` of mu and sigma, and `spatial` of ADM's mu_s and sigma_s.
-
-  Raises:
-    ValueError: the file is damaged, or does not hold them.
-  """
-  found = {'pool': read(path)}
-  with np.load(path, allow_pickle=False) as file:
-    if {'mu_s', 'sigma_s'} <= set(file.files):
-      found['spatial'] = Moments(
-        found['pool'].n, np.asarray(file['mu_s'], np.float64), np.asarray(file['sigma_s'], np.float64)
-      )
-  return found
-
-
-def has_statistics(path: Path) -> bool:
-  """Whether a file is an .npz with mu and sigma; there may be images beside them, as in ADM's."""
-  try:
-    with zipfile.ZipFile(path) as file:
-      return {'mu.npy', 'sigma.npy'} <= set(file.namelist())
-  except (OSError, zipfile.BadZipFile):
-    return False
 
 
 def write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:

@@ -19,9 +19,9 @@ class ConvClassifier(nn.Module):
   """The network: `(x, t, cond) -> logits`.
 
   Attributes:
-    num_classes: number of logits.
+    num_classes: of the logits.
     widths: features of each convolution.
-    dtype: dtype of activations; parameters and logits are float32.
+    dtype: of activations; parameters and logits are float32.
   """
 
   num_classes: int

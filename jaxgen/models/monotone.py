@@ -16,7 +16,7 @@ class Monotone(nn.Module):
 
   Attributes:
     start, end: y(0) and y(1), which are not learned.
-    width: width of the hidden layer.
+    width: of the hidden layer.
   """
 
   start: float

@@ -4,6 +4,7 @@ import os
 
 import numpy as np
 
+from jaxgen import npz_file
 from jaxgen.pretrained import bucket, safetensors_file
 
 
@@ -16,8 +17,7 @@ def read(path: str | os.PathLike, *, prefix: str = '') -> dict[str, np.ndarray]:
   place = os.fspath(path)
   if place.endswith('.npz'):
     copy = bucket.here(path)  # held until its arrays are read
-    with np.load(copy.path, allow_pickle=False) as file:
-      arrays = {name: file[name] for name in file.files if name.startswith(prefix)}
+    arrays = npz_file.read(copy.path, wanted=lambda name: name.startswith(prefix))
   elif place.endswith('.safetensors'):
     arrays = {name: array for name, array in safetensors_file.read(path).items() if name.startswith(prefix)}
   else:

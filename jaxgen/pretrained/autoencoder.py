@@ -155,20 +155,22 @@ def to_original(net: Net, params: Params) -> dict[str, np.ndarray]:
   return state_dict.to_torch(_leaves(net, _ORIGINAL), params)
 
 
-def convert(file: str | os.PathLike, path: str | os.PathLike, name: str) -> None:
+def convert(file: str | os.PathLike, path: str | os.PathLike, name: str, *, part: str | None = None) -> None:
   """Writes the folder of an autoencoder that is in a file of the original code, alone or within a latent diffusion.
 
   Args:
     file: a checkpoint, .ckpt, .pt, .pth or .safetensors.
     path: the folder to write.
     name: of a published network. Its latents are scaled as published, unless the file says how.
+    part: entry of a torch file to take, such as 'ema'; see `torch_file.state_dict`.
 
   Raises:
     ValueError: there is no such network; the file is damaged, holds more than tensors, or is of another network.
   """
   net, (shift, scale) = published(name), _SCALES.get(name, (0.0, 1.0))
-  read = safetensors_file.lazily if Path(file).suffix == '.safetensors' else torch_file.state_dict
-  tensors: Tensors = read(file)
+  if (plain := Path(file).suffix == '.safetensors') and part:
+    raise ValueError(f'{file} has no parts, and --part is {part!r}; leave it out')
+  tensors: Tensors = safetensors_file.lazily(file) if plain else torch_file.state_dict(file, part=part)
   if any(name.startswith(_WITHIN) for name in tensors):
     scale = np.asarray(tensors.get('scale_factor', scale), np.float32).item()
     tensors = {name.removeprefix(_WITHIN): tensor for name, tensor in tensors.items() if name.startswith(_WITHIN)}

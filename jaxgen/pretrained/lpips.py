@@ -49,6 +49,6 @@ def _from_archive(path: Path) -> dict[str, np.ndarray]:
       for name, layer in heads.items():
         kernel = layer['Conv_0']['kernel']
         tensors[f'{network}.{name.replace("NetLinLayer", "head")}.kernel'] = kernel.reshape(kernel.shape[2])
-    except (KeyError, AttributeError, IndexError, ValueError) as error:
+    except (KeyError, AttributeError, IndexError, TypeError, ValueError) as error:
       raise ValueError(f'{network}.ckpt of {path} is not LPIPS: {error}') from error
   return tensors

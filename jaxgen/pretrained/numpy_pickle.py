@@ -1,61 +1,67 @@
 """Reads pickles of numpy arrays in containers, running nothing of them: trees of Flax parameters of earlier years.
 
-The program is read as data first, and refused if it has an opcode that no such file needs; then it runs with three
-names, none of which is numpy's: they make descriptions, from which the arrays are made afterwards (torch_file.py).
+The pickle is read as data (pickle_data.py): an array becomes a description, from which it is made afterwards. An object
+of any other class becomes an `Opaque`.
 """
 
 import io
-import pickle
+import math
+import re
 from typing import Any
 
 import numpy as np
 
-from jaxgen.pretrained.torch_file import OPCODES, check_opcodes
-
-_BYTES = {'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'}
-_KINDS = 'biuf'  # of dtypes: numbers only
+from jaxgen.pretrained import pickle_data
+from jaxgen.pretrained.pickle_data import Named, Opaque, PickleError
 
 
 class _DType:
   """`numpy.dtype(code, align, copy)`, and its state: (version, order of bytes, ...)."""
 
-  def __init__(self, code: str = '', *_: Any):
+  def __init__(self, code: Any = '', *_: Any):
     self.code, self.order = code, '<'
 
-  def __setstate__(self, state: tuple) -> None:
+  def fill(self, state: Any) -> None:
     self.order = state[1]
 
-  def make(self) -> np.dtype:
-    dtype = np.dtype(self.code if self.order == '|' else f'{self.order}{self.code}')
-    if dtype.kind not in _KINDS:
-      raise ValueError(f'it holds an array of {dtype}')
-    return dtype
+  def make(self) -> np.dtype | None:
+    """The dtype, if it is of numbers."""
+    if not isinstance(self.code, str) or not re.fullmatch(r'[biuf][1248]', self.code):
+      return None
+    return np.dtype(self.code if self.order == '|' else f'{">" if self.order == ">" else "<"}{self.code}')
 
 
 class _Array:
   """`numpy.ndarray`, and its state: (version, shape, dtype, whether in Fortran's order, bytes)."""
 
-  state: tuple = ()
+  state: Any = ()
 
-  def __setstate__(self, state: tuple) -> None:
+  def fill(self, state: Any) -> None:
     self.state = state
 
-  def make(self) -> np.ndarray:
+  def make(self) -> np.ndarray | Opaque:
     _, shape, dtype, fortran, data = self.state
-    return np.frombuffer(data, dtype.make()).reshape(shape, order='F' if fortran else 'C')
+    data = data.encode('latin-1') if isinstance(data, str) else data  # of Python 2
+    kind = dtype.make() if isinstance(dtype, _DType) else None
+    if kind is None or not isinstance(data, bytes | bytearray):
+      return Opaque(Named('numpy', 'ndarray'), ())
+    if any(type(n) is not int or n < 0 for n in shape) or math.prod(shape) * kind.itemsize != len(data):
+      raise PickleError(f'it has an array of {len(data)} bytes that does not fill its shape')
+    return np.frombuffer(data, kind).reshape(shape, order='F' if fortran else 'C')
 
 
-class _Unpickler(pickle.Unpickler):
-  def find_class(self, module: str, name: str) -> Any:
-    if (module.replace('numpy._core', 'numpy.core'), name) == ('numpy.core.multiarray', '_reconstruct'):
-      return _reconstruct
-    if (module, name) in (('numpy', 'ndarray'), ('numpy', 'dtype')):
-      return _Array if name == 'ndarray' else _DType
-    raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is neither an array nor a container')
+def _encoded(text: Any = '', *_: Any) -> bytes:
+  """`_codecs.encode(text, 'latin1')`: what protocol 2 makes of bytes."""
+  if not isinstance(text, str):
+    raise PickleError('it encodes what is no text')
+  return text.encode('latin-1')
 
 
-def _reconstruct(kind: Any, shape: Any, code: Any) -> _Array:
-  return _Array()
+_MAKE = {
+  Named('numpy.core.multiarray', '_reconstruct'): lambda *_: _Array(),
+  Named('numpy', 'dtype'): _DType,
+  Named('_codecs', 'encode'): _encoded,
+}
 
 
 def read(data: bytes, name: str) -> Any:
@@ -63,25 +69,37 @@ def read(data: bytes, name: str) -> Any:
 
   Args:
     data: the pickle.
-    name: of its file, for messages.
+    name: name of its file, for messages.
 
   Raises:
-    ValueError: it is damaged, or holds anything but arrays of numbers and containers.
+    ValueError: it is damaged or hostile.
   """
   try:
-    check_opcodes(io.BytesIO(data), OPCODES | _BYTES)
-    return _resolve(_Unpickler(io.BytesIO(data)).load())
+    content = pickle_data.load(
+      io.BytesIO(data), make=lambda wanted: _MAKE.get(wanted._replace(module=wanted.module.replace('_core', 'core')))
+    )
+    return _resolve(content, {})
   except Exception as error:  # a damaged or hostile pickle can raise anything
-    raise ValueError(f'{name} cannot be read as a pickle of arrays: {error}') from error
+    raise ValueError(f'{name} cannot be read as a pickle of arrays: {error!s:.300}') from error
 
 
-def _resolve(content: Any) -> Any:
+def _resolve(content: Any, made: dict[int, Any]) -> Any:
+  """Puts arrays where their descriptions are, in containers, each once however often it is referred to."""
+  if content is None or isinstance(content, bool | int | float | str | bytes | bytearray | Opaque | Named):
+    return content
+  if id(content) not in made:
+    made[id(content)] = (content, made)  # holds `content`, so that its id is not given to another
+    made[id(content)] = (content, _make(content, made))
+  if made[id(content)][1] is made:
+    raise PickleError('it has a container that holds itself')
+  return made[id(content)][1]
+
+
+def _make(content: Any, made: dict[int, Any]) -> Any:
   if isinstance(content, _Array):
     return content.make()
+  if isinstance(content, _DType):
+    return Opaque(Named('numpy', 'dtype'), ())
   if isinstance(content, dict):
-    return {key: _resolve(value) for key, value in content.items()}
-  if isinstance(content, list | tuple):
-    return type(content)(_resolve(value) for value in content)
-  if content is None or isinstance(content, bool | int | float | str):
-    return content
-  raise pickle.UnpicklingError(f'it holds a {type(content).__name__} outside an array')
+    return {key: _resolve(value, made) for key, value in content.items()}
+  return type(content)(_resolve(value, made) for value in content)

@@ -164,7 +164,7 @@ def to_flax(
     put: `(path, array) -> what to put in the tree`: places a parameter before others are read. Threads call it.
 
   Raises:
-    ValueError: a list of all tensors that are missing, unexpected or of another shape.
+    ValueError: tensors are missing, unexpected or of another shape; the message counts them and has the first names.
   """
   check(tensors, {name: leaf.tensor_shape for leaf in leaves.values() for name in leaf.names}, network=network)
 
@@ -196,15 +196,20 @@ def check(tensors: Tensors, wanted: Mapping[str, Shape], *, network: str) -> Non
     network: what the file should be of, for the message.
 
   Raises:
-    ValueError: a list of all tensors that are missing, unexpected or of another shape.
+    ValueError: tensors are missing, unexpected or of another shape; the message counts them and has the first names.
   """
   found = {name: tuple(tensors[name].shape) for name in tensors}
-  problems = [f'missing: {name} {shape}' for name, shape in wanted.items() if name not in found]
-  problems += [f'unexpected: {name} {shape}' for name, shape in found.items() if name not in wanted]
-  problems += [
-    f'misshapen: {name} is {found[name]}, wanted {shape}'
-    for name, shape in wanted.items()
-    if found.get(name, shape) != shape
-  ]
-  if problems:
-    raise ValueError(f'the state dict is not of this {network}:\n  ' + '\n  '.join(problems))
+  problems = {
+    'missing': [f'{name} {shape}' for name, shape in wanted.items() if name not in found],
+    'unexpected': [f'{name} {shape}' for name, shape in found.items() if name not in wanted],
+    'misshapen': [
+      f'{name} is {found[name]}, wanted {shape}' for name, shape in wanted.items() if found.get(name, shape) != shape
+    ],
+  }
+  if any(problems.values()):
+    each = '; '.join(f'{len(names)} {kind}: {_first_five(names)}' for kind, names in problems.items() if names)
+    raise ValueError(f'the state dict is not of this {network}, which has {len(wanted)} tensors: {each}')
+
+
+def _first_five(names: list[str]) -> str:
+  return ', '.join(names[:5]) + (f' and {len(names) - 5} more' if len(names) > 5 else '')

@@ -1,4 +1,4 @@
-"""Reads .pt and .pth files and TorchScript archives into numpy arrays, without torch, running nothing.
+"""Reads .pt, .pth and .ckpt files and TorchScript archives into numpy arrays, without torch, running nothing.
 
 A torch file is a pickle of containers whose tensors point into raw storages, and comes in two formats:
 
@@ -6,16 +6,15 @@ A torch file is a pickle of containers whose tensors point into raw storages, an
   legacy  five pickles one after another (magic number, version, machine, object, storage keys), then for
           each key an int64 number of elements and the raw data (torch < 1.6)
 
-A pickle is a program, so a file from somebody else may do anything when it is loaded. Here the program is
-first read as data, and refused if it uses an opcode that no torch file needs; then it runs with a table of
-names that holds containers and descriptions of tensors, and nothing else. No name of the file is ever
-imported. Afterwards the descriptions become views of the memory-mapped file, each checked against its size.
+The pickle is read as data (pickle_data.py): a tensor becomes a description, and afterwards a view of the memory-mapped
+file, checked against its size. An object of any other class (an optimizer's, Lightning's callbacks, an
+`argparse.Namespace`) becomes an `Opaque` that holds its attributes as data.
 """
 
 import io
+import logging
+import math
 import os
-import pickle
-import pickletools
 import struct
 import zipfile
 from collections.abc import Callable
@@ -25,10 +24,13 @@ from typing import Any, NamedTuple
 import ml_dtypes
 import numpy as np
 
-from jaxgen.pretrained import bucket
+from jaxgen.pretrained import bucket, pickle_data
+from jaxgen.pretrained.pickle_data import Named, Opaque, PickleError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b'\x80\x02\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')
+_PICKLE_BYTES = 64 << 20  # of a pickle without its tensors, at most: names of half a million tensors
+_EXPANDED_BYTES = 256 << 20  # of all tensors of a file that repeat their storage's elements, at most
 
 _DTYPES = {
   'DoubleStorage': np.float64,
@@ -44,19 +46,9 @@ _DTYPES = {
   'ComplexFloatStorage': np.complex64,
   'ComplexDoubleStorage': np.complex128,
 }
-
-# fmt: off
-OPCODES = {
-  'PROTO', 'FRAME', 'STOP', 'MARK', 'GLOBAL', 'STACK_GLOBAL', 'REDUCE', 'NEWOBJ', 'BUILD', 'BINPERSID',
-  'NONE', 'NEWTRUE', 'NEWFALSE', 'BININT', 'BININT1', 'BININT2', 'LONG1', 'BINFLOAT', 'BINUNICODE',
-  'SHORT_BINUNICODE', 'EMPTY_TUPLE', 'TUPLE', 'TUPLE1', 'TUPLE2', 'TUPLE3', 'EMPTY_LIST', 'APPEND', 'APPENDS',
-  'EMPTY_DICT', 'SETITEM', 'SETITEMS', 'BINPUT', 'LONG_BINPUT', 'MEMOIZE', 'BINGET', 'LONG_BINGET',
-}
-# fmt: on
-
-
-class _StorageType(NamedTuple):
-  name: str
+# Entries of a checkpoint that hold its state dict, the first that is there. Where there are 'ema' and 'model' it is the
+# average, as DiT's own loader has it.
+_PARTS = ('state_dict', 'ema', 'model', 'module', 'model_state_dict')
 
 
 class _Storage(NamedTuple):
@@ -65,134 +57,145 @@ class _Storage(NamedTuple):
 
 
 class _Tensor(NamedTuple):
-  storage: _Storage
-  offset: int  # in elements, as are the strides
-  shape: tuple[int, ...]
-  strides: tuple[int, ...]
+  storage: Any
+  offset: Any  # in elements, as are the strides
+  shape: Any
+  strides: Any
 
 
-class _Module(dict):
-  """A TorchScript object: its attributes as a dictionary; its class and its methods are ignored."""
+class _Object(dict):
+  """A dict with what a pickle would set as its attributes: a TorchScript module's are its content."""
 
-  def __setstate__(self, state: dict) -> None:
-    self.update(state)
-
-
-class _OrderedDict(dict):
-  """A state dict, without the version numbers (`_metadata`) that torch attaches to it."""
-
-  def __setstate__(self, state: dict) -> None:
-    pass
+  def fill(self, state: Any) -> None:
+    if isinstance(state, dict):
+      self.update(state)
 
 
-_File = io.BytesIO | io.BufferedReader
+def _tensor(storage: Any = None, offset: Any = None, shape: Any = None, strides: Any = None, *_: Any) -> _Tensor:
+  return _Tensor(storage, offset, shape, strides)
 
 
-class _Function:
-  """What a pickle may call; it has no attribute that a pickle could replace."""
-
-  __slots__ = ('_function',)
-  _function: Callable
-
-  def __init__(self, function: Callable):
-    object.__setattr__(self, '_function', function)
-
-  def __call__(self, *args: Any) -> Any:
-    return self._function(*args)
-
-  def __setattr__(self, name: str, value: Any) -> None:
-    raise pickle.UnpicklingError(f'it sets {name!r} of a function')
+def _first(first: Any = None, *_: Any) -> Any:
+  return first
 
 
-_FIRST = _Function(lambda first, *_: first)
-_TENSOR = _Function(lambda storage, offset, shape, strides, *_: _Tensor(storage, offset, shape, strides))
-_GLOBALS = {
-  ('collections', 'OrderedDict'): _OrderedDict,
-  ('torch', 'Size'): _Function(tuple),
-  ('torch._utils', '_rebuild_tensor'): _TENSOR,
-  ('torch._utils', '_rebuild_tensor_v2'): _TENSOR,
-  ('torch._utils', '_rebuild_parameter'): _FIRST,
-  ('torch.jit._pickle', 'build_intlist'): _FIRST,
-  ('torch.jit._pickle', 'build_doublelist'): _FIRST,
-  ('torch.jit._pickle', 'build_boollist'): _FIRST,
-  ('torch.jit._pickle', 'build_tensorlist'): _FIRST,
-  ('torch.jit._pickle', 'restore_type_tag'): _FIRST,
-  **{('torch', name): _StorageType(name) for name in _DTYPES},
+def _from_type(function: Any = None, kind: Any = None, args: Any = None, *_: Any) -> Any:
+  """A tensor with attributes, or of a subclass: the tensor alone."""
+  made = _MAKE.get(function) if isinstance(function, Named) else None
+  return made(*args) if made and isinstance(args, tuple) else Opaque(Named('torch', 'Tensor'), args)
+
+
+def _ordered(pairs: Any = (), *_: Any) -> dict:
+  """A dict of any kind; older pickles give its pairs as an argument."""
+  made: dict = {}
+  for pair in pairs if isinstance(pairs, list) else ():
+    key, value = pair
+    made[pickle_data.quick_key(key)] = value
+  return made
+
+
+_MAKE: dict[Named, Callable[..., Any]] = {
+  Named('collections', 'OrderedDict'): _ordered,
+  Named('collections', 'defaultdict'): lambda *_: {},
+  Named('torch', 'Size'): lambda sizes=(), *_: tuple(sizes) if isinstance(sizes, list | tuple) else (),
+  Named('torch._utils', '_rebuild_tensor'): _tensor,
+  Named('torch._utils', '_rebuild_tensor_v2'): _tensor,
+  Named('torch._utils', '_rebuild_parameter'): _first,
+  Named('torch._utils', '_rebuild_parameter_with_state'): _first,
+  Named('torch._tensor', '_rebuild_from_type_v2'): _from_type,
+  **{
+    Named('torch.jit._pickle', name): _first
+    for name in ('build_intlist', 'build_doublelist', 'build_boollist', 'build_tensorlist', 'restore_type_tag')
+  },
 }
 
 
-class _Unpickler(pickle.Unpickler):
-  def __init__(self, file: _File):
-    super().__init__(file)
+def _maker(name: Named) -> Callable[..., Any] | None:
+  """The table, with a TorchScript archive's own classes, which are dictionaries of their attributes."""
+  return (lambda *_: _Object()) if name.module.startswith('__torch__') else _MAKE.get(name)
+
+
+class _References:
+  """The storages that a pickle refers to, by their keys."""
+
+  def __init__(self) -> None:
     self.storages: dict[str, _Storage] = {}
 
-  def find_class(self, module: str, name: str) -> Any:
-    if module.startswith('__torch__'):
-      return _Module
-    if (module, name) in _GLOBALS:
-      return _GLOBALS[module, name]
-    raise pickle.UnpicklingError(f'it asks for {module}.{name}, which is neither a tensor nor a container')
-
-  def persistent_load(self, pid: Any) -> _Storage:
+  def __call__(self, pid: Any) -> _Storage:
     # zip: (tag, type, key, location, numel); legacy: also (view key, offset, numel) of a view, or None
-    tag, kind, key, *rest = pid
-    if tag != 'storage' or len(rest) not in (2, 3) or not isinstance(kind, _StorageType):
-      raise pickle.UnpicklingError(f'it refers to {pid!r}, not to a storage')
-    if rest[2:] not in ([], [None]):
-      raise pickle.UnpicklingError('its storages overlap; save it again with torch 1.6 or later')
+    tag, kind, key, *rest = pid if isinstance(pid, tuple) and 5 <= len(pid) <= 6 else (None,) * 5
+    if tag != 'storage' or not isinstance(kind, Named) or kind.module != 'torch' or not isinstance(key, str):
+      raise PickleError('it refers to what is no storage')
+    if kind.name not in _DTYPES:
+      raise PickleError(f'it has storages of {kind}')
+    if len(rest) == 3 and rest[2] is not None:
+      raise PickleError('its storages overlap; save it again with torch 1.6 or later')
     return self.storages.setdefault(key, _Storage(kind.name, key))
 
 
-def check_opcodes(file: _File, allowed: set[str]) -> None:
-  """Reads one pickle as data, to its end; raises UnpicklingError where it does what no file of arrays needs."""
-  for count, (opcode, arg, _) in enumerate(pickletools.genops(file)):
-    if opcode.name not in allowed:
-      raise pickle.UnpicklingError(f'it uses the pickle opcode {opcode.name}')
-    numbered = opcode.name in ('BINPUT', 'LONG_BINPUT')
-    if numbered and (arg is None or arg > count):  # else one index could take all memory
-      raise pickle.UnpicklingError(f'it numbers its objects up to {arg} after {count} opcodes')
-
-
-def _unpickle(file: _File) -> tuple[Any, dict[str, _Storage]]:
+def _unpickle(file: io.BytesIO) -> tuple[Any, dict[str, _Storage]]:
   """Reads one pickle and the storages it refers to; leaves the file at the pickle's end."""
-  start = file.tell()
-  check_opcodes(file, OPCODES)
-  end = file.tell()
-  file.seek(start)
-  unpickler = _Unpickler(file)
-  content = unpickler.load()
-  file.seek(end)
-  return content, unpickler.storages
+  references = _References()
+  return pickle_data.load(file, make=_maker, reference=references), references.storages
 
 
-def _array(tensor: _Tensor, data: np.ndarray) -> np.ndarray:
-  """A tensor as a view of its storage, which torch's strides allow."""
-  sizes = (tensor.offset, *tensor.shape, *tensor.strides)
-  if len(tensor.shape) != len(tensor.strides) or any(type(n) is not int or n < 0 for n in sizes):
-    raise ValueError(f'a tensor has shape {tensor.shape}, strides {tensor.strides} and offset {tensor.offset}')
-  last = tensor.offset + sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.strides, strict=True))
-  if 0 in tensor.shape:
-    return np.empty(tensor.shape, data.dtype)
-  if last >= data.size:
-    raise ValueError(f'a tensor of shape {tensor.shape} ends at element {last} of a storage of {data.size}')
-  strides = tuple(stride * data.itemsize for stride in tensor.strides)
-  return np.lib.stride_tricks.as_strided(data[tensor.offset :], tensor.shape, strides, writeable=False)
+class _Arrays:
+  """Makes arrays of descriptions, each once however often it is referred to."""
+
+  def __init__(self, storage: Callable[[_Storage], np.ndarray]):
+    self._storage, self._made, self._expanded = storage, {}, 0
+
+  def resolve(self, content: Any) -> Any:
+    """Puts arrays where the tensors' descriptions are, in containers; an `Opaque` stays as it is."""
+    if content is None or isinstance(content, bool | int | float | str | bytes | bytearray | Opaque | Named):
+      return content
+    if id(content) not in self._made:
+      self._made[id(content)] = (content, _OPEN)  # holds `content`, so that its id is not given to another
+      self._made[id(content)] = (content, self._make(content))
+    made = self._made[id(content)][1]
+    if made is _OPEN:
+      raise PickleError('it has a container that holds itself')
+    return made
+
+  def _make(self, content: Any) -> Any:
+    if isinstance(content, _Tensor):
+      return self._array(content)
+    if isinstance(content, _Storage):
+      return Opaque(Named('torch', content.type), ())
+    if isinstance(content, dict):
+      return {key: self.resolve(value) for key, value in content.items()}
+    return type(content)(self.resolve(value) for value in content)
+
+  def _array(self, tensor: _Tensor) -> np.ndarray:
+    """A tensor as a view of its storage, which torch's strides allow."""
+    if not (isinstance(tensor.storage, _Storage) and type(tensor.shape) is tuple and type(tensor.strides) is tuple):
+      raise PickleError('it has a tensor without a storage or a shape')
+    offset, shape, strides = tensor.offset, tensor.shape, tensor.strides
+    if len(shape) != len(strides) or any(
+      type(n) is not int or not 0 <= n < 1 << 62 for n in (offset, *shape, *strides)
+    ):
+      raise PickleError('it has a tensor of no possible shape, strides or offset')
+    data = self._storage(tensor.storage)
+    if 0 in shape:
+      return np.broadcast_to(np.zeros((), data.dtype), shape)
+    last = offset + sum((n - 1) * stride for n, stride in zip(shape, strides, strict=True))
+    if last >= data.size:
+      raise PickleError(f'a tensor of shape {shape} ends at element {last} of a storage of {data.size}')
+    size = math.prod(shape)
+    self._expanded += size * data.itemsize if size > data.size else 0
+    if self._expanded > _EXPANDED_BYTES:
+      raise PickleError(
+        f'a tensor of shape {shape} repeats {data.size} stored elements; together such tensors may take '
+        f'{_EXPANDED_BYTES >> 20} MiB'
+      )
+    strides = tuple(stride * data.itemsize for stride in strides)
+    return np.lib.stride_tricks.as_strided(data[offset:], shape, strides, writeable=False)
 
 
-def _resolve(content: Any, storage: Callable[[_Storage], np.ndarray]) -> Any:
-  """Puts arrays where the tensors' descriptions are."""
-  if isinstance(content, _Tensor):
-    return _array(content, storage(content.storage))
-  if isinstance(content, dict):
-    return {key: _resolve(value, storage) for key, value in content.items()}
-  if isinstance(content, list | tuple) and not isinstance(content, _Storage | _StorageType):
-    return type(content)(_resolve(value, storage) for value in content)
-  if content is None or isinstance(content, bool | int | float | str):
-    return content
-  raise pickle.UnpicklingError(f'it holds a {type(content).__name__} outside a tensor')
+_OPEN = object()
 
 
-def _read_zip(path: Path, file: _File) -> Any:
+def _read_zip(path: Path, file: io.BufferedReader) -> Any:
   data = np.memmap(path, np.uint8, 'r')
   with zipfile.ZipFile(file) as archive:
     entries = {entry.filename: entry for entry in archive.infolist()}
@@ -212,20 +215,24 @@ def _read_zip(path: Path, file: _File) -> Any:
   if len(roots) != 1:
     raise ValueError('it is a zip archive without a data.pkl, or with several')
   big = f'{roots[0]}byteorder' in entries and raw(f'{roots[0]}byteorder').tobytes() == b'big'
-  content, _ = _unpickle(io.BytesIO(raw(f'{roots[0]}data.pkl').tobytes()))
+  pickled = raw(f'{roots[0]}data.pkl')
+  if pickled.size > _PICKLE_BYTES:
+    raise ValueError(f'its pickle without the tensors has {pickled.size >> 20} MiB, more than {_PICKLE_BYTES >> 20}')
+  content, _ = _unpickle(io.BytesIO(pickled.tobytes()))
 
   def storage(wanted: _Storage) -> np.ndarray:
     dtype = np.dtype(_DTYPES[wanted.type]).newbyteorder('>' if big else '<')
     return raw(f'{roots[0]}data/{wanted.key}').view(dtype)
 
-  return _resolve(content, storage)
+  return _Arrays(storage).resolve(content)
 
 
-def _read_legacy(path: Path, file: _File) -> Any:
+def _read_legacy(path: Path, file: io.BufferedReader) -> Any:
   data = np.memmap(path, np.uint8, 'r')
-  _, _, (machine, _), (content, wanted), (keys, _) = (_unpickle(file) for _ in range(5))
+  head = io.BytesIO(file.read(_PICKLE_BYTES))
+  _, _, (machine, _), (content, wanted), (keys, _) = (_unpickle(head) for _ in range(5))
   order = '<' if machine['little_endian'] else '>'
-  position, storages = file.tell(), {}
+  position, storages = head.tell(), {}
   for key in keys:
     dtype = np.dtype(_DTYPES[wanted[key].type]).newbyteorder(order)
     size = int(data[position : position + 8].view(f'{order}i8')[0])
@@ -234,17 +241,17 @@ def _read_legacy(path: Path, file: _File) -> Any:
       raise ValueError(f'storage {key} is cut off')
     storages[key] = raw.view(dtype)
     position += 8 + raw.size
-  return _resolve(content, lambda storage: storages[storage.key])
+  return _Arrays(lambda storage: storages[storage.key]).resolve(content)
 
 
 def read(path: str | os.PathLike) -> Any:
-  """The content of a torch file: dicts, lists and tuples of numbers, strings and read-only numpy arrays.
+  """The content of a torch file: dicts, lists and tuples of numbers, text and read-only numpy arrays.
 
   Arrays are views of the memory-mapped file: nothing is read before it is used. A TorchScript archive gives
-  its modules' attributes as nested dicts.
+  its modules' attributes as nested dicts. An object of a class that is neither a tensor nor a container is an `Opaque`.
 
   Raises:
-    ValueError: the file is damaged, is no torch file, or holds anything but tensors and containers.
+    ValueError: the file is damaged or hostile, or no torch file.
   """
   copy = bucket.here(path)  # which may go when its pages are mapped
   with Path(copy.path).open('rb') as file:
@@ -258,23 +265,72 @@ def read(path: str | os.PathLike) -> Any:
     except zipfile.BadZipFile as error:
       raise ValueError(f'{path} is cut off or damaged ({error}); fetch it again') from error
     except Exception as error:  # a damaged or hostile pickle can raise anything
-      raise ValueError(f'{path} cannot be read as a torch file: {error}') from error
+      raise ValueError(f'{path} cannot be read as a torch file: {error!s:.300}') from error
   if start[257:262] == b'ustar':
     raise ValueError(f'{path} is in the tar format of torch before 0.2; save it again with a newer torch')
   raise ValueError(f'{path} is no torch file: it starts with {start[:8]!r}, not with a zip or a pickle header')
 
 
-def state_dict(path: str | os.PathLike) -> dict[str, np.ndarray]:
-  """The tensors of a file that is a state dict, or has one as its entry 'state_dict', as checkpoints do.
+def state_dict(path: str | os.PathLike, *, part: str | None = None) -> dict[str, np.ndarray]:
+  """The tensors of a state dict, or of a checkpoint that holds one: Lightning's, DeepSpeed's, DiT's and SiT's.
+
+  Prefixes that wrappers put before every name (`module.`, `_orig_mod.`) are taken off. Entries that are no tensors are
+  left out, with a warning that names them.
+
+  Args:
+    path: the file.
+    part: the entry to take, such as 'ema' or 'model', or 'trainer/vae' for one within another. By default the file's
+      own tensors, or else its first entry of 'state_dict', 'ema', 'model', 'module', 'model_state_dict'.
 
   Raises:
-    ValueError: as `read`; or it holds something else.
+    ValueError: as `read`; or there is no such part, or no tensors.
   """
   content = read(path)
-  found = content.get('state_dict', content) if isinstance(content, dict) else content
+  found = content if isinstance(content, dict) else {}
+  name = part or next((name for name in _PARTS if isinstance(found.get(name), dict)), '')
+  for entry in filter(None, name.split('/')):
+    found = found.get(entry) if isinstance(found, dict) else None
   if not isinstance(found, dict):
-    raise ValueError(f'{path} holds no state dict but a {type(found).__name__}')
-  odd = [name for name, value in found.items() if not isinstance(value, np.ndarray)]
-  if odd:
-    raise ValueError(f'{path} holds no state dict: {odd[0]!r} is a {type(found[odd[0]]).__name__}, not a tensor')
+    known = ', '.join(_parts(content)) or 'none'
+    raise ValueError(f'{path} has no state dict {part!r}; its parts with tensors are {known}')
+  tensors = {str(key): value for key, value in found.items() if isinstance(value, np.ndarray)}
+  others = [f'{key!s:.80} is a {_kind(value)}' for key, value in found.items() if not isinstance(value, np.ndarray)]
+  if not tensors:
+    have = f'{others[0]}, not a tensor' if others else f'it holds a {_kind(content)}'
+    inside = f'; its parts with tensors are {", ".join(_parts(content))}' if _parts(content) else ''
+    raise ValueError(f'{path} holds no state dict: {have}{inside}')
+  if others:
+    logging.warning('%s: left out what is no tensor: %s', path, _few(others))
+  return _unwrapped(tensors)
+
+
+def _unwrapped(tensors: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+  """The names without what DistributedDataParallel, torch.compile and AveragedModel put before them."""
+  tensors = {name.replace('_orig_mod.', ''): tensor for name, tensor in tensors.items()}
+  wrapped = {name: tensor for name, tensor in tensors.items() if name != 'n_averaged'}
+  for _ in range(3):
+    if wrapped and all(name.startswith('module.') for name in wrapped):
+      tensors = wrapped = {name.removeprefix('module.'): tensor for name, tensor in wrapped.items()}
+  return tensors
+
+
+def _parts(content: Any) -> list[str]:
+  """The first ten entries of a checkpoint that hold tensors by name, and entries within them."""
+  found, to_do, seen = [], [('', content)], set()
+  while to_do and len(found) < 10:
+    prefix, value = to_do.pop(0)
+    if not isinstance(value, dict) or id(value) in seen:
+      continue
+    seen.add(id(value))
+    if prefix and any(isinstance(each, np.ndarray) for each in value.values()):
+      found.append(prefix)
+    to_do += [(f'{prefix}/{key}'.lstrip('/'), each) for key, each in value.items() if isinstance(key, str)][:1000]
   return found
+
+
+def _kind(value: Any) -> str:
+  return value.name if isinstance(value, Opaque) else str(value) if isinstance(value, Named) else type(value).__name__
+
+
+def _few(things: list[str]) -> str:
+  return ', '.join(things[:5]) + (f' and {len(things) - 5} more' if len(things) > 5 else '')

@@ -1,6 +1,7 @@
 """IDX files, as MNIST and those that took its form are published: images and labels of a training and a test split."""
 
 import gzip
+import math
 import pathlib
 import zlib
 from collections.abc import Iterator
@@ -11,6 +12,7 @@ from jaxtyping import UInt8
 from jaxgen.data.dataset import Record
 from jaxgen.data.recipe import Examples
 
+_DEFLATE = 1032  # times: the most that gzip can compress
 PREFIXES = {'train': 'train', 'test': 't10k'}
 
 
@@ -35,17 +37,22 @@ def read_idx(path: pathlib.Path) -> UInt8[np.ndarray, '...']:
   Raises:
     ValueError: it is not such a file, or is cut off.
   """
+  there = path.stat().st_size
   try:
     with (gzip.open if path.suffix == '.gz' else open)(path, 'rb') as file:
-      data = file.read()
+      head = file.read(4)
+      axes = head[3] if len(head) == 4 else 0
+      sizes = file.read(4 * axes)
+      if head[:3] != b'\x00\x00\x08' or len(sizes) < 4 * axes:
+        raise ValueError(f'{path} is no IDX file of bytes: it starts with {head.hex(" ")}')
+      shape = tuple(np.frombuffer(sizes, '>u4').tolist())
+      wanted = math.prod(shape)
+      if wanted > _DEFLATE * there:
+        raise ValueError(f'{path} is cut off: {there} bytes for the shape {shape}')
+      values = np.frombuffer(file.read(wanted + 1), np.uint8)
   except (EOFError, gzip.BadGzipFile, zlib.error) as error:
     raise ValueError(f'{path} is damaged: {error}') from error
-  if data[:3] != b'\x00\x00\x08' or len(data) < 4 + 4 * data[3]:
-    raise ValueError(f'{path} is no IDX file of bytes: it starts with {data[:4].hex(" ")}')
-  axes = data[3]
-  shape = tuple(np.frombuffer(data, '>i4', count=axes, offset=4).tolist())
-  values = np.frombuffer(data, np.uint8, offset=4 + 4 * axes)
-  if values.size != np.prod(shape):
+  if values.size != wanted:
     raise ValueError(f'{path} is cut off: {values.size} values for the shape {shape}')
   return values.reshape(shape)
 
