@@ -8,17 +8,18 @@ A collective waits for every process, for ever. So that a process that is gone, 
 
   it dies      JAX ends the others, and names it, when its heartbeat has been missing for JAXGEN_HEARTBEAT_SECONDS (100)
   it fails     `fail` tells the others why, and all end within seconds
+  it hangs     its watchdog fails it (watchdog.py), with where all are
   it is late   `ready` is called before whatever all must do together, and says who has not come in
                JAXGEN_READY_SECONDS (600), and where that process was last
 
-The last two go through the key-value store and the barriers of JAX's coordination service, which need no device.
+A process waits JAXGEN_INITIALIZE_SECONDS (300) for the others when it starts. The last three go through the key-value
+store and the barriers of JAX's coordination service, which need no device.
 """
 
 import contextlib
 import fcntl
 import itertools
 import os
-import signal
 import socket
 import sys
 import threading
@@ -31,13 +32,19 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxgen.signals import Signals
+
 _LOOK_SECONDS = 2.0  # between two looks at whether another process has failed
 
 
 class Preempted(Exception):
-  """The run was told to stop (SIGTERM) and has saved its state; start it again to go on."""
+  """The run was told to stop, or hung where it could still save, and what it did is saved; start it again to go on."""
 
   exit_code = 75  # EX_TEMPFAIL: launchers start the run again
+
+
+class Interrupted(KeyboardInterrupt):
+  """Ctrl-C came, and what the run did is saved."""
 
 
 class Missing(RuntimeError):
@@ -66,6 +73,7 @@ def start() -> None:
   try:
     jax.distributed.initialize(
       **job,
+      initialization_timeout=_seconds('JAXGEN_INITIALIZE_SECONDS', 300),
       heartbeat_timeout_seconds=heartbeat,
       shutdown_timeout_seconds=heartbeat,
     )
@@ -82,6 +90,11 @@ def start() -> None:
     threading.Thread(target=_end_when_another_fails, name='jaxgen-failures', daemon=True).start()
 
 
+def is_distributed() -> bool:
+  """Whether several processes make this run, or one that JAX started as if it were several."""
+  return jax.distributed.is_initialized()
+
+
 def is_first() -> bool:
   """Whether this is the process that speaks and writes."""
   return jax.process_index() == 0
@@ -94,30 +107,38 @@ def agree(value: int) -> int:
   return int(multihost_utils.broadcast_one_to_all(np.int32(value)))
 
 
-def ready(phase: str) -> None:
+def ready(phase: str) -> float:
   """Waits until every process has come to `phase`, a name that all of them give, such as 'save at step 100'.
 
-  It takes a message to the coordinator and back, and no device.
+  It takes a message to the coordinator and back, and no device. Returns the seconds that it waited.
 
   Raises:
     Missing: some have not come in JAXGEN_READY_SECONDS.
   """
   if jax.process_count() == 1:
-    return
-  store, seconds = _store(), _seconds('JAXGEN_READY_SECONDS', 600)
+    return 0.0
+  store, seconds, began = _store(), _seconds('JAXGEN_READY_SECONDS', 600), time.monotonic()
   store.key_value_set(f'jaxgen/at/{jax.process_index()}', phase, allow_overwrite=True)
   try:
     store.wait_at_barrier(f'jaxgen/{phase}', 1000 * seconds)
   except jax.errors.JaxRuntimeError as error:
     if 'Barrier timed out' not in str(error):
       raise
-    places = {int(key.rpartition('/')[2]): place for key, place in store.key_value_dir_get('jaxgen/at/')}
+    places = _places()
     late = [i for i in range(jax.process_count()) if places.get(i) != phase]
     who = ', '.join(f'{_name(i)}, last at {places.get(i, "its start")!r}' for i in late) or 'one that came too late'
     raise Missing(
       f'{len(late)} of {jax.process_count()} processes did not come to {phase!r} within {seconds} s '
       f'(JAXGEN_READY_SECONDS): {who}; see their logs'
     ) from error
+  return time.monotonic() - began
+
+
+def where_all_are() -> str:
+  """Where each process was last, for the message of one that makes no progress; '' for a single process."""
+  if not is_distributed():
+    return ''
+  return '; last seen: ' + ', '.join(f'{_name(i)} at {place!r}' for i, place in sorted(_places().items()))
 
 
 def fail(error: Exception) -> None:
@@ -140,27 +161,27 @@ def fail(error: Exception) -> None:
   _end(why)
 
 
-@contextlib.contextmanager
-def stop_signal() -> Iterator[Callable[[int], bool]]:
-  """Listens for SIGTERM within it; gives `stop(step)`, true once the run must save and end at this step.
+def agreed_stop(signals: Signals) -> Callable[[], bool]:
+  """Returns `stop()`, true once the run must save and end here.
 
-  With several processes all of them answer alike at the same call, whichever was signalled.
+  With several processes all of them answer alike at the same call, whichever was told; so all must call it as often.
   """
-  if jax.distributed.is_initialized():
-    # JAX agrees on the largest number that any process has come to, and one more. Calls are counted rather than
-    # steps, because an evaluation asks many times in one step.
-    calls = itertools.count()
-    yield lambda step: multihost_utils.reached_preemption_sync_point(next(calls))
-    return
-  told: list[bool] = []
-  if threading.current_thread() is not threading.main_thread():
-    yield lambda step: False  # only the main thread may listen
-    return
-  before = signal.signal(signal.SIGTERM, lambda *_: told.append(True))
-  try:
-    yield lambda step: bool(told)
-  finally:
-    signal.signal(signal.SIGTERM, before or signal.SIG_DFL)  # None: it was not set from Python
+  if not is_distributed():
+    return lambda: signals.received is not None
+  # JAX hears SIGTERM itself, and agrees on the largest number that any process has come to, and one more. Calls are
+  # counted rather than steps, because an evaluation asks many times in one step.
+  calls = itertools.count()
+  return lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+
+
+def share_seconds(seconds: float) -> dict[str, float]:
+  """Tells the others how long a step takes this process, without waiting for them; the last known times by name."""
+  store = _store()
+  store.key_value_set(f'jaxgen/seconds/{jax.process_index()}', f'{seconds:.6g}', allow_overwrite=True)
+  if not is_first():
+    return {}
+  shared = store.key_value_dir_get('jaxgen/seconds/')
+  return {_name(int(key.rpartition('/')[2])): float(value) for key, value in shared}
 
 
 @contextlib.contextmanager
@@ -199,6 +220,11 @@ def _name(index: int) -> str:
     return f'process {index} ({_store().key_value_try_get(f"jaxgen/host/{index}")})'
   except jax.errors.JaxRuntimeError:
     return f'process {index}'
+
+
+def _places() -> dict[int, str]:
+  """The phase that each process came to last."""
+  return {int(key.rpartition('/')[2]): place for key, place in _store().key_value_dir_get('jaxgen/at/')}
 
 
 def _end_when_another_fails() -> None:

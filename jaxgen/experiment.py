@@ -42,6 +42,8 @@ class Experiment(NamedTuple):
     max_bad_steps: the run stops when this many steps in a row were not finite.
     log_every: steps between two lines of metrics, at most: a checkpoint and an evaluation have one too.
     checkpoints: when to save and what to keep.
+    stall_seconds: a run that makes no progress for this long, and for 20 times the median step, says where it hangs,
+      saves if it can, and ends. None for no watching; the environment's JAXGEN_STALL_SECONDS goes before it.
     begin: `(old, fresh) -> state`, the first state of a stage that follows another, made of that one's last and of a
       new one; by default what both have under one path and shape is carried over.
   """
@@ -62,6 +64,7 @@ class Experiment(NamedTuple):
   max_bad_steps: int = 10
   log_every: int = 50
   checkpoints: Policy = Policy()
+  stall_seconds: float | None = 1800.0
   begin: Callable[[TrainState, TrainState], TrainState] | None = None
 
 

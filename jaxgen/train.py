@@ -5,31 +5,43 @@ randomness of step s is fold_in(key(seed), s), and the state is in the checkpoin
 started again is bit-identical, on the same mesh, to one that was not.
 """
 
+import contextlib
 import errno
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
 
-from jaxgen import distributed, report, sharding
+from jaxgen import distributed, sharding
 from jaxgen import writer as writers
 from jaxgen.checkpoint import Checkpoints
-from jaxgen.distributed import Preempted
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.experiment import Experiment, as_stages, stage_of
+from jaxgen.run import (
+  Run,
+  RunError,
+  check_identity,
+  end_stalled,
+  identity,
+  leave_run,
+  meet,
+  save,
+  save_now,
+  stall_seconds,
+  wait_for_saves,
+  write_report,
+)
+from jaxgen.signals import Signals, listening
 from jaxgen.stage_setup import abstract_state, begin_stage, compile_step, initial_state, place_frozen
 from jaxgen.step_window import StepWindow
 from jaxgen.train_state import TrainState
+from jaxgen.watchdog import Waiting, Watchdog
 
 _MEET_EVERY = 16  # steps between two meetings of the processes, at most: devices take about 32 before the host waits
-
-
-class RunError(RuntimeError):
-  """The run cannot go on, for a reason that the message tells."""
 
 
 def train(
@@ -38,6 +50,7 @@ def train(
   *,
   record: Mapping[str, Any] | None = None,
   allow_changes: bool = False,
+  signals: Signals | None = None,
 ) -> TrainState:
   """Trains until the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -46,6 +59,7 @@ def train(
     workdir: the run's folder.
     record: what is written as config.json: the config's name and its resolved values.
     allow_changes: go on although dataset, seed, batch size or config are not those of the checkpoint.
+    signals: from `signals.listening`; SIGTERM and Ctrl-C are heard while this runs without it.
 
   Returns:
     The state after the last step.
@@ -54,14 +68,21 @@ def train(
     ValueError: the experiment cannot run as configured, or `workdir` holds another run, or is another process's now.
     RunError: too many steps in a row were not finite, or the disk is full.
     CheckpointError: a checkpoint cannot be read or written.
-    Preempted: SIGTERM came; the state is saved.
+    Preempted: SIGTERM came, or no data; the state is saved.
+    KeyboardInterrupt: Ctrl-C came; the state is saved after the first one.
   """
-  with distributed.alone_in(workdir):
-    return _train(as_stages(experiment), epath.Path(workdir), dict(record or {}), allow_changes)
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(distributed.alone_in(workdir))
+    signals = signals or stack.enter_context(listening())
+    return _train(as_stages(experiment), epath.Path(workdir), dict(record or {}), allow_changes, signals)
 
 
 def _train(
-  stages: Sequence[Experiment], workdir: epath.Path, record: dict[str, Any], allow_changes: bool
+  stages: Sequence[Experiment],
+  workdir: epath.Path,
+  record: dict[str, Any],
+  allow_changes: bool,
+  signals: Signals,
 ) -> TrainState:
   checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
   start = checkpoints.latest()
@@ -71,186 +92,200 @@ def _train(
   for evaluator in (evaluator for stage in stages for evaluator in stage.evaluators):
     evaluator.check()
   distributed.ready('the start of the run')
-  speaks = distributed.is_first()
-  writer = writers.Writer(workdir, resume_step=start) if speaks else writers.silent()
-  with writer, distributed.stop_signal() as stop:
-    run = _Run(workdir, writer, checkpoints, stop, record, total)
+  watchdog = Watchdog(seconds=stall_seconds(stages[0]), end=end_stalled if signals.exits else None)
+  signals.rescue = watchdog.rescue
+  writer = writers.Writer(workdir, resume_step=start) if distributed.is_first() else writers.silent()
+  with writer, watchdog:
+    run = Run(workdir, record, total, writer, checkpoints, signals, distributed.agreed_stop(signals), watchdog)
     try:
-      state = run.stages(stages, start)
-      checkpoints.wait()
+      state = train_stages(run, stages, start)
+      wait_for_saves(run)
     except BaseException as error:
       checkpoints.close()
-      run.report()
+      write_report(run)
       if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise RunError(
           f'the disk of {workdir} is full: free some space and start again, the run goes on {checkpoints.going_on()}'
         ) from error
       raise
     checkpoints.close()
-    run.report()
+    write_report(run)
   distributed.ready('the end of the run')
   return state
 
 
-def identity(stage: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
-  """What must not change while a run goes on, as JSON."""
-  return {'config': record.get('name'), 'run_seed': stage.seed} | dict(stage.data.identity)
+def train_stages(run: Run, stages: Sequence[Experiment], start: int | None) -> TrainState:
+  """Trains the stages that are left, from the checkpoint of step `start` if there is one."""
+  first = 0 if start is None else stage_of(stages, start)
+  state = None
+  begin = sum(stage.steps for stage in stages[:first])
+  for stage in stages[first:]:
+    meet(run, f'the stage from step {begin}')
+    abstract = abstract_state(stage)
+    if state is None and start is not None:
+      state = run.checkpoints.restore(abstract, start)
+      run.writer.text(f'Going on from step {start:,} of {run.total:,} in {run.workdir}')
+    else:
+      fresh = initial_state(stage, abstract)
+      state = fresh if state is None else begin_stage(stage, state, fresh)
+    run.writer.config(run.record)  # not before the checkpoint is known to be of this config
+    state = train_stage(run, stage, abstract, state, begin, begin + stage.steps)
+    begin += stage.steps
+  assert state is not None
+  return state
 
 
-def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: os.PathLike) -> None:
-  """Raises ValueError, naming every difference, where a checkpoint belongs to another run."""
-  different = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
-  if different:
-    changes = ', '.join(f'{key} was {saved.get(key)!r}, is {now.get(key)!r}' for key in different)
-    raise ValueError(
-      f'{workdir} holds another run: {changes}. Use another --workdir, set these back, '
-      'or pass --allow-changes to go on all the same'
+def train_stage(
+  run: Run, stage: Experiment, abstract: TrainState, state: TrainState, begin: int, end: int
+) -> TrainState:
+  """Trains one stage, whose steps are those after `begin` until `end`."""
+  step = int(state.step)
+  frozen = place_frozen(stage)
+  describe(run, stage, abstract, step)
+  if step > begin or (step == 0 and stage.evaluate_first):
+    evaluate(run, not_on_record(run, due(stage, step, run.total), step), stage, state, frozen, step)
+  if step >= end:
+    return state
+  step_fn = compiled(run, stage, abstract, frozen, step)
+  key = jax.random.key(stage.seed)
+  window = StepWindow(stage.data.identity['batch_size'])
+  batches = Waiting(stage.data.iterate(step, sharding.batch_sharding(stage.mesh)))
+  with contextlib.closing(batches):
+    while step < end:
+      batch = window.next(batches, functools.partial(while_waiting, run, stage, state, window, step))
+      with run.watchdog.no_whole_state() as saved_by:
+        state, metrics = step_fn(state, frozen, batch, jax.random.fold_in(key, step))
+        step += 1
+        run.signals.unsaved = True
+        saved_by(functools.partial(save_now, run, stage, state) if jax.process_count() == 1 else None)
+      run.watchdog.step(step)
+      window.add(metrics)
+      after_step(run, stage, state, frozen, window, step, end)
+  return state
+
+
+def compiled(run: Run, stage: Experiment, abstract: TrainState, frozen: Any, step: int) -> Callable:
+  """The train step; leaves where the run was told to stop before there is anything new."""
+  run.watchdog.at('the compilation of the train step')
+  began = time.perf_counter()
+  step_fn = compile_step(stage, abstract, frozen)
+  run.writer.text(f'Compiled the train step in {time.perf_counter() - began:.1f} s')
+  meet(run, f'the first step after {step}')  # a collective's own patience with who still compiles is short
+  if run.stop():
+    leave_run(run, step)
+  return step_fn
+
+
+def while_waiting(run: Run, stage: Experiment, state: TrainState, window: StepWindow, step: int) -> None:
+  """Between two looks for the next batch: leaves where the run was told to stop, or waits in vain.
+
+  Of several processes each goes on to wait: they stop at a step that all come to, or its watchdog ends one.
+  """
+  stalled = run.watchdog.stalled
+  if distributed.is_distributed() or not (stalled or run.stop()):
+    return
+  run.watchdog.leaves()
+  if run.signals.unsaved:
+    record_window(run, window, step)
+    save(run, stage, state, step)
+  leave_run(run, step, stalled)
+
+
+def after_step(
+  run: Run, stage: Experiment, state: TrainState, frozen: Any, window: StepWindow, step: int, end: int
+) -> None:
+  """Progress, metrics, checkpoint, evaluation: each when it is due.
+
+  A line of metrics goes before whatever a run may go on from, so that none of its steps is lost or counted twice.
+  """
+  run.writer.progress(step, run.total)
+  stopped = run.stop()
+  if stopped:
+    run.watchdog.leaves()
+  saves = step % stage.checkpoints.every == 0 or step == end or stopped
+  evaluators = due(stage, step, run.total)
+  logs = step % stage.log_every == 0 or saves or bool(evaluators)
+  if logs or step % _MEET_EVERY == 0:
+    window.waited_for_others(distributed.ready(f'step {step}'))
+  if logs:
+    record_window(run, window, step)
+    check_finite(run, stage, state, step)
+  with window.pause():
+    if saves:
+      save(run, stage, state, step)
+    if stopped:
+      leave_run(run, step)
+    evaluate(run, evaluators, stage, state, frozen, step)
+
+
+def record_window(run: Run, window: StepWindow, step: int) -> None:
+  """Writes and shows the metrics of the steps since the last line."""
+  if window.is_empty:
+    return
+  values = window.read()
+  if jax.process_count() > 1 and (shared := distributed.share_seconds(window.own_seconds)):
+    values['slowest_process_seconds'] = max(shared.values())
+    if slow := window.newly_slow(shared):
+      run.writer.text(slow)
+  if run.writer.failures:
+    values['observer_failures'] = run.writer.failures
+  run.writer.scalars(step, values)
+  shown = [name for name in values if name.endswith('loss')] + ['images_per_second', 'input_wait']
+  run.writer.progress(step, run.total, {name: values[name] for name in shown if name in values})
+
+
+def check_finite(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
+  bad = int(state.bad_steps)
+  if bad >= stage.max_bad_steps:
+    raise RunError(
+      f'the last {bad} steps before step {step} were not finite (max_bad_steps {stage.max_bad_steps}); the '
+      f'parameters are those before them. Lower the learning rate or clip_norm, or use a wider dtype; the newest '
+      f'checkpoint is of step {run.checkpoints.latest()}'
     )
 
 
-class _Run:
-  """What a run's steps share: where they write, where they save, when they stop."""
+def due(stage: Experiment, step: int, total: int) -> list[Evaluator]:
+  return [evaluator for evaluator in stage.evaluators if step % evaluator.every == 0 or step == total]
 
-  def __init__(self, workdir, writer, checkpoints, stop, record, total):
-    self.workdir = workdir
-    self.writer = writer
-    self.checkpoints = checkpoints
-    self.stop = stop
-    self.record = record
-    self.total = total
 
-  def stages(self, stages: Sequence[Experiment], start: int | None) -> TrainState:
-    first = 0 if start is None else stage_of(stages, start)
-    state = None
-    begin = sum(stage.steps for stage in stages[:first])
-    for stage in stages[first:]:
-      distributed.ready(f'the stage from step {begin}')
-      abstract = abstract_state(stage)
-      if state is None and start is not None:
-        state = self.checkpoints.restore(abstract, start)
-        self.writer.text(f'Going on from step {start:,} of {self.total:,} in {self.workdir}')
-      else:
-        fresh = initial_state(stage, abstract)
-        state = fresh if state is None else begin_stage(stage, state, fresh)
-      self.writer.config(self.record)  # not before the checkpoint is known to be of this config
-      state = self.stage(stage, abstract, state, begin, begin + stage.steps)
-      begin += stage.steps
-    assert state is not None
-    return state
+def not_on_record(run: Run, evaluators: Sequence[Evaluator], step: int) -> list[Evaluator]:
+  """Those whose results are missing: the run was killed after the step's checkpoint."""
+  seen = run.writer.on_record(step)
+  return [each for each in evaluators if not distributed.agree(int(_seconds_metric(each) in seen))]
 
-  def stage(self, stage: Experiment, abstract, state: TrainState, begin: int, end: int) -> TrainState:
-    done = int(state.step)
-    frozen = place_frozen(stage)
-    self.describe(stage, abstract, done)
-    if done > begin or (done == 0 and stage.evaluate_first):
-      self.evaluate(self.missing(stage, done), stage, state, frozen, done)
-    if done >= end:
-      return state
+
+def evaluate(
+  run: Run, evaluators: Sequence[Evaluator], stage: Experiment, state: TrainState, frozen: Any, step: int
+) -> None:
+  def pause() -> None:
+    run.watchdog.at(f'an evaluation at step {step}')
+    if run.stop():
+      if run.signals.unsaved:
+        save(run, stage, state, step)
+      leave_run(run, step)
+
+  for evaluator in evaluators:
+    meet(run, f'{evaluator.name} at step {step}')
     began = time.perf_counter()
-    step_fn = compile_step(stage, abstract, frozen)
-    self.writer.text(f'Compiled the train step in {time.perf_counter() - began:.1f} s')
-    distributed.ready(f'the first step after {done}')  # a collective's own patience with who still compiles is short
-    root = jax.random.key(stage.seed)
-    batches = stage.data.iterate(done, sharding.batch_sharding(stage.mesh))
-    window = StepWindow(stage.data.identity['batch_size'])
-    try:
-      while done < end:
-        batch = window.next(batches)
-        state, metrics = step_fn(state, frozen, batch, jax.random.fold_in(root, done))
-        done += 1
-        window.add(metrics)
-        self.after_step(stage, state, frozen, window, done, end)
-    finally:
-      batches.close()
-    return state
-
-  def after_step(self, stage, state, frozen, window, done, end) -> None:
-    """Progress, metrics, checkpoint, evaluation: each when it is due.
-
-    A line of metrics goes before whatever a run may go on from, so that none of its steps is lost or counted twice.
-    """
-    self.writer.progress(done, self.total)
-    stopped = self.stop(done)
-    saves = done % stage.checkpoints.every == 0 or done == end or stopped
-    due = self.due(stage, done)
-    tells = done % stage.log_every == 0 or saves or bool(due)
-    if tells or done % _MEET_EVERY == 0:
-      distributed.ready(f'step {done}')
-    if tells:
-      values = window.read()
-      if self.writer.failures:
-        values['observer_failures'] = self.writer.failures
-      self.writer.scalars(done, values)
-      shown = [name for name in values if name.endswith('loss')] + ['images_per_second', 'input_wait']
-      self.writer.progress(done, self.total, {name: values[name] for name in shown if name in values})
-      self.check_finite(stage, state, done)
-    with window.pause():
-      if saves:
-        self.save(stage, state, done)
-      if stopped:
-        self.leave(done)
-      self.evaluate(due, stage, state, frozen, done)
-
-  def save(self, stage: Experiment, state: TrainState, done: int) -> None:
-    distributed.ready(f'the checkpoint of step {done}')
-    self.writer.sync()
-    self.checkpoints.save(state, identity(stage, self.record))
-
-  def due(self, stage: Experiment, done: int) -> list[Evaluator]:
-    return [evaluator for evaluator in stage.evaluators if done % evaluator.every == 0 or done == self.total]
-
-  def missing(self, stage: Experiment, done: int) -> list[Evaluator]:
-    """Of what is due at this step, what is not on record: the run was killed after the step's checkpoint."""
-    seen = self.writer.on_record(done)
-    return [each for each in self.due(stage, done) if not distributed.agree(int(_clock(each) in seen))]
-
-  def evaluate(self, evaluators: Sequence[Evaluator], stage: Experiment, state: TrainState, frozen, done: int) -> None:
-    for evaluator in evaluators:
-      distributed.ready(f'{evaluator.name} at step {done}')
-      pause = functools.partial(self.pause, stage, state, done)
-      began = time.perf_counter()
-      values = evaluator.run(Context(done, state, frozen, self.writer, self.workdir, pause))
-      values = dict(values) | {_clock(evaluator): time.perf_counter() - began}
-      self.writer.scalars(done, values)
-      shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
-      self.writer.text(f'step {done:,}  {shown}')
-    if evaluators:
-      self.report()
-
-  def report(self) -> None:
-    self.writer.observe('the report', lambda: report.write(self.workdir), once=True)
-
-  def pause(self, stage: Experiment, state: TrainState, done: int) -> None:
-    if self.stop(done):
-      self.save(stage, state, done)
-      self.leave(done)
-
-  def leave(self, done: int) -> None:
-    self.checkpoints.wait()
-    self.writer.text(f'Told to stop: saved at step {done:,}. The same command goes on from there.')
-    raise Preempted(f'stopped at step {done}')
-
-  def check_finite(self, stage: Experiment, state: TrainState, done: int) -> None:
-    bad = int(state.bad_steps)
-    if bad >= stage.max_bad_steps:
-      raise RunError(
-        f'the last {bad} steps before step {done} were not finite (max_bad_steps {stage.max_bad_steps}); the '
-        f'parameters are those before them. Lower the learning rate or clip_norm, or use a wider dtype; the newest '
-        f'checkpoint is of step {self.checkpoints.latest()}'
-      )
-
-  def describe(self, stage: Experiment, abstract: TrainState, done: int) -> None:
-    """A table of the parameters, once, before the first step."""
-    from clu import parameter_overview
-
-    if done == 0:
-      self.writer.text(
-        parameter_overview.get_parameter_overview(abstract.params, include_stats=False), name='parameters'
-      )
-    mesh = ' x '.join(f'{name} {size}' for name, size in stage.mesh.shape.items() if size > 1) or 'one device'
-    self.writer.text(f'{jax.device_count()} {jax.devices()[0].device_kind} device(s): {mesh}')
+    values = evaluator.run(Context(step, state, frozen, run.writer, run.workdir, pause))
+    seconds = time.perf_counter() - began
+    run.writer.scalars(step, dict(values) | {_seconds_metric(evaluator): seconds})
+    shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+    run.writer.text(f'step {step:,}  {evaluator.name} took {seconds:.1f} s  {shown}'.rstrip())
+  if evaluators:
+    write_report(run)
 
 
-def _clock(evaluator: Evaluator) -> str:
+def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> None:
+  """A table of the parameters, once, before the first step."""
+  from clu import parameter_overview
+
+  if step == 0:
+    run.writer.text(parameter_overview.get_parameter_overview(abstract.params, include_stats=False), name='parameters')
+  mesh = ' x '.join(f'{name} {size}' for name, size in stage.mesh.shape.items() if size > 1) or 'one device'
+  run.writer.text(f'{jax.device_count()} {jax.devices()[0].device_kind} device(s): {mesh}')
+
+
+def _seconds_metric(evaluator: Evaluator) -> str:
   """The metric that says how long an evaluation took, and so that it was done."""
   return f'{evaluator.name}/seconds'

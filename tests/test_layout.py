@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Imports point down only. In the first three levels they also never go sideways, but for FROM_SIDE.
 LEVELS = [
-  {'typing', 'home', 'xla_flags', 'flops', 'files', 'npz_file'},
+  {'typing', 'home', 'xla_flags', 'flops', 'files', 'npz_file', 'signals'},
   {'processes', 'models', 'data', 'metrics', 'sharding'},
   {'samplers', 'adapters', 'pretrained', 'objectives'},
   {
@@ -34,8 +34,9 @@ LEVELS = [
     'image_grid',
     'vote',
     'step_window',
+    'watchdog',
   },
-  {'experiment', 'stage_setup', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
+  {'experiment', 'stage_setup', 'run', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
   {'cli'},
 ]

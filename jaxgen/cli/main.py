@@ -24,20 +24,34 @@ _OURS = ('jaxgen', 'configs', 'config_file')  # top-level modules whose raised e
 
 
 def main(argv: list[str] | None = None) -> int:
-  """Runs one command.
+  """Runs one command: the program's own where `argv` is None, which then ends even if threads or the terminal hang.
 
   Returns:
     0 when done, 2 for a user's mistake, 75 for a run that was preempted and can go on, 130 for Ctrl-C.
   """
-  argv = list(sys.argv[1:] if argv is None else argv)
+  if argv is not None:
+    return _code_of(list(argv))
+  from jaxgen import signals
+
+  with signals.insisting():
+    code = _code_of(sys.argv[1:])
+  jax = sys.modules.get('jax')
+  if code in signals.EXIT_CODES.values() and not (jax and jax.distributed.is_initialized()):
+    signals.leave(code)  # all is saved, and what hung or was interrupted may hang or crash on the usual way out
+  signals.end_within(code)
+  return code
+
+
+def _code_of(argv: list[str]) -> int:
+  """Runs one command and says what is to be said of its errors."""
   show_traceback = bool(os.environ.get('JAXGEN_TRACEBACK')) or '--traceback' in argv
   argv = [arg for arg in argv if arg != '--traceback']
   try:
     code = _run(argv)
     sys.stdout.flush()
     return code
-  except KeyboardInterrupt:
-    print('\njaxgen: interrupted', file=sys.stderr)
+  except KeyboardInterrupt as interrupt:
+    print(f'\njaxgen: interrupted {interrupt}'.rstrip(), file=sys.stderr)
     return 130
   except BrokenPipeError:  # `jaxgen data list | head`
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -3,6 +3,8 @@
 import argparse
 import sys
 
+from jaxgen.signals import Signals, listening
+
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(
@@ -22,6 +24,11 @@ def main(argv: list[str]) -> int:
   )
   args, overrides = parser.parse_known_args(argv)
 
+  with listening(exits=True) as signals:  # before the imports, which take seconds
+    return _train(args, overrides, signals)
+
+
+def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> int:
   from jaxgen.cli.config import load_config, record, remember
 
   config, module = load_config(args.config, overrides)
@@ -36,7 +43,7 @@ def main(argv: list[str]) -> int:
   remember(module)
   workdir = epath.Path(args.workdir or f'runs/{about["name"]}')
   try:
-    train(module.build(config), workdir, record=about, allow_changes=args.allow_changes)
+    train(module.build(config), workdir, record=about, allow_changes=args.allow_changes, signals=signals)
   except distributed.Preempted as stopped:
     print(f'jaxgen: {stopped}', file=sys.stderr)
     return stopped.exit_code

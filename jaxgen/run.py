@@ -1,0 +1,123 @@
+"""A run: what stays the same from its first step to its last, and how it meets, saves and leaves."""
+
+import os
+import signal
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from etils import epath
+
+from jaxgen import distributed, report
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.distributed import Interrupted, Preempted
+from jaxgen.experiment import Experiment
+from jaxgen.signals import EXIT_CODES, Signals, leave
+from jaxgen.train_state import TrainState
+from jaxgen.watchdog import SAVE_SECONDS, Watchdog
+from jaxgen.writer import Writer
+
+
+class RunError(RuntimeError):
+  """The run cannot go on, for a reason that the message tells."""
+
+
+class Run(NamedTuple):
+  """What stays the same from a run's first step to its last.
+
+  Attributes:
+    workdir: the run's folder.
+    record: what is written as config.json.
+    total: steps of all stages.
+    writer: writes the folder; silent on every process but the first.
+    checkpoints: the run's checkpoints.
+    signals: what this process was told.
+    stop: whether the run must save and end here; all processes call it as often.
+    watchdog: told of all that the main thread comes to.
+  """
+
+  workdir: epath.Path
+  record: Mapping[str, Any]
+  total: int
+  writer: Writer
+  checkpoints: Checkpoints
+  signals: Signals
+  stop: Callable[[], bool]
+  watchdog: Watchdog
+
+
+def identity(stage: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
+  """What must not change while a run goes on, as JSON."""
+  return {'config': record.get('name'), 'run_seed': stage.seed} | dict(stage.data.identity)
+
+
+def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: os.PathLike) -> None:
+  """Raises ValueError, naming every difference, where a checkpoint belongs to another run."""
+  different = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+  if different:
+    changes = ', '.join(f'{key} was {saved.get(key)!r}, is {now.get(key)!r}' for key in different)
+    raise ValueError(
+      f'{workdir} holds another run: {changes}. Use another --workdir, set these back, '
+      'or pass --allow-changes to go on all the same'
+    )
+
+
+def save(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
+  """Starts a checkpoint of all processes, after the metrics that go with it."""
+  meet(run, f'the checkpoint of step {step}')
+  run.writer.sync()
+  with run.watchdog.no_whole_state(SAVE_SECONDS):
+    run.checkpoints.save(state, identity(stage, run.record))
+
+
+def save_now(run: Run, stage: Experiment, state: TrainState) -> None:
+  """Saves in the place of a main thread that hangs."""
+  run.checkpoints.save(state, identity(stage, run.record))
+  run.checkpoints.wait()
+
+
+def wait_for_saves(run: Run) -> None:
+  with run.watchdog.no_whole_state(SAVE_SECONDS) as saved_by:
+    run.checkpoints.wait()
+    saved_by(None)
+  run.signals.unsaved = False
+
+
+def write_report(run: Run) -> None:
+  run.writer.observe('the report', lambda: report.write(run.workdir), once=True)
+
+
+def leave_run(run: Run, step: int, stalled: str | None = None) -> None:
+  """Ends the run at a step whose state is saved, or where there is nothing new to save.
+
+  Raises:
+    Preempted: it was told to by SIGTERM, or has stalled.
+    Interrupted: it was told to by Ctrl-C.
+  """
+  wait_for_saves(run)
+  why = f'No data: {stalled}' if stalled else 'Told to stop'
+  run.writer.text(f'{why}: saved at step {step:,}. The same command goes on from there.')
+  raise (Interrupted if run.signals.received == signal.SIGINT else Preempted)(f'stopped at step {step}')
+
+
+def meet(run: Run, phase: str) -> None:
+  """Waits for all processes, before what they must do together."""
+  run.watchdog.at(phase)
+  distributed.ready(phase)
+
+
+def stall_seconds(stage: Experiment) -> float | None:
+  """The experiment's, or the environment's JAXGEN_STALL_SECONDS; 0 is for no watching."""
+  text = os.environ.get('JAXGEN_STALL_SECONDS')
+  if not text:
+    return stage.stall_seconds
+  if not text.isdecimal():
+    raise ValueError(f'JAXGEN_STALL_SECONDS is {text!r}; it must be a whole number of seconds, or 0 for no watching')
+  return float(text) or None
+
+
+def end_stalled(why: str, saved: bool) -> None:
+  """Ends the program on the watchdog's thread: with 75 where all is saved, else as a failure that all are told of."""
+  if saved:
+    leave(EXIT_CODES[signal.SIGTERM], f'{why}; what was done is saved, and the same command goes on from there')
+  distributed.fail(RunError(f'{why}{distributed.where_all_are()}'))
+  leave(1, f'{why}; what came after the newest checkpoint is lost, and the same command goes on from there')
