@@ -16,6 +16,7 @@ import pytest
 from jaxgen import sample, writer
 from jaxgen.cli import config as configs
 from jaxgen.cli import main as program
+from jaxgen.cli.configs import field_comments
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = str(ROOT / 'tests' / 'tiny_config.py')
@@ -434,3 +435,35 @@ def test_a_value_of_the_default_config_that_cannot_be_is_one_line(override, mess
   assert error.startswith(f'jaxgen: error: {message}')
   assert error.count('\n') == 1
   assert not (tmp_path / 'run' / 'metrics.jsonl').exists()
+
+
+def test_configs_are_listed_by_family(capsys):
+  assert program.main(['configs']) == 0
+  text = capsys.readouterr().out
+  gans, diffusion = text.index('gan:'), text.index('diffusion and flow:')
+  assert gans < text.index('  emoji_stylegan2 ') < diffusion < text.index('  emoji_dit ')
+  assert re.search(r'emoji_mean_flow +\w', text[text.index('few steps:') : diffusion])
+
+
+def test_a_config_is_shown_with_its_fields_and_their_meaning(capsys):
+  assert program.main(['configs', 'emoji_unet']) == 0  # a variant: the comments are its base's
+  text = capsys.readouterr().out
+  assert text.startswith('emoji_dit with a small ADM')
+  assert re.search(r'--config.fid.num_samples=256 +', text) and '--config.model.width=32' in text
+  assert 'the split that FID compares with' in text
+
+
+def test_field_comments_follow_nested_fields():
+  source = """
+def get_config():
+  return ConfigDict({
+    'seed': 0,  # the seed
+    'fid': {'every': 5, 'num': 3},  # num=0 for none
+    'model': {
+      'width': 8,  # features
+    },
+  })
+"""
+  comments = field_comments(source)
+  assert comments['seed'] == 'the seed' and comments['fid'] == 'num=0 for none'
+  assert comments['model.width'] == 'features' and 'fid.num' not in comments

@@ -11,6 +11,7 @@ import traceback
 
 _COMMANDS = {
   'train': ('jaxgen.cli.train', 'train a config, or go on with a run'),
+  'configs': ('jaxgen.cli.configs', 'list the configs, or show the fields of one'),
   'sample': ('jaxgen.cli.sample', "make images with a run's model"),
   'evaluate': ('jaxgen.cli.evaluate', 'FID and other metrics, of a run or between two folders of images'),
   'data': ('jaxgen.cli.data', 'list and prepare datasets'),
