@@ -29,7 +29,9 @@ from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddpm import ddpm
+from jaxgen.samplers.sampler import Sampler
 
 
 def get_config() -> ConfigDict:
@@ -63,11 +65,10 @@ def objective(c: ConfigDict) -> Objective:
     unet.ddpm('cifar10', dtype=jnp.dtype(c.dtype)),
     process,
     shape=(c.resolution, c.resolution, 3),
-    parameterisation=parameterisation.eps(process),
+    parameterisation=parameterisation.eps,
     times=times.discrete(1000),
-    sampler=partial(
-      ddpm, process=process, times=grids.spaced(c.sampling.steps, 1000), variance=posterior.large, clip=1.0
-    ),
+    sampler=Sampler(partial(ddpm, variance=posterior.large), grids.spaced(c.sampling.steps, 1000)),
+    guide=(clip(),),
   )
 
 

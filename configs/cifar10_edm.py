@@ -17,11 +17,13 @@ from jaxgen import ema
 from jaxgen.experiment import Experiment
 from jaxgen.models.edm_unet import ddpmpp
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm, log_normal
 from jaxgen.samplers import grids
 from jaxgen.samplers.heun import heun
+from jaxgen.samplers.sampler import Sampler
 
 
 def get_config() -> ConfigDict:
@@ -42,10 +44,10 @@ def objective(c: ConfigDict, num_classes: int) -> Objective:
     ddpmpp(num_classes=num_classes, dtype=jnp.dtype(c.dtype)),
     process,
     shape=(c.resolution, c.resolution, 3),
-    parameterisation=parameterisation.preconditioned(process, data_std=0.5),
+    parameterisation=partial(parameterisation.preconditioned, data_std=0.5),
     times=log_normal(),
-    sampler=partial(heun, process=process, times=grids.uniform(c.sampling.steps)),
-    null={'label': num_classes} if num_classes else {},
+    sampler=Sampler(heun, grids.uniform(c.sampling.steps)),
+    conditioner=labels(num_classes),
   )
 
 

@@ -38,6 +38,7 @@ from jaxgen.models import dit
 from jaxgen.models.latents import Autoencoder
 from jaxgen.models.layers import remat
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
 from jaxgen.pretrained import autoencoder
@@ -45,7 +46,8 @@ from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddpm import ddpm
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 
 NUM_CLASSES = 1000
 SHOWN = (207, 360, 387, 974, 88, 979, 417, 279)  # classes in the grid, as in the paper's figures
@@ -86,18 +88,17 @@ def shape(c: ConfigDict) -> tuple[int, int, int]:
 
 def objective(c: ConfigDict) -> Objective:
   """DDPM's linear schedule of 1,000 steps, noise prediction, learned variance by the hybrid loss."""
-  process, null = vp_linear(1000), {'label': NUM_CLASSES}
+  process = vp_linear(1000)
   options = {'dtype': jnp.dtype(c.dtype), 'remat': remat.policy(c.remat)}
   return diffusion(
     dit.dit(c.size, num_classes=NUM_CLASSES, learn_sigma=True, **options),
     process,
     shape=shape(c),
-    parameterisation=parameterisation.learned_variance(parameterisation.eps(process)),
+    parameterisation=parameterisation.learned_variance(parameterisation.eps),
     times=times.discrete(1000),
-    sampler=partial(ddpm, process=process, times=grids.spaced(c.sampling.steps, 1000), variance=posterior.learned),
-    guide=partial(guided, null=null, scale=c.sampling.scale),
-    null=null,
-    drop_rate=c.drop_rate,
+    sampler=Sampler(partial(ddpm, variance=posterior.learned), grids.spaced(c.sampling.steps, 1000)),
+    guide=(classifier_free(c.sampling.scale),),
+    conditioner=labels(NUM_CLASSES, drop_rate=c.drop_rate),
     limit=None,
   )
 

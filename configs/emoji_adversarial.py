@@ -11,6 +11,7 @@ Inception does (Kynkaanniemi et al. 2023).
 """
 
 import math
+from functools import partial
 
 import flax.linen as nn
 import optax
@@ -28,11 +29,11 @@ from jaxgen.objectives.gan.gan import gan
 from jaxgen.processes import parameterisation
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   process, d = emoji_dit.PROCESSES[c.process][0], c.adversary
   return gan(
-    OneStep(net, process, parameterisation.x0(process, margin=c.margin), shape),
-    ProjectedDiscriminator(d.width, num_classes=null.get('label', 0)),
+    OneStep(net, process, partial(parameterisation.x0, margin=c.margin), shape),
+    ProjectedDiscriminator(d.width, num_classes=num_classes),
     latent=math.prod(shape),
     loss=gan_losses.hinge,
     augmentation=diff_augment(),

@@ -22,13 +22,13 @@ def network(num_classes: int, **model) -> nn.Module:
   return DiT(**model)
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   unguided = ConfigDict(c.to_dict())
   unguided.sampling.scale = 1.0
-  base = emoji_dit.denoising(unguided, net, shape=shape, null={})
-  if not null:
+  base = emoji_dit.denoising(unguided, net, shape=shape, num_classes=0)
+  if not num_classes:
     raise ValueError(f'{c.dataset} has no classes, and a classifier needs some; train emoji_dit on it')
-  classifier = UNetClassifier(num_classes=null['label'], **c.classifier.model)
+  classifier = UNetClassifier(num_classes=num_classes, **c.classifier.model)
   return guided_by_classifier(base, classifier, scale=c.sampling.scale)
 
 

@@ -14,12 +14,19 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.consistency import consistency
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   return consistency(
-    net, shape=shape, steps=c.steps, first=c.first, last=c.last, times=tuple(c.sampling.times), null=null
+    net,
+    shape=shape,
+    steps=c.steps,
+    first=c.first,
+    last=c.last,
+    times=tuple(c.sampling.times),
+    conditioner=labels(num_classes),
   )
 
 

@@ -28,15 +28,18 @@ from jaxgen.evaluators.samples import rows_of_classes, samples
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.optimizers import matrices
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.dpm_solver import dpm_multistep
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.samplers.unipc import unipc
 
 PROCESSES = {  # process, space of the loss, times
@@ -78,20 +81,19 @@ def packaged(c: ConfigDict, split: str = 'train') -> Dataset:
   return source(c.dataset, split, resolution=c.resolution)
 
 
-def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def denoising(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   process, loss_in, time_sampler = chosen(PROCESSES, c.process, field='process')
   sampler = chosen(SAMPLERS, c.sampling.name, field='sampling.name')
   return diffusion(
     net,
     process,
     shape=shape,
-    parameterisation=parameterisation.x0(process, margin=c.margin),
-    loss_in=loss_in(process),
+    parameterisation=partial(parameterisation.x0, margin=c.margin),
+    loss_in=loss_in,
     times=time_sampler,
-    sampler=partial(sampler, process=process, times=grids.uniform(c.sampling.steps), clip=1.0),
-    guide=partial(guided, null=null, scale=c.sampling.scale),
-    null=null,
-    drop_rate=c.drop_rate,
+    sampler=Sampler(sampler, grids.uniform(c.sampling.steps)),
+    guide=(classifier_free(c.sampling.scale), clip()),
+    conditioner=labels(num_classes, drop_rate=c.drop_rate),
   )
 
 
@@ -111,14 +113,13 @@ def build(
   mesh, dataset = sharding.make_mesh(**c.mesh), packaged(c)
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=fits_in_memory(dataset))
   net = network(num_classes=dataset.num_classes, **c.model)
-  null = {'label': dataset.num_classes} if dataset.num_classes else {}
-  objective = learn(c, net, shape=data.spec['image'].shape[1:], null=null)
+  objective = learn(c, net, shape=data.spec['image'].shape[1:], num_classes=dataset.num_classes)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   shown = rows_of_classes(dataset.class_names, per_class=c.samples.per_class)
   grid = samples(generate, mesh=mesh, every=c.samples.every, **shown)
   measures = ()
   if c.fid.num_samples:
-    cond = {'label': data.rows(0, range(c.fid.num_samples))['label']} if null else {}
+    cond = {'label': data.rows(0, range(c.fid.num_samples))['label']} if dataset.num_classes else {}
     protocol = {
       'labels': 'of the training data',
       'sampler': f'{c.sampling.name}, {c.sampling.steps} steps, clipped to [-1, 1]',

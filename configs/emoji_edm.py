@@ -13,27 +13,29 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.edm import edm, log_normal
 from jaxgen.samplers import grids
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.clipping import clip
+from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.heun import heun
+from jaxgen.samplers.sampler import Sampler
 
 PROCESS = edm()
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   return diffusion(
     net,
     PROCESS._replace(network_time=lambda t: 250 * (PROCESS.network_time(t) + 2)),  # to DiT's 0 to 1000
     shape=shape,
-    parameterisation=parameterisation.preconditioned(PROCESS, data_std=c.data_std),
+    parameterisation=partial(parameterisation.preconditioned, data_std=c.data_std),
     times=log_normal(c.times.mean, c.times.std, draw=times.stratified),
-    sampler=partial(heun, process=PROCESS, times=grids.uniform(c.sampling.steps), clip=1.0),
-    guide=partial(guided, null=null, scale=c.sampling.scale),
-    null=null,
-    drop_rate=c.drop_rate,
+    sampler=Sampler(heun, grids.uniform(c.sampling.steps)),
+    guide=(classifier_free(c.sampling.scale), clip()),
+    conditioner=labels(num_classes, drop_rate=c.drop_rate),
   )
 
 

@@ -10,7 +10,6 @@ are smeared.
 """
 
 from collections.abc import Callable
-from functools import partial
 
 import flax.linen as nn
 import numpy as np
@@ -29,6 +28,7 @@ from jaxgen.evaluators.samples import rows_of_classes, samples
 from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
 from jaxgen.pretrained import autoencoder
@@ -36,7 +36,8 @@ from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.euler import euler
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 
 
 def get_config() -> ConfigDict:
@@ -64,18 +65,17 @@ def get_config() -> ConfigDict:
   )
 
 
-def flow(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def flow(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   process = rectified_flow()
   return diffusion(
     net,
     process,
     shape=shape,
-    parameterisation=parameterisation.velocity(process),
+    parameterisation=parameterisation.velocity,
     times=times.logit_normal(draw=times.stratified),
-    sampler=partial(euler, process=process, times=grids.uniform(c.sampling.steps)),
-    guide=partial(guided, null=null, scale=c.sampling.scale),
-    null=null,
-    drop_rate=c.drop_rate,
+    sampler=Sampler(euler, grids.uniform(c.sampling.steps)),
+    guide=(classifier_free(c.sampling.scale),),
+    conditioner=labels(num_classes, drop_rate=c.drop_rate),
     limit=None,
   )
 
@@ -91,16 +91,15 @@ def build(
   encoded = latents(c.latents, autoencoder=loaded.hash)
   data = Loader(encoded, batch_size=c.batch_size, seed=c.seed, cache=fits_in_memory(encoded))
   net = network(num_classes=images.num_classes, **c.model)
-  null = {'label': images.num_classes} if images.num_classes else {}
-  objective = latent(flow(c, net, shape=data.spec['image'].shape[1:], null=null), loaded.net)
+  objective = latent(flow(c, net, shape=data.spec['image'].shape[1:], num_classes=images.num_classes), loaded.net)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   shown = rows_of_classes(images.class_names, per_class=c.samples.per_class)
   grid = samples(generate, mesh=mesh, every=c.samples.every, **shown)
   measures = ()
   if c.fid.num_samples:
-    labels = data.rows(0, range(c.batch_size))
+    rows = data.rows(0, range(c.batch_size))
     protocol = {'sampler': f'{c.sampling.steps} Euler steps', 'guidance': c.sampling.scale, 'autoencoder': loaded.hash}
-    cond = {name: np.resize(labels[name], c.fid.num_samples) for name in null}
+    cond = {name: np.resize(rows[name], c.fid.num_samples) for name in objective.conditioner.fields}
     measures = (fid(generate, images, mesh=mesh, cond=cond, protocol=protocol, **c.fid),)
   return Experiment(
     objective=objective,

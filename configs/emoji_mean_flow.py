@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from configs import emoji_dit
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.mean_flow import mean_flow
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
@@ -24,17 +25,16 @@ from jaxgen.samplers import grids
 FLOW = rectified_flow()
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   return mean_flow(
     net,
     shape=shape,
     times=times.logit_normal(-0.4),
     jumps=grids.uniform(c.sampling.steps),
     different=c.different,
-    null=null,
-    drop_rate=c.drop_rate,
+    conditioner=labels(num_classes, drop_rate=c.drop_rate),
     scale=c.sampling.scale,
-    parameterisation=parameterisation.x0(FLOW, margin=c.margin),
+    parameterisation=partial(parameterisation.x0, margin=c.margin),
   )
 
 

@@ -19,33 +19,35 @@ from jaxgen.experiment import Experiment, chosen
 from jaxgen.metrics import lpips
 from jaxgen.objectives import distances
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.distillation import of_last_stage, paired
 from jaxgen.processes import parameterisation, times
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddim import ddim
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 
 ONE = grids.uniform(1)
 
 
-def learn(
-  c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int], teacher: ConfigDict
-) -> Objective:
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int, teacher: ConfigDict) -> Objective:
   process, s = emoji_dit.PROCESSES[c.process][0], c.student
   sampler = chosen(emoji_dit.SAMPLERS, teacher.name, field='sampling.name')
   return paired(
     net,
     process,
     shape=shape,
-    parameterisation=parameterisation.x0(process, margin=c.margin),
+    parameterisation=partial(parameterisation.x0, margin=c.margin),
     times=times.discrete(1),
-    sampler=partial(ddim, process=process, times=ONE, clip=1.0),
-    teacher=partial(sampler, process=process, times=grids.uniform(teacher.steps), clip=1.0),
+    sampler=Sampler(ddim, ONE),
+    teacher=Sampler(sampler, grids.uniform(teacher.steps)),
     pool=s.pool,
     fresh=s.fresh,
     distance=distances.perceptual(s.judge, side=s.side),
-    null=null,
-    guide_teacher=partial(guided, null=null, scale=teacher.scale),
+    conditioner=labels(num_classes),
+    guide=(clip(),),
+    guide_teacher=(classifier_free(teacher.scale), clip()),
   )
 
 

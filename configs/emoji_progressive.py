@@ -15,26 +15,27 @@ from ml_collections import ConfigDict
 from configs import emoji_dit
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.distillation import of_last_stage, progressive
 from jaxgen.processes import parameterisation, weighting
 from jaxgen.processes.vp import vp_cosine
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
 
 PROCESS = vp_cosine()
 
 
 def learn(
-  c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int], steps: int, scale: float
+  c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int, steps: int, scale: float
 ) -> Objective:
   return progressive(
     net,
     PROCESS,
     shape=shape,
     steps=steps,
-    parameterisation=parameterisation.x0(PROCESS, margin=c.margin),
+    parameterisation=partial(parameterisation.x0, margin=c.margin),
     weighting=weighting.truncated_snr,
-    null=null,
-    guide_teacher=partial(guided, null=null, scale=scale),
+    conditioner=labels(num_classes),
+    guide_teacher=(classifier_free(scale),),
   )
 
 

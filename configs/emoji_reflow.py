@@ -15,33 +15,34 @@ from ml_collections import ConfigDict
 from configs import emoji_dit, emoji_dit_flow
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.distillation import of_last_stage, paired
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.euler import euler
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 
 FLOW = rectified_flow()
 
 
-def learn(
-  c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int], teacher: ConfigDict
-) -> Objective:
-  integrate = partial(euler, process=FLOW, clip=1.0)
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int, teacher: ConfigDict) -> Objective:
   return paired(
     net,
     FLOW,
     shape=shape,
-    parameterisation=parameterisation.x0(FLOW, margin=c.margin),
-    loss_in=parameterisation.velocity(FLOW),
+    parameterisation=partial(parameterisation.x0, margin=c.margin),
+    loss_in=parameterisation.velocity,
     times=times.uniform(draw=times.stratified),
-    sampler=partial(integrate, times=grids.uniform(c.sampling.steps)),
-    teacher=partial(integrate, times=grids.uniform(teacher.steps)),
+    sampler=Sampler(euler, grids.uniform(c.sampling.steps)),
+    teacher=Sampler(euler, grids.uniform(teacher.steps)),
     pool=c.reflow.pool,
     fresh=c.reflow.fresh,
-    null=null,
-    guide_teacher=partial(guided, null=null, scale=teacher.scale),
+    conditioner=labels(num_classes),
+    guide=(clip(),),
+    guide_teacher=(classifier_free(teacher.scale), clip()),
   )
 
 

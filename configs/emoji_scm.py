@@ -13,11 +13,14 @@ from ml_collections import ConfigDict
 
 from configs import emoji_dit
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.scm import scm
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
-  return scm(net, shape=shape, warmup=c.tangent_warmup, sample_times=tuple(c.sampling.times), null=null)
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
+  return scm(
+    net, shape=shape, warmup=c.tangent_warmup, sample_times=tuple(c.sampling.times), conditioner=labels(num_classes)
+  )
 
 
 build = partial(emoji_dit.build, learn=learn)

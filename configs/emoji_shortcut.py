@@ -14,12 +14,15 @@ from ml_collections import ConfigDict
 from configs import emoji_dit
 from jaxgen.models.dit import DiT
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.shortcut import shortcut
 from jaxgen.samplers import grids
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
-  return shortcut(net, shape=shape, jumps=grids.uniform(c.sampling.steps), null=null, drop_rate=c.drop_rate)
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
+  return shortcut(
+    net, shape=shape, jumps=grids.uniform(c.sampling.steps), conditioner=labels(num_classes, drop_rate=c.drop_rate)
+  )
 
 
 build = partial(emoji_dit.build, network=partial(DiT, interval=True), learn=learn)

@@ -7,8 +7,6 @@ The same hardware as emoji_dit; the schedule learns at every fourth step. Result
 colours of each class: the bound asks for fine detail, and shapes come late.
 """
 
-from functools import partial
-
 import flax.linen as nn
 import optax
 from ml_collections import ConfigDict
@@ -16,23 +14,25 @@ from ml_collections import ConfigDict
 from configs import emoji_dit
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.vdm import vdm
 from jaxgen.processes import parameterisation
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddim import ddim
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], null: dict[str, int]) -> Objective:
+def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
   return vdm(
     net,
     shape=shape,
-    sampler=partial(ddim, times=grids.uniform(c.sampling.steps), clip=1.0),
+    sampler=Sampler(ddim, grids.uniform(c.sampling.steps)),
     every=c.schedule.every,
     parameterisation=parameterisation.v,
-    null=null,
-    drop_rate=c.drop_rate,
-    guide=partial(guided, null=null, scale=c.sampling.scale),
+    conditioner=labels(num_classes, drop_rate=c.drop_rate),
+    guide=(classifier_free(c.sampling.scale), clip()),
   )
 
 

@@ -12,8 +12,6 @@ stands for latents, as in dit_xl2_imagenet256.
 Result: not run.
 """
 
-from functools import partial
-
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -26,13 +24,15 @@ from jaxgen.data.loader import Loader
 from jaxgen.experiment import Experiment
 from jaxgen.models.layers import remat
 from jaxgen.models.unet import IDDPM, UNet
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.vp import from_betas
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 
 
 def get_config() -> ConfigDict:
@@ -68,18 +68,16 @@ def build(c: ConfigDict) -> Experiment:
   dataset, loaded = opened(c, 'vq-f4')
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed)
   process = from_betas(np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2)
-  null = {'label': NUM_CLASSES}
   net = UNet(num_classes=NUM_CLASSES, style=IDDPM, dtype=dtype, remat=remat.policy(c.remat), **c.model)
   learned = diffusion(
     net,
     process,
     shape=data.spec['image'].shape[1:],
-    parameterisation=parameterisation.eps(process),
+    parameterisation=parameterisation.eps,
     times=times.discrete(1000),
-    sampler=partial(ddim, process=process, times=grids.spaced(c.sampling.steps, 1000)),
-    guide=partial(guided, null=null, scale=c.sampling.scale),
-    null=null,
-    drop_rate=c.drop_rate,
+    sampler=Sampler(ddim, grids.spaced(c.sampling.steps, 1000)),
+    guide=(classifier_free(c.sampling.scale),),
+    conditioner=labels(NUM_CLASSES, drop_rate=c.drop_rate),
     limit=None,
   )
   objective = latent(learned, loaded.net)

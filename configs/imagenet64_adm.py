@@ -20,11 +20,14 @@ from jaxgen.experiment import Experiment
 from jaxgen.models import unet
 from jaxgen.models.layers import remat
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddpm import ddpm
+from jaxgen.samplers.sampler import Sampler
 
 NUM_CLASSES = 1000
 
@@ -50,12 +53,11 @@ def objective(c: ConfigDict, num_classes: int) -> Objective:
     unet.adm(64, num_classes=num_classes, dtype=jnp.dtype(c.dtype), remat=remat.policy(c.remat)),
     process,
     shape=(c.resolution, c.resolution, 3),
-    parameterisation=parameterisation.learned_variance(parameterisation.eps(process)),
+    parameterisation=parameterisation.learned_variance(parameterisation.eps),
     times=times.discrete(1000),
-    sampler=partial(
-      ddpm, process=process, times=grids.spaced(c.sampling.steps, 1000), variance=posterior.learned, clip=1.0
-    ),
-    null={'label': num_classes} if num_classes else {},
+    sampler=Sampler(partial(ddpm, variance=posterior.learned), grids.spaced(c.sampling.steps, 1000)),
+    guide=(clip(),),
+    conditioner=labels(num_classes),
   )
 
 

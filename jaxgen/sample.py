@@ -6,7 +6,7 @@ other batches, gives the same ones.
 
 import functools
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -17,9 +17,11 @@ from jaxgen import ema, sharding, stage_setup
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.generate import make_generate, to_host
 from jaxgen.experiment import Experiment, as_stages, stage_of
-from jaxgen.objectives.base import Denoising
+from jaxgen.objectives.base import Denoising, SampleFn
 from jaxgen.train_state import TrainState, sampling_params
 from jaxgen.typing import UInt8
+
+Cond = dict[str, np.ndarray]
 
 
 class Trained(NamedTuple):
@@ -108,15 +110,25 @@ def _reconstructed(stage: Experiment, checkpoints: Checkpoints, abstract, step: 
   return {of: ema.reconstruct(kept, step, ema.exponent_of(width)) for of, kept in snapshots.items()}
 
 
-def conditioning(stage: Experiment, num: int, *, labels: Sequence[int] | None = None) -> dict[str, np.ndarray]:
-  """Conditioning of `num` images: that of the training data's first records, or the given labels in turn."""
-  fields = stage.data.rows(0, range(num))
-  cond = {name: value for name, value in fields.items() if name != 'image'}
-  if labels is not None:
-    if 'label' not in cond:
-      raise ValueError(f'labels were given, but the data has no label; it has {sorted(cond) or "no conditioning"}')
-    cond['label'] = np.resize(np.asarray(labels, np.int32), num)
-  return cond
+def conditioning(stage: Experiment, num: int, *, given: Mapping[str, Any] | None = None) -> Cond:
+  """The condition of `num` images, as host arrays.
+
+  Args:
+    stage: of a run; its conditioner says what can be given.
+    num: images.
+    given: values by field, such as {'label': [0, 3]}, which the images take in turn; other fields are those of the
+      training data's first records.
+
+  Raises:
+    ValueError: the run is not told such a field.
+  """
+  fields, given = stage.objective.conditioner.fields, given or {}
+  for name in given:
+    if name not in fields:
+      raise ValueError(f'this run is not told {name!r}; it is told {", ".join(map(repr, fields)) or "nothing"}')
+  rows = stage.data.rows(0, range(num)) if set(fields) - set(given) else {}
+  taken = {name: np.asarray(values)[np.arange(num) % len(values)] for name, values in given.items()}
+  return {name: taken[name] if name in taken else rows[name] for name in fields}
 
 
 def denoising(trained: Trained) -> Denoising:
@@ -128,8 +140,8 @@ def denoising(trained: Trained) -> Denoising:
   parts = trained.stage.objective.denoising
   if parts is None:
     raise ValueError(
-      'this run does not draw by denoising, so its images cannot be edited, inpainted, interpolated, inverted, watched '
-      'or stopped early; they are drawn from noise alone'
+      'this run does not sample by denoising, so its images cannot be edited, inpainted, interpolated, inverted, '
+      'watched or stopped early; they are sampled from noise alone'
     )
   return parts
 
@@ -146,21 +158,23 @@ def sample(
   num: int,
   seed: int = 0,
   batch_size: int | None = None,
-  draw: Callable[..., Any] | None = None,
+  sample_fn: SampleFn | None = None,
+  inputs: Mapping[str, np.ndarray] | None = None,
 ) -> UInt8[np.ndarray, 'n h w c']:
-  """Draws `num` images, on every process.
+  """Makes `num` images, on every process.
 
   Args:
     trained: from `restore`.
     cond: host arrays of `num` rows each; see `conditioning`.
     num: images.
-    seed: of their noise.
+    seed: seed of their noise.
     batch_size: images at a time; by default 64, or what the mesh asks for.
-    draw: another way to draw than the objective's `sample`, of generation/.
+    sample_fn: one of generation/ in place of the objective's `sample`.
+    inputs: what `sample_fn` takes beside the condition, as host arrays of `num` rows each: an image, a mask.
   """
   mesh = trained.stage.mesh
   batch_size = batch_size or -(-min(num, 64) // mesh.size) * mesh.size
   sharding.check_batch_size(batch_size, mesh)
-  generate = make_generate(draw or trained.stage.objective.sample, mesh=mesh, batch_size=batch_size)
-  batches = generate(trained.params, trained.frozen, cond, seed=seed, num=num)
+  generate = make_generate(sample_fn or trained.stage.objective.sample, mesh=mesh, batch_size=batch_size)
+  batches = generate(trained.params, trained.frozen, cond, seed=seed, num=num, inputs=inputs or {})
   return np.concatenate([to_host(images, mesh)[:count] for images, count in batches])

@@ -4,6 +4,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen import sharding
 from jaxgen.experiment import Experiment
@@ -29,7 +30,8 @@ def initial_state(stage: Experiment, abstract: TrainState) -> TrainState:
 def _init_fn(stage: Experiment):
   def init(key):
     batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in stage.data.spec.items()}
-    return init_state(stage.objective, stage.optimizers, stage.averages, batch, key)
+    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), dict(stage.frozen))
+    return init_state(stage.objective, stage.optimizers, stage.averages, batch, key, frozen=frozen)
 
   return init
 

@@ -28,7 +28,7 @@ class TrainState(flax.struct.PyTreeNode):
   extra: dict[str, Any]
 
 
-def init_state(objective, optimizers, averages, batch, key) -> TrainState:
+def init_state(objective, optimizers, averages, batch, key, *, frozen=None) -> TrainState:
   """The state before the first step; pure, so that it can be traced, sharded and shaped without running.
 
   Args:
@@ -37,8 +37,9 @@ def init_state(objective, optimizers, averages, batch, key) -> TrainState:
     averages: `{name: ema.Average}`.
     batch: a batch of data, for its shapes.
     key: PRNG key.
+    frozen: the frozen networks, or their shapes.
   """
-  made = objective.init(key, batch)
+  made = objective.init(key, {} if frozen is None else frozen, batch)
   params = made['params']
   if set(optimizers) != set(params):
     raise ValueError(f'optimizers are for {sorted(optimizers)}, but the objective trains {sorted(params)}')

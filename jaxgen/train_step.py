@@ -1,6 +1,7 @@
 """The one train step, for every network and every objective.
 
-A step runs the objective's phases in order. A phase is one optimizer update of one subtree of the parameters:
+A step runs the objective's phases in order. A phase is one optimizer update of one or several subtrees of the
+parameters, differentiated in one pass, each by its own optimizer:
 
   g = mean over micro-batches of grad loss                     (accumulation, by scan)             (1)
   g <- g * min(1, clip_norm / |g|)                             (clipping by the global norm)       (2)
@@ -59,9 +60,7 @@ def make_train_step(
     metrics: dict[str, Mean] = {}
     finite = jnp.bool_(True)
     for index, phase in enumerate(objective.phases):
-      update = functools.partial(
-        _run_phase, phase, optimizers[phase.trains], accumulate=accumulate, clip_norm=clip_norm
-      )
+      update = functools.partial(_run_phase, phase, optimizers, accumulate=accumulate, clip_norm=clip_norm)
       args = (state, frozen, batch, jax.random.fold_in(key, index))
       state, phase_metrics, phase_finite = update(*args) if phase.every == 1 else _every(phase.every, update, args)
       prefix = f'{phase.name}/' if len(names) > 1 else ''
@@ -79,27 +78,28 @@ def make_train_step(
   return step
 
 
-def _run_phase(phase: Phase, optimizer, state, frozen, batch, key, *, accumulate, clip_norm):
+def _run_phase(phase: Phase, optimizers, state, frozen, batch, key, *, accumulate, clip_norm):
   """One update: (state, metrics, whether it was finite)."""
   loss, aux, grads = _gradients(phase, state, frozen, batch, key, accumulate)
   norm = optax.tree.norm(grads)
   if clip_norm is not None:
     scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-12))  # Eq. 2
     grads = jax.tree.map(lambda g: g * scale, grads)
-  params, opt_state = state.params[phase.trains], state.opt_state[phase.trains]
+  params, opt_state = ({name: tree[name] for name in grads} for tree in (state.params, state.opt_state))
   finite = jnp.isfinite(loss) & jnp.isfinite(norm)
 
   def update():
-    updates, new = optimizer.update(grads, opt_state, params)
-    return optax.apply_updates(params, updates), new
+    made = {name: optimizers[name].update(grads[name], opt_state[name], params[name]) for name in grads}
+    moved = {name: optax.apply_updates(params[name], updates) for name, (updates, _) in made.items()}
+    return moved, {name: new for name, (_, new) in made.items()}
 
   new_params, new_opt_state = jax.lax.cond(finite, update, lambda: (params, opt_state))  # Eq. 3
   keep = functools.partial(jax.tree.map, lambda new, old: jnp.where(finite, new, old))
   metrics = {'loss': loss, 'grad_norm': norm, **aux.metrics}
   one = jnp.float32(finite)
   state = state.replace(
-    params=state.params | {phase.trains: new_params},
-    opt_state=state.opt_state | {phase.trains: new_opt_state},
+    params=state.params | new_params,
+    opt_state=state.opt_state | new_opt_state,
     extra=state.extra | {name: keep(tree, state.extra[name]) for name, tree in aux.extra.items()},
   )
   # A bad step's values would make every mean they enter not finite: they count for nothing.
@@ -110,25 +110,25 @@ def _run_phase(phase: Phase, optimizer, state, frozen, batch, key, *, accumulate
 def _gradients(phase: Phase, state: TrainState, frozen, batch, key, accumulate: int):
   """Loss, Aux and gradients of one phase, averaged over the micro-batches (Eq. 1)."""
 
-  def loss_fn(subtree, extra, part, part_key):
-    loss, aux = phase.loss(state.params | {phase.trains: subtree}, state.replace(extra=extra), frozen, part, part_key)
+  def loss_fn(subtrees, extra, part, part_key):
+    loss, aux = phase.loss(state.params | subtrees, state.replace(extra=extra), frozen, part, part_key)
     return loss, aux
 
   grad_fn = jax.value_and_grad(loss_fn, has_aux=True)
-  subtree = state.params[phase.trains]
+  subtrees = {name: state.params[name] for name in phase.keys}
   if accumulate == 1:
-    (loss, aux), grads = grad_fn(subtree, state.extra, batch, key)
+    (loss, aux), grads = grad_fn(subtrees, state.extra, batch, key)
     return loss, aux, grads
 
   def body(carry, inputs):
     total, extra = carry
     index, part = inputs
-    (loss, aux), grads = grad_fn(subtree, extra, part, jax.random.fold_in(key, index))
+    (loss, aux), grads = grad_fn(subtrees, extra, part, jax.random.fold_in(key, index))
     return (jax.tree.map(jnp.add, total, grads), extra | aux.extra), (loss, aux.metrics)
 
   # Rows i, i + accumulate, ... make micro-batch i, so that every device keeps the rows it holds.
   parts = jax.tree.map(lambda x: x.reshape(-1, accumulate, *x.shape[1:]).swapaxes(0, 1), batch)
-  zeros = jax.tree.map(jnp.zeros_like, subtree)
+  zeros = jax.tree.map(jnp.zeros_like, subtrees)
   (total, extra), (losses, metrics) = jax.lax.scan(body, (zeros, state.extra), (jnp.arange(accumulate), parts))
   mean = functools.partial(jnp.mean, axis=0)
   return (

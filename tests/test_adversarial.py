@@ -13,6 +13,7 @@ import pytest
 from jaxgen import ema
 from jaxgen.metrics import lpips
 from jaxgen.models.projected import ProjectedDiscriminator
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.gan import losses as gan_losses
 from jaxgen.objectives.gan.adversarial import OneStep, as_generator, perceptual_backbone
@@ -21,6 +22,7 @@ from jaxgen.processes import parameterisation, times
 from jaxgen.processes.edm import edm
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.train import train
 from jaxgen.train_state import TrainState, sampling_params
 from tests import toys
@@ -52,22 +54,21 @@ class Critic(nn.Module):
 def test_a_generator_is_one_step_of_ddim(process, kind):
   if kind is parameterisation.preconditioned:
     kind = partial(kind, data_std=0.5)
-  net, space = Net(), kind(process)
-  sampler = partial(ddim, process=process, times=grids.uniform(1))
+  net, sampler = Net(), Sampler(ddim, grids.uniform(1))
   objective = diffusion(
-    net, process, shape=SHAPE, parameterisation=space, times=times.uniform(), sampler=sampler, null={'label': 3}
+    net, process, shape=SHAPE, parameterisation=kind, times=times.uniform(), sampler=sampler, conditioner=labels(3)
   )
   params = {'net': {'weight': jnp.float32(0.7)}}
   z, cond = jax.random.normal(jax.random.key(0), (3, math.prod(SHAPE))), {'label': jnp.arange(3)}
   noise = process.sigma(jnp.float32(1)) * z.reshape(3, *SHAPE)
-  wanted = sampler(objective.denoising.denoiser(params, {}), x=noise, cond=cond, keys=None)
-  made = OneStep(net, process, space, SHAPE).apply({'params': params}, z, cond, train=True)
+  wanted = sampler.solve(objective.denoising.denoiser(params, {}), process, noise, sampler.times, cond=cond)
+  made = OneStep(net, process, kind, SHAPE).apply({'params': params}, z, cond, train=True)
   np.testing.assert_allclose(made, wanted, rtol=1e-6, atol=1e-6)
   assert np.std(made) > 0.01
 
 
 def test_latents_of_another_size_are_refused():
-  net = OneStep(Net(), COSINE, parameterisation.x0(COSINE), SHAPE)
+  net = OneStep(Net(), COSINE, parameterisation.x0, SHAPE)
   with pytest.raises(ValueError, match=r'latents of 16 for images of .* latent=8'):
     net.init(jax.random.key(0), jnp.zeros((1, 16)), {})
 
@@ -80,14 +81,14 @@ def test_images_too_small_for_a_backbone_are_refused(judge):
 
 
 def test_a_stage_against_a_discriminator_goes_on_from_the_student(tmp_path):
-  space = parameterisation.x0(COSINE)
+  space = parameterisation.x0
   student = diffusion(
     Net(),
     COSINE,
     shape=SHAPE,
     parameterisation=space,
     times=times.discrete(1),
-    sampler=partial(ddim, process=COSINE, times=grids.uniform(1)),
+    sampler=Sampler(ddim, grids.uniform(1)),
   )
   against = gan(
     OneStep(Net(), COSINE, space, SHAPE),
@@ -128,7 +129,7 @@ def game(backbone, frozen):
   """Losses and gradients of both networks at the start, by phase."""
   objective = gan(Scaled(), Critic(), latent=math.prod(SHAPE), loss=gan_losses.non_saturating, **backbone)
   batch = {'image': jax.random.normal(jax.random.key(1), (4, *SHAPE))}
-  made = objective.init(jax.random.key(0), batch)
+  made = objective.init(jax.random.key(0), {}, batch)
   state = TrainState(jnp.int32(0), jnp.int32(0), made['params'], {}, {}, made['extra'])
 
   def run(phase, params):

@@ -310,7 +310,9 @@ def _recording(seen):
   def sample(params, frozen, cond, keys):
     return jnp.ones((len(keys), 2, 2, 3)) * params['net']
 
-  return Objective(lambda key, batch: {'params': {'net': jnp.float32(0.25)}}, (Phase('net', 'net', loss),), sample)
+  return Objective(
+    lambda key, frozen, batch: {'params': {'net': jnp.float32(0.25)}}, (Phase('net', 'net', loss),), sample
+  )
 
 
 def test_latents_are_drawn_scaled_and_decoded_in_one_place():
@@ -342,8 +344,8 @@ def test_images_are_edited_as_latents():
   params, label = {'net': {'level': jnp.float32([0.2, -0.1])}}, {'label': jnp.array([0, 1])}
   keys = jax.random.split(jax.random.key(0), 2)
   assert made.denoising is not None and inner.denoising is not None
-  got = edit.edited(made.denoising, strength=0.5)(params, frozen, label | {edit.IMAGE: images}, keys)
+  got = edit.edited(made.denoising, strength=0.5)(params, frozen, label, keys, image=images)
   on_latents = inner.denoising._replace(decode=lambda frozen, x0: x0)
-  want = edit.edited(on_latents, strength=0.5)(params, {}, label | {edit.IMAGE: z}, keys)
+  want = edit.edited(on_latents, strength=0.5)(params, {}, label, keys, image=z)
   assert got.shape == images.shape
   np.testing.assert_allclose(got, np.clip(latents.decode(net, frozen['autoencoder'], want), -1, 1), atol=1e-5)

@@ -1,6 +1,5 @@
 """A classifier of noisy images: its loss, what it learns, and the samples it guides."""
 
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -18,6 +17,7 @@ from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.euler import euler
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.train_state import init_state
 from jaxgen.train_step import make_train_step
 from tests.analytic import mixture
@@ -51,9 +51,9 @@ def _objective(scale=2.0, net=None):
     Unlabelled(),
     FLOW,
     shape=(1, 1, 1),
-    parameterisation=parameterisation.x0(FLOW),
+    parameterisation=parameterisation.x0,
     times=times.uniform(),
-    sampler=partial(euler, process=FLOW, times=grids.quadratic(100)),
+    sampler=Sampler(euler, grids.quadratic(100)),
     limit=None,
   )
   return guided_by_classifier(base, net or Odds(), scale=scale)

@@ -12,15 +12,17 @@ import optax
 import pytest
 
 from jaxgen.models.dit import DiT
+from jaxgen.objectives.conditioning import Conditioner, Field, labels
 from jaxgen.objectives.diffusion import vlb
-from jaxgen.objectives.diffusion.diffusion import by_time, diffusion, drop
+from jaxgen.objectives.diffusion.diffusion import by_time, diffusion
 from jaxgen.pretrained import dit as pretrained
 from jaxgen.processes import parameterisation, posterior, times, weighting
 from jaxgen.processes.process import corrupt, image_noise
 from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
 from jaxgen.samplers.euler import euler
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import classifier_free
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.train_state import TrainState
 from tests.analytic import PROCESSES, gaussian
 
@@ -59,9 +61,9 @@ def _optimal(process, space):
 def _objective(net, process=FLOW, **kwargs):
   defaults = {
     'shape': (1, 1, 1),
-    'parameterisation': parameterisation.velocity(process),
+    'parameterisation': parameterisation.velocity,
     'times': times.uniform(),
-    'sampler': partial(euler, process=process, times=grids.uniform(10)),
+    'sampler': Sampler(euler, grids.uniform(10)),
   }
   return diffusion(net, process, **{**defaults, **kwargs})
 
@@ -95,8 +97,7 @@ def test_the_optimal_denoiser_has_the_analytic_loss(process):
     draw = lambda key, b: jnp.resize(t, b)  # noqa: E731
     got, want = {}, {}
     for name, space in SPACES.items():
-      p = space(process)
-      objective = _objective(_optimal(process, p), process, parameterisation=p, times=draw)
+      objective = _objective(_optimal(process, space(process)), process, parameterisation=space, times=draw)
       got[name] = objective.phases[0].loss({'net': {}}, None, {}, {'image': image}, key)[0]
       want[name] = jnp.mean(of_x0 / on[name](weighting.uniform)(process, t))
     return got, want
@@ -109,20 +110,20 @@ def test_the_optimal_denoiser_has_the_analytic_loss(process):
 def test_a_loss_in_another_space_is_that_spaces_loss():
   """JiT: the network says x0, the loss is the velocity's."""
   batch = {'image': jax.random.normal(jax.random.key(1), (64, 2, 2, 1))}
-  velocity, x0 = parameterisation.velocity(FLOW), parameterisation.x0(FLOW)
+  velocity, x0 = parameterisation.velocity, parameterisation.x0
   says_x0 = _objective(
-    _optimal(FLOW, x0), parameterisation=x0, loss_in=velocity, times=times.logit_normal(), shape=(2, 2, 1)
+    _optimal(FLOW, x0(FLOW)), parameterisation=x0, loss_in=velocity, times=times.logit_normal(), shape=(2, 2, 1)
   )
-  says_velocity = _objective(_optimal(FLOW, velocity), times=times.logit_normal(), shape=(2, 2, 1))
+  says_velocity = _objective(_optimal(FLOW, velocity(FLOW)), times=times.logit_normal(), shape=(2, 2, 1))
   np.testing.assert_allclose(_loss(says_x0, batch)[0], _loss(says_velocity, batch)[0], rtol=1e-4)
 
 
 def test_a_margin_is_jits_smallest_denominator():
   """|v - v_hat|^2 with v = (x_t - x0) / max(t, 0.05), for the target too; here t = 0.01 and the network says 0."""
-  x0 = parameterisation.x0(FLOW, margin=0.05)
+  x0 = partial(parameterisation.x0, margin=0.05)
   net = Fixed(lambda x, t, cond: jnp.zeros_like(x))
   objective = _objective(
-    net, parameterisation=x0, loss_in=parameterisation.velocity(FLOW), times=lambda key, b: jnp.full(b, 0.01)
+    net, parameterisation=x0, loss_in=parameterisation.velocity, times=lambda key, b: jnp.full(b, 0.01)
   )
   got, _ = _loss(objective, {'image': jnp.full((4, 1, 1, 1), 0.5)})
   np.testing.assert_allclose(got, (0.5 / 0.05) ** 2, rtol=1e-3)
@@ -158,9 +159,8 @@ def test_quarters_of_time_add_up_to_the_loss():
 def test_the_loss_does_not_depend_on_the_devices():
   mesh = jax.make_mesh((8,), ('data',), axis_types=(jax.sharding.AxisType.Auto,))
   sharding = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec('data'))
-  null = {'label': 4}
   net = Fixed(lambda x, t, cond: x * (1 + cond['label'].reshape(-1, 1, 1, 1)) + t.reshape(-1, 1, 1, 1) / 1000)
-  objective = _objective(net, null=null, drop_rate=0.5, times=times.logit_normal(draw=times.stratified))
+  objective = _objective(net, conditioner=labels(4, drop_rate=0.5), times=times.logit_normal(draw=times.stratified))
   batch = {'image': jax.random.normal(jax.random.key(0), (16, 1, 1, 1)), 'label': jnp.arange(16) % 4}
   one, _ = _loss(objective, batch)
   eight, _ = _loss(objective, jax.device_put(batch, sharding))
@@ -173,34 +173,35 @@ def test_the_loss_does_not_depend_on_the_devices():
 def test_drop_replaces_the_whole_condition_of_an_image():
   n = 4000
   cond = {'label': jnp.ones(n, jnp.int32), 'text': jnp.ones((n, 2, 3))}
-  null = {'label': 7, 'text': np.full((2, 3), 0.5, np.float32)}
-  dropped = drop(cond, null, 0.1, jax.random.key(0))
+  both = ('label', 'text')
+  told = Conditioner({'label': Field(7), 'text': Field(np.full((2, 3), 0.5, np.float32))}, {both: 0.1})
+  dropped, everything = told.dropped({}, {}, cond, drop_key=jax.random.key(0), encode_key=jax.random.key(1))
   gone = np.asarray(dropped['label']) == 7
   assert dropped['label'].dtype == jnp.int32
   np.testing.assert_array_equal(np.asarray(dropped['label'])[~gone], 1)
   np.testing.assert_array_equal(dropped['text'], np.where(gone, 0.5, 1.0)[:, None, None] * np.ones((1, 2, 3)))
   assert abs(gone.mean() - 0.1) < 4 * (0.09 / n) ** 0.5
-  assert drop(cond, null, 0.0, jax.random.key(0)) is cond
+  np.testing.assert_array_equal(everything, gone)
 
 
-def test_the_network_sees_the_conditions_that_null_names():
+def test_the_network_sees_the_fields_of_the_conditioner():
   seen = []
   net = Fixed(lambda x, t, cond: seen.append(sorted(cond)) or x)
   batch = {'image': jnp.ones((2, 1, 1, 1)), 'label': jnp.zeros(2, jnp.int32), 'caption': jnp.zeros(2)}
   _loss(_objective(net), batch)
-  _loss(_objective(net, null={'label': 3}), batch)
+  _loss(_objective(net, conditioner=labels(3)), batch)
   assert seen == [[], ['label']]
 
 
 def test_a_condition_that_the_batch_has_not_is_named():
-  objective = _objective(Fixed(lambda x, t, cond: x), null={'text': 0})
-  with pytest.raises(ValueError, match=r"null names \['text'\], which the batch has not; it has \['image', 'label'\]"):
-    objective.init(jax.random.key(0), {'image': jnp.ones((2, 1, 1, 1)), 'label': jnp.zeros(2)})
+  objective = _objective(Fixed(lambda x, t, cond: x), conditioner=Conditioner({'text': Field(0)}))
+  with pytest.raises(ValueError, match=r"is told \['text'\], which the batch has not; it has \['image', 'label'\]"):
+    objective.init(jax.random.key(0), {}, {'image': jnp.ones((2, 1, 1, 1)), 'label': jnp.zeros(2)})
 
 
 def test_a_drop_rate_is_a_probability():
-  with pytest.raises(ValueError, match='drop_rate is 10'):
-    _objective(Fixed(lambda x, t, cond: x), drop_rate=10.0)
+  with pytest.raises(ValueError, match='is 10'):
+    _objective(Fixed(lambda x, t, cond: x), conditioner=labels(2, drop_rate=10.0))
 
 
 # Learned variance
@@ -219,7 +220,7 @@ def test_the_bound_agrees_with_iddpm_term_by_term():
     jnp.asarray(golden[k].transpose(0, 2, 3, 1)) for k in ('x0', 'noise', 'xt', 'log_variance', 'mean')
   )
   net, params = _golden_dit()
-  p = parameterisation.learned_variance(parameterisation.eps(process))
+  p = parameterisation.learned_variance(parameterisation.eps)
   cond = {'label': jnp.asarray(golden['y'], jnp.int32)}
   denoise = parameterisation.denoiser(partial(net.apply, {'params': params}), process, p)
 
@@ -253,7 +254,7 @@ class Halves(nn.Module):
 def test_the_hybrid_loss_trains_the_variance_by_the_bound_alone():
   process = vp_linear(1000)
   batch = {'image': jax.random.normal(jax.random.key(0), (64, 2, 2, 1))}
-  p, key = parameterisation.eps(process), jax.random.key(0)
+  p, key = parameterisation.eps, jax.random.key(0)
   t = jnp.full(64, 0.3)
   common = {'shape': (2, 2, 1), 'times': lambda key, b: t}
   of_eps = _objective(Fixed(lambda x, t, cond: 0.5 * x), process, parameterisation=p, **common)
@@ -268,7 +269,7 @@ def test_the_hybrid_loss_trains_the_variance_by_the_bound_alone():
     simple = of_eps.phases[0].loss({'net': {}}, None, {}, batch, key)[0]
     hybrids = [jax.value_and_grad(hybrid, has_aux=True)(params, weight) for weight in (0.0, 1e-3)]
     x_t = corrupt(process, batch['image'], image_noise(jax.random.split(key, 64), (2, 2, 1)), t)
-    prediction = p.predict(0.5 * x_t, x_t, t)._replace(variance=jnp.full_like(x_t, 0.5))
+    prediction = p(process).predict(0.5 * x_t, x_t, t)._replace(variance=jnp.full_like(x_t, 0.5))
     return simple, hybrids, vlb.vlb_term(process, prediction, batch['image'], x_t, t).mean()
 
   simple, [(_, without), ((loss, aux), once)], term = run({'mean': 0.5, 'variance': 0.5})
@@ -282,7 +283,7 @@ def test_the_hybrid_loss_trains_the_variance_by_the_bound_alone():
 def test_times_drawn_by_importance_weigh_the_bound_too():
   t, nothing = jnp.full(4, 0.3), jnp.zeros(4)
   sampler = times.Importance(dict, lambda memory, key, b: (t, nothing), lambda memory, t, losses: memory)
-  p, process = parameterisation.learned_variance(parameterisation.eps(vp_linear(1000))), vp_linear(1000)
+  p, process = parameterisation.learned_variance(parameterisation.eps), vp_linear(1000)
   objective = _objective(Halves(), process, parameterisation=p, shape=(2, 2, 1), times=sampler)
   state = TrainState(jnp.int32(0), jnp.int32(0), {}, {}, {}, {'times': {}})
   params = {'net': {'mean': 0.5, 'variance': 0.5}}
@@ -293,7 +294,7 @@ def test_times_drawn_by_importance_weigh_the_bound_too():
 
 def test_a_learned_variance_needs_steps():
   with pytest.raises(ValueError, match='give the process num_steps'):
-    _objective(Halves(), parameterisation=parameterisation.learned_variance(parameterisation.eps(FLOW)))
+    _objective(Halves(), parameterisation=parameterisation.learned_variance(parameterisation.eps))
 
 
 # Learning
@@ -327,11 +328,9 @@ def _keys(n):
 def test_a_linear_network_learns_the_posterior_mean(process):
   """At one t, weight = a v / (a^2 v + s^2) and bias = (1 - weight a) m: Eq. 1 of tests/analytic.py."""
   process, t = PROCESSES[process], 0.4
-  objective = _objective(
-    Linear(), process, parameterisation=parameterisation.x0(process), times=lambda key, b: jnp.full(b, t)
-  )
+  objective = _objective(Linear(), process, parameterisation=parameterisation.x0, times=lambda key, b: jnp.full(b, t))
   batch_of = lambda key: {'image': MEAN + VARIANCE**0.5 * jax.random.normal(key, (512, 1, 1, 1))}  # noqa: E731
-  params = objective.init(jax.random.key(0), batch_of(jax.random.key(0)))['params']
+  params = objective.init(jax.random.key(0), {}, batch_of(jax.random.key(0)))['params']
   learned = _train(objective, batch_of, params, optax.adam(optax.cosine_decay_schedule(0.05, 300)), 300)['net']
   a, s = process.alpha(jnp.float32(t)), process.sigma(jnp.float32(t))
   weight = a * VARIANCE / (a**2 * VARIANCE + s**2)
@@ -357,17 +356,15 @@ CORNERS = jnp.array([[-0.5, -0.5], [-0.5, 0.5], [0.5, -0.5], [0.5, 0.5]])
 @pytest.fixture(scope='module')
 def toy():
   """Four classes, each a small Gaussian at a corner, learned with dropped labels."""
-  null = {'label': 4}
   objective = _objective(
     Mlp(),
     shape=(1, 1, 2),
-    null=null,
-    drop_rate=0.3,
-    parameterisation=parameterisation.x0(FLOW, margin=0.05),
-    loss_in=parameterisation.velocity(FLOW),
+    conditioner=labels(4, drop_rate=0.3),
+    parameterisation=partial(parameterisation.x0, margin=0.05),
+    loss_in=parameterisation.velocity,
     times=times.logit_normal(draw=times.stratified),
-    sampler=partial(euler, process=FLOW, times=grids.uniform(40)),
-    guide=partial(guided, null=null, scale=1.0),
+    sampler=Sampler(euler, grids.uniform(40)),
+    guide=(classifier_free(1.0),),
   )
 
   def batch_of(key):
@@ -376,7 +373,7 @@ def toy():
     points = CORNERS[label] + 0.05 * jax.random.normal(noise_key, (256, 2))
     return {'image': points[:, None, None], 'label': label}
 
-  params = objective.init(jax.random.key(0), batch_of(jax.random.key(0)))['params']
+  params = objective.init(jax.random.key(0), {}, batch_of(jax.random.key(0)))['params']
   return objective, _train(objective, batch_of, params, optax.adam(optax.cosine_decay_schedule(1e-2, 800)), 800)
 
 
@@ -404,7 +401,7 @@ def test_a_sample_depends_on_its_key_and_label_alone(toy):
 
 def test_samples_are_clipped_unless_they_are_latents():
   net = Fixed(lambda x, t, cond: jnp.full_like(x, 3.0))
-  x0 = parameterisation.x0(FLOW)
+  x0 = parameterisation.x0
   keys = _keys(2)
   assert jnp.all(_objective(net, parameterisation=x0).sample({'net': {}}, {}, {}, keys) == 1)
   got = _objective(net, parameterisation=x0, limit=None).sample({'net': {}}, {}, {}, keys)
@@ -413,7 +410,7 @@ def test_samples_are_clipped_unless_they_are_latents():
 
 def test_init_needs_only_shapes():
   batch = {'image': jax.ShapeDtypeStruct((32, 1, 1, 2), jnp.float32), 'label': jax.ShapeDtypeStruct((32,), jnp.int32)}
-  state = _objective(Mlp(), shape=(1, 1, 2), null={'label': 4}).init(jax.random.key(0), batch)
+  state = _objective(Mlp(), shape=(1, 1, 2), conditioner=labels(4)).init(jax.random.key(0), {}, batch)
   assert state['params']['net']['Dense_0']['kernel'].shape == (12, 64)
   assert state['extra'] == {}
 

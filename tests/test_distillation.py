@@ -17,6 +17,7 @@ from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.euler import euler
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.train import train
 from jaxgen.train_state import TrainState
 from tests import toys
@@ -63,7 +64,7 @@ class Linear(nn.Module):
 
 def test_a_student_of_one_step_learns_its_teachers_two():
   objective = distillation.progressive(
-    Linear(), COSINE, shape=(1, 1, 1), steps=1, parameterisation=parameterisation.x0(COSINE), limit=None
+    Linear(), COSINE, shape=(1, 1, 1), steps=1, parameterisation=parameterisation.x0, limit=None
   )
   teacher = {'weight': jnp.float32(0.5), 'bias': jnp.float32(0.2)}
   batch, optimizer = {'image': jnp.zeros((64, 1, 1, 1))}, optax.adam(0.05)
@@ -78,7 +79,7 @@ def test_a_student_of_one_step_learns_its_teachers_two():
   learned = jax.jit(lambda p: jax.lax.scan(step, (p, optimizer.init(p)), _keys(300))[0][0])(start)
   sample = partial(distillation.progressive, Linear(), COSINE, shape=(1, 1, 1), limit=None)
   of = lambda steps, params: compiled(  # noqa: E731
-    lambda keys: sample(steps=steps, parameterisation=parameterisation.x0(COSINE)).sample(params, {}, {}, keys),
+    lambda keys: sample(steps=steps, parameterisation=parameterisation.x0).sample(params, {}, {}, keys),
     _keys(8),
   )
   np.testing.assert_allclose(of(1, learned), of(2, {'net': teacher}), atol=0.01)
@@ -86,7 +87,7 @@ def test_a_student_of_one_step_learns_its_teachers_two():
 
 def test_a_distance_is_added_to_the_squared_error():
   make = partial(
-    distillation.progressive, Linear(), COSINE, shape=(1, 1, 1), steps=1, parameterisation=parameterisation.x0(COSINE)
+    distillation.progressive, Linear(), COSINE, shape=(1, 1, 1), steps=1, parameterisation=parameterisation.x0
   )
   state = _state(teacher={'weight': jnp.float32(0.5), 'bias': jnp.float32(0.2)})
   params, batch = {'net': {'weight': jnp.float32(0.0), 'bias': jnp.float32(0.0)}}, {'image': jnp.zeros((8, 1, 1, 1))}
@@ -115,10 +116,10 @@ def _reflow(pool, fresh):
     Flow(),
     FLOW,
     shape=(1, 1, 1),
-    parameterisation=parameterisation.x0(FLOW),
+    parameterisation=parameterisation.x0,
     times=times.uniform(),
-    sampler=partial(euler, process=FLOW, times=grids.uniform(1)),
-    teacher=partial(euler, process=FLOW, times=grids.uniform(100)),
+    sampler=Sampler(euler, grids.uniform(1)),
+    teacher=Sampler(euler, grids.uniform(100)),
     pool=pool,
     fresh=fresh,
     limit=None,
@@ -127,7 +128,7 @@ def _reflow(pool, fresh):
 
 def test_pairs_are_the_teachers_and_their_lines_do_not_cross():
   objective, batch = _reflow(256, 64), {'image': jnp.zeros((256, 1, 1, 1))}
-  extra = objective.init(jax.random.key(0), batch)['extra']
+  extra = objective.init(jax.random.key(0), {}, batch)['extra']
   extra['pairs'] |= {name: jnp.full((256, 1, 1, 1), jnp.nan) for name in ('x0', 'eps')}  # of no draw yet
   run = jax.jit(lambda params, extra, key: objective.phases[0].loss(params, _state(**extra), {}, batch, key))
   straight, crossing = ({'net': {'straight': jnp.float32(value)}} for value in (1, 0))
@@ -147,15 +148,15 @@ def test_a_student_of_one_step_sees_noise_alone_and_a_distance_is_added():
     Linear(),
     COSINE,
     shape=(1, 1, 1),
-    parameterisation=parameterisation.x0(COSINE),
+    parameterisation=parameterisation.x0,
     times=times.discrete(1),
-    sampler=partial(ddim, process=COSINE, times=grids.uniform(1)),
-    teacher=lambda denoise, *, x, cond, keys: 3 * x + 0.1,
+    sampler=Sampler(ddim, grids.uniform(1)),
+    teacher=Sampler(lambda denoise, process, x, times, *, cond=None, keys=None: 3 * x + 0.1, grids.uniform(1)),
     pool=64,
     fresh=64,
   )
   batch = {'image': jnp.zeros((64, 1, 1, 1))}
-  extra = make().init(jax.random.key(0), batch)['extra']
+  extra = make().init(jax.random.key(0), {}, batch)['extra']
   loss = lambda params, **kwargs: (  # noqa: E731
     make(**kwargs).phases[0].loss({'net': params}, _state(**extra), 2.0, batch, jax.random.key(1))[0]
   )
@@ -179,14 +180,14 @@ def test_the_oldest_pairs_make_room():
 
 
 def test_a_stage_begins_with_what_the_last_would_be_sampled_with(tmp_path):
-  x0 = parameterisation.x0(COSINE)
+  x0 = parameterisation.x0
   first = diffusion(
     Linear(),
     COSINE,
     shape=(2, 4, 1),
     parameterisation=x0,
     times=times.uniform(),
-    sampler=partial(ddim, process=COSINE, times=grids.uniform(4)),
+    sampler=Sampler(ddim, grids.uniform(4)),
   )
   second = distillation.progressive(Linear(), COSINE, shape=(2, 4, 1), steps=2, parameterisation=x0)
   stages = tuple(

@@ -48,7 +48,7 @@ def test_sdedit_follows_the_path_back_from_its_noise(strength):
 def test_sdedit_starts_exactly_at_its_strength():
   seen = []
 
-  def sampler(denoise, process, x, times, *, cond, keys):
+  def sampler(denoise, process, x, times, *, cond=None, keys=None):
     seen.append(times)
     return x
 

@@ -1,5 +1,7 @@
 """EDM's process, preconditioning and training noise, against the formulas of its paper (Karras et al. 2022)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -71,7 +73,9 @@ def test_the_network_sees_scaled_input(pair):
 
   x0, eps = pair
   x_t = corrupt(process, x0, eps, T)
-  prediction = parameterisation.denoiser(apply, process, precondition)(x_t, T, {})
+  prediction = parameterisation.denoiser(apply, process, partial(parameterisation.preconditioned, data_std=STD))(
+    x_t, T, {}
+  )
   np.testing.assert_allclose(seen[0], precondition.scale_input(T).reshape(-1, 1, 1, 1) * x_t, rtol=1e-6)
   s = np.asarray(process.sigma(T)).reshape(-1, 1, 1, 1)
   np.testing.assert_allclose(prediction.x0, STD**2 / (s**2 + STD**2) * x_t, rtol=1e-3, atol=1e-6)

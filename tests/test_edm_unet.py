@@ -61,7 +61,7 @@ def test_adm_under_edm_s_preconditioning_agrees_with_the_public_network(golden):
   sigma = jnp.asarray(golden['adm_sigma'])
   low, high = 0.002 ** (1 / 7), 80 ** (1 / 7)
   t = (sigma ** (1 / 7) - low) / (high - low)
-  denoise = denoiser(partial(ADM.apply, {'params': params}), process, preconditioned(process, data_std=0.5))
+  denoise = denoiser(partial(ADM.apply, {'params': params}), process, partial(preconditioned, data_std=0.5))
   x, label = jnp.asarray(golden['adm_x'].transpose(0, 2, 3, 1)), jnp.asarray(golden['label'], jnp.int32)
   got = jax.jit(lambda x, t, label: denoise(x, t, {'label': label}).x0)(x, t, label)
   np.testing.assert_allclose(got.transpose(0, 3, 1, 2), golden['adm_out'], atol=1e-4, rtol=0)

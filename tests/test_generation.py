@@ -16,7 +16,7 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.generation import edit, inpaint, interpolate, invert, stop
 from jaxgen.objectives.base import sampled
 from jaxgen.samplers import grids, preview
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import Term, guided
 from tests import tiny_config, tiny_diffusion
 
 CONFIG = 'tests/tiny_diffusion.py'
@@ -27,9 +27,9 @@ LABELS = {'label': jnp.arange(64) % 2}
 IMAGES = np.tanh(np.random.default_rng(0).standard_normal((64, 4, 4, 3), np.float32))
 
 
-def _draw(way, n=64, **cond):
-  entries = {name: value[:n] for name, value in (LABELS | cond).items()}
-  return np.asarray(jax.jit(way)(PARAMS, {}, entries, KEYS[:n]))
+def _draw(way, n=64, label=LABELS['label'], **inputs):
+  inputs = {name: value[:n] for name, value in inputs.items()}
+  return np.asarray(jax.jit(way)(PARAMS, {}, {'label': label[:n]}, KEYS[:n], **inputs))
 
 
 def _half():
@@ -38,11 +38,11 @@ def _half():
 
 WAYS = {
   'sampled': (sampled(PARTS), {}),
-  'edited': (edit.edited(PARTS, strength=0.5), {edit.IMAGE: IMAGES}),
-  'inpainted': (inpaint.inpainted(PARTS, repeats=2), {edit.IMAGE: IMAGES, inpaint.MASK: _half()}),
+  'edited': (edit.edited(PARTS, strength=0.5), {'image': IMAGES}),
+  'inpainted': (inpaint.inpainted(PARTS, repeats=2), {'image': IMAGES, 'mask': _half()}),
   'interpolated': (
     interpolate.interpolated(PARTS, KEYS[3], KEYS[5]),
-    {interpolate.WEIGHT: np.linspace(0, 1, 64, dtype=np.float32)},
+    {'weight': np.linspace(0, 1, 64, dtype=np.float32)},
   ),
 }
 
@@ -51,10 +51,10 @@ WAYS = {
   'name', ['sampled', *(pytest.param(name, marks=pytest.mark.slow) for name in WAYS if name != 'sampled')]
 )
 def test_an_image_is_the_same_in_batches_of_1_7_and_64(name):
-  way, cond = WAYS[name]
-  all_64 = _draw(way, **cond)
+  way, inputs = WAYS[name]
+  all_64 = _draw(way, **inputs)
   for n in (1, 7):
-    np.testing.assert_allclose(_draw(way, n, **cond), all_64[:n], atol=1e-5)
+    np.testing.assert_allclose(_draw(way, n, **inputs), all_64[:n], atol=1e-5)
 
 
 def test_the_objective_samples_by_its_parts():
@@ -65,21 +65,21 @@ def test_the_objective_samples_by_its_parts():
 def test_strength_is_how_much_of_an_image_is_lost():
   kept = []
   for strength in (0.05, 0.5, 1.0):
-    got = _draw(edit.edited(PARTS, strength=strength), **{edit.IMAGE: IMAGES})
+    got = _draw(edit.edited(PARTS, strength=strength), image=IMAGES)
     kept.append(np.corrcoef(got.ravel(), IMAGES.ravel())[0, 1])
   assert kept[0] > 0.8 > kept[1] > 0.3 > abs(kept[2])
 
 
 def test_what_the_mask_keeps_is_kept_and_the_rest_is_drawn():
-  way, cond = WAYS['inpainted']
-  got = _draw(way, **cond)
+  way, inputs = WAYS['inpainted']
+  got = _draw(way, **inputs)
   np.testing.assert_allclose(got[:, :2], IMAGES[:, :2], atol=1e-5)
   assert abs(np.corrcoef(got[:, 2:].ravel(), IMAGES[:, 2:].ravel())[0, 1]) < 0.2
 
 
 def test_interpolation_ends_at_the_two_keys_images():
-  way, cond = WAYS['interpolated']
-  got = _draw(way, label=jnp.ones(64, jnp.int32), **cond)
+  way, inputs = WAYS['interpolated']
+  got = _draw(way, label=jnp.ones(64, jnp.int32), **inputs)
   ends = np.asarray(sampled(PARTS)(PARAMS, {}, {'label': jnp.ones(2, jnp.int32)}, KEYS[jnp.array([3, 5])]))
   np.testing.assert_allclose(got[[0, -1]], ends, atol=1e-4)
   steps = np.abs(np.diff(got, axis=0)).max(axis=(1, 2, 3))
@@ -88,7 +88,7 @@ def test_interpolation_ends_at_the_two_keys_images():
 
 def test_an_inverted_image_comes_back():
   error = lambda repeats: np.abs(  # noqa: E731
-    _draw(invert.reconstructed(PARTS, repeats=repeats), **{edit.IMAGE: 0.5 * IMAGES}) - 0.5 * IMAGES
+    _draw(invert.reconstructed(PARTS, repeats=repeats), image=0.5 * IMAGES) - 0.5 * IMAGES
   ).max()
   assert error(30) < 1e-3 < error(0) < 0.5
 
@@ -108,13 +108,13 @@ def test_stopping_early_gives_what_the_network_saw_there():
 def test_previews_come_from_several_devices_and_guidance_is_seen_from_above_or_below():
   """Over guidance x0 is the guided one; under it, the pair of each image."""
   above, below = [], []
-  guide = partial(guided, null={'label': 0}, scale=3.0)
+  guide = partial(guided, terms=[Term({'label': 0}, 3.0)])
   mesh = sharding.make_mesh()
   for seen, way in (
-    (above, lambda denoise: preview.watched(guide(denoise), lambda t, x0: above.append(x0))),
-    (below, lambda denoise: guide(preview.watched(denoise, lambda t, x0: below.append(x0)))),
+    (above, lambda denoise, *_: preview.watched(guide(denoise), lambda t, x0: above.append(x0))),
+    (below, lambda denoise, *_: guide(preview.watched(denoise, lambda t, x0: below.append(x0)))),
   ):
-    generate = make_generate(sampled(PARTS._replace(guide=way)), mesh=mesh, batch_size=16)
+    generate = make_generate(sampled(PARTS._replace(guide=(way,))), mesh=mesh, batch_size=16)
     ((images, _),) = generate(PARAMS, {}, {'label': np.arange(16) % 2}, seed=0, num=16)
     jax.block_until_ready(images)
     jax.effects_barrier()
@@ -128,7 +128,9 @@ def test_a_sampler_that_is_told_to_stop_calls_the_network_no_more():
   shown = []
   denoise = PARTS.denoiser(PARAMS, {})
   watched = preview.watched(denoise, lambda t, x0: shown.append(t[0]), go_on=lambda: len(shown) < 3)
-  run = jax.jit(lambda x: PARTS.sampler(watched, x=x, cond={'label': LABELS['label'][:2]}, keys=KEYS[:2]))
+  solve, times = PARTS.sampler
+  cond = {'label': LABELS['label'][:2]}
+  run = jax.jit(lambda x: solve(watched, tiny_diffusion.PROCESS, x, times, cond=cond, keys=KEYS[:2]))
   run(jnp.zeros((2, 4, 4, 3)))
   jax.effects_barrier()
   np.testing.assert_allclose(shown, [1, 0.875, 0.75])
@@ -136,7 +138,7 @@ def test_a_sampler_that_is_told_to_stop_calls_the_network_no_more():
 
 def test_what_does_not_denoise_says_what_it_can():
   stage = tiny_config.build(tiny_config.get_config())
-  with pytest.raises(ValueError, match=r'cannot be edited, inpainted, .* they are drawn from noise alone'):
+  with pytest.raises(ValueError, match=r'cannot be edited, inpainted, .* they are sampled from noise alone'):
     sample.denoising(sample.Trained(stage, None, {}))
 
 
@@ -207,7 +209,7 @@ def test_interpolation_and_previews_are_of_the_seeds_own_images(trained, tmp_pat
   ('options', 'message'),
   [
     (('--inpaint', 'a.png'), '--inpaint and --mask go together'),
-    (('--repeats', '3'), '--repeats is of --inpaint or --invert'),
+    (('--repeats', '3'), '--repeats is for --inpaint or --invert'),
     (('--edit', 'nowhere.png'), 'nowhere.png'),
     (('--until', '2'), 'the stop is at 2.0; it must be after 0 and before the first time, 1'),
   ],

@@ -18,6 +18,7 @@ from jaxgen.objectives.few_step.shortcut import shortcut
 from jaxgen.processes import times
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.sampler import Sampler
 from tests import test_consistency, test_mean_flow, test_scm, test_vdm
 from tests.analytic import compiled, flow, gaussian
 
@@ -43,11 +44,11 @@ def _vdm():
   objective = vdm(
     test_vdm.Exact(),
     shape=SHAPE,
-    sampler=partial(ddim, times=grids.uniform(24)),
+    sampler=Sampler(ddim, grids.uniform(24)),
     ends=test_vdm.ENDS,
     width=8,
   )
-  params = objective.init(jax.random.key(0), {})['params']
+  params = objective.init(jax.random.key(0), {}, {})['params']
   params['schedule'] = jax.tree.map(lambda leaf: leaf + 0.3, params['schedule'])  # as if it had learned
   return _of(test_vdm, objective, params)
 
@@ -110,15 +111,14 @@ def test_each_way_of_drawing_keeps_the_distribution_and_what_it_is_given(name):
   exact = EXACT[name]
   d, images = _parts(exact), _images(exact)
   known = np.tile(np.float32([1, 0])[:, None, None], (len(KEYS), 1, 2, 1))
-  cond = {edit.IMAGE: images, inpaint.MASK: known}
   ways = {
     'sampled': exact.objective.sample,
-    'edited': edit.edited(d, strength=0.5),
-    'inpainted': inpaint.inpainted(d, repeats=2),
+    'edited': partial(edit.edited(d, strength=0.5), image=images),
+    'inpainted': partial(inpaint.inpainted(d, repeats=2), image=images, mask=known),
   }
   if not exact.ends:
-    ways['found'] = invert.reconstructed(d, repeats=10)
-  made = compiled(lambda cond: {name: way(exact.params, {}, cond, KEYS) for name, way in ways.items()}, cond)
+    ways['found'] = partial(invert.reconstructed(d, repeats=10), image=images)
+  made = compiled(lambda: {name: way(exact.params, {}, {}, KEYS) for name, way in ways.items()})
   moments = lambda a: [a.mean(), a.std()]  # noqa: E731
   # Of one step are samples and edits alone: the other ways take as many as they need.
   true = [exact.mean, exact.variance**0.5]

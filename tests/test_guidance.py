@@ -13,7 +13,7 @@ from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import thresholded
 from jaxgen.samplers.edm import edm
 from jaxgen.samplers.euler import euler
-from jaxgen.samplers.guidance import autoguided, classifier_guided, extrapolated, guided, rescaled, zero_star
+from jaxgen.samplers.guidance import Term, autoguided, classifier_guided, extrapolated, guided, rescaled, zero_star
 from tests.analytic import PROCESSES, compiled, gaussian, mixture
 
 MEANS, NULL, VARIANCE = jnp.array([-0.5, 0.5, 0.1]), {'label': 2}, 0.25
@@ -50,17 +50,17 @@ def test_a_negative_condition_is_led_away_from():
   base, (x_t, t, cond) = _denoiser(process), _at(process)
   negative = {'label': jnp.array([1, 0, 2, 2])}
   got, good, bad = compiled(
-    lambda *args: (guided(base, negative, 3.0)(*args), base(*args), base(*args[:2], negative)), x_t, t, cond
+    lambda *args: (guided(base, [Term(negative, 3.0)])(*args), base(*args), base(*args[:2], negative)), x_t, t, cond
   )
   np.testing.assert_allclose(got.x0, good.x0 + 2 * (good.x0 - bad.x0), atol=1e-5)
 
 
 def test_a_negative_condition_for_each_image_is_kept_by_an_outer_guidance():
   process = PROCESSES['rectified_flow']
-  inner = guided(_denoiser(process), {'label': np.array([1, 0, 2, 2])}, 3.0)
+  inner = guided(_denoiser(process), [Term({'label': np.array([1, 0, 2, 2])}, 3.0)])
   none = {'label': jnp.full(4, 2)}
   got, good, bad = compiled(
-    lambda x_t, t, cond: (guided(inner, NULL, 2.0)(x_t, t, cond), inner(x_t, t, cond), inner(x_t, t, none)),
+    lambda x_t, t, cond: (guided(inner, [Term(NULL, 2.0)])(x_t, t, cond), inner(x_t, t, cond), inner(x_t, t, none)),
     *_at(process),
   )
   np.testing.assert_allclose(got.x0, 2 * good.x0 - bad.x0, atol=1e-5)
@@ -190,9 +190,9 @@ def test_dynamic_thresholding_scales_an_image_that_leaves_the_range():
 # Together
 
 STEPS = {
-  'guided': lambda process: partial(guided, null=NULL, scale=2.0),
-  'rescaled': lambda process: partial(guided, null=NULL, scale=2.0, combine=rescaled(process)),
-  'zero_star': lambda process: partial(guided, null=NULL, scale=2.0, combine=zero_star(process)),
+  'guided': lambda process: partial(guided, terms=[Term(NULL, 2.0)]),
+  'rescaled': lambda process: partial(guided, terms=[Term(NULL, 2.0)], combine=rescaled(process)),
+  'zero_star': lambda process: partial(guided, terms=[Term(NULL, 2.0)], combine=zero_star(process)),
   'autoguided': lambda process: partial(autoguided, weak=gaussian(process, 0.0, 0.5), scale=1.5, interval=(0.2, 0.8)),
   'classifier': lambda process: partial(
     classifier_guided,

@@ -11,6 +11,7 @@ import optax
 import pytest
 
 from jaxgen import ema
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.mean_flow import mean_flow, mean_flow_target
 from jaxgen.objectives.few_step.shortcut import shortcut, shortcut_target
 from jaxgen.processes import times
@@ -93,7 +94,7 @@ def test_the_average_velocity_is_what_a_shortcut_wants(points):
 
 EXACT = {
   'mean_flow': partial(mean_flow, Exact(), times=times.uniform()),
-  'mean_flow of x0': partial(mean_flow, Exact(data=True), times=times.uniform(), parameterisation=x0(FLOW)),
+  'mean_flow of x0': partial(mean_flow, Exact(data=True), times=times.uniform(), parameterisation=x0),
   'shortcut': partial(shortcut, Exact(), time_scale=1.0),
 }
 
@@ -156,8 +157,7 @@ def test_guidance_is_learned_into_the_network():
     shape=(1, 1, 1),
     times=times.uniform(),
     jumps=grids.uniform(1),
-    null={'label': 2},
-    drop_rate=0.2,
+    conditioner=labels(2, drop_rate=0.2),
     scale=2.0,
     power=0.0,
     limit=None,

@@ -16,11 +16,15 @@ from jaxgen.experiment import Experiment, as_stages
 from jaxgen.models import unet
 from jaxgen.models.dit import DiT
 from jaxgen.models.layers import remat
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.plan import program as programs
 from jaxgen.plan.plan import abstract_frozen
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.samplers import grids
+from jaxgen.samplers.euler import euler
+from jaxgen.samplers.sampler import Sampler
 from tests import test_configs
 
 data_dir = test_configs.data_dir
@@ -66,10 +70,10 @@ def test_a_fully_sharded_step_sends_parameters_and_no_activations(name):
       net,
       flow,
       shape=(16, 16, 4),
-      parameterisation=parameterisation.velocity(flow),
+      parameterisation=parameterisation.velocity,
       times=times.uniform(),
-      sampler=lambda denoise, *, x, cond, keys: x,
-      null={'label': 7},
+      sampler=Sampler(euler, grids.uniform(1)),
+      conditioner=labels(7),
     ),
     {'net': optax.sgd(1e-3)},
     {'net': ema.Average('net', ema.constant(0.9))},

@@ -226,7 +226,7 @@ def _log_gaussian(x, process, mean, variance, t):
 def test_a_learned_variance_is_the_second_half_of_the_channels():
   process = PROCESSES['rectified_flow']
   output = jax.random.normal(jax.random.key(0), (2, 4, 4, 6))
-  x_t, t, p = jnp.zeros((2, 4, 4, 3)), jnp.full(2, 0.5), parameterisation.eps(process)
+  x_t, t, p = jnp.zeros((2, 4, 4, 3)), jnp.full(2, 0.5), parameterisation.eps
   learned = parameterisation.learned_variance(p)
   prediction = parameterisation.denoiser(lambda x, t, cond: output, process, learned)(x_t, t, {})
   np.testing.assert_array_equal(prediction.eps, output[..., :3])
@@ -244,7 +244,7 @@ def test_a_denoiser_gives_the_network_its_own_time_and_float32_back():
     seen.append((t, cond))
     return x.astype(jnp.bfloat16)
 
-  denoise = parameterisation.denoiser(apply, process, parameterisation.eps(process))
+  denoise = parameterisation.denoiser(apply, process, parameterisation.eps)
   prediction = denoise(jnp.ones((2, 1, 1, 1)), jnp.array([0.001, 1.0]), {'label': jnp.array([3, 4])})
   np.testing.assert_array_equal(seen[0][0], [0, 999])
   np.testing.assert_array_equal(seen[0][1]['label'], [3, 4])

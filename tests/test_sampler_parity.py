@@ -33,7 +33,7 @@ def _network(x, time, cond):
 
 def _denoise_ve(x, t, cond):
   """The VP network in VE's scale: x0 and eps are the same."""
-  return parameterisation.denoiser(_network, VP, parameterisation.v(VP))(expand(VP.alpha(t), x) * x, t, cond)
+  return parameterisation.denoiser(_network, VP, parameterisation.v)(expand(VP.alpha(t), x) * x, t, cond)
 
 
 def _end_of_path(x, t, cond):
@@ -50,7 +50,7 @@ def _times_of(sigmas):
   return np.clip((np.float64(sigmas) ** (1 / 7) - low) / (high - low), 0, 1).astype(np.float32)
 
 
-ON_VP = VP, parameterisation.denoiser(_network, VP, parameterisation.v(VP)), TRAILING
+ON_VP = VP, parameterisation.denoiser(_network, VP, parameterisation.v), TRAILING
 CASES = {  # name: of diffusers' numbers, sampler, (process, denoiser, times)
   'ddpm': ('ddpm', ddpm.ddpm, ON_VP),
   'ddim': ('ddim', ddim.ddim, ON_VP),
@@ -64,7 +64,7 @@ CASES = {  # name: of diffusers' numbers, sampler, (process, denoiser, times)
   'flow': (
     'flow',
     euler,
-    (FLOW, parameterisation.denoiser(_network, FLOW, parameterisation.velocity(FLOW)), GOLDEN['flow_times']),
+    (FLOW, parameterisation.denoiser(_network, FLOW, parameterisation.velocity), GOLDEN['flow_times']),
   ),
   'consistency': (
     'consistency',

@@ -20,7 +20,7 @@ from jaxgen.samplers.dpm_solver import dpm_multistep, dpm_singlestep
 from jaxgen.samplers.edm import edm
 from jaxgen.samplers.euler import euler
 from jaxgen.samplers.euler_maruyama import euler_maruyama
-from jaxgen.samplers.guidance import guided
+from jaxgen.samplers.guidance import Term, guided
 from jaxgen.samplers.heun import heun
 from jaxgen.samplers.unipc import unipc
 from tests.analytic import PROCESSES, compiled, flow, gaussian, mixture
@@ -189,8 +189,8 @@ def test_ddpm_follows_the_published_update_step_by_step():
   bar = np.cumprod(1 - betas)
   x, keys = _noise(3)
   apply = lambda x_t, t, cond: jnp.sin(3 * x_t) + expand_like(t, x_t) / 100  # noqa: E731
-  denoise = parameterisation.denoiser(apply, process, parameterisation.eps(process))
-  got = _run(partial(ddpm, clip=1.0), denoise, process, x, grids.spaced(steps, steps), keys=keys)
+  denoise = parameterisation.denoiser(apply, process, parameterisation.eps)
+  got = _run(ddpm, clipped(denoise, process), process, x, grids.spaced(steps, steps), keys=keys)
   want = np.asarray(x, np.float64)
   for i, k in enumerate(reversed(range(steps))):
     eps = np.sin(3 * want) + k / 100
@@ -254,7 +254,7 @@ def test_a_wrong_network_cannot_make_nan(process, sampler):
     predictions = [space(process).predict(0.3 * x_t + 0.1, x_t, t) for space in spaces]
     return jax.tree.map(lambda *leaves: jnp.stack([leaf[i] for i, leaf in enumerate(leaves)]), *predictions)
 
-  got = _run(partial(SAMPLERS[sampler], clip=1.0), denoise, process, x, grids.uniform(4), keys=keys)
+  got = _run(SAMPLERS[sampler], clipped(denoise, process), process, x, grids.uniform(4), keys=keys)
   assert np.isfinite(got).all()
   assert np.max(np.abs(got)) < 10
 
@@ -277,7 +277,7 @@ def test_guided_gaussians_of_one_variance_are_a_gaussian_further_out(process, sa
   means = CLASS_MEANS[LABELS]
   means = (means + (w - 1) * (means - CLASS_MEANS[2])).reshape(4, 1, 1, 1)
   exact = compiled(lambda x: flow(process, means, VARIANCE, x, 1.0, 0.0), x)
-  denoise = guided(_by_class(process), NULL, w)
+  denoise = guided(_by_class(process), [Term(NULL, w)])
   got = _run(SAMPLERS[sampler], denoise, process, x, grids.quadratic(128), cond={'label': LABELS})
   np.testing.assert_allclose(got, exact, atol=0.05 if ODE[sampler] == 1 else 0.005)
 
@@ -302,16 +302,16 @@ def _at(process, t=0.6):
 def test_guidance_calls_the_network_once_for_both():
   process = PROCESSES['rectified_flow']
   base, sizes = _counted(_by_class(process))
-  jax.eval_shape(guided(base, NULL, 3.0), *_at(process))
+  jax.eval_shape(guided(base, [Term(NULL, 3.0)]), *_at(process))
   assert sizes == [8]
 
 
 def test_scale_1_is_the_unguided_network():
   process = PROCESSES['rectified_flow']
   base = _by_class(process)
-  assert guided(base, NULL, 1.0) is base
+  assert guided(base, [Term(NULL, 1.0)]) is base
   for scale in (jnp.float32(1), jnp.ones(4)):
-    got, want = compiled(lambda *args: (guided(base, NULL, scale)(*args), base(*args)), *_at(process))  # noqa: B023
+    got, want = compiled(lambda *args: (guided(base, [Term(NULL, scale)])(*args), base(*args)), *_at(process))  # noqa: B023
     np.testing.assert_allclose(got.x0, want.x0, atol=1e-7)
     np.testing.assert_allclose(got.eps, want.eps, atol=1e-7)
 
@@ -323,7 +323,7 @@ def test_guidance_acts_on_all_channels_and_keeps_x_t_consistent():
   none = {'label': jnp.full(4, 2)}
 
   def run(x_t, t, cond):
-    got = guided(base, NULL, w)(x_t, t, cond)
+    got = guided(base, [Term(NULL, w)])(x_t, t, cond)
     return got, base(x_t, t, cond), base(x_t, t, none), corrupt(process, got.x0, got.eps, t)
 
   got, with_condition, without, back = compiled(run, x_t, t, cond)
@@ -339,7 +339,7 @@ def test_guidance_keeps_the_conditional_variance():
     return Prediction(x0=x_t + label, eps=x_t, variance=label)
 
   x_t, t, cond = _at(PROCESSES['rectified_flow'])
-  np.testing.assert_array_equal(guided(denoise, NULL, 4.0)(x_t, t, cond).variance.ravel(), LABELS)
+  np.testing.assert_array_equal(guided(denoise, [Term(NULL, 4.0)])(x_t, t, cond).variance.ravel(), LABELS)
 
 
 def test_null_vectors_and_other_entries_of_cond():
@@ -349,7 +349,7 @@ def test_null_vectors_and_other_entries_of_cond():
 
   x_t, t, _ = _at(PROCESSES['rectified_flow'])
   cond = {'text': jnp.ones((4, 2, 3)), 'size': jnp.arange(4.0)}
-  got = guided(denoise, {'text': np.full((2, 3), 0.5)}, 2.0)(x_t, t, cond)  # text 6 against 3; size not dropped
+  got = guided(denoise, [Term({'text': np.full((2, 3), 0.5)}, 2.0)])(x_t, t, cond)  # text 6 against 3; size not dropped
   np.testing.assert_allclose(got.x0.ravel(), 2 * (6 + cond['size']) - (3 + cond['size']))
 
 
@@ -357,8 +357,8 @@ def test_null_vectors_and_other_entries_of_cond():
 def test_guidance_in_an_interval(t, inside):
   process = PROCESSES['rectified_flow']
   base = _by_class(process)
-  expected = guided(base, NULL, 3.0) if inside else base
-  within = guided(base, NULL, 3.0, interval=(0.2, 0.6))
+  expected = guided(base, [Term(NULL, 3.0)]) if inside else base
+  within = guided(base, [Term(NULL, 3.0)], interval=(0.2, 0.6))
   got, want = compiled(lambda *args: (within(*args), expected(*args)), *_at(process, t))
   np.testing.assert_allclose(got.x0, want.x0, atol=1e-6)
 
@@ -367,7 +367,7 @@ def test_guidance_in_an_interval_for_images_at_different_times():
   process = PROCESSES['rectified_flow']
   base, t = _by_class(process), jnp.array([0.1, 0.3, 0.5, 0.9])
   x_t, _, cond = _at(process)
-  denoisers = guided(base, NULL, 3.0, interval=(0.2, 0.6)), guided(base, NULL, 3.0), base
+  denoisers = guided(base, [Term(NULL, 3.0)], interval=(0.2, 0.6)), guided(base, [Term(NULL, 3.0)]), base
   got, want, unguided = compiled(lambda *args: [denoise(*args) for denoise in denoisers], x_t, t, cond)
   np.testing.assert_allclose(got.x0[1:3], want.x0[1:3], atol=1e-6)
   np.testing.assert_allclose(got.x0[::3], unguided.x0[::3], atol=1e-6)
@@ -376,8 +376,8 @@ def test_guidance_in_an_interval_for_images_at_different_times():
 def test_guided_denoisers_compose():
   process = PROCESSES['rectified_flow']
   base = _by_class(process)
-  twice = guided(clipped(guided(base, NULL, 2.0), process, 0.2), NULL, 3.0)
-  inner = clipped(guided(base, NULL, 2.0), process, 0.2)
+  twice = guided(clipped(guided(base, [Term(NULL, 2.0)]), process, 0.2), [Term(NULL, 3.0)])
+  inner = clipped(guided(base, [Term(NULL, 2.0)]), process, 0.2)
   x_t, t, cond = _at(process)
   none = {'label': jnp.full(4, 2)}
   got, a, b = compiled(
@@ -388,10 +388,10 @@ def test_guided_denoisers_compose():
 
 def test_a_scale_for_each_image_is_kept_by_an_outer_guidance():
   process, w = PROCESSES['rectified_flow'], jnp.array([1.0, 2.0, 3.0, 4.0])
-  inner = guided(_by_class(process), NULL, w)
+  inner = guided(_by_class(process), [Term(NULL, w)])
   none = {'label': jnp.full(4, 2)}
   got, a, b = compiled(
-    lambda x_t, t, cond: (guided(inner, NULL, 3.0)(x_t, t, cond), inner(x_t, t, cond), inner(x_t, t, none)),
+    lambda x_t, t, cond: (guided(inner, [Term(NULL, 3.0)])(x_t, t, cond), inner(x_t, t, cond), inner(x_t, t, none)),
     *_at(process),
   )
   np.testing.assert_allclose(got.x0, b.x0 + 3 * (a.x0 - b.x0), atol=1e-5)
@@ -401,7 +401,7 @@ def test_guidance_without_a_condition_says_so():
   process = PROCESSES['rectified_flow']
   x_t, t, _ = _at(process)
   with pytest.raises(ValueError, match="guidance needs cond\\['label'\\]"):
-    guided(_by_class(process), NULL, 2.0)(x_t, t, {})
+    guided(_by_class(process), [Term(NULL, 2.0)])(x_t, t, {})
 
 
 # Clipping and grids

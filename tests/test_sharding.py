@@ -14,9 +14,13 @@ import pytest
 from jaxgen import ema, sharding
 from jaxgen.models import unet
 from jaxgen.models.dit import DiT
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.samplers import grids
+from jaxgen.samplers.euler import euler
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.train_state import init_state
 from jaxgen.train_step import make_train_step
 
@@ -37,11 +41,10 @@ def objective():
     net,
     rectified_flow(),
     shape=(16, 16, 3),
-    parameterisation=parameterisation.velocity(rectified_flow()),
+    parameterisation=parameterisation.velocity,
     times=times.uniform(),
-    sampler=lambda denoise, *, x, cond, keys: x,
-    null={'label': 7},
-    drop_rate=0.1,
+    sampler=Sampler(euler, grids.uniform(1)),
+    conditioner=labels(7, drop_rate=0.1),
   )
 
 
@@ -245,8 +248,8 @@ rules, *sizes = sys.argv[1:]
 flow = rectified_flow()
 net = DiT(patch=2, depth=2, width=32, heads=4, num_classes=7, remat=remat.policy('full'))
 objective = diffusion(
-  net, flow, shape=(8, 8, 4), parameterisation=parameterisation.velocity(flow), times=times.uniform(),
-  sampler=lambda *_: None, null={'label': 7}, drop_rate=0.1)
+  net, flow, shape=(8, 8, 4), parameterisation=parameterisation.velocity, times=times.uniform(),
+  sampler=Sampler(euler, grids.uniform(1)), conditioner=labels(7, drop_rate=0.1))
 stage = Experiment(
   objective, {'net': optax.adamw(1e-3)}, {'net': ema.Average('net', ema.constant(0.9))},
   FixedBatch({'image': np.zeros((16, 8, 8, 4), 'f'), 'label': np.zeros(16, 'i')}), 1,

@@ -14,6 +14,7 @@ from jaxgen.processes.process import Process
 from jaxgen.samplers import dpm_solver, exponential, grids
 from jaxgen.samplers import edm as edm_module
 from jaxgen.samplers import euler_maruyama as euler_maruyama_module
+from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.ddim_inversion import ddim_inversion
 from jaxgen.samplers.ddpm import ddpm
@@ -176,12 +177,12 @@ def test_the_condition_and_the_clipping_reach_the_denoiser(solver):
 
   @jax.jit
   def run(x):
-    sample = partial(solver, denoise, process, x, grids.uniform(4), cond=cond, keys=keys)
-    return sample(), sample(clip=0.3)
+    run = lambda denoise: solver(denoise, process, x, grids.uniform(4), cond=cond, keys=keys)  # noqa: E731
+    return run(denoise), run(clipped(denoise, process, 0.3))
 
-  free, clipped = run(x)
+  free, held = run(x)
   np.testing.assert_allclose(np.ravel(free), [0.4, -0.5, 0.1], atol=1e-6)
-  np.testing.assert_allclose(np.ravel(clipped), [0.3, -0.3, 0.1], atol=1e-6)
+  np.testing.assert_allclose(np.ravel(held), [0.3, -0.3, 0.1], atol=1e-6)
 
 
 # Solvers of the SDE, with noise that is known

@@ -65,7 +65,7 @@ def trained():
   def sample(params, frozen, cond, keys):
     return images[jax.vmap(lambda key: jax.random.randint(key, (), 0, 3))(keys)]
 
-  base = Objective(lambda key, batch: {'params': {}, 'extra': {}}, (), sample)
+  base = Objective(lambda key, frozen, batch: {'params': {}, 'extra': {}}, (), sample)
   objective = with_channel_classifier(base, NET, num_classes=CLASSES)
   dataset = stacked(quarters(), num=64)
   records = [dataset.read(index) for index in range(64)]

@@ -22,7 +22,7 @@ def _quadratic(params, state, frozen, batch, key):
 
 
 def _objective(*phases: Phase) -> Objective:
-  def init(key, batch):
+  def init(key, frozen, batch):
     return {
       'params': {
         'net': {'w': jnp.float32(0.5), 'b': jnp.float32(-0.25)},

@@ -1,7 +1,6 @@
 """What is learned of time: VDM's schedule, and the times at which the loss is large."""
 
 import math
-from functools import partial
 
 import flax.linen as nn
 import jax
@@ -20,6 +19,7 @@ from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddpm import ddpm
 from jaxgen.samplers.euler import euler
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.train_state import init_state
 from jaxgen.train_step import make_train_step
 
@@ -38,7 +38,7 @@ class Exact(nn.Module):
 
 
 def _objective():
-  return vdm(Exact(), shape=(4, 4, 1), sampler=partial(ddpm, times=grids.uniform(60)), ends=ENDS, width=32)
+  return vdm(Exact(), shape=(4, 4, 1), sampler=Sampler(ddpm, grids.uniform(60)), ends=ENDS, width=32)
 
 
 def _batch(n=512):
@@ -96,7 +96,7 @@ def test_the_bound_s_ends_have_noise_of_their_own(monkeypatch):
   ended = lambda process, x0, key: own.append(key) or jnp.zeros(len(x0))  # noqa: E731
   monkeypatch.setattr('jaxgen.objectives.diffusion.vdm.ends_of_bound', ended)
   objective = _objective()
-  params = objective.init(jax.random.key(0), {})['params']
+  params = objective.init(jax.random.key(0), {}, {})['params']
   objective.phases[0].loss(params, None, {}, _batch(2), jax.random.key(1))
   data = lambda keys: {tuple(np.asarray(jax.random.key_data(key)).tolist()) for key in keys}  # noqa: E731
   assert len(used) >= 3
@@ -143,9 +143,9 @@ def test_a_diffusion_model_remembers_its_losses():
     Zero(),
     flow,
     shape=(4, 4, 1),
-    parameterisation=parameterisation.x0(flow),
+    parameterisation=parameterisation.x0,
     times=times.importance(bins=4),
-    sampler=partial(euler, process=flow, times=grids.uniform(2)),
+    sampler=Sampler(euler, grids.uniform(2)),
   )
   optimizers, batch = {'net': optax.sgd(0.0)}, _batch(64)
   state = init_state(objective, optimizers, {}, batch, jax.random.key(0))

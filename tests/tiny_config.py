@@ -15,6 +15,7 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.conditioning import always
 from jaxgen.train_state import sampling_params
 
 
@@ -41,7 +42,7 @@ def objective() -> Objective:
   import jax
   import jax.numpy as jnp
 
-  def init(key, batch):
+  def init(key, frozen, batch):
     return {'params': {'net': {'means': jnp.zeros((2, 4, 4, 3))}}, 'extra': {}}
 
   def loss(params, state, frozen, batch, key):
@@ -52,7 +53,7 @@ def objective() -> Objective:
     noise = jax.vmap(lambda key: jax.random.normal(key, (4, 4, 3)))(keys)
     return jnp.clip(params['net']['means'][cond['label']] + 0.1 * noise, -1.0, 1.0)
 
-  return Objective(init, (Phase('net', 'net', loss),), sample)
+  return Objective(init, (Phase('net', 'net', loss),), sample, conditioner=always('label'))
 
 
 def mean(context: Context, *, target: float) -> dict[str, float]:

@@ -8,11 +8,13 @@ from ml_collections import ConfigDict
 
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import Conditioner, Field
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.sampler import Sampler
 from tests import tiny_config
 
 PROCESS, STEPS = vp_cosine(), 8
@@ -33,10 +35,10 @@ def objective() -> Objective:
     Pull(),
     PROCESS,
     shape=(4, 4, 3),
-    parameterisation=parameterisation.x0(PROCESS, margin=0.05),
+    parameterisation=partial(parameterisation.x0, margin=0.05),
     times=times.uniform(),
-    sampler=partial(ddim, process=PROCESS, times=grids.uniform(STEPS)),
-    null={'label': 0},
+    sampler=Sampler(ddim, grids.uniform(STEPS)),
+    conditioner=Conditioner({'label': Field(0)}),
   )
 
 

@@ -23,7 +23,7 @@ def dataset(num: int = 48, fingerprint: str = 'toy') -> Dataset:
 def objective(width: int = 8, poison: float | None = None) -> Objective:
   """Learns the identity through noise; from the first batch whose mean is over `poison` the loss is not finite."""
 
-  def init(key, batch):
+  def init(key, frozen, batch):
     size = batch['image'][0].size
     return {'params': {'net': {'kernel': 0.1 * jax.random.normal(key, (size, width)), 'out': jnp.ones((width, size))}}}
 

@@ -98,7 +98,7 @@ def eps_step(
   def apply(variables, batch, **kwargs) -> Any:
     return net.apply(variables, batch['image'], batch['t'], {'label': batch['label']}, train=True, **kwargs)
 
-  def init(key, batch):
+  def init(key, frozen, batch):
     made = net.init(key, batch['image'], batch['t'], {'label': batch['label']})
     return {'params': {'net': made['params']}}
 

@@ -34,7 +34,7 @@ def bench_sampler(*, steps: int = 50, rounds: int = 10, batch_size: int = 4, siz
     def apply(x, t, cond) -> Any:
       return net.apply(params, x, t, cond)
 
-    denoise = parameterisation.denoiser(apply, process, parameterisation.eps(process))
+    denoise = parameterisation.denoiser(apply, process, parameterisation.eps)
     return ddim(denoise, process, x, times, cond=cond)
 
   def call(params, x):

@@ -116,10 +116,10 @@ def model_flops(stage: Experiment, abstract: TrainState, frozen: Mapping[str, An
   for phase in stage.objective.phases:
 
     def loss(subtree, state, batch, frozen, phase=phase):
-      params = state.params | {phase.trains: subtree}
+      params = state.params | subtree
       return phase.loss(params, state, frozen, batch, jax.random.key(0))[0]
 
-    args = abstract.params[phase.trains], abstract, stage.data.spec, frozen
+    args = {name: abstract.params[name] for name in phase.keys}, abstract, stage.data.spec, frozen
     operations += flops.count_gradient(loss, *args) // phase.every
   return operations
 

@@ -1,4 +1,4 @@
-"""What `jaxgen sample` does with images: files in, and a way to draw from them."""
+"""What `jaxgen sample` does with images: files in, and how to sample from them."""
 
 from __future__ import annotations
 
@@ -13,15 +13,17 @@ if TYPE_CHECKING:
 def add_options(parser: argparse.ArgumentParser) -> None:
   """The options of editing, watching and stopping."""
   ways = parser.add_mutually_exclusive_group()
-  ways.add_argument(
-    '--edit', metavar='IMAGE', type=pathlib.Path, help='redraw a file, or each file of a folder (SDEdit)'
-  )
-  ways.add_argument('--inpaint', metavar='IMAGE', type=pathlib.Path, help='redraw what is white in --mask (RePaint)')
+  ways.add_argument('--edit', metavar='IMAGE', type=pathlib.Path, help='edit a file, or each file of a folder (SDEdit)')
+  ways.add_argument('--inpaint', metavar='IMAGE', type=pathlib.Path, help='fill what is white in --mask (RePaint)')
   ways.add_argument('--interpolate', metavar='SEED', type=int, help='from the first image of --seed to that of SEED')
-  ways.add_argument('--invert', metavar='IMAGE', type=pathlib.Path, help='find its noise and draw it again (DDIM)')
-  parser.add_argument('--strength', type=float, default=0.6, help='of --edit: a time in (0, 1], 1 keeps nothing (0.6)')
-  parser.add_argument('--mask', metavar='IMAGE', type=pathlib.Path, help='of --inpaint: white is redrawn, black kept')
-  parser.add_argument('--repeats', type=int, help='of each step: --inpaint (10); of the fixed point: --invert (0)')
+  ways.add_argument('--invert', metavar='IMAGE', type=pathlib.Path, help='find its noise and sample it again (DDIM)')
+  parser.add_argument('--strength', type=float, default=0.6, help='for --edit: a time in (0, 1], 1 keeps nothing (0.6)')
+  parser.add_argument(
+    '--mask', metavar='IMAGE', type=pathlib.Path, help='for --inpaint: white is filled, black is kept'
+  )
+  parser.add_argument(
+    '--repeats', type=int, help='of each step for --inpaint (10), of the fixed point for --invert (0)'
+  )
   parser.add_argument('--until', metavar='T', type=float, help='stop at this time in (0, 1), in x0 as it is seen there')
   parser.add_argument(
     '--previews', metavar='FOLDER', type=pathlib.Path, help='a grid of x0 for each call of the network'
@@ -31,17 +33,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def check(args: argparse.Namespace) -> None:
   """Raises ValueError where options do not go together."""
   if (args.inpaint is None) != (args.mask is None):
-    raise ValueError('--inpaint and --mask go together: an image, and what of it is to be redrawn')
+    raise ValueError('--inpaint and --mask go together: an image, and which of its pixels to fill')
   if args.repeats is not None and args.inpaint is None and args.invert is None:
-    raise ValueError('--repeats is of --inpaint or --invert; give one of them an image')
+    raise ValueError('--repeats is for --inpaint or --invert; give one of them an image')
 
 
-def way(args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray]) -> tuple[Any, dict[str, np.ndarray]]:
-  """How to draw, None for the objective's own way, and `cond` with the images that it takes."""
+def chosen(
+  args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray]
+) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
+  """What the options ask for: how to sample (None for the objective's own way), the condition, and its inputs."""
   if all(
     given is None for given in (args.edit, args.inpaint, args.interpolate, args.invert, args.until, args.previews)
   ):
-    return None, cond
+    return None, cond, {}
   import numpy as np
 
   from jaxgen import sample
@@ -53,24 +57,31 @@ def way(args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray]) -> 
     parts = stop.stopped(parts, args.until)
   if args.previews is not None:
     parts = parts._replace(show=_saver(args.previews))
-  shape = trained.stage.data.spec['image'].shape[1:]
   file = args.edit or args.inpaint or args.invert
+  inputs, shape = {}, _image_shape(parts, trained.frozen)
   if file is not None:
-    cond = cond | {edit.IMAGE: _images(file, shape, args.num)}
+    inputs = {'image': _images(file, shape, args.num)}
   if args.edit is not None:
-    return edit.edited(parts, strength=args.strength), cond
+    return edit.edited(parts, strength=args.strength), cond, inputs
   if args.inpaint is not None:
-    mask = (1 - _images(args.mask, (*shape[:2], 1), args.num)) / 2
+    inputs |= {'mask': (1 - _images(args.mask, (*shape[:2], 1), args.num)) / 2}
     repeats = 10 if args.repeats is None else args.repeats
-    return inpaint.inpainted(parts, repeats=repeats), cond | {inpaint.MASK: mask}
+    return inpaint.inpainted(parts, repeats=repeats), cond, inputs
   if args.invert is not None:
-    return invert.reconstructed(parts, repeats=args.repeats or 0), cond
+    return invert.reconstructed(parts, repeats=args.repeats or 0), cond, inputs
   if args.interpolate is not None:
-    weight = np.linspace(0, 1, args.num, dtype=np.float32)
     ends = sample.noise_key(args.seed), sample.noise_key(args.interpolate)
     first = {name: np.repeat(rows[:1], args.num, axis=0) for name, rows in cond.items()}
-    return interpolate.interpolated(parts, *ends), first | {interpolate.WEIGHT: weight}
-  return sampled(parts), cond
+    return interpolate.interpolated(parts, *ends), first, {'weight': np.linspace(0, 1, args.num, dtype=np.float32)}
+  return sampled(parts), cond, {}
+
+
+def _image_shape(parts: Any, frozen: Any) -> tuple[int, ...]:
+  """The shape of one image, which is decoded where the denoiser sees latents."""
+  import jax
+  import jax.numpy as jnp
+
+  return jax.eval_shape(parts.decode, frozen, jnp.zeros((1, *parts.shape))).shape[1:]
 
 
 def _images(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:

@@ -18,15 +18,26 @@ def main(argv: list[str]) -> int:
 
   config, module = load_run(args.run, overrides, config=args.config, trust_code=args.trust)
 
+  import numpy as np
+
   from jaxgen import distributed, sample
 
   distributed.start()
   trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
   names = trained.stage.data.class_names
   labels = _labels(args.label, names)
-  cond = sample.conditioning(trained.stage, args.num, labels=labels)
-  draw, inputs = edit.way(args, trained, cond)
-  images = sample.sample(trained, inputs, num=args.num, seed=args.seed, batch_size=args.batch_size, draw=draw)
+  given = {} if labels is None else {'label': np.asarray(labels, np.int32)}
+  cond = sample.conditioning(trained.stage, args.num, given=given)
+  sample_fn, cond, inputs = edit.chosen(args, trained, cond)
+  images = sample.sample(
+    trained,
+    cond,
+    num=args.num,
+    seed=args.seed,
+    batch_size=args.batch_size,
+    sample_fn=sample_fn,
+    inputs=inputs,
+  )
   if distributed.is_first():
     _save(args.out, images, cond, names)
     print(f'{args.num} images of step {trained.step:,} in {args.out}')
@@ -49,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     help="a class, by name or number; may be repeated, and 'all' is every class; the images take them in turn "
     '(default: as in the training data)',
   )
-  parser.add_argument('--seed', type=int, default=0, help='of the noise (default: 0)')
+  parser.add_argument('--seed', type=int, default=0, help='seed of the noise (default: 0)')
   parser.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')

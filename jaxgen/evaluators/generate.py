@@ -12,47 +12,58 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import sharding
+from jaxgen.objectives.base import SampleFn
 from jaxgen.typing import Array, Float, UInt8
 
-# (params, frozen, cond, *, seed, num) -> batches of images, with how many of each are meant
+# (params, frozen, cond, *, seed, num, inputs={}) -> batches of images, with how many of each are meant
 Generate = Callable[..., Iterator[tuple[Array, int]]]
 
 
-def make_generate(sample: Callable[..., Array], *, mesh: jax.sharding.Mesh, batch_size: int) -> Generate:
-  """Returns `generate(params, frozen, cond, *, seed, num)`, compiled once for its batch size.
+def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int) -> Generate:
+  """Returns `generate(params, frozen, cond, *, seed, num, inputs={})`, compiled once for its batch size.
 
   Args:
-    sample: an objective's, `(params, frozen, cond, keys) -> images`.
+    sample: an objective's, `(params, frozen, cond, keys) -> images`, or one of generation/.
     mesh: the batch is split over its `data` and `fsdp` axes.
     batch_size: images at a time.
 
-  `generate` takes `cond` as host arrays of `num` rows each, on every process, and yields `(images, count)`: float
-  images of the full batch, sharded over the mesh, of which the first `count` are meant (the last batch is padded).
+  `generate` takes `cond`, and `inputs` for a sample that wants more (an image to edit), as host arrays of `num` rows
+  each, on every process, and yields `(images, count)`: float images of the full batch, sharded over the mesh, of which
+  the first `count` are meant (the last batch is padded).
   """
   sharding.check_batch_size(batch_size, mesh)
   place = sharding.batch_sharding(mesh)
   run = sampler(sample, mesh=mesh)
 
   def generate(
-    params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
+    params: Any,
+    frozen: Any,
+    cond: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    num: int,
+    inputs: Mapping[str, np.ndarray] = {},
   ) -> Iterator[tuple[Array, int]]:
     root = jax.random.key(seed)
     for begin in range(0, num, batch_size):
       indices = np.arange(begin, begin + batch_size)
       rows = np.minimum(indices, num - 1)
-      part = {name: _global(np.asarray(values)[rows], place) for name, values in cond.items()}
-      yield run(params, frozen, part, root, _global(indices.astype(np.int32), place)), min(batch_size, num - begin)
+      told, more = (
+        {name: _global(np.asarray(values)[rows], place) for name, values in fields.items()} for fields in (cond, inputs)
+      )
+      images = run(params, frozen, told, root, _global(indices.astype(np.int32), place), more)
+      yield images, min(batch_size, num - begin)
 
   return generate
 
 
-def sampler(sample: Callable[..., Array], *, mesh: jax.sharding.Mesh) -> Any:
-  """The jitted `(params, frozen, cond, root, indices) -> images`, a batch of them split over the mesh."""
+def sampler(sample: SampleFn, *, mesh: jax.sharding.Mesh) -> Any:
+  """The jitted `(params, frozen, cond, root, indices, inputs) -> images`, a batch of them split over the mesh."""
   place = sharding.batch_sharding(mesh)
 
-  def run(params, frozen, cond, root, indices):
+  def run(params, frozen, cond, root, indices, inputs):
     keys = jax.vmap(lambda index: jax.random.fold_in(root, index))(indices)
-    images = sample(params, frozen, cond, keys)
+    images = sample(params, frozen, cond, keys, **inputs)
     return jax.lax.with_sharding_constraint(images, place)
 
   return jax.jit(sharding.under(mesh, run))

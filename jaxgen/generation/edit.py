@@ -5,49 +5,46 @@
 What the noise left of the image stays; the rest is sampled again.
 """
 
-from collections.abc import Callable
-from functools import partial
-
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.objectives.base import Denoising, SampleFn, decoded, guided_denoiser, sampler_times
-from jaxgen.processes.process import Prediction, Process, corrupt, image_noise
+from jaxgen.objectives.base import Denoising, SampleFn, decoded, guided_denoiser, split_keys
+from jaxgen.processes.process import Denoiser, Process, corrupt, image_noise
+from jaxgen.samplers.sampler import Solver, Times
 from jaxgen.typing import Array, Cond, Float, Key
-
-IMAGE = 'edited_image'  # entry of `cond`: float b h w c in [-1, 1], the image to change; the network does not see it
 
 
 def edited(d: Denoising, *, strength: float) -> SampleFn:
-  """Samples from cond[IMAGE] with noise of time `strength`."""
-  times = sampler_times(d)
+  """`(params, frozen, cond, keys, *, image) -> images`, sampled from `image` with noise of time `strength`."""
 
-  def sample(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
-    x0 = d.encode(frozen, cond[IMAGE])
-    run = partial(sdedit, d.sampler, guided_denoiser(d, params, frozen), d.process(params), strength=strength)
-    return decoded(d, frozen, run(x0, times, cond=d.condition(cond), keys=keys))
+  def sample(
+    params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, image: Float[Array, 'b h w c']
+  ) -> Float[Array, 'b h w c']:
+    told, without = d.condition(params, frozen, cond, split_keys(keys)[2])
+    denoise, x0 = guided_denoiser(d, params, frozen, without), d.encode(frozen, image)
+    solve, times = d.sampler
+    x0 = sdedit(solve, denoise, d.process(params), x0, times, strength=strength, cond=told, keys=keys)
+    return decoded(d, frozen, x0)
 
   return sample
 
 
 def sdedit(
-  sampler: Callable[..., Array],
-  denoise: Callable[..., Prediction],
+  solve: Solver,
+  denoise: Denoiser,
   process: Process,
   x0: Float[Array, 'b ...'],
-  times: Float[np.ndarray, ' n'],
+  times: Times,
   *,
   strength: float,
   cond: Cond | None = None,
   keys: Key[Array, ' b'],
-  **options,
 ) -> Float[Array, 'b ...']:
   """Samples images again, keeping what survives noise of time `strength`.  # Eq. 1
 
   Args:
-    sampler: any of samplers/, such as `euler`; `options` are its own.
-    denoise, process, times, cond: the sampler's; of `times`, those below `strength` are used.
+    solve: a solver, such as `euler`.
+    denoise, process, times, cond: the solver's; of `times`, those below `strength` are used.
     x0: images in [-1, 1].
     strength: time in (0, 1]: 1 keeps next to nothing.
     keys: one for each image.
@@ -56,6 +53,6 @@ def sdedit(
     raise ValueError(f'strength is {strength}; it is a time, more than 0 and at most 1')
   times = np.asarray(times, np.float32)
   grid = np.append(np.float32(strength), times[times < np.float32(strength)])
-  noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
+  noise_keys, step_keys, _ = split_keys(keys)
   x = corrupt(process, x0, image_noise(noise_keys, x0.shape[1:]), jnp.full(len(x0), strength, jnp.float32))
-  return sampler(denoise, process=process, x=x, times=grid, cond=cond, keys=step_keys, **options)
+  return solve(denoise, process, x, grid, cond=cond, keys=step_keys)

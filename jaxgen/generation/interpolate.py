@@ -11,16 +11,19 @@ from jaxgen.objectives.base import Denoising, SampleFn, sample_from, split_keys
 from jaxgen.processes.process import expand, image_noise
 from jaxgen.typing import Array, Cond, Float, Key
 
-WEIGHT = 'edited_weight'  # entry of `cond`: float b, from 0 at the first noise to 1 at the last
-
 
 def interpolated(d: Denoising, first: Key[Array, ''], last: Key[Array, '']) -> SampleFn:
-  """Between the images of two keys, at cond[WEIGHT]. A sampler's own noise is that of `first`."""
+  """`(params, frozen, cond, keys, *, weight) -> images` between the images of two keys.
 
-  def sample(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
-    ends = [split_keys(jnp.broadcast_to(key, keys.shape)) for key in (first, last)]
-    a, b = (image_noise(noise_keys, d.shape) for noise_keys, _ in ends)
-    return sample_from(d, params, frozen, cond, slerp(a, b, cond[WEIGHT]), ends[0][1])
+  `weight` is float b, 0 at the first image and 1 at the last. A sampler's own noise is that of `first`.
+  """
+
+  def sample(
+    params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, weight: Float[Array, ' b']
+  ) -> Float[Array, 'b h w c']:
+    ends = [jnp.broadcast_to(key, keys.shape) for key in (first, last)]
+    a, b = (image_noise(split_keys(end)[0], d.shape) for end in ends)
+    return sample_from(d, params, frozen, cond, slerp(a, b, weight), ends[0])
 
   return sample
 

@@ -16,7 +16,6 @@ Data are images of 8 bits: noise of one bin's width makes them continuous, and t
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -24,12 +23,12 @@ import numpy as np
 
 from jaxgen.models.layers import attention
 from jaxgen.objectives.diffusion.vlb import BIN
-from jaxgen.processes.process import Prediction, Process, sum_per_image
+from jaxgen.processes.process import Denoiser, Process, sum_per_image
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def log_likelihood(
-  denoise: Callable[[Array, Array, Cond], Prediction],
+  denoise: Denoiser,
   process: Process,
   x0: Float[Array, 'b ...'],
   *,
@@ -85,7 +84,7 @@ def log_likelihood(
 
 
 def bits_per_dimension(
-  denoise: Callable[[Array, Array, Cond], Prediction],
+  denoise: Denoiser,
   process: Process,
   x0: Float[Array, 'b ...'],
   *,

@@ -1,7 +1,7 @@
 """What is learned: an objective is data, a NamedTuple of pure functions.
 
 The train step knows nothing else of a method: it runs the phases in order, and each phase differentiates
-one subtree of the parameters. A GAN has two phases, a diffusion model one; a regulariser that runs every
+some subtrees of the parameters. A GAN has two phases, a diffusion model one; a regulariser that runs every
 16th step is a phase with `every=16`.
 """
 
@@ -13,12 +13,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.processes.process import Prediction, Process, image_noise
+from jaxgen.objectives.conditioning import Condition, Conditioner, unconditional
+from jaxgen.processes.process import Denoiser, Process, image_noise
 from jaxgen.samplers import preview
 from jaxgen.samplers.ddim_inversion import ddim_inversion
 from jaxgen.samplers.ddpm import ddpm
+from jaxgen.samplers.sampler import Guide, Sampler, Without
 from jaxgen.typing import Array, Cond, Float, Key
 
+InitFn = Callable[[Array, Any, dict[str, Any]], dict[str, Any]]  # (key, frozen, batch) -> {'params': ..., 'extra': ...}
 SampleFn = Callable[..., Array]  # (params, frozen, cond, keys) -> images, float32 b h w c in [-1, 1]
 
 
@@ -29,82 +32,92 @@ class Aux(NamedTuple):
   extra: Mapping[str, Any] = {}
 
 
+# (params, state, frozen, batch, key) -> (loss, Aux); `params` is the whole of `state.params`, and the loss is a float32
+# scalar, the mean over the batch.
+LossFn = Callable[[dict[str, Any], Any, Any, dict[str, Array], Array], tuple[Array, Aux]]
+
+
 class Phase(NamedTuple):
   """One optimizer update.
 
   Attributes:
     name: prefix of the metrics, unique among the phases.
-    trains: key of `state.params`; only that subtree is differentiated and updated.
-    loss: `(params, state, frozen, batch, key) -> (loss, Aux)`; `params` is the whole of `state.params`, and
-      the loss is a float32 scalar, the mean over the batch.
+    trains: key or keys of `state.params`; those subtrees alone are differentiated, in one pass, and each is updated by
+      its own optimizer.
+    loss: see LossFn.
     every: the phase runs at steps that are multiples of this (lazy regularisation).
   """
 
   name: str
-  trains: str
-  loss: Callable[..., tuple[Array, Aux]]
+  trains: str | tuple[str, ...]
+  loss: LossFn
   every: int = 1
+
+  @property
+  def keys(self) -> tuple[str, ...]:
+    """The keys of `trains`."""
+    return (self.trains,) if isinstance(self.trains, str) else self.trains
 
 
 class Denoising(NamedTuple):
   """How a denoiser makes images, in parts: `sampled` puts them together, and generation/ puts them together otherwise.
 
   Attributes:
-    process: `params ->` what the denoiser undoes.
+    process: `params -> process` that the denoiser undoes.
     denoiser: `(params, frozen) -> denoise`, without guidance.
-    condition: of a batch's entries, those that the network sees.
-    sampler: `(denoise, *, process, x, times, cond, keys) -> x0`; a partial that knows its times, if images are to be
-      made in other ways than from noise.
-    shape: of what the denoiser sees of one image.
-    limit: x0 is held in [-limit, limit]; None for latents.
-    guide: denoiser to denoiser.
+    condition: encodes the fields that the network is told; see `Conditioner.told`.
+    sampler: solver and times.
+    shape: shape of what the denoiser sees of one image.
+    limit: samples are clipped to [-limit, limit]; None for latents.
+    guide: what wraps the denoiser for sampling, the innermost first.
     encode: `(frozen, images) -> x0`.
     decode: `(frozen, x0) -> images`, float32 in [-1, 1].
     show: sees every predicted x0, decoded, on the host: samplers/preview.py.
-    walk: a sampler whose steps may be taken one by one, and again: what inpainting goes by.
+    walk: a sampler whose steps may be taken one by one, and again, for inpainting and inversion; None for DDPM at the
+      sampler's times.
     inverse: finds the noise of an image, as `ddim_inversion` does; None where the denoiser's x0 is the end of a path
-      rather than a mean of the data, so that nothing tells the path's direction.
-    walk_times: of these two, for samplers of too few steps to walk by; None for the sampler's.
+      rather than a mean of the data, which says nothing of the path's direction.
   """
 
   process: Callable[[dict[str, Any]], Process]
-  denoiser: Callable[..., Callable[..., Prediction]]
-  condition: Callable[[dict[str, Any]], dict[str, Any]]
-  sampler: Callable[..., Array]
+  denoiser: Callable[[dict[str, Any], Any], Denoiser]
+  condition: Condition
+  sampler: Sampler
   shape: tuple[int, ...]
   limit: float | None
-  guide: Callable[[Callable[..., Prediction]], Callable[..., Prediction]] = lambda denoise: denoise
+  guide: tuple[Guide, ...] = ()
   encode: Callable[[Any, Array], Array] = lambda frozen, images: images
   decode: Callable[[Any, Array], Array] = lambda frozen, x0: x0
-  show: Callable[..., None] | None = None
-  walk: Callable[..., Array] = ddpm
+  show: preview.Show | None = None
+  walk: Sampler | None = None
   inverse: Callable[..., Array] | None = ddim_inversion
-  walk_times: Any = None
 
 
 class Objective(NamedTuple):
   """A way to learn a generator.
 
   Attributes:
-    init: `(key, batch) -> {'params': {name: tree}, 'extra': {name: tree}}`; `batch` gives the shapes.
+    init: `(key, frozen, batch) -> {'params': {name: tree}, 'extra': {name: tree}}`; `frozen` and `batch` give shapes.
     phases: the updates of one train step, in order.
     sample: `(params, frozen, cond, keys) -> images`, float32 `b h w c` in [-1, 1]; `params` as in
-      `state.params` (usually averaged) with `state.extra`, if there is any, as 'extra'; `keys` one for each image.
-    denoising: what `sample` is made of, if it denoises, so that images can be edited and watched too.
+      `state.params` (usually averaged) with `state.extra`, if there is any, as 'extra'; `cond` the fields of
+      `conditioner`; `keys` one for each image.
+    denoising: the parts of `sample`, if it denoises, so that images can be edited and watched too.
+    conditioner: what a sample can be told.
   """
 
-  init: Callable[..., dict[str, Any]]
+  init: InitFn
   phases: tuple[Phase, ...]
-  sample: Callable[..., Array]
+  sample: SampleFn
   denoising: Denoising | None = None
+  conditioner: Conditioner = unconditional
 
 
 def sampled(d: Denoising) -> SampleFn:
   """Images from noise: what `Objective.sample` is."""
 
   def sample(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
-    noise_keys, step_keys = split_keys(keys)
-    return sample_from(d, params, frozen, cond, image_noise(noise_keys, d.shape), step_keys)
+    return sample_from(d, params, frozen, cond, image_noise(split_keys(keys)[0], d.shape), keys)
 
   return sample
 
@@ -112,16 +125,20 @@ def sampled(d: Denoising) -> SampleFn:
 def sample_from(
   d: Denoising, params: dict, frozen: dict, cond: Cond, noise: Float[Array, 'b ...'], keys: Key[Array, ' b']
 ) -> Float[Array, 'b h w c']:
-  """Images from given standard normal noise; `keys` are those of the sampler's steps."""
-  process = d.process(params)
+  """Images from given standard normal noise, with the other randomness of `keys`."""
+  process, (_, step_keys, encode_keys) = d.process(params), split_keys(keys)
+  told, without = d.condition(params, frozen, cond, encode_keys)
+  denoise = guided_denoiser(d, params, frozen, without)
   x = process.sigma(jnp.float32(1)) * noise
-  x0 = d.sampler(guided_denoiser(d, params, frozen), process=process, x=x, cond=d.condition(cond), keys=keys)
+  x0 = d.sampler.solve(denoise, process, x, d.sampler.times, cond=told, keys=step_keys)
   return decoded(d, frozen, x0)
 
 
-def guided_denoiser(d: Denoising, params: dict, frozen: dict) -> Callable[..., Prediction]:
+def guided_denoiser(d: Denoising, params: dict, frozen: dict, without: Without) -> Denoiser:
   """The denoiser that a sampler is given: guided, and watched if `show` is set."""
-  denoise = d.guide(d.denoiser(params, frozen))
+  denoise, process = d.denoiser(params, frozen), d.process(params)
+  for guide in d.guide:
+    denoise = guide(denoise, process, without)
   return denoise if d.show is None else preview.watched(denoise, d.show, view=partial(decoded, d, frozen))
 
 
@@ -130,19 +147,12 @@ def decoded(d: Denoising, frozen: dict, x0: Array) -> Array:
   return d.decode(frozen, x0 if d.limit is None else jnp.clip(x0, -d.limit, d.limit))
 
 
-def split_keys(keys: Key[Array, ' b']) -> tuple[Key[Array, ' b'], Key[Array, ' b']]:
-  """Keys of the initial noise and keys of the sampler's steps."""
-  noise_keys, step_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
-  return noise_keys, step_keys
+def split_keys(keys: Key[Array, ' b']) -> tuple[Key[Array, ' b'], Key[Array, ' b'], Key[Array, ' b']]:
+  """Keys of the initial noise, of the sampler's steps and of the encoder."""
+  noise_keys, step_keys, encode_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
+  return noise_keys, step_keys, encode_keys
 
 
-def sampler_times(d: Denoising) -> np.ndarray:
-  """The times of the sampler."""
-  if not isinstance(d.sampler, partial) or 'times' not in d.sampler.keywords:
-    raise ValueError("the sampler's times are not known: build the objective with sampler=partial(..., times=grid)")
-  return np.asarray(d.sampler.keywords['times'], np.float32)
-
-
-def walk_times(d: Denoising) -> np.ndarray:
-  """The times of `walk` and `inverse`."""
-  return sampler_times(d) if d.walk_times is None else np.asarray(d.walk_times, np.float32)
+def walk_of(d: Denoising) -> Sampler:
+  """The sampler that inpainting and inversion go by."""
+  return Sampler(ddpm, np.asarray(d.sampler.times, np.float32)) if d.walk is None else d.walk

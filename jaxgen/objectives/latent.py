@@ -30,8 +30,8 @@ def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> 
     tile: decodes large images in tiles of this many latents a side; None for all at once.
   """
 
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    return objective.init(key, {name: value for name, value in batch.items() if name != 'std'})
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    return objective.init(key, frozen, {name: value for name, value in batch.items() if name != 'std'})
 
   def on_latents(phase: Phase) -> Phase:
     def loss(
@@ -59,9 +59,9 @@ def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> 
     return decoded(frozen, objective.sample(params, frozen, cond, keys))
 
   parts = objective.denoising
-  return Objective(
-    init,
-    tuple(on_latents(phase) for phase in objective.phases),
-    sample,
-    None if parts is None else parts._replace(encode=encoded, decode=decoded),
+  return objective._replace(
+    init=init,
+    phases=tuple(on_latents(phase) for phase in objective.phases),
+    sample=sample,
+    denoising=None if parts is None else parts._replace(encode=encoded, decode=decoded),
   )

@@ -78,18 +78,18 @@ def plan_sample(stage: Experiment, machine: Topology, *, batch_size: int) -> dic
   sharding.check_batch_size(batch_size, stage.mesh)
   abstract, frozen = stage_setup.abstract_state(stage), abstract_frozen(stage)
   place = sharding.batch_sharding(stage.mesh)
-  rows = {name: leaf.shape[1:] for name, leaf in stage.data.spec.items() if name != 'image'}
+  rows = {name: stage.data.spec[name].shape[1:] for name in stage.objective.conditioner.fields}
   cond = {
     name: jax.ShapeDtypeStruct((batch_size, *shape), stage.data.spec[name].dtype, sharding=place)
     for name, shape in rows.items()
   }
   indices = jax.ShapeDtypeStruct((batch_size,), jnp.int32, sharding=place)
   run = sampler(stage.objective.sample, mesh=stage.mesh)
-  args = sampling_params(abstract), frozen, cond, jax.random.key(0), indices
+  args = sampling_params(abstract), frozen, cond, jax.random.key(0), indices, {}
   compiled, took = timed(lambda: run.lower(*args).compile(), machine)
-  params, frozen, cond, key, indices = args
+  params, frozen, cond, key, indices, _ = args
   with attention_of(machine):
-    executed = flops.count(run, *bare((params, frozen, cond)), key, *bare((indices,)))
+    executed = flops.count(run, *bare((params, frozen, cond)), key, *bare((indices,)), {})
   found = analysis(compiled, stage, machine, executed)
   _check_memory(found['memory'])
   return {

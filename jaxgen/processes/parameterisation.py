@@ -35,7 +35,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from jaxgen.processes.process import MARGIN, Prediction, Process, expand, rates
+from jaxgen.processes.process import MARGIN, Denoiser, Prediction, Process, expand, rates
 from jaxgen.typing import Array, Cond, Float
 
 
@@ -53,6 +53,10 @@ class Parameterisation(NamedTuple):
   target: Callable[[Array, Array, Array], Array]
   learns_variance: bool = False
   scale_input: Callable[[Array], Array] = jnp.ones_like
+
+
+Parameterise = Callable[[Process], Parameterisation]  # such as `velocity`, or `partial(x0, margin=0.05)`
+Apply = Callable[[Array, Array, Cond], Array]  # a network with its parameters: (x_t, network_time, cond) -> output
 
 
 def eps(process: Process, *, margin: float | None = None) -> Parameterisation:
@@ -134,34 +138,33 @@ def preconditioned(process: Process, *, data_std: float = 0.5, margin: float = M
   return Parameterisation(predict, target, scale_input=scale_input)
 
 
-def learned_variance(parameterisation: Parameterisation) -> Parameterisation:
+def learned_variance(parameterisation: Parameterise) -> Parameterise:
   """The network has twice the channels: the second half places the reverse step's variance in its range."""
-  return parameterisation._replace(learns_variance=True)
+  return lambda process: parameterisation(process)._replace(learns_variance=True)
 
 
-def denoiser(
-  apply: Callable[[Array, Array, Cond], Array], process: Process, parameterisation: Parameterisation
-) -> Callable[[Array, Array, Cond], Prediction]:
+def denoiser(apply: Apply, process: Process, parameterisation: Parameterise) -> Denoiser:
   """Joins a network to its process: `denoise(x_t, t, cond) -> Prediction`, in float32 whatever the network's dtype.
 
   Args:
     apply: `(x_t, network_time, cond) -> output`.
-    process: what corrupted x_t.
-    parameterisation: what the output means.
+    process: the process that corrupted x_t.
+    parameterisation: the meaning of the output, such as `velocity` or `partial(x0, margin=0.05)`.
   """
+  space = parameterisation(process)
 
   def denoise(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
-    seen = expand(parameterisation.scale_input(t), x_t) * x_t
+    seen = expand(space.scale_input(t), x_t) * x_t
     output = apply(seen, process.network_time(t), cond).astype(jnp.float32)
     channels = x_t.shape[-1]
-    wanted = 2 * channels if parameterisation.learns_variance else channels
+    wanted = 2 * channels if space.learns_variance else channels
     if output.shape[-1] != wanted:
       raise ValueError(
         f'the network puts out {output.shape[-1]} channels for images of {channels}, and {wanted} are wanted: '
         'a learned variance takes twice the channels, anything else takes as many'
       )
-    prediction = parameterisation.predict(output[..., :channels], x_t, t)
-    return prediction._replace(variance=output[..., channels:]) if parameterisation.learns_variance else prediction
+    prediction = space.predict(output[..., :channels], x_t, t)
+    return prediction._replace(variance=output[..., channels:]) if space.learns_variance else prediction
 
   return denoise
 

@@ -14,10 +14,15 @@ that are almost equal. At s = 0 the small variance is 0 and its logarithm is not
 of the step before it there, as IDDPM does.
 """
 
+from collections.abc import Callable
+
 import jax.numpy as jnp
 
 from jaxgen.processes.process import Prediction, Process, expand
 from jaxgen.typing import Array, Float
+
+# (process, prediction, t, s) -> variance of a reverse step: `small`, `large` or `learned`
+Variance = Callable[[Process, Prediction, Array, Array], Array]
 
 
 def posterior_mean(

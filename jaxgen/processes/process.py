@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Shaped
 
-from jaxgen.typing import Array, Float, Key
+from jaxgen.typing import Array, Cond, Float, Key
 
 MARGIN = 1e-5  # of time, kept from an end where a rate or a quotient is infinite
 
@@ -49,6 +49,9 @@ class Prediction(NamedTuple):
   x0: Float[Array, 'b ...']
   eps: Float[Array, 'b ...']
   variance: Float[Array, 'b ...'] | None = None
+
+
+Denoiser = Callable[[Array, Array, Cond], Prediction]  # (x_t, t, cond) -> Prediction
 
 
 def expand(coefficient: Shaped[Array, ' b'], like: Shaped[Array, 'b ...']) -> Shaped[Array, 'b ...']:

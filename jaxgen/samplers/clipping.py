@@ -10,27 +10,26 @@ from collections.abc import Callable
 import jax.numpy as jnp
 
 from jaxgen.processes import parameterisation
-from jaxgen.processes.process import Prediction, Process, expand
+from jaxgen.processes.process import Denoiser, Prediction, Process, expand
+from jaxgen.samplers.sampler import Guide
 from jaxgen.typing import Array, Cond, Float
 
 
-def clipped(denoise: Callable[..., Prediction], process: Process, limit: float | None) -> Callable[..., Prediction]:
+def clipped(denoise: Denoiser, process: Process, limit: float | None = 1.0) -> Denoiser:
   """A denoiser whose x0 stays in [-limit, limit]; the same denoiser if limit is None."""
   if limit is None:
     return denoise
   return _with_x0(denoise, process, lambda x0: jnp.clip(x0, -limit, limit))  # Eq. 1
 
 
-def thresholded(
-  denoise: Callable[..., Prediction], process: Process, *, quantile: float = 0.995, limit: float = 1.0
-) -> Callable[..., Prediction]:
+def thresholded(denoise: Denoiser, process: Process, *, quantile: float = 0.995, limit: float = 1.0) -> Denoiser:
   """Dynamic thresholding, for pixels under strong guidance: an image that leaves [-limit, limit] is scaled back.
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`, mostly a guided one.
-    process: what corrupted x_t.
-    quantile: in [0, 1], the share of an image's values that are scaled rather than clipped.
-    limit: of the range of the data.
+    denoise: `(x_t, t, cond) -> Prediction`, usually a guided one.
+    process: the process that corrupted x_t.
+    quantile: share of an image's values, in [0, 1], that are scaled rather than clipped.
+    limit: bound of the data's range.
   """
   if not 0 <= quantile <= 1:
     raise ValueError(f'quantile is {quantile}; it is a share, in [0, 1]: 0.995, not 99.5')
@@ -43,9 +42,7 @@ def thresholded(
   return _with_x0(denoise, process, threshold)
 
 
-def _with_x0(
-  denoise: Callable[..., Prediction], process: Process, change: Callable[[Array], Array]
-) -> Callable[..., Prediction]:
+def _with_x0(denoise: Denoiser, process: Process, change: Callable[[Array], Array]) -> Denoiser:
   """A denoiser whose x0 is changed, and whose eps follows."""
   of_x0 = parameterisation.x0(process)
 
@@ -54,3 +51,13 @@ def _with_x0(
     return of_x0.predict(change(prediction.x0), x_t, t)._replace(variance=prediction.variance)  # Eq. 2
 
   return changed
+
+
+def clip(limit: float | None = 1.0) -> Guide:
+  """`clipped`, for the `guide` of an objective."""
+  return lambda denoise, process, without: clipped(denoise, process, limit)
+
+
+def threshold(*, quantile: float = 0.995, limit: float = 1.0) -> Guide:
+  """`thresholded`, for the `guide` of an objective."""
+  return lambda denoise, process, without: thresholded(denoise, process, quantile=quantile, limit=limit)

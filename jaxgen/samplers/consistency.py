@@ -7,40 +7,26 @@ A process such as EDM's has a little noise left at t = 0, sigma_0; x0 holds it, 
 t = 0 adds none. One step is Eq. 1 alone; more of them refine.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen.processes.process import Prediction, Process
-from jaxgen.samplers.clipping import clipped
+from jaxgen.processes.process import Denoiser, Process
 from jaxgen.samplers.noise import required, step_noise
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def consistency(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
 ) -> Float[Array, 'b ...']:
-  """Samples from `x` at times[0] to times[-1], one network call a step.
-
-  Args:
-    denoise: `(x_t, t, cond) -> Prediction`, whose x0 is f.
-    process: whose paths f follows.
-    x: images at times[0].
-    times: decreasing to 0; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: one for each image.
-    clip: keep x0 in [-clip, clip].
-  """
-  denoise, keys, times = clipped(denoise, process, clip), required(keys, 'consistency'), jnp.asarray(times)
+  """Samples from `x` at times[0] to times[-1], one network call a step."""
+  keys, times = required(keys, 'consistency'), jnp.asarray(times)
   alpha, sigma = process.alpha(times[1:]), process.sigma(times[1:])
   left = process.sigma(jnp.float32(0)) / process.alpha(jnp.float32(0))
   std = jnp.sqrt(jnp.maximum(sigma**2 - (alpha * left) ** 2, 0.0))

@@ -6,45 +6,34 @@
 Order 1 for eta = 0, and exact where x0 and eps do not change along the path.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.processes import posterior
-from jaxgen.processes.process import Prediction, Process, expand
-from jaxgen.samplers.clipping import clipped
+from jaxgen.processes.process import Denoiser, Process, expand
 from jaxgen.samplers.noise import required, step_noise
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def ddim(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
   eta: float = 0.0,
 ) -> Float[Array, 'b ...']:
   """Samples from `x` at times[0] to times[-1], one network call a step.
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: one for each image; not used if eta is 0.
-    clip: keep x0 in [-clip, clip]; eps follows.
     eta: in [0, 1], the share of DDPM's noise.
   """
   if not 0 <= eta <= 1:
     raise ValueError(f'eta is {eta}; it goes from 0 (deterministic) to 1 (as noisy as DDPM)')
-  denoise, times = clipped(denoise, process, clip), jnp.asarray(times)
+  times = jnp.asarray(times)
 
   def step(x: Array, i_t_s: tuple[Array, Array, Array]) -> tuple[Array, None]:
     i, t, s = i_t_s[0], *(jnp.full(x.shape[:1], time) for time in i_t_s[1:])

@@ -8,21 +8,19 @@ reconstruction has an error of order 1. Its fixed point, y = x_t, u = t, inverts
 repeating Eq. 2 (Pan et al. 2023). A step from sigma = 0 starts with u = t as well: there eps cannot be told from x.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen.processes.process import Prediction, Process
+from jaxgen.processes.process import Denoiser, Process
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float
 
 
 def ddim_inversion(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   repeats: int = 0,
@@ -30,11 +28,6 @@ def ddim_inversion(
   """Takes `x` from times[-1] back to times[0], 1 + repeats network calls a step.
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`; a strong guidance makes the fixed point hard to find.
-    process: what the denoiser was trained to undo.
-    x: images at times[-1]: data, if that is 0.
-    times: decreasing, as for sampling; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
     repeats: of Eq. 2 towards its fixed point; 0 is the usual inversion.
 
   Returns:

@@ -6,43 +6,32 @@
 Respacing (IDDPM) is a matter of `times`. The distribution is exact in the limit of small steps, whichever variance.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.processes import posterior
-from jaxgen.processes.process import Prediction, Process
-from jaxgen.samplers.clipping import clipped
+from jaxgen.processes.process import Denoiser, Process
 from jaxgen.samplers.noise import required, step_noise
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def ddpm(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
-  variance: Callable[..., Array] = posterior.small,
+  variance: posterior.Variance = posterior.small,
 ) -> Float[Array, 'b ...']:
   """Samples from `x` at times[0] to times[-1], one network call a step.
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: one for each image.
-    clip: keep x0 in [-clip, clip]; 1 for images, as DDPM does, None for latents.
     variance: posterior.small, posterior.large, or posterior.learned of a network that learns it.
   """
-  denoise, keys, times = clipped(denoise, process, clip), required(keys, 'ddpm'), jnp.asarray(times)
+  keys, times = required(keys, 'ddpm'), jnp.asarray(times)
 
   def step(x: Array, i_t_s: tuple[Array, Array, Array]) -> tuple[Array, None]:
     i, t, s = i_t_s[0], *(jnp.full(x.shape[:1], time) for time in i_t_s[1:])

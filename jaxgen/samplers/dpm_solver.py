@@ -23,29 +23,26 @@ Differs from Lu et al.'s released multistep of order 3, which takes half of the 
 """
 
 import itertools
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen.processes.process import Prediction, Process
+from jaxgen.processes.process import Denoiser, Prediction, Process
 from jaxgen.samplers import exponential
-from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.exponential import Space, bh2, data
 from jaxgen.samplers.noise import required, step_noise
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def dpm_multistep(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
   order: int = 2,
   space: Space = data,
   eta: float = 0.0,
@@ -54,13 +51,6 @@ def dpm_multistep(
   """Samples from `x` at times[0] to times[-1], one network call a step.
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: one for each image; not used if eta is 0.
-    clip: keep x0 in [-clip, clip]; eps follows.
     order: 1 to 3.
     space: exponential.data (DPM-Solver++) or exponential.noise (DPM-Solver).
     eta: in [0, 1]; 1 is the SDE variant, for exponential.data.
@@ -71,7 +61,7 @@ def dpm_multistep(
     raise ValueError(f'eta is {eta}; it goes from 0 (the ODE) to 1 (the SDE)')
   if eta and space is not data:
     raise ValueError(f'eta is {eta} with another space than data: the SDE variant is of DPM-Solver++, use space=data')
-  denoise, times = clipped(denoise, process, clip), jnp.asarray(times)
+  times = jnp.asarray(times)
   keys = required(keys, 'dpm_multistep with eta > 0') if eta else keys
   alpha, sigma = process.alpha(times), process.sigma(times)
   ratio = (alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])) ** eta
@@ -97,32 +87,24 @@ def dpm_multistep(
 
 
 def dpm_singlestep(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
   order: int = 2,
   space: Space = data,
 ) -> Float[Array, 'b ...']:
   """Samples from `x` at times[0] to times[-1], `order` network calls a step, fewer at the ends (see the module).
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: not used; here so that every sampler is called alike.
-    clip: keep x0 in [-clip, clip]; eps follows.
     order: 1 to 3.
     space: exponential.data (DPM-Solver++) or exponential.noise (DPM-Solver).
   """
   exponential.check_order(order, 'dpm_singlestep')
-  denoise, times = clipped(denoise, process, clip), jnp.asarray(times)
+  times = jnp.asarray(times)
   l = exponential.half_log_snr(process, times)
   is_regular = exponential.regular(l)
   start, h = jnp.where(is_regular, l[:-1], 0.0), jnp.where(is_regular, l[1:] - l[:-1], 1.0)

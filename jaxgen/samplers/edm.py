@@ -13,28 +13,25 @@ Differs from Algorithm 2: noise is never raised above that of times[0], which ma
 """
 
 import math
-from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen.processes.process import Prediction, Process
+from jaxgen.processes.process import Denoiser, Prediction, Process
 from jaxgen.samplers import exponential
-from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.noise import required, step_noise
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def edm(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
   churn: float = 40.0,
   nu_min: float = 0.05,
   nu_max: float = 50.0,
@@ -43,13 +40,6 @@ def edm(
   """Samples from `x` at times[0] to times[-1], two network calls a step, one if the step ends at t = 0.
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: one for each image; not used if churn is 0.
-    clip: keep x0 in [-clip, clip].
     churn: S_churn; 40, with the next three, is EDM's choice for ImageNet 64; 0 is deterministic.
     nu_min: S_min, of sigma/alpha.
     nu_max: S_max, of sigma/alpha.
@@ -57,7 +47,7 @@ def edm(
   """
   if churn < 0:
     raise ValueError(f'churn is {churn}; it is 0 (deterministic) or more')
-  denoise, times = clipped(denoise, process, clip), jnp.asarray(times)
+  times = jnp.asarray(times)
   keys = required(keys, 'edm with churn > 0') if churn else keys
   steps, l = len(times) - 1, exponential.half_log_snr(process, times)
   gamma = min(churn / steps, math.sqrt(2) - 1)

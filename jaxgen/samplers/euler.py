@@ -9,39 +9,24 @@ satisfy x_t = alpha_t x0 + sigma_t eps, and it is exact where x0 and eps do not 
 Differs from Euler in t: sigma' of a VP process is infinite at t = 0, the difference of sigma is not.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen.processes.process import Prediction, Process
-from jaxgen.samplers.clipping import clipped
+from jaxgen.processes.process import Denoiser, Process
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def euler(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
 ) -> Float[Array, 'b ...']:
-  """Integrates from `x` at times[0] to times[-1], one network call a step.
-
-  Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0]: sigma(1) times noise if times[0] is 1.
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: not used; here so that every sampler is called alike.
-    clip: keep x0 in [-clip, clip].
-  """
-  denoise = clipped(denoise, process, clip)
+  """Integrates from `x` at times[0] to times[-1], one network call a step."""
   times = jnp.asarray(times)
 
   def step(x: Array, t_s: tuple[Array, Array]) -> tuple[Array, None]:

@@ -10,42 +10,28 @@ Order 1 in distribution. Differs from Euler-Maruyama in t: Eq. 3 is g^2 dt to fi
 sigma_t^2. Where |log(alpha/sigma)| is above exponential.LIMIT, g^2 grows without bound and v is 0.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.processes import posterior
-from jaxgen.processes.process import Prediction, Process
+from jaxgen.processes.process import Denoiser, Process
 from jaxgen.samplers import exponential
-from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.noise import required, step_noise
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def euler_maruyama(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
 ) -> Float[Array, 'b ...']:
-  """Samples from `x` at times[0] to times[-1], one network call a step.
-
-  Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: one for each image.
-    clip: keep x0 in [-clip, clip].
-  """
-  denoise, keys, times = clipped(denoise, process, clip), required(keys, 'euler_maruyama'), jnp.asarray(times)
+  """Samples from `x` at times[0] to times[-1], one network call a step."""
+  keys, times = required(keys, 'euler_maruyama'), jnp.asarray(times)
   alpha, sigma = process.alpha(times), process.sigma(times)
   is_regular = exponential.regular(exponential.half_log_snr(process, times))
   v = jnp.where(is_regular, posterior.large_variance(process, times[:-1], times[1:]), 0.0)  # Eq. 3

@@ -8,39 +8,25 @@ Under rectified flow this is Heun on the velocity, under a process with alpha = 
 Algorithm 1). Order 2. A step to sigma = 0 is Euler's, as in EDM: there eps cannot be told from x.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen.processes.process import Prediction, Process
-from jaxgen.samplers.clipping import clipped
+from jaxgen.processes.process import Denoiser, Process
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def heun(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
 ) -> Float[Array, 'b ...']:
-  """Integrates from `x` at times[0] to times[-1], two network calls a step, one if the step ends at t = 0.
-
-  Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: not used; here so that every sampler is called alike.
-    clip: keep x0 in [-clip, clip].
-  """
-  denoise, times = clipped(denoise, process, clip), jnp.asarray(times)
+  """Integrates from `x` at times[0] to times[-1], two network calls a step, one if the step ends at t = 0."""
+  times = jnp.asarray(times)
 
   def step(x: Array, t_s: tuple[Array, Array]) -> tuple[Array, None]:
     t, s = t_s

@@ -11,19 +11,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import io_callback
 
-from jaxgen.processes.process import Prediction
+from jaxgen.processes.process import Denoiser, Prediction
 from jaxgen.typing import Array, Cond, Float
 
 Show = Callable[[np.ndarray, np.ndarray], None]  # (t [b], view of x0 [b ...])
 
 
 def watched(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   show: Show,
   *,
   view: Callable[[Array], Array] = lambda x0: x0,
   go_on: Callable[[], bool] | None = None,
-) -> Callable[..., Prediction]:
+) -> Denoiser:
   """Hands every prediction of x0 to the host.
 
   Args:

@@ -12,46 +12,35 @@ takes the weights of B(h), which is bh1 or bh2; longer ones do not depend on it.
 Corrected order is order + 1. The last step is only predicted, and the first steps have lower orders.
 """
 
-from collections.abc import Callable
-
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen.processes.process import Prediction, Process
+from jaxgen.processes.process import Denoiser, Process
 from jaxgen.samplers import exponential
-from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.exponential import bh2, data
+from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
 def unipc(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
-  clip: float | None = None,
   order: int = 2,
   second: exponential.Second = bh2,
 ) -> Float[Array, 'b ...']:
   """Integrates from `x` at times[0] to times[-1], one network call a step.
 
   Args:
-    denoise: `(x_t, t, cond) -> Prediction`.
-    process: what the denoiser was trained to undo.
-    x: images at times[0].
-    times: decreasing; see samplers/grids.py.
-    cond: conditioning with leading batch axis.
-    keys: not used; here so that every sampler is called alike.
-    clip: keep x0 in [-clip, clip].
     order: 1 to 3, of the predictor.
     second: B(h), exponential.bh1 or exponential.bh2.
   """
   exponential.check_order(order, 'unipc')
-  denoise, times = clipped(denoise, process, clip), jnp.asarray(times)
+  times = jnp.asarray(times)
   l, alpha, sigma = exponential.half_log_snr(process, times), process.alpha(times), process.sigma(times)
   one = jnp.ones((), l.dtype)
   of_x = sigma[1:] / sigma[:-1]

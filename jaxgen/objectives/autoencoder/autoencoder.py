@@ -78,7 +78,7 @@ def autoencoder(
   """
   reconstruction = partial(_reconstruction, pixels=pixels, perceptual=perceptual, judge=judge)
 
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     net_key, discriminator_key = jax.random.split(key)
     images = jnp.zeros((1, *batch['image'].shape[1:]))
     made: Any = net.init(net_key, images)

@@ -15,12 +15,14 @@ import jax
 import jax.numpy as jnp
 
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
+from jaxgen.objectives.conditioning import Field
 from jaxgen.processes import times as time_samplers
-from jaxgen.processes.process import Prediction, Process, corrupt, noise_like
+from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, noise_like
 from jaxgen.samplers.guidance import Scale, classifier_guided
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
 NAME, LABEL = 'classifier', 'label'
+_WANTED = 'class_of_classifier'  # entry of `cond` that the classifier reads and the network does not
 
 
 def guided_by_classifier(
@@ -37,16 +39,16 @@ def guided_by_classifier(
     objective: one that denoises, such as `diffusion`.
     net: `(x_t, network_time, cond, *, train) -> logits`, such as `UNetClassifier`; cond is empty.
     scale: 1 leaves the objective's samples as they are, 2 makes conditional ones of an unconditional model.
-    times: of the classifier's training.
-    interval: of times in which it guides.
+    times: times at which the classifier is trained.
+    interval: times at which it guides.
   """
   d = objective.denoising
   if d is None:
     raise ValueError('a classifier guides a denoiser, and this objective has none')
 
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     objective_key, own_key = jax.random.split(key)
-    made, x = objective.init(objective_key, batch), jnp.zeros((1, *d.shape))
+    made, x = objective.init(objective_key, frozen, batch), jnp.zeros((1, *d.shape))
     return made | {'params': made['params'] | {NAME: net.init(own_key, x, jnp.zeros(1), {}, train=False)['params']}}
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
@@ -60,26 +62,30 @@ def guided_by_classifier(
     of_label = jnp.take_along_axis(each, batch[LABEL][:, None], axis=1)[:, 0]
     return -jnp.mean(of_label), Aux({'accuracy': jnp.mean(jnp.float32(right))})  # Eq. 1
 
-  def denoiser(params: dict[str, Any], frozen: Any) -> Any:
-    process = d.process(params)
+  def denoiser(params: dict[str, Any], frozen: Any) -> Denoiser:
+    process, denoise = d.process(params), d.denoiser(params, frozen)
     all_of = log_probabilities(net, process, params[NAME], train=False)
 
     def log_probability(x_t: Array, t: Array, cond: Cond) -> Array:
-      return jnp.take_along_axis(all_of(x_t, t), cond[LABEL][:, None], axis=1)[:, 0]
+      return jnp.take_along_axis(all_of(x_t, t), cond[_WANTED][:, None], axis=1)[:, 0]
 
     def unlabelled(x_t: Array, t: Array, cond: Cond) -> Prediction:
-      return d.denoiser(params, frozen)(x_t, t, d.condition(cond))
+      return denoise(x_t, t, {name: value for name, value in cond.items() if name != _WANTED})
 
-    return classifier_guided(unlabelled, process, log_probability, scale, interval)
+    return classifier_guided(unlabelled, process, log_probability, scale, interval=interval)
 
-  denoising: Denoising = d._replace(
-    denoiser=denoiser, condition=lambda entries: d.condition(entries) | {LABEL: entries[LABEL]}
-  )
+  def condition(params: dict[str, Any], frozen: Any, batch: dict[str, Array], keys: Key[Array, ' b']) -> Any:
+    cond, without = d.condition(params, frozen, batch, keys)
+    return {**cond, _WANTED: batch[LABEL]}, without
+
+  denoising: Denoising = d._replace(denoiser=denoiser, condition=condition)
+  told = objective.conditioner
   return objective._replace(
     init=init,
     phases=(*objective.phases, Phase(NAME, NAME, loss)),
     sample=sampled(denoising),
     denoising=denoising,
+    conditioner=told._replace(fields={LABEL: Field(), **told.fields}),
   )
 
 

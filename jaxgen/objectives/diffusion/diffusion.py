@@ -10,26 +10,27 @@ If the parameterisation learns a variance, the bound of objectives/diffusion/vlb
 
   (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
 
-Classifier-free guidance: with probability `drop_rate` the whole condition of an image is replaced by `null`.
-Times, noise and drops follow from the step's key, whatever the devices the batch lies on.
+What the network is told, and how it is dropped for classifier-free guidance: objectives/conditioning.py. Times, noise
+and drops follow from the step's key, whatever the devices the batch lies on.
 """
 
-import functools
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
+from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sampled
+from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.vlb import vlb_estimate
+from jaxgen.objectives.network import Network, Weights, own
 from jaxgen.processes import weighting as weightings
-from jaxgen.processes.parameterisation import Parameterisation, denoiser
-from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like
+from jaxgen.processes.parameterisation import Parameterisation, Parameterise, denoiser
+from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, noise_like
 from jaxgen.processes.times import Importance, TimeSampler
-from jaxgen.samplers.guidance import nothing
-from jaxgen.typing import Array, Batch, Cond, Float, Key, Metrics, Params
+from jaxgen.samplers.sampler import Guide, Sampler
+from jaxgen.typing import Array, Batch, Float, Key, Metrics
 
 
 def diffusion(
@@ -37,52 +38,51 @@ def diffusion(
   process: Process,
   *,
   shape: tuple[int, ...],
-  parameterisation: Parameterisation,
+  parameterisation: Parameterise,
   times: TimeSampler | Importance,
-  sampler: Callable[..., Array],
-  loss_in: Parameterisation | None = None,
+  sampler: Sampler,
+  loss_in: Parameterise | None = None,
   weighting: weightings.Weighting = weightings.uniform,
-  null: dict[str, Any] | None = None,
-  drop_rate: float = 0.0,
+  conditioner: Conditioner = unconditional,
+  weights: Weights = own,
+  weight_map: str = 'weight',
   vlb_weight: float = 1e-3,
-  guide: Callable[[Callable], Callable] = lambda denoise: denoise,
+  guide: Sequence[Guide] = (),
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains `net` to undo `process`.
 
   Args:
     net: `(x_t, network_time, cond, *, train) -> output`; its dropout uses the rng 'dropout'.
-    process: the corruption.
-    shape: of one image, `(h, w, c)`.
-    parameterisation: what the output means.
+    process: the corruption. Parameterisations, sampler and guidance are given this one.
+    shape: shape of one image, `(h, w, c)`.
+    parameterisation: the meaning of the output, such as `parameterisation.velocity`.
     times: time sampler; `times.discrete(T)` for a process with T steps. The memory of `times.importance` is in `extra`.
-    sampler: `(denoise, *, process, x, cond, keys) -> x0`, such as `partial(euler, times=uniform(50))`; a partial's
-      times are those that images are edited with.
+    sampler: solver and times, such as `Sampler(euler, uniform(50))`.
     loss_in: the space of the loss, if not the parameterisation's own.
     weighting: multiplies the squared error in the space of the loss.
-    null: the null value of each conditioning entry, `{'label': 1000}`. Its names are the entries of the batch that
-      the network sees; {} is unconditional.
-    drop_rate: share of images trained without their condition.
+    conditioner: what the network is told; `labels(10, drop_rate=0.1)` for classes.
+    weights: the tree that the network is applied with.
+    weight_map: entry of the batch that multiplies the squared error, of an image (b) or of each pixel (b h w 1);
+      a batch without 'weight' has weight 1.
     vlb_weight: lambda of Eq. 2, for a parameterisation that learns a variance.
-    guide: denoiser to denoiser, when sampling, such as `partial(guided, null=null, scale=4.0)`.
+    guide: what wraps the denoiser when sampling, the innermost first: `(classifier_free(4.0), clip(1.0))`.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
-  null = null or {}
-  if not 0 <= drop_rate < 1:
-    raise ValueError(f'drop_rate is {drop_rate}; it is a probability, in [0, 1)')
-  if parameterisation.learns_variance and process.num_steps is None:
+  conditioner.check()
+  space = parameterisation(process)
+  judged = space if loss_in is None else loss_in(process)
+  if space.learns_variance and process.num_steps is None:
     raise ValueError('a learned variance is trained by a bound over steps; give the process num_steps')
+  network = Network(net, weights)
 
-  denoiser_of = denoiser_of_network(net, process, parameterisation)
-
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    extra = {'times': times.init()} if isinstance(times, Importance) else {}
-    return {'params': {'net': init_network(net, key, shape, named(null, batch))}, 'extra': extra}
+  def denoiser_of(params: dict[str, Any], frozen: Any, **kwargs: Any) -> Denoiser:
+    return denoiser(network.apply(params, frozen, **kwargs), process, parameterisation)
 
   def loss(
     params: dict[str, Any], state: Any, frozen: Any, batch: Batch, key: Key[Array, '']
   ) -> tuple[Float[Array, ''], Aux]:
-    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    time_key, noise_key, drop_key, dropout_key, encode_key = jax.random.split(key, 5)
     x0 = batch['image'].astype(jnp.float32)
     if isinstance(times, Importance):
       t, weight = times.draw(state.extra['times'], time_key, len(x0))
@@ -90,14 +90,15 @@ def diffusion(
       t, weight = times(time_key, len(x0)), jnp.ones(len(x0))
     eps = noise_like(x0, noise_key)
     x_t = corrupt(process, x0, eps, t)
-    cond = drop(named(null, batch), null, drop_rate, drop_key)
-    prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
-    perfect = parameterisation.predict(parameterisation.target(x0, eps, t), x_t, t)
-    each = weighting(process, t) * squared_error(loss_in or parameterisation, prediction, perfect, t)  # Eq. 1
+    cond, _ = conditioner.dropped(params, frozen, batch, drop_key=drop_key, encode_key=encode_key)
+    prediction = denoiser_of(params, frozen, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
+    perfect = space.predict(space.target(x0, eps, t), x_t, t)
+    error = squared_error(judged, prediction, perfect, t, map_of(batch, weight_map))
+    each = weighting(process, t) * error  # Eq. 1
     extra = {'times': times.update(state.extra['times'], t, each)} if isinstance(times, Importance) else {}
     each *= weight
     total, metrics = jnp.mean(each), by_time(each, t)
-    if parameterisation.learns_variance:
+    if space.learns_variance:
       fixed = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
       bound = vlb_estimate(process, fixed, x0, x_t, t, weight)
       total, metrics = total + vlb_weight * bound, {**metrics, 'vlb': bound}  # Eq. 2
@@ -105,63 +106,85 @@ def diffusion(
 
   denoising = Denoising(
     process=lambda params: process,
-    denoiser=lambda params, frozen: denoiser_of(params, train=False),
-    condition=functools.partial(named, null),
+    denoiser=lambda params, frozen: denoiser_of(params, frozen, train=False),
+    condition=conditioner.told,
     sampler=sampler,
     shape=shape,
     limit=limit,
-    guide=guide,
+    guide=tuple(guide),
   )
-  return Objective(init, (Phase('diffusion', 'net', loss),), sampled(denoising), denoising)
+  extra = {'times': times.init()} if isinstance(times, Importance) else {}
+  return Objective(
+    init=init_of(network, shape, conditioner, extra=extra),
+    phases=(Phase('diffusion', trained(conditioner), loss),),
+    sample=sampled(denoising),
+    denoising=denoising,
+    conditioner=conditioner,
+  )
 
 
-def init_network(net: nn.Module, key: Key[Array, ''], shape: tuple[int, ...], cond: dict[str, Any]) -> Params:
-  """The first parameters of `net`, for images of `shape` and conditions shaped like `cond`, whatever the batch."""
-  like = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), cond)
-  variables: Any = net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), like, train=False)
-  return variables['params']
+def init_of(
+  network: Network, shape: tuple[int, ...], conditioner: Conditioner, *, extra: dict[str, Any] | None = None
+) -> InitFn:
+  """`Objective.init` of one network and its conditioner.
+
+  Args:
+    network: the network, whose parameters are params['net'].
+    shape: shape of one image.
+    conditioner: encodes a batch for its shapes, and adds parameters of its own.
+    extra: the objective's first `extra`.
+  """
+
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    made = conditioner.init(jax.random.fold_in(key, 1))
+    fields = conditioner.select(batch)
+    keys = jax.random.split(jax.random.key(0), len(next(iter(fields.values()))) if fields else 1)
+    cond = jax.eval_shape(conditioner.encode, made, frozen, fields, keys)
+    return {'params': {'net': network.init(key, shape, cond), **made}, 'extra': dict(extra or {})}
+
+  return init
 
 
-def denoiser_of_network(
-  net: nn.Module, process: Process, parameterisation: Parameterisation
-) -> Callable[..., Callable[[Array, Array, Cond], Prediction]]:
-  """Returns `denoiser_of(params, *, train, rngs)`, with the parameters of `diffusion(net, process, ...)`."""
-
-  def denoiser_of(params: dict[str, Any], **kwargs: Any) -> Callable[[Array, Array, Cond], Prediction]:
-    def apply(x_t: Array, network_time: Array, cond: Cond) -> Array:
-      output: Any = net.apply({'params': params['net']}, x_t, network_time, cond, **kwargs)
-      return output
-
-    return denoiser(apply, process, parameterisation)
-
-  return denoiser_of
+def trained(conditioner: Conditioner) -> str | tuple[str, ...]:
+  """What a phase trains: the network, and the conditioner's own parameters if there are any."""
+  return ('net', *conditioner.trains) if conditioner.trains else 'net'
 
 
 def squared_error(
-  space: Parameterisation, prediction: Prediction, perfect: Prediction, t: Float[Array, ' b']
+  space: Parameterisation,
+  prediction: Prediction,
+  perfect: Prediction,
+  t: Float[Array, ' b'],
+  weight: Float[Array, 'b ...'] | None = None,
 ) -> Float[Array, ' b']:
   """The mean squared error of each image in one space; float32.
 
-  `perfect` went through the same conversion as `prediction`, so the error of a perfect network is 0 at any t.
+  `perfect` went through the same conversion as `prediction`, so the error of a perfect network is 0 at any t. A weight,
+  of images or of pixels of any resolution, multiplies the squares.
   """
-  error = space.target(prediction.x0, prediction.eps, t) - space.target(perfect.x0, perfect.eps, t)
-  return jnp.mean(error**2, axis=tuple(range(1, error.ndim)))
+  error = (space.target(prediction.x0, prediction.eps, t) - space.target(perfect.x0, perfect.eps, t)) ** 2
+  if weight is not None:
+    error *= _as_seen(weight.astype(jnp.float32), error)
+  return jnp.mean(error, axis=tuple(range(1, error.ndim)))
 
 
-def named(null: dict[str, Any], batch: dict[str, Any]) -> dict[str, Any]:
-  """The entries of a batch that `null` names: the condition that the network sees."""
-  missing = sorted(set(null) - set(batch))
-  if missing:
-    raise ValueError(f'null names {missing}, which the batch has not; it has {sorted(batch)}')
-  return {name: batch[name] for name in null}
+def _as_seen(weight: Float[Array, 'b ...'], like: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
+  """A weight of images, or of pixels at the resolution of `like`: latents take the mean of theirs."""
+  if weight.ndim != like.ndim:
+    return expand(weight, like)
+  if weight.shape[1:-1] == like.shape[1:-1]:
+    return weight
+  (b, h, w, c), (_, small_h, small_w, _) = weight.shape, like.shape
+  if h % small_h or w % small_w:
+    raise ValueError(f'a weight map of {h}x{w} for a network that sees {small_h}x{small_w}; use a multiple of that')
+  return weight.reshape(b, small_h, h // small_h, small_w, w // small_w, c).mean((2, 4))
 
 
-def drop(cond: Cond, null: dict[str, Any], rate: float, key: Key[Array, '']) -> Cond:
-  """Replaces the whole condition of an image by `null`, with probability `rate`."""
-  if not cond or not rate:
-    return cond
-  dropped = jax.random.bernoulli(key, rate, (len(next(iter(cond.values()))),))
-  return jax.tree.map(lambda a, b: jnp.where(expand(dropped, a), b, a), cond, nothing(null, cond))
+def map_of(batch: Batch, name: str) -> Array | None:
+  """The weight map of a batch; one under another name than 'weight' has to be there."""
+  if name != 'weight' and name not in batch:
+    raise ValueError(f'weight_map names {name!r}, which the batch has not; it has {sorted(batch)}')
+  return batch.get(name)
 
 
 def by_time(each: Float[Array, ' b'], t: Float[Array, ' b']) -> Metrics:

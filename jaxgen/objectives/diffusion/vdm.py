@@ -12,9 +12,8 @@ every few steps. Samplers take the process that the schedule makes.
 Differs from VDM: the ends of y are given, not learned.
 """
 
-import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -23,12 +22,16 @@ import jax.numpy as jnp
 
 from jaxgen.models.monotone import Monotone
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
-from jaxgen.objectives.diffusion.diffusion import by_time, denoiser_of_network, drop, init_network, named
+from jaxgen.objectives.conditioning import Conditioner, unconditional
+from jaxgen.objectives.diffusion.diffusion import by_time, init_of, trained
 from jaxgen.objectives.diffusion.vlb import pixel_log_likelihood, prior_term
+from jaxgen.objectives.network import Network, Weights, own
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
-from jaxgen.processes.parameterisation import Parameterisation
-from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like, sum_per_image
+from jaxgen.processes.parameterisation import Parameterise
+from jaxgen.processes.parameterisation import denoiser as make_denoiser
+from jaxgen.processes.process import Denoiser, Process, corrupt, expand, noise_like, sum_per_image
+from jaxgen.samplers.sampler import Guide, Sampler
 from jaxgen.typing import Array, Batch, Float, Key
 
 TIME_SCALE = 1000.0  # the network sees this share of the way from y_0 to y_1
@@ -51,27 +54,28 @@ def vdm(
   net: nn.Module,
   *,
   shape: tuple[int, ...],
-  sampler: Callable[..., Array],
+  sampler: Sampler,
   ends: tuple[float, float] = (-13.3, 5.0),
   width: int = 128,
   every: int = 1,
-  parameterisation: Callable[[Process], Parameterisation] = parameterisations.eps,
+  parameterisation: Parameterise = parameterisations.eps,
   times: time_samplers.TimeSampler = time_samplers.stratified,
-  null: dict[str, Any] | None = None,
-  drop_rate: float = 0.0,
-  guide: Callable[[Callable], Callable] = lambda denoise: denoise,
+  conditioner: Conditioner = unconditional,
+  weights: Weights = own,
+  guide: Sequence[Guide] = (),
 ) -> Objective:
   """Trains `net` by Eq. 1 and the schedule by Eq. 3.
 
   Args:
-    net, shape, sampler, null, drop_rate, guide: as in `diffusion`.
+    net, shape, sampler, conditioner, weights, guide: as in `diffusion`.
     ends: y_0 and y_1.
-    width: of the schedule's network.
-    every: steps between two of the schedule's.
-    parameterisation: of a process: `parameterisation.eps` or another.
+    width: width of the schedule's network.
+    every: steps between two updates of the schedule.
+    parameterisation: the meaning of the network's output.
     times: uniform, independent or stratified; Eq. 3 is for uniform times alone.
   """
-  null, schedule = null or {}, Monotone(*ends, width=width)
+  schedule, network = Monotone(*ends, width=width), Network(net, weights)
+  conditioner.check()
   if not ends[0] < ends[1]:
     raise ValueError(f'ends are {ends}; the negative log SNR rises with time')
 
@@ -82,47 +86,48 @@ def vdm(
 
     return y, process_of(y, ends)
 
-  def denoiser(params: dict[str, Any], process: Process, **kwargs: Any) -> Callable[..., Prediction]:
-    return denoiser_of_network(net, process, parameterisation(process))(params, **kwargs)
+  def denoiser(params: dict[str, Any], frozen: Any, process: Process, **kwargs: Any) -> Denoiser:
+    return make_denoiser(network.apply(params, frozen, **kwargs), process, parameterisation)
 
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     net_key, schedule_key = jax.random.split(key)
-    of_net = init_network(net, net_key, shape, named(null, batch))
-    return {'params': {'net': of_net, 'schedule': schedule.init(schedule_key, jnp.zeros(1))['params']}}
+    made = init_of(network, shape, conditioner)(net_key, frozen, batch)
+    of_schedule: Any = schedule.init(schedule_key, jnp.zeros(1))
+    return made | {'params': made['params'] | {'schedule': of_schedule['params']}}
 
-  def terms(params: dict[str, Any], batch: Batch, key: Key[Array, '']) -> tuple[Array, Array]:
+  def terms(params: dict[str, Any], frozen: Any, batch: Batch, key: Key[Array, '']) -> tuple[Array, Array]:
     """L of each image in bits per dimension, and its time."""
-    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    time_key, noise_key, drop_key, dropout_key, encode_key = jax.random.split(key, 5)
     x0 = batch['image'].astype(jnp.float32)
     t = times(time_key, len(x0))
     y, process = made(params)
     eps = noise_like(x0, noise_key)
-    cond = drop(named(null, batch), null, drop_rate, drop_key)
-    denoise = denoiser(params, process, train=True, rngs={'dropout': dropout_key})
+    cond, _ = conditioner.dropped(params, frozen, batch, drop_key=drop_key, encode_key=encode_key)
+    denoise = denoiser(params, frozen, process, train=True, rngs={'dropout': dropout_key})
     return _bits(y, t, eps - denoise(corrupt(process, x0, eps, t), t, cond).eps), t
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     terms_key, ends_key = jax.random.split(key)
-    each, t = terms(params, batch, terms_key)
+    each, t = terms(params, frozen, batch, terms_key)
     x0 = batch['image'].astype(jnp.float32)
     ended = jnp.mean(ends_of_bound(made(params)[1], x0, ends_key))
     return jnp.mean(each), Aux({'bound': jnp.mean(each) + ended, **by_time(each, t)})
 
   def spread(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    each, _ = terms(params, batch, key)
+    each, _ = terms(params, frozen, batch, key)
     return jnp.mean(each**2), Aux({'deviation': jnp.std(each)})  # Eq. 3
 
   denoising = Denoising(
     process=lambda params: made(params)[1],
-    denoiser=lambda params, frozen: denoiser(params, made(params)[1], train=False),
-    condition=functools.partial(named, null),
+    denoiser=lambda params, frozen: denoiser(params, frozen, made(params)[1], train=False),
+    condition=conditioner.told,
     sampler=sampler,
     shape=shape,
     limit=1.0,
-    guide=guide,
+    guide=tuple(guide),
   )
-  phases = Phase('vdm', 'net', loss), Phase('schedule', 'schedule', spread, every)
-  return Objective(init, phases, sampled(denoising), denoising)
+  phases = Phase('vdm', trained(conditioner), loss), Phase('schedule', 'schedule', spread, every)
+  return Objective(init, phases, sampled(denoising), denoising, conditioner)
 
 
 def _bits(y: Callable[[Array], Array], t: Float[Array, ' b'], error: Float[Array, 'b ...']) -> Float[Array, ' b']:

@@ -11,18 +11,16 @@ The model's mean is posterior_mean of its x0; its variance is posterior.learned,
 """
 
 import math
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
 from jaxgen.processes import posterior
-from jaxgen.processes.process import Prediction, Process, corrupt, expand, image_noise
+from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, image_noise
 from jaxgen.typing import Array, Cond, Float, Key
 
 BIN = 2 / 255  # width of an 8-bit pixel's bin in [-1, 1]
-Variance = Callable[[Process, Prediction, Array, Array], Array]  # of a reverse step: posterior.learned, small or large
 
 
 class Bound(NamedTuple):
@@ -42,13 +40,13 @@ class Bound(NamedTuple):
 
 
 def bound(
-  denoise: Callable[[Array, Array, Cond], Prediction],
+  denoise: Denoiser,
   process: Process,
   x0: Float[Array, 'b ...'],
   *,
   cond: Cond,
   keys: Key[Array, ' b'],
-  variance: Variance = posterior.learned,
+  variance: posterior.Variance = posterior.learned,
 ) -> Bound:
   """Every term of Eq. 4, each with one draw of x_t: as many passes of the denoiser as the process has steps.
 
@@ -78,7 +76,7 @@ def vlb_term(
   x_t: Float[Array, 'b ...'],
   t: Float[Array, ' b'],
   *,
-  variance: Variance = posterior.learned,
+  variance: posterior.Variance = posterior.learned,
 ) -> Float[Array, ' b']:
   """The term of Eq. 4 that t belongs to, in bits per dimension; t is on the grid of the process."""
   steps = _num_steps(process)

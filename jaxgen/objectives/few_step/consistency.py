@@ -16,7 +16,6 @@ grid of t is the papers' grid of sigma. Sampling, in one step or more: samplers/
 
 import math
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,16 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
-from jaxgen.objectives.diffusion.diffusion import drop, init_network, named
+from jaxgen.objectives.conditioning import Conditioner, unconditional
+from jaxgen.objectives.diffusion.diffusion import init_of, trained
 from jaxgen.objectives.distances import Distance, pseudo_huber
+from jaxgen.objectives.network import Network, Weights, own
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
-from jaxgen.processes.process import MARGIN, Prediction, Process, corrupt, expand, noise_like
+from jaxgen.processes.parameterisation import Apply
+from jaxgen.processes.process import MARGIN, Denoiser, Process, corrupt, expand, noise_like
 from jaxgen.samplers import consistency as sampling
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
-Teacher = Callable[[Any], Callable[[Array, Array, Cond], Prediction]]  # frozen -> denoise
+Teacher = Callable[[Any], Denoiser]  # frozen -> denoise
 
 
 def consistency(
@@ -49,8 +53,8 @@ def consistency(
   times: tuple[float, ...] = (1.0,),
   teacher: Teacher | None = None,
   distance: Distance = pseudo_huber,
-  null: dict[str, Any] | None = None,
-  drop_rate: float = 0.0,
+  conditioner: Conditioner = unconditional,
+  weights: Weights = own,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains f by Eq. 2.
@@ -58,69 +62,67 @@ def consistency(
   Args:
     net: `(c_in x, network_time, cond, *, train) -> F`.
     shape: of one image, `(h, w, c)`.
-    steps: of the run: Eq. 4 goes from `first` to `last` over them.
+    steps: steps of the run, over which Eq. 4 goes from `first` to `last`.
     process: `edm(...)`, its default if None; alpha must be 1.
     data_std: d of Eq. 1.
     first, last: intervals of the grid at the start and at the end.
     times: at which `sample` calls f, falling from 1; one for each step.
     teacher: `frozen -> denoise` of a diffusion model to distil; None trains from data alone.
     distance: rho of Eq. 2.
-    null, drop_rate, limit: as in `diffusion`.
+    conditioner, weights, limit: as in `diffusion`.
   """
-  process, null = process or edm(), null or {}
+  process, network = process or edm(), Network(net, weights)
+  conditioner.check()
   if not 1 <= first <= last:
     raise ValueError(f'the grid goes from {first} to {last} intervals; wanted 1 <= first <= last')
   if not times or times[0] != 1 or (np.diff((*times, 0.0)) >= 0).any():
     raise ValueError(f'times are {times}; they must start at 1 and fall, without reaching 0')
 
-  function = partial(_function, net, process, data_std)
-
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    return {'params': {'net': init_network(net, key, shape, named(null, batch))}}
+  def function(params: dict[str, Any], frozen: Any, cond: Cond, **kwargs: Any) -> Callable[[Array, Array], Array]:
+    return _function(network.apply(params, frozen, **kwargs), process, data_std, cond)
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    time_key, noise_key, drop_key, dropout_key, encode_key = jax.random.split(key, 5)
     x0 = batch['image'].astype(jnp.float32)
     intervals = num_intervals(state.step, steps, first=first, last=last)
     s, t = _neighbours(time_key, len(x0), process, intervals)
     eps = noise_like(x0, noise_key)
-    cond = drop(named(null, batch), null, drop_rate, drop_key)
+    cond, _ = conditioner.dropped(params, frozen, batch, drop_key=drop_key, encode_key=encode_key)
     x_t = corrupt(process, x0, eps, t)
     x_s = corrupt(process, x0, eps, s) if teacher is None else _heun(teacher(frozen), process, x_t, t, s, cond)
-    f = function(params, cond, train=True, rngs={'dropout': dropout_key})
+    f = function(params, frozen, cond, train=True, rngs={'dropout': dropout_key})
     now, earlier = f(x_t, t), jax.lax.stop_gradient(f(x_s, s))
     each = distance(frozen, now, earlier) / (process.sigma(t) - process.sigma(s))  # Eq. 5
     return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean((now - earlier) ** 2)})
 
-  def denoiser(params: dict[str, Any], frozen: Any) -> Callable[[Array, Array, Cond], Prediction]:
+  def denoiser(params: dict[str, Any], frozen: Any) -> Denoiser:
     of_x0 = parameterisation.x0(process)
-    return lambda x, t, cond: of_x0.predict(function(params, cond, train=False)(x, t), x, t)
+    return lambda x, t, cond: of_x0.predict(function(params, frozen, cond, train=False)(x, t), x, t)
 
   grid = np.asarray([*times, 0], np.float32)
   denoising = Denoising(
     process=lambda params: process,
     denoiser=denoiser,
-    condition=partial(named, null),
-    sampler=partial(sampling.consistency, times=grid, clip=limit),
+    condition=conditioner.told,
+    sampler=Sampler(sampling.consistency, grid),
     shape=shape,
     limit=limit,
-    walk=sampling.consistency,
+    guide=(clip(limit),),
+    walk=Sampler(sampling.consistency, grids.fine(grid)),
     inverse=None,
-    walk_times=grids.fine(grid),
   )
-  return Objective(init, (Phase('consistency', 'net', loss),), sampled(denoising), denoising)
+  phases = (Phase('consistency', trained(conditioner), loss),)
+  return Objective(init_of(network, shape, conditioner), phases, sampled(denoising), denoising, conditioner)
 
 
-def _function(
-  net: nn.Module, process: Process, data_std: float, params: dict[str, Any], cond: Cond, **kwargs: Any
-) -> Callable[[Array, Array], Array]:
+def _function(apply: Apply, process: Process, data_std: float, cond: Cond) -> Callable[[Array, Array], Array]:
   """f of Eq. 1."""
 
   def f(x: Array, t: Array) -> Array:
     sigma = process.sigma(t)
     excess, norm = sigma - process.sigma(jnp.zeros_like(t)), jnp.sqrt(sigma**2 + data_std**2)
     seen = x / expand(norm, x)
-    output: Any = net.apply({'params': params['net']}, seen, process.network_time(t), cond, **kwargs)
+    output = apply(seen, process.network_time(t), cond)
     skip, out = data_std**2 / (excess**2 + data_std**2), data_std * excess / norm
     return expand(skip, x) * x + expand(out, x) * output.astype(jnp.float32)
 
@@ -146,7 +148,7 @@ def _neighbours(key: Key[Array, ''], num: int, process: Process, intervals: Arra
   return index / intervals, (index + 1) / intervals
 
 
-def _heun(denoise: Callable, process: Process, x: Array, t: Array, s: Array, cond: Cond) -> Array:
+def _heun(denoise: Denoiser, process: Process, x: Array, t: Array, s: Array, cond: Cond) -> Array:
   """One step of dx = eps dsigma from t to s; the denoiser is not asked where there is no noise."""
   width = expand(process.sigma(s) - process.sigma(t), x)
   eps = denoise(x, t, cond).eps

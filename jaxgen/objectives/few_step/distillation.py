@@ -23,27 +23,28 @@ A student that cannot reach its target is a blur by squared errors; a perceptual
 Differs from Luhman & Luhman and Liu et al.: they draw all pairs before training, which is a pool that never changes.
 """
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.diffusion.diffusion import by_time, denoiser_of_network, diffusion, named, squared_error
+from jaxgen.objectives.base import Aux, InitFn, Objective, Phase
+from jaxgen.objectives.conditioning import Conditioner, unconditional
+from jaxgen.objectives.diffusion.diffusion import by_time, diffusion, squared_error
 from jaxgen.objectives.distances import Distance
+from jaxgen.objectives.network import Network
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes import weighting as weightings
-from jaxgen.processes.parameterisation import Parameterisation
-from jaxgen.processes.process import Process, corrupt, expand, image_noise, noise_like
+from jaxgen.processes.parameterisation import Parameterise, denoiser
+from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, image_noise, noise_like
 from jaxgen.samplers import grids
+from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.sampler import Guide, Sampler, Without
 from jaxgen.typing import Array, Batch, Float, Key
-
-Guide = Callable[[Callable], Callable]
 
 
 def of_last_stage(old: Any, fresh: Any) -> Any:
@@ -68,51 +69,53 @@ def progressive(
   *,
   shape: tuple[int, ...],
   steps: int,
-  parameterisation: Parameterisation,
-  loss_in: Parameterisation | None = None,
+  parameterisation: Parameterise,
+  loss_in: Parameterise | None = None,
   weighting: weightings.Weighting = weightings.uniform,
   distance: Distance | None = None,
-  null: dict[str, Any] | None = None,
-  guide_teacher: Guide = lambda denoise: denoise,
+  conditioner: Conditioner = unconditional,
+  guide_teacher: Sequence[Guide] = (),
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains `net` to do in `steps` DDIM steps what the stage before does in twice as many.
 
   Args:
-    net, process, shape, parameterisation, loss_in, weighting, null, limit: as in `diffusion`. A loss on eps alone says
-      nothing where alpha = 0; the paper's is on x0, with `weighting.truncated_snr`.
+    net, process, shape, parameterisation, loss_in, weighting, conditioner, limit: as in `diffusion`. A loss on eps
+      alone says nothing where alpha = 0; the paper's is on x0, with `weighting.truncated_snr`.
     steps: N, of the student; t is i/N for i = 1 ... N.
     distance: of x0 from x0~, added to the squared error; of objectives/distances.py.
-    guide_teacher: denoiser to denoiser, such as `partial(guided, ...)` in the first of several stages: its guidance is
-      learned, and later stages and sampling go without.
+    guide_teacher: what wraps the teacher, such as `(classifier_free(3.0),)` in the first of several stages: its
+      guidance is learned, and later stages and sampling go without.
   """
   if steps < 1:
     raise ValueError(f'steps is {steps}; the student takes at least one')
-  null = null or {}
   base = diffusion(
     net,
     process,
     shape=shape,
     parameterisation=parameterisation,
     times=time_samplers.discrete(steps),
-    sampler=partial(ddim, process=process, times=grids.uniform(steps), clip=limit),
-    null=null,
+    sampler=Sampler(ddim, grids.uniform(steps)),
+    conditioner=conditioner,
+    guide=(clip(limit),),
     limit=limit,
   )
-  denoiser_of = denoiser_of_network(net, process, parameterisation)
+  denoiser_of, judged = _denoiser_of(net, process, parameterisation), (loss_in or parameterisation)(process)
   of_x0 = parameterisations.x0(process)
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    time_key, noise_key, dropout_key = jax.random.split(key, 3)
-    x0, cond = batch['image'].astype(jnp.float32), named(null, batch)
+    time_key, noise_key, dropout_key, encode_key = jax.random.split(key, 4)
+    x0 = batch['image'].astype(jnp.float32)
+    cond, without = conditioner.told(params, frozen, batch, jax.random.split(encode_key, len(x0)))
     t = time_samplers.discrete(steps)(time_key, len(x0))
     eps = noise_like(x0, noise_key)
     z_t = corrupt(process, x0, eps, t)
-    teacher = guide_teacher(denoiser_of({'net': state.extra['teacher']}, train=False))
+    taught = denoiser_of({**params, 'net': state.extra['teacher']}, frozen, train=False)
+    teacher = _guided(taught, guide_teacher, process, without)
     target = progressive_target(lambda z, t: teacher(z, t, cond), process, z_t, t, steps)
     perfect = of_x0.predict(jax.lax.stop_gradient(target), z_t, t)
-    prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(z_t, t, cond)
-    each = weighting(process, t) * squared_error(loss_in or parameterisation, prediction, perfect, t)
+    prediction = denoiser_of(params, frozen, train=True, rngs={'dropout': dropout_key})(z_t, t, cond)
+    each = weighting(process, t) * squared_error(judged, prediction, perfect, t)
     if distance is not None:
       each += distance(frozen, prediction.x0, perfect.x0)
     return jnp.mean(each), Aux(by_time(each, t))
@@ -120,7 +123,9 @@ def progressive(
   return base._replace(init=_with_teacher(base.init), phases=(Phase('progressive', 'net', loss),))
 
 
-def progressive_target(denoise: Callable, process: Process, z_t: Array, t: Array, steps: int) -> Array:
+def progressive_target(
+  denoise: Callable[[Array, Array], Prediction], process: Process, z_t: Array, t: Array, steps: int
+) -> Array:
   """x0~ of Eq. 1."""
 
   def step(z: Array, now: Array, then: Array) -> Array:
@@ -139,30 +144,30 @@ def paired(
   process: Process,
   *,
   shape: tuple[int, ...],
-  parameterisation: Parameterisation,
+  parameterisation: Parameterise,
   times: time_samplers.TimeSampler,
-  sampler: Callable[..., Array],
-  teacher: Callable[..., Array],
+  sampler: Sampler,
+  teacher: Sampler,
   pool: int,
   fresh: int,
-  loss_in: Parameterisation | None = None,
+  loss_in: Parameterise | None = None,
   distance: Distance | None = None,
-  null: dict[str, Any] | None = None,
-  guide_teacher: Guide = lambda denoise: denoise,
+  conditioner: Conditioner = unconditional,
+  guide: Sequence[Guide] = (),
+  guide_teacher: Sequence[Guide] = (),
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains `net` on pairs of the stage before, Eq. 2.
 
   Args:
-    net, process, shape, parameterisation, times, sampler, loss_in, null, limit: as in `diffusion`.
-    teacher: G, `(denoise, *, x, cond, keys) -> x0`, such as `partial(euler, process=process, times=uniform(25))`;
-      a sampler without noise.
+    net, process, shape, parameterisation, times, sampler, loss_in, conditioner, limit: as in `diffusion`.
+    teacher: G, a sampler without noise, such as `Sampler(euler, uniform(25))`.
     distance: of x0 from G(eps), added to the squared error; of objectives/distances.py.
     pool: pairs that are kept.
-    fresh: pairs that a step draws in place of the oldest; with conditions of the batch.
-    guide_teacher: denoiser to denoiser, for G.
+    fresh: new pairs of a step, in place of the oldest, with conditions of the batch.
+    guide: what wraps the student's denoiser when sampling.
+    guide_teacher: what wraps the teacher for G, such as `(classifier_free(3.0), clip())`.
   """
-  null = null or {}
   if not 1 <= fresh <= pool:
     raise ValueError(f'{fresh} fresh pairs for a pool of {pool}; wanted at least one, and a pool that holds them')
   base = diffusion(
@@ -173,31 +178,41 @@ def paired(
     times=times,
     sampler=sampler,
     loss_in=loss_in,
-    null=null,
+    conditioner=conditioner,
+    guide=guide,
     limit=limit,
   )
-  denoiser_of = denoiser_of_network(net, process, parameterisation)
+  denoiser_of, space = _denoiser_of(net, process, parameterisation), parameterisation(process)
+  judged = space if loss_in is None else loss_in(process)
 
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    made = _with_teacher(base.init)(key, batch)
-    cond = {name: jnp.zeros((pool, *a.shape[1:]), a.dtype) for name, a in named(null, batch).items()}
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    made = _with_teacher(base.init)(key, frozen, batch)
+    fields = conditioner.select(batch)
+    cond = {name: jnp.zeros((pool, *a.shape[1:]), a.dtype) for name, a in fields.items()}
     empty = {'x0': jnp.zeros((pool, *shape)), 'eps': jnp.zeros((pool, *shape)), 'cond': cond, 'drawn': jnp.int32(0)}
     return made | {'extra': made['extra'] | {'pairs': empty}}
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    noise_key, row_key, time_key, dropout_key = jax.random.split(key, 4)
+    noise_key, row_key, time_key, dropout_key, encode_key = jax.random.split(key, 5)
     size = len(batch['image'])
     if fresh > size:
       raise ValueError(f'{fresh} fresh pairs of a batch of {size}: a pair takes its condition from the batch')
-    denoise = guide_teacher(denoiser_of({'net': state.extra['teacher']}, train=False))
-    pairs = refill(state.extra['pairs'], partial(teacher, denoise), named(null, batch), noise_key, fresh)
+    taught = denoiser_of({**params, 'net': state.extra['teacher']}, frozen, train=False)
+
+    def generate(x: Array, fields: dict[str, Array], keys: Key[Array, ' b']) -> Array:
+      cond, without = conditioner.told(params, frozen, fields, keys)
+      denoise = _guided(taught, guide_teacher, process, without)
+      return teacher.solve(denoise, process, x, teacher.times, cond=cond, keys=keys)
+
+    pairs = refill(state.extra['pairs'], generate, conditioner.select(batch), noise_key, fresh)
     row = jax.random.randint(row_key, (size,), 0, jnp.minimum(pairs['drawn'], pool))
-    x0, eps, cond = jax.tree.map(lambda a: a[row], (pairs['x0'], pairs['eps'], pairs['cond']))
+    x0, eps, fields = jax.tree.map(lambda a: a[row], (pairs['x0'], pairs['eps'], pairs['cond']))
+    cond, _ = conditioner.told(params, frozen, fields, jax.random.split(encode_key, size))
     t = times(time_key, size)
     x_t = corrupt(process, x0, eps, t)
-    prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
-    perfect = parameterisation.predict(parameterisation.target(x0, eps, t), x_t, t)
-    each = squared_error(loss_in or parameterisation, prediction, perfect, t)
+    prediction = denoiser_of(params, frozen, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
+    perfect = space.predict(space.target(x0, eps, t), x_t, t)
+    each = squared_error(judged, prediction, perfect, t)
     if distance is not None:
       each += distance(frozen, prediction.x0, x0)
     return jnp.mean(each), Aux(by_time(each, t), {'pairs': pairs})
@@ -206,22 +221,38 @@ def paired(
 
 
 def refill(
-  pairs: dict[str, Any], generate: Callable[..., Array], cond: dict[str, Array], key: Key[Array, ''], fresh: int
+  pairs: dict[str, Any],
+  generate: Callable[[Array, dict[str, Array], Array], Array],
+  fields: dict[str, Array],
+  key: Key[Array, ''],
+  fresh: int,
 ) -> dict[str, Any]:
-  """The pool with `fresh` new pairs, of the first conditions, in place of the oldest."""
-  cond = {name: value[:fresh] for name, value in cond.items()}
+  """The pool with `fresh` new pairs, of the batch's first conditions, in place of the oldest."""
+  fields = {name: value[:fresh] for name, value in fields.items()}
   keys = jax.random.split(key, fresh)
   eps = image_noise(keys, pairs['eps'].shape[1:])
-  x0 = jax.lax.stop_gradient(generate(x=eps, cond=cond, keys=keys))
+  x0 = jax.lax.stop_gradient(generate(eps, fields, keys))
   place = (pairs['drawn'] + jnp.arange(fresh)) % len(pairs['eps'])
-  new = {'x0': x0, 'eps': eps, 'cond': cond}
+  new = {'x0': x0, 'eps': eps, 'cond': fields}
   kept = jax.tree.map(lambda old, a: old.at[place].set(a), {name: pairs[name] for name in new}, new)
   return kept | {'drawn': pairs['drawn'] + fresh}
 
 
-def _with_teacher(init: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-  def with_teacher(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    made = init(key, batch)
+def _denoiser_of(net: nn.Module, process: Process, parameterisation: Parameterise) -> Callable[..., Denoiser]:
+  """`(params, frozen, *, train, rngs) -> denoise`."""
+  network = Network(net)
+  return lambda params, frozen, **kwargs: denoiser(network.apply(params, frozen, **kwargs), process, parameterisation)
+
+
+def _guided(denoise: Denoiser, guides: Sequence[Guide], process: Process, without: Without) -> Denoiser:
+  for guide in guides:
+    denoise = guide(denoise, process, without)
+  return denoise
+
+
+def _with_teacher(init: InitFn) -> InitFn:
+  def with_teacher(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    made = init(key, frozen, batch)
     return made | {'extra': made['extra'] | {'teacher': made['params']['net']}}
 
   return with_teacher

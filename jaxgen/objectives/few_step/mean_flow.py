@@ -16,7 +16,6 @@ u = (x_t - x0) / t, and one step from noise is the output itself.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -25,21 +24,23 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.models.layers import attention
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
-from jaxgen.objectives.diffusion.diffusion import drop, init_network, named
-from jaxgen.processes.parameterisation import Parameterisation, velocity
-from jaxgen.processes.process import Prediction, Process, corrupt, expand, noise_like, sum_per_image
+from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sampled
+from jaxgen.objectives.conditioning import Conditioner, unconditional
+from jaxgen.objectives.diffusion.diffusion import init_of, trained
+from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.processes.parameterisation import Parameterise, velocity
+from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.times import TimeSampler
 from jaxgen.samplers import grids
-from jaxgen.samplers.guidance import nothing
+from jaxgen.samplers.ddpm import ddpm
+from jaxgen.samplers.sampler import Sampler, Times
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
 END = 'end'
 Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
-JumpOf = Callable[..., Jump]  # (params, cond, *, train, rngs) -> jump
+JumpOf = Callable[..., Jump]  # (params, frozen, cond, *, train, rngs) -> jump
 FLOW = rectified_flow()
-VELOCITY = velocity(FLOW)
 
 
 def mean_flow(
@@ -49,12 +50,12 @@ def mean_flow(
   times: TimeSampler,
   jumps: Float[np.ndarray, ' n'],
   different: float = 0.25,
-  null: dict[str, Any] | None = None,
-  drop_rate: float = 0.0,
+  conditioner: Conditioner = unconditional,
+  weights: Weights = own,
   scale: float = 1.0,
   power: float = 1.0,
   time_scale: float = 1.0,
-  parameterisation: Parameterisation = VELOCITY,
+  parameterisation: Parameterise = velocity,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains u by Eq. 3.
@@ -65,20 +66,22 @@ def mean_flow(
     times: drawn twice for each image; the later is t, the earlier r.
     jumps: the sampler's times, from 1 to 0: `grids.uniform(1)` for one step.
     different: share of the images with r < t; the others learn v.
-    null, drop_rate: as in `diffusion`.
+    conditioner, weights: as in `diffusion`.
     scale: guidance that the network learns to contain: v becomes scale v + (1 - scale) u(x_t, t, t | null), where the
       condition is not dropped, so that a guided image costs no second pass.
     power: p of the adaptive weight sg(1 / (|error|^2 + 1e-3)^p); 0 is the squared error.
     time_scale: s; a network that sees the 1000 t of diffusion has a du/dt a thousand times as large, and diverges.
-    parameterisation: of `rectified_flow()`: the network's output; one with a margin where it is singular.
+    parameterisation: the meaning of the network's output; one with a margin where it is singular.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
-  null, jump_of = null or {}, partial(jump_of_network, net, time_scale, parameterisation)
+  network = Network(net, weights)
+  jump_of = jump_of_network(network, time_scale, parameterisation)
+  conditioner.check()
   if not 0 <= different <= 1:
     raise ValueError(f'different is {different}; it is a share of the images, in [0, 1]')
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    keys = jax.random.split(key, 6)
+    keys = jax.random.split(key, 7)
     x0 = batch['image'].astype(jnp.float32)
     first, second = times(keys[0], len(x0)), times(keys[1], len(x0))
     t = jnp.maximum(first, second)
@@ -86,14 +89,13 @@ def mean_flow(
     r = jnp.where(jumping, jnp.minimum(first, second), t)
     eps = noise_like(x0, keys[3])
     x_t, v = corrupt(FLOW, x0, eps, t), eps - x0
-    full = named(null, batch)
-    cond = drop(full, null, drop_rate, keys[4])
+    cond, dropped = conditioner.dropped(params, frozen, batch, drop_key=keys[4], encode_key=keys[6])
     rngs = {'dropout': keys[5]}
-    if scale != 1:
-      unguided = jump_of(params, nothing(null, full), train=False)(x_t, t, t)
+    if scale != 1 and conditioner.nullable:
+      unguided = jump_of(params, frozen, conditioner.without(params, frozen, cond), train=False)(x_t, t, t)
       guided = scale * v + (1 - scale) * jax.lax.stop_gradient(unguided)
-      v = jnp.where(_dropped(cond, null, x_t), v, guided)
-    u, target = mean_flow_target(jump_of(params, cond, train=True, rngs=rngs), x_t, v, t, r)
+      v = jnp.where(expand(dropped, x_t), v, guided)
+    u, target = mean_flow_target(jump_of(params, frozen, cond, train=True, rngs=rngs), x_t, v, t, r)
     error = sum_per_image((u - target) ** 2)
     weight = jax.lax.stop_gradient((error + 1e-3) ** -power)
     squared = error / x0[0].size
@@ -104,9 +106,9 @@ def mean_flow(
     }
     return jnp.mean(weight * error), Aux(metrics)
 
-  denoising = denoising_by_jumps(jump_of, shape, null, jumps, limit)
-  phases = (Phase('mean_flow', 'net', loss),)
-  return Objective(init_jumps(net, shape, null), phases, sampled(denoising), denoising)
+  denoising = denoising_by_jumps(jump_of, shape, conditioner, jumps, limit)
+  phases = (Phase('mean_flow', trained(conditioner), loss),)
+  return Objective(init_jumps(network, shape, conditioner), phases, sampled(denoising), denoising, conditioner)
 
 
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:
@@ -117,35 +119,42 @@ def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tu
   return u, jax.lax.stop_gradient(v - expand(t - r, x_t) * along)
 
 
-def jump_of_network(
-  net: nn.Module, scale: float, output_is: Parameterisation, params: dict[str, Any], cond: Cond, **kwargs: Any
-) -> Jump:
-  def jump(x: Array, t: Array, r: Array) -> Array:
-    told = {**cond, 'interval': scale * (t - r)}
-    output: Any = net.apply({'params': params['net']}, x, scale * t, told, **kwargs)
-    x0, eps, _ = output_is.predict(output.astype(jnp.float32), x, t)
-    return eps - x0
+def jump_of_network(network: Network, scale: float, parameterisation: Parameterise) -> JumpOf:
+  """The velocity of a jump, from a network that is told `scale` times the time and the interval."""
+  space = parameterisation(FLOW)
 
-  return jump
+  def jump_of(params: dict[str, Any], frozen: Any, cond: Cond, **kwargs: Any) -> Jump:
+    apply = network.apply(params, frozen, **kwargs)
+
+    def jump(x: Array, t: Array, r: Array) -> Array:
+      output = apply(x, scale * t, {**cond, 'interval': scale * (t - r)})
+      x0, eps, _ = space.predict(output.astype(jnp.float32), x, t)
+      return eps - x0
+
+    return jump
+
+  return jump_of
 
 
-def init_jumps(net: nn.Module, shape: tuple[int, ...], null: dict[str, Any]) -> Callable[..., dict[str, Any]]:
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
-    return {'params': {'net': init_network(net, key, shape, {**named(null, batch), 'interval': jnp.zeros(1)})}}
+def init_jumps(network: Network, shape: tuple[int, ...], conditioner: Conditioner) -> InitFn:
+  """`Objective.init` of a network that is told the interval of a jump beside its condition."""
 
-  return init
+  def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Array) -> Cond:
+    return {**conditioner.encode(params, frozen, fields, keys), 'interval': jnp.zeros(len(keys))}
+
+  return init_of(network, shape, conditioner._replace(encode=encode))
 
 
 def jumping(
-  denoise: Callable[..., Prediction],
+  denoise: Denoiser,
   process: Process,
   x: Float[Array, 'b ...'],
-  times: Float[Array | np.ndarray, ' n'],
+  times: Times,
   *,
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
 ) -> Float[Array, 'b ...']:
-  """A sampler, called as those of samplers/ are, that tells the denoiser where each step ends.  # Eq. 2"""
+  """A solver that tells the denoiser where each step ends.  # Eq. 2"""
 
   def step(x: Array, t_r: tuple[Array, Array]) -> tuple[Array, None]:
     t, r = (jnp.full(x.shape[:1], time) for time in t_r)
@@ -156,36 +165,29 @@ def jumping(
 
 
 def denoising_by_jumps(
-  jump_of: JumpOf, shape: tuple[int, ...], null: dict[str, Any], jumps: np.ndarray, limit: float | None
+  jump_of: JumpOf, shape: tuple[int, ...], conditioner: Conditioner, jumps: np.ndarray, limit: float | None
 ) -> Denoising:
-  times, along = np.asarray(jumps, np.float32), VELOCITY
+  """The parts of sampling by jumps."""
+  times, along = np.asarray(jumps, np.float32), velocity(FLOW)
   if times[0] != 1 or times[-1] != 0 or (np.diff(times) >= 0).any():
     raise ValueError(f'jumps are {times.tolist()}; they must fall from 1 to 0')
 
-  def denoiser(params: dict[str, Any], frozen: Any) -> Callable[[Array, Array, Cond], Prediction]:
+  def denoiser(params: dict[str, Any], frozen: Any) -> Denoiser:
     def denoise(x_t: Array, t: Array, cond: Cond) -> Prediction:
       seen = {name: value for name, value in cond.items() if name != END}
-      return along.predict(jump_of(params, seen, train=False)(x_t, t, cond.get(END, t)), x_t, t)
+      return along.predict(jump_of(params, frozen, seen, train=False)(x_t, t, cond.get(END, t)), x_t, t)
 
     return denoise
 
   return Denoising(
     process=lambda params: FLOW,
     denoiser=denoiser,
-    condition=partial(named, null),
-    sampler=partial(jumping, times=times),
+    condition=conditioner.told,
+    sampler=Sampler(jumping, times),
     shape=shape,
     limit=limit,
-    walk_times=grids.fine(times),
+    walk=Sampler(ddpm, grids.fine(times)),
   )
-
-
-def _dropped(cond: Cond, null: dict[str, Any], like: Array) -> Array:
-  """Which images have the null condition."""
-  same = jnp.ones(len(like), bool)
-  for name, value in nothing(null, cond).items():
-    same &= (cond[name] == value).reshape(len(like), -1).all(1)
-  return expand(same, like)
 
 
 def mean_where(where: Array, x: Float[Array, ' b']) -> Float[Array, '']:

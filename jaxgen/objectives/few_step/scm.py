@@ -16,7 +16,6 @@ Eq. 4 makes of little use.
 import math
 from collections.abc import Callable
 from functools import partial
-from typing import Any
 
 import flax.linen as nn
 import jax
@@ -25,14 +24,18 @@ import numpy as np
 
 from jaxgen.models.layers import attention
 from jaxgen.objectives.base import Aux, Objective, Phase, sampled
-from jaxgen.objectives.diffusion.diffusion import diffusion, drop, named
+from jaxgen.objectives.conditioning import Conditioner, unconditional
+from jaxgen.objectives.diffusion.diffusion import diffusion, trained
 from jaxgen.objectives.few_step.consistency import Teacher
+from jaxgen.objectives.network import Network, Weights, own
 from jaxgen.processes import trig_flow
 from jaxgen.processes.parameterisation import preconditioned
 from jaxgen.processes.process import Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.times import TimeSampler
 from jaxgen.samplers import grids
-from jaxgen.samplers.consistency import consistency as sampler
+from jaxgen.samplers.clipping import clip
+from jaxgen.samplers.consistency import consistency
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.typing import Array, Batch, Float, Key
 
 
@@ -46,8 +49,8 @@ def scm(
   sample_times: tuple[float, ...] = (1.0,),
   warmup: int = 10_000,
   teacher: Teacher | None = None,
-  null: dict[str, Any] | None = None,
-  drop_rate: float = 0.0,
+  conditioner: Conditioner = unconditional,
+  weights: Weights = own,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains f by Eq. 4.
@@ -61,49 +64,50 @@ def scm(
     sample_times: at which `sample` calls f, falling from 1; one for each step.
     warmup: steps in which the second part of Eq. 3 comes in.
     teacher: `frozen -> denoise` of a diffusion model of `process` to distil; None trains from data alone.
-    null, drop_rate, limit: as in `diffusion`.
+    conditioner, weights, limit: as in `diffusion`.
   """
   process = process or trig_flow.trig_flow(data_std=data_std, time_scale=math.pi / 2)
   times = times or trig_flow.log_normal(data_std=data_std)
   if not sample_times or sample_times[0] != 1 or (np.diff((*sample_times, 0.0)) >= 0).any():
     raise ValueError(f'sample_times are {sample_times}; they must start at 1 and fall, without reaching 0')
-  grid = np.asarray([*sample_times, 0], np.float32)
+  grid, network = np.asarray([*sample_times, 0], np.float32), Network(net, weights)
   base = diffusion(
     net,
     process,
     shape=shape,
-    parameterisation=preconditioned(process, data_std=data_std),
+    parameterisation=partial(preconditioned, data_std=data_std),
     times=times,
-    sampler=partial(sampler, times=grid, clip=limit),
-    null=null,
-    drop_rate=drop_rate,
+    sampler=Sampler(consistency, grid),
+    conditioner=conditioner,
+    weights=weights,
+    guide=(clip(limit),),
     limit=limit,
   )
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    time_key, noise_key, drop_key, dropout_key = jax.random.split(key, 4)
+    time_key, noise_key, drop_key, dropout_key, encode_key = jax.random.split(key, 5)
     x0 = batch['image'].astype(jnp.float32)
     t = times(time_key, len(x0))
     eps = noise_like(x0, noise_key)
-    cond = drop(named(null or {}, batch), null or {}, drop_rate, drop_key)
+    cond, _ = conditioner.dropped(params, frozen, batch, drop_key=drop_key, encode_key=encode_key)
     x_t = corrupt(process, x0, eps, t)
     if teacher is not None:
       x0, eps, _ = jax.lax.stop_gradient(teacher(frozen)(x_t, t, cond))
 
-    def network(x: Array, t: Array) -> Array:
-      seen, rngs = x / data_std, {'dropout': dropout_key}
-      output: Any = net.apply({'params': params['net']}, seen, process.network_time(t), cond, train=True, rngs=rngs)
-      return output.astype(jnp.float32)
+    apply = network.apply(params, frozen, train=True, rngs={'dropout': dropout_key})
+
+    def output_of(x: Array, t: Array) -> Array:
+      return apply(x / data_std, process.network_time(t), cond).astype(jnp.float32)
 
     share = jnp.minimum(1.0, (state.step + 1) / warmup)
-    output, g = tangent(network, x_t, t, x0, eps, data_std=data_std, share=share)
+    output, g = tangent(output_of, x_t, t, x0, eps, data_std=data_std, share=share)
     size = jnp.sqrt(sum_per_image(g * g))
     wanted = jax.lax.stop_gradient(output - g / expand(size + 0.1, g))
     return jnp.mean((output - wanted) ** 2), Aux({'tangent': jnp.mean(size) / math.sqrt(g[0].size)})  # Eq. 4
 
   assert base.denoising is not None
-  denoising = base.denoising._replace(walk=sampler, inverse=None, walk_times=grids.fine(grid))
-  phases = (Phase('scm', 'net', loss),)
+  denoising = base.denoising._replace(walk=Sampler(consistency, grids.fine(grid)), inverse=None)
+  phases = (Phase('scm', trained(conditioner), loss),)
   return base._replace(phases=phases, sample=sampled(denoising), denoising=denoising)
 
 

@@ -18,17 +18,18 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.objectives.base import Aux, Objective, Phase, sampled
-from jaxgen.objectives.diffusion.diffusion import drop, named
+from jaxgen.objectives.conditioning import Conditioner, unconditional
+from jaxgen.objectives.diffusion.diffusion import trained
 from jaxgen.objectives.few_step.mean_flow import (
   FLOW,
-  VELOCITY,
   Jump,
   denoising_by_jumps,
   init_jumps,
   jump_of_network,
   mean_where,
 )
-from jaxgen.processes.parameterisation import Parameterisation
+from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import corrupt, expand, noise_like, sum_per_image
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
@@ -39,56 +40,63 @@ def shortcut(
   shape: tuple[int, ...],
   jumps: Float[np.ndarray, ' n'],
   finest: int = 128,
-  one_in: int = 4,
-  null: dict[str, Any] | None = None,
-  drop_rate: float = 0.0,
+  bootstrap_every: int = 4,
+  conditioner: Conditioner = unconditional,
+  weights: Weights = own,
   time_scale: float = 1000.0,
-  parameterisation: Parameterisation = VELOCITY,
+  parameterisation: Parameterise = velocity,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains u by Eq. 1, and at interval 0 as the velocity.
 
   Args:
-    net, shape, jumps, null, drop_rate, time_scale, parameterisation, limit: as in `mean_flow`; jumps of 1, 1/2, 1/4,
-      ... are the trained ones, and nothing is differentiated by t.
+    net, shape, jumps, conditioner, weights, time_scale, parameterisation, limit: as in `mean_flow`; jumps of 1, 1/2,
+      1/4, ... are the trained ones, and nothing is differentiated by t.
     finest: a power of two; jumps of 1/finest are taken at interval 0.
-    one_in: of so many images one learns Eq. 1, with targets from the average of the network's name where there is one.
+    bootstrap_every: one image in this many trains the self-consistency target (Eq. 1), which the average of the
+      network's name predicts where there is one.
   """
-  null, levels = null or {}, finest.bit_length() - 1
+  levels = finest.bit_length() - 1
   if finest < 2 or 2**levels != finest:
     raise ValueError(f'finest is {finest}; it must be a power of two, 2 or more')
 
-  def jump_of(params, cond: Cond, **kwargs: Any) -> Jump:
-    jump = jump_of_network(net, time_scale, parameterisation, params, cond, **kwargs)
+  conditioner.check()
+  network = Network(net, weights)
+  any_jump = jump_of_network(network, time_scale, parameterisation)
+
+  def jump_of(params, frozen, cond: Cond, **kwargs: Any) -> Jump:
+    jump = any_jump(params, frozen, cond, **kwargs)
     return lambda x, t, r: jump(x, t, jnp.where(t - r < 1.5 / finest, t, r))
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     x0 = batch['image'].astype(jnp.float32)
-    if len(x0) % one_in:
-      raise ValueError(f'a batch of {len(x0)} does not divide into groups of {one_in}; use a multiple of {one_in}')
+    if len(x0) % bootstrap_every:
+      raise ValueError(
+        f'a batch of {len(x0)} does not divide into groups of {bootstrap_every}; use a multiple of bootstrap_every'
+      )
     keys = jax.random.split(key, 5)
-    taught = jnp.arange(len(x0)) % one_in == 0
+    taught = jnp.arange(len(x0)) % bootstrap_every == 0
     level_key, place_key = jax.random.split(keys[0])
     length = 2.0 ** -jax.random.randint(level_key, (len(x0),), 0, levels)  # 1 ... 2/finest
     place = jax.random.uniform(place_key, (len(x0),))
     t = jnp.where(taught, length * jnp.floor(1 + place / length), place)
     eps = noise_like(x0, keys[1])
     x_t = corrupt(FLOW, x0, eps, t)
-    cond = drop(named(null, batch), null, drop_rate, keys[2])
-    teacher = {'net': state.ema.get('net', params['net'])}
-    few = jax.tree.map(lambda a: a[::one_in], (x_t, t, length, cond))
-    two = shortcut_target(jump_of(teacher, few[3], train=False), *few[:3])
-    spread = jnp.repeat(two, one_in, axis=0)
+    cond, _ = conditioner.dropped(params, frozen, batch, drop_key=keys[2], encode_key=keys[4])
+    teacher = {**params, 'net': state.ema.get('net', params['net'])}
+    few = jax.tree.map(lambda a: a[::bootstrap_every], (x_t, t, length, cond))
+    two = shortcut_target(jump_of(teacher, frozen, few[3], train=False), *few[:3])
+    spread = jnp.repeat(two, bootstrap_every, axis=0)
     target = jax.lax.stop_gradient(jnp.where(expand(taught, x0), spread, eps - x0))
     r = jnp.where(taught, t - length, t)
-    u = jump_of(params, cond, train=True, rngs={'dropout': keys[3]})(x_t, t, r)
+    u = jump_of(params, frozen, cond, train=True, rngs={'dropout': keys[3]})(x_t, t, r)
     squared = sum_per_image((u - target) ** 2) / x0[0].size
     metrics = {'velocity_error': mean_where(~taught, squared), 'jump_error': mean_where(taught, squared)}
     return jnp.mean(squared), Aux(metrics)
 
-  denoising = denoising_by_jumps(jump_of, shape, null, jumps, limit)
-  phases = (Phase('shortcut', 'net', loss),)
-  return Objective(init_jumps(net, shape, null), phases, sampled(denoising), denoising)
+  denoising = denoising_by_jumps(jump_of, shape, conditioner, jumps, limit)
+  phases = (Phase('shortcut', trained(conditioner), loss),)
+  return Objective(init_jumps(network, shape, conditioner), phases, sampled(denoising), denoising, conditioner)
 
 
 def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:

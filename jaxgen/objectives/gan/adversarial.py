@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jaxgen.metrics import lpips
 from jaxgen.objectives.distances import judged
 from jaxgen.objectives.gan.gan import Backbone
-from jaxgen.processes.parameterisation import Parameterisation, denoiser
+from jaxgen.processes.parameterisation import Parameterise, denoiser
 from jaxgen.processes.process import Process
 from jaxgen.typing import Array, Cond, Float, Key
 
@@ -32,13 +32,13 @@ class OneStep(nn.Module):
 
   Attributes:
     net: a network of `diffusion`; its parameters are the generator's under 'net'.
-    process, parameterisation: what it was trained with.
+    process, parameterisation: as in `diffusion`, which trained it.
     shape: (height, width, channels) of an image.
   """
 
   net: nn.Module
   process: Process
-  parameterisation: Parameterisation
+  parameterisation: Parameterise
   shape: tuple[int, ...]
 
   def __call__(

@@ -31,9 +31,9 @@ def with_channel_classifier(objective: Objective, net: nn.Module, *, num_classes
     num_classes: of a channel.
   """
 
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     objective_key, own_key = jax.random.split(key)
-    made = objective.init(objective_key, batch)
+    made = objective.init(objective_key, frozen, batch)
     x = jnp.zeros((1, *batch['image'].shape[1:3], 1))
     variables = net.init(own_key, x, jnp.zeros(1), {}, train=False)
     return made | {'params': made['params'] | {NAME: variables['params']}}

@@ -28,7 +28,8 @@ import jax.numpy as jnp
 import optax
 
 from jaxgen import sharding
-from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.base import Aux, LossFn, Objective, Phase
+from jaxgen.objectives.conditioning import always
 from jaxgen.objectives.gan.augmentation import Augmentation, no_augmentation
 from jaxgen.objectives.gan.losses import GanLoss, heuristics
 from jaxgen.objectives.gan.regularizers import DiscriminatorPenalty, GeneratorPenalty
@@ -152,7 +153,7 @@ def gan(
   lazy_g = [_lazy_generator(game, p, generator_every) for p in generator_penalties]
   lazy_d = [_lazy_discriminator(game, p) for p in discriminator_penalties if p.every > 1]
 
-  def init(key: Key[Array, ''], batch: Batch) -> dict[str, Any]:
+  def init(key: Key[Array, ''], frozen: Any, batch: Batch) -> dict[str, Any]:
     g_key, d_key, z_key = jax.random.split(key, 3)
     few = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in game.condition(batch).items()}
     few |= scheduled(jnp.int32(0))
@@ -179,10 +180,10 @@ def gan(
     Phase('discriminator', 'discriminator', d_loss),
     *lazy_d,
   )
-  return Objective(init, phases, sample)
+  return Objective(init, phases, sample, conditioner=always(*cond))
 
 
-def _generator_loss(rules: Game, loss: GanLoss, unroll: Unroll | None) -> Callable:
+def _generator_loss(rules: Game, loss: GanLoss, unroll: Unroll | None) -> LossFn:
   """Eq. 1."""
 
   def generator_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
@@ -201,7 +202,7 @@ def _generator_loss(rules: Game, loss: GanLoss, unroll: Unroll | None) -> Callab
   return generator_loss
 
 
-def _discriminator_loss(rules: Game, loss: GanLoss, penalties: Sequence[DiscriminatorPenalty]) -> Callable:
+def _discriminator_loss(rules: Game, loss: GanLoss, penalties: Sequence[DiscriminatorPenalty]) -> LossFn:
   """Eq. 2, with the penalties of every step."""
 
   def discriminator_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
