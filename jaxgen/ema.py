@@ -139,8 +139,8 @@ def reconstruction_weights(
   """The weights of snapshots whose sum is nearest, in the squared difference of profiles, to another profile.
 
   Args:
-    steps, exponents: of the snapshots, which have to differ.
-    step, exponent: of the profile wanted.
+    steps, exponents: steps and exponents of the snapshots, which have to differ.
+    step, exponent: step and exponent of the wanted profile.
   """
   t, g = np.asarray(steps, np.float64), np.asarray(exponents, np.float64)
   gram = inner_product(t[:, None], g[:, None], t[None], g[None])

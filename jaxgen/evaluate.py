@@ -1,14 +1,25 @@
-"""A run's evaluators on what it trained: the metrics of its config, of any checkpoint, average or sampler."""
+"""What a run has trained, measured: by the evaluators of its config, or by any metrics of metrics/suite.py."""
 
+import hashlib
+import json
 import os
+import pathlib
 import sys
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, NamedTuple
 
+import numpy as np
 from etils import epath
 
 from jaxgen import distributed
 from jaxgen import writer as writers
+from jaxgen.evaluators import quality
 from jaxgen.evaluators.base import Context
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.files import write_whole
+from jaxgen.metrics import suite
+from jaxgen.metrics.evaluate import read_reference
+from jaxgen.metrics.shards import Shards
 from jaxgen.sample import Trained
 
 
@@ -47,3 +58,113 @@ def evaluate(
       writer.scalars(trained.step, values)
       results[evaluator.name] = dict(values)
   return results
+
+
+class Samples(NamedTuple):
+  """Which samples are measured.
+
+  Attributes:
+    num: how many; 50,000 for numbers that compare with the literature.
+    seed: seed of the noise.
+    batch_size: images at a time.
+    cond: their conditioning, as host arrays of `num` rows.
+    save: 'png' or 'npz' keeps them in the folder, the second as ADM's evaluation reads samples; None does not.
+  """
+
+  num: int
+  seed: int
+  batch_size: int
+  cond: Mapping[str, np.ndarray]
+  save: str | None = None
+
+
+def measure(
+  trained: Trained,
+  folder: pathlib.Path,
+  samples: Samples,
+  *,
+  metrics: Sequence[str],
+  about: Mapping[str, Any],
+  reference: pathlib.Path | None = None,
+  report: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any] | None:
+  """Any metrics of a run, from one set of samples. A killed call goes on from what it has in `folder`.
+
+  Args:
+    trained: from `sample.restore`.
+    folder: where features, samples and result.json are kept.
+    samples: which samples.
+    metrics: names of `suite.METRICS`.
+    about: the run, its step, average and config: all that the samples depend on.
+    reference: a folder of images, a .zip, or an .npz; the run's training data by default.
+    report: gets a line of progress now and then.
+
+  Returns:
+    The numbers by name, and their `protocol`; None on all processes but the first.
+
+  Raises:
+    FileNotFoundError, ValueError: weights or a reference that is missing, or a metric that is not defined.
+  """
+  suite.check_names(metrics)
+  mesh, num = trained.stage.mesh, samples.num
+  networks = quality.load_networks(metrics, batch_size=samples.batch_size, mesh=mesh)
+  digest = hashlib.sha256()
+  for name in sorted(samples.cond):
+    digest.update(f'{name} {np.asarray(samples.cond[name]).tobytes().hex()}'.encode())
+  key = dict(about) | {'seed': samples.seed, 'cond': digest.hexdigest(), **networks.protocol}
+  first = distributed.is_first()
+  shards = Shards(folder / 'features' if first else None, about=key | {'needs': sorted(suite.needs(metrics))})
+  array = folder / 'samples.npy'
+  keep = {None: None, 'png': quality.keep_png, 'npz': lambda _: quality.keep_npy(array, num)}[samples.save]
+  found = quality.collect(
+    make_generate(trained.stage.objective.sample, mesh=mesh, batch_size=samples.batch_size),
+    trained.params,
+    trained.frozen,
+    samples.cond,
+    seed=samples.seed,
+    num=num,
+    mesh=mesh,
+    extract=networks.extract,
+    shards=shards,
+    keep=None if keep is None else keep(folder / 'samples') if first else lambda number, images: None,
+    went_on=lambda done: report(f'{min(done, num):,} of {num:,} samples'),
+  )
+  if samples.save == 'npz' and array.exists() and first:
+    quality.npz_of(array, folder / 'samples.npz')
+  compared, how = _reference(trained, metrics, networks, samples.batch_size, reference, report)
+  if not first:
+    return None
+  values, protocol = suite.measure(metrics, found, compared, logits=networks.logits)
+  result = values | {
+    'protocol': {'samples': num, 'seed': samples.seed} | how | protocol | networks.protocol | dict(about)
+  }
+  write_whole(folder / 'result.json', json.dumps(result, indent=2, default=str) + '\n')
+  return result
+
+
+def _reference(
+  trained: Trained,
+  metrics: Sequence[str],
+  networks: quality.Networks,
+  batch_size: int,
+  path: pathlib.Path | None,
+  report: Callable[[str], None],
+) -> tuple[suite.Reference, dict[str, Any]]:
+  """What samples are compared with, and its name for the protocol."""
+  if path is not None:
+    options = {'metrics': metrics, 'extract': networks.extract, 'batch_size': batch_size, 'report': report}
+    found, count = read_reference(path, **options)
+    return found, {'reference': str(path), 'reference_samples': count}
+  if all(suite.METRICS[name].of_reference == 'nothing' for name in metrics):
+    return suite.Reference({}, {}), {}
+  dataset = trained.stage.data.dataset
+  found = quality.dataset_reference(
+    dataset,
+    extract=networks.extract,
+    about=networks.protocol | {'needs': sorted(suite.needs(metrics))},
+    batch_size=batch_size,
+    mesh=trained.stage.mesh,
+    went_on=lambda done: report(f'{done:,} of {dataset.num_examples:,} images of {dataset.name}, once'),
+  )
+  how = {'reference': f'{dataset.name} ({dataset.split})', 'reference_fingerprint': dataset.fingerprint}
+  return found, how | {'reference_samples': dataset.num_examples}

@@ -16,4 +16,4 @@ def home() -> pathlib.Path:
       f'JAXGEN_HOME is {value}; it must be a folder of this machine. In a bucket may be a run (--workdir), a data_dir '
       'of TFDS, and compiled programs (JAX_COMPILATION_CACHE_DIR)'
     )
-  return pathlib.Path(value)
+  return pathlib.Path(value).expanduser()

@@ -16,6 +16,7 @@ from typing import Any
 
 from etils import epath
 
+from jaxgen import sweep
 from jaxgen.files import read_json_object, write_whole
 from jaxgen.metrics_file import read_metrics
 from jaxgen.terminal import duration
@@ -61,7 +62,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'STATUS': _status(step, total, status),
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
     'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record)),
-    'VOTES': _votes(workdir / 'votes'),
+    'VOTES': _sweep(workdir / 'evaluation' / 'sweep.json') + _votes(workdir / 'votes'),
     'PROTOCOLS': _protocols(protocols),
     'CONFIG': _table(flat(_object(record.get('config')))),
     'ENVIRONMENT': _table(_object(record.get('environment'))),
@@ -192,6 +193,11 @@ def _protocols(protocols: Mapping[str, Any]) -> str:
     f'<details><summary>How <code>{metric}</code> is measured</summary>{text}</details>'
     for metric, text in texts.items()
   )
+
+
+def _sweep(path: epath.Path) -> str:
+  points = sweep.read(pathlib.Path(path)) if '://' not in os.fspath(path) else []
+  return f'<section>{sweep.section(points)}</section>' if points else ''
 
 
 def _votes(folder: epath.Path) -> str:

@@ -35,6 +35,7 @@ LEVELS = [
     'vote',
     'step_window',
     'watchdog',
+    'sweep',
   },
   {'experiment', 'stage_setup', 'run', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},

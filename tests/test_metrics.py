@@ -74,9 +74,17 @@ def test_kid_agrees(golden):
 
 
 def test_inception_score_agrees(golden):
-  got = inception_score(golden['logits'], splits=10)
+  got = inception_score(golden['logits'], splits=10, seed=None)  # made with samples_shuffle=False
   assert got.mean == pytest.approx(float(golden['inception_score_mean']), rel=1e-9)
   assert got.deviation == pytest.approx(float(golden['inception_score_std']), rel=1e-9)
+
+
+def test_inception_score_deals_samples_out_as_torch_fidelity(golden):
+  order = np.random.RandomState(2020).permutation(len(golden['logits']))
+  assert inception_score(golden['logits']) == inception_score(golden['logits'][order], seed=None)
+  by_class = np.sort(np.arange(600) % 10)
+  assert inception_score(50.0 * np.eye(10)[by_class], splits=10).mean > 9
+  assert inception_score(50.0 * np.eye(10)[by_class], splits=10, seed=None).mean == pytest.approx(1)
 
 
 def test_precision_and_recall_agree(golden):
@@ -98,7 +106,7 @@ def test_precision_is_fidelity_and_recall_is_diversity():
 
 def test_inception_score_of_known_logits():
   sure = 50.0 * np.tile(np.eye(10), (20, 1))
-  assert inception_score(sure, splits=2).mean == pytest.approx(10, rel=1e-9)
+  assert inception_score(sure, splits=2, seed=None).mean == pytest.approx(10, rel=1e-9)
   assert inception_score(np.zeros((40, 10)), splits=2).mean == pytest.approx(1, rel=1e-12)
   with pytest.raises(ValueError, match='splits'):
     inception_score(np.zeros((4, 10)), splits=5)

@@ -17,7 +17,7 @@ from jaxgen.cli import evaluate as command
 from jaxgen.metrics import folder, inception
 from jaxgen.metrics.benchmark import features_benchmark
 from jaxgen.metrics.evaluate import evaluate
-from jaxgen.metrics.features import feature_extractor
+from jaxgen.metrics.features import feature_extractor, named_features
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.inception_score import inception_score
 from jaxgen.metrics.kernel_distance import kernel_distance
@@ -220,9 +220,9 @@ def test_bad_folders(tmp_path):
 def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
   extract = feature_extractor(small_network, batch_size=4)
   logits = lambda features: 3 * features  # noqa: E731
-  result = evaluate(
-    folders / 'a', folders / 'b', extract=extract, batch_size=4, kernel=True, coverage=True, logits=logits
-  )
+  names = ['fid', 'kid', 'precision_recall', 'inception_score']
+  options = {'extract': named_features(extract, None, {'pool'}), 'batch_size': 4}
+  result = evaluate(folders / 'a', folders / 'b', metrics=names, logits=logits, **options)
   parts = [
     np.concatenate([extract(b) for b in folder.image_batches(folder.open_images(folders / n), batch_size=4)])
     for n in 'ab'
@@ -232,7 +232,7 @@ def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
     statistics = FeatureStatistics()
     statistics.update(part)
     wanted.append(statistics.finalize())
-  assert result.metrics['fid'] == pytest.approx(frechet_distance(*wanted), rel=1e-6)
+  assert result.metrics['fid_25'] == pytest.approx(frechet_distance(*wanted), rel=1e-6)
   coverage = precision_recall(real=parts[1], generated=parts[0])
   assert coverage.precision != coverage.recall
   assert (result.metrics['precision'], result.metrics['recall']) == coverage
@@ -242,10 +242,11 @@ def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
   assert result.protocol['kid_subset_size'] == 25
   path = tmp_path / 'b.npz'
   np.savez(path, mu=wanted[1].mean, sigma=wanted[1].cov)
-  from_file = evaluate(folders / 'a', path, extract=extract, batch_size=4)
-  assert from_file.metrics['fid'] == pytest.approx(result.metrics['fid'], rel=1e-6)
-  with pytest.raises(ValueError, match='statistics only'):
-    evaluate(folders / 'a', path, extract=extract, batch_size=4, kernel=True)
+  from_file = evaluate(folders / 'a', path, metrics=['fid'], **options)
+  assert from_file.metrics['fid_25'] == pytest.approx(result.metrics['fid_25'], rel=1e-6)
+  for name in ('kid', 'memorisation'):
+    with pytest.raises(ValueError, match=f'statistics only; {name} needs'):
+      evaluate(folders / 'a', path, metrics=['fid', name], **options)
 
 
 def test_the_command_prints_the_number_and_its_protocol(folders, small_network, monkeypatch, capsys):
@@ -253,9 +254,9 @@ def test_the_command_prints_the_number_and_its_protocol(folders, small_network, 
   assert command.main(['--images', str(folders / 'a'), '--reference', str(folders / 'b'), '--batch-size', '8']) == 0
   printed = json.loads(capsys.readouterr().out)
   assert printed['fid_25'] > 0
-  assert printed['protocol'] | {'weights': 'abc', 'resize': 'tf1_bilinear', 'samples': 25} == printed['protocol']
+  assert printed['protocol'] | {'network_hash': 'abc', 'samples': 25} == printed['protocol']
   with pytest.raises(ValueError, match='no logits'):
-    command.main(['--images', str(folders / 'a'), '--reference', str(folders / 'b'), '--inception-score'])
+    command.main(['--images', str(folders / 'a'), '--metrics', 'inception_score'])
 
 
 def test_benchmark_counts_the_peer(small_network):

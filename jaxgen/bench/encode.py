@@ -26,8 +26,8 @@ def bench_encode(
   """Times the encoder of a published autoencoder with random weights, on one device, in float32.
 
   Args:
-    rounds: to time, after one more.
-    network: by its name in models/autoencoder.py.
+    rounds: rounds to time, after one to warm up.
+    network: name of the network in models/autoencoder.py.
     batch_size: images at a time.
     size: their side.
     peer: encodes as many with another program and returns its seconds. It is called after each batch; the ratio is the

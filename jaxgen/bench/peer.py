@@ -48,9 +48,9 @@ class Clone(NamedTuple):
   """A program that is measured with somebody's public code.
 
   Attributes:
-    script: of tests/; its arguments are the clone's folder and `arguments`.
+    script: file in tests/; its arguments are the clone's folder and `arguments`.
     has: a file that shows that a folder is such a clone.
-    url: of the code.
+    url: address of the code.
     arguments: sizes, which are those of programs.py.
   """
 

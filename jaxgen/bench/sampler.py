@@ -20,10 +20,10 @@ def bench_sampler(*, steps: int = 50, rounds: int = 10, batch_size: int = 4, siz
   The fastest runs count: a machine that others use only ever adds to them, by more than a sampler costs.
 
   Args:
-    steps: of DDIM.
-    rounds: of both, after one more.
+    steps: number of DDIM steps.
+    rounds: rounds of both to time, after one to warm up.
     batch_size: images of 32x32x4.
-    size: of the DiT.
+    size: size of the DiT.
   """
   net, process = dit(size, num_classes=1000), vp_linear(1000)
   times, x = jnp.asarray(grids.spaced(steps, 1000)), jax.random.normal(jax.random.key(0), (batch_size, 32, 32, 4))

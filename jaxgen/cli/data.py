@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   jaxgen data prepare image_folder --source FOLDER --size 256
   jaxgen data prepare avatars                          # 20,000 drawn pictures with captions; needs 'jaxgen[avatars]'
   jaxgen data prepare avatars --size 32 --number 8000 --styles toon-head,personas
+  jaxgen data prepare icons --number 20000 --source iconify-json-2.2.535.tgz
   jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this
   jaxgen data encode --data emoji32 --autoencoder runs/emoji_vae/autoencoder     # latents, as emoji32_latents"""
 
@@ -43,8 +44,8 @@ def _parser() -> argparse.ArgumentParser:
   prepare = actions.add_parser('prepare', parents=[directory], help='write a dataset in the form training reads')
   prepare.add_argument('name', help='avatars, emoji32, emoji64, fashion_mnist, image_folder, or a name that TFDS knows')
   prepare.add_argument('--source', help='folder with the original files')
-  prepare.add_argument('--size', type=int, help='image_folder, avatars: height and width (default: 256 and 64)')
-  prepare.add_argument('--number', type=int, help='avatars: images in train (default: 20000)')
+  prepare.add_argument('--size', type=int, help='image_folder, avatars, icons: height and width (default: 256, 64, 64)')
+  prepare.add_argument('--number', type=int, help='avatars, icons: images in train (default: 20000; all)')
   prepare.add_argument('--styles', help='avatars: names of styles with commas between them (default: twelve of them)')
   prepare.add_argument('--seed', type=int, help='avatars: seed of all choices (default: 0)')
   prepare.add_argument('--name', dest='alias', help="image_folder: a name (default: from the folder's path)")
@@ -79,9 +80,9 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
 
 
 def _recipes() -> tuple:
-  from jaxgen.data.datasets import avatars, emoji32, emoji64, fashion_mnist, mnist
+  from jaxgen.data.datasets import avatars, emoji32, emoji64, fashion_mnist, icons, mnist
 
-  return (avatars.recipe(), emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE, mnist.RECIPE)
+  return (avatars.recipe(), emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE, icons.recipe(), mnist.RECIPE)
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -121,6 +122,8 @@ def _prepare(args: argparse.Namespace) -> int:
     )
   elif args.name == 'avatars':
     path = data.prepare_avatars(_avatars_options(args), **options)
+  elif args.name == 'icons':
+    path = data.prepare_icons(_icons_options(args), source=args.source, **options)
   elif args.name in recipes:
     path = data.prepare(recipes[args.name], source=args.source, **options)
   else:
@@ -136,6 +139,12 @@ def _avatars_options(args: argparse.Namespace) -> Any:
     **{name: value for name in ('size', 'number', 'seed') if (value := getattr(args, name)) is not None}
   )
   return options._replace(styles=tuple(args.styles.split(','))) if args.styles else options
+
+
+def _icons_options(args: argparse.Namespace) -> Any:
+  from jaxgen.data.datasets.icons import Options
+
+  return Options(**{name: value for name in ('size', 'number') if (value := getattr(args, name)) is not None})
 
 
 def _encode(args: argparse.Namespace) -> int:

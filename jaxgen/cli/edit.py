@@ -108,8 +108,10 @@ def _saver(folder: pathlib.Path):
   import numpy as np
 
   from jaxgen import distributed, writer
+  from jaxgen.cli import output
 
-  folder.mkdir(parents=True, exist_ok=True)
+  if distributed.is_first():
+    output.clear_matching(folder, r'\d{4}_t\d\.\d{3}\.png')
   calls = iter(range(10**6))
 
   def show(t: np.ndarray, x0: np.ndarray) -> None:

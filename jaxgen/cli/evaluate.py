@@ -1,17 +1,36 @@
-"""`jaxgen evaluate`: how far a folder of images is from another, or a run's own metrics once more."""
+"""`jaxgen evaluate`: any metrics of a folder of images, of a run, or of a run at several settings."""
 
 import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
 
 from jaxgen.cli.config import add_trust_options, load_run
 
+# Of metrics/suite.py, written out so that --help needs no JAX; a test compares them.
+_NAMES: tuple[str, ...] = (
+  'fid',
+  'sfid',
+  'fid_infinity',
+  'kid',
+  'inception_score',
+  'precision_recall',
+  'density_coverage',
+  'memorisation',
+  'lpips_diversity',
+)
+_WITHOUT_REFERENCE = {'inception_score', 'lpips_diversity'}
+
 
 def main(argv: list[str]) -> int:
   options, overrides = _parse(argv)
-  found = _evaluate(options) if options.run is None else _evaluate_run(options, overrides)
+  if options.run is None:
+    found = _evaluate(options)
+  else:
+    own = options.metrics is None and not options.sweep
+    found = (_evaluate_run if own else _measure_run)(options, overrides)
   if found is not None:
     print(json.dumps(found, indent=2))
   return 0
@@ -20,7 +39,8 @@ def main(argv: list[str]) -> int:
 def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   parser = argparse.ArgumentParser(
     prog='jaxgen evaluate',
-    description="FID between two folders of images, or the evaluators of a run's config, as JSON.",
+    description='Metrics of a folder of images against another, or of a run, as JSON. Without --metrics and --sweep '
+    "a run's own evaluators are run.",
     epilog="With --run, any field of the run's config can be changed, e.g. --config.fid.num_samples=50000",
     allow_abbrev=False,
   )
@@ -30,13 +50,23 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   run.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
   run.add_argument('--ema', help="the average to evaluate, 'none', or 'power:WIDTH' (default: own)")
   run.add_argument('--out', help='folder of grids, metrics.jsonl and protocols.json (default: RUN/evaluation)')
+  run.add_argument('--num', type=int, help='samples to measure with --metrics (default: 50000)')
+  run.add_argument('--seed', type=int, default=0, help='seed of their noise (default: 0)')
+  run.add_argument(
+    '--sweep',
+    action='append',
+    default=[],
+    metavar='FIELD=A,B',
+    help="measure at each value of a config's field, or of `ema` or `step`; may be repeated, for all combinations",
+  )
+  run.add_argument(
+    '--save-samples', choices=('png', 'npz'), help="keep the samples; npz as ADM's evaluation reads them"
+  )
   add_trust_options(parser)
+  parser.add_argument('--metrics', help=f'comma-separated: {", ".join(_NAMES)}, or all (default: fid)')
   folders = parser.add_argument_group('two folders')
   folders.add_argument('--images', type=Path, help='folder of generated images, a .zip of one, or an .npz of samples')
   folders.add_argument('--reference', type=Path, help='real images likewise, or an .npz with their mu and sigma')
-  folders.add_argument('--kid', action='store_true', help='also the kernel Inception distance')
-  folders.add_argument('--precision-recall', action='store_true', help='also improved precision and recall')
-  folders.add_argument('--inception-score', action='store_true', help='also the Inception Score; needs logits')
   folders.add_argument(
     '--resize',
     choices=('tf1_bilinear', 'pil_bicubic'),
@@ -45,9 +75,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   folders.add_argument('--batch-size', type=int, help='default: 16 for each device')
   options, overrides = parser.parse_known_args(argv)
-  if (options.run is None) == (options.images is None and options.reference is None):
+  if (options.run is None) == (options.images is None):
     parser.error('wanted --run RUN, or --images A --reference B')
-  if options.run is None and (options.images is None or options.reference is None):
+  if options.run is None and options.reference is None and not set(_names(options)) <= _WITHOUT_REFERENCE:
     parser.error('--images and --reference go together')
   if options.run is None and overrides:
     parser.error(f'unexpected {" ".join(overrides)}')
@@ -75,50 +105,106 @@ def _evaluate_run(options: argparse.Namespace, overrides: list[str]) -> dict[str
   return {'step': trained.step} | found | {'protocols': protocols}
 
 
+def _measure_run(options: argparse.Namespace, overrides: list[str]) -> dict[str, Any] | None:
+  """Chosen metrics of a run, at one setting or at each of a sweep; None on all processes but the first."""
+  from jaxgen import distributed, sweep
+
+  settings = sweep.settings_of(options.sweep)
+  folder = Path(options.out or Path(options.run) / 'evaluation')
+  if (folder / 'checkpoints').exists():
+    raise ValueError(f'{folder} is the folder of a run, whose records would be lost; give another (--out)')
+  distributed.start()
+  points: list[dict[str, Any]] = []
+  for setting in settings:
+    result = _measure_point(options, overrides, setting, folder)
+    if result is None:
+      continue
+    if not options.sweep:
+      return result
+    values = {name: value for name, value in result.items() if name != 'protocol'}
+    points = sweep.add(folder / 'sweep.json', {'settings': setting, 'values': values, 'protocol': result['protocol']})
+    print('\r\x1b[K' * sys.stderr.isatty() + sweep.table(points), file=sys.stderr, flush=True)
+  if not points:
+    return None
+  _write_report(Path(options.run))
+  return {'points': points}
+
+
+def _measure_point(
+  options: argparse.Namespace, overrides: list[str], setting: dict[str, str], folder: Path
+) -> dict[str, Any] | None:
+  from jaxgen import distributed, sample
+  from jaxgen.evaluate import Samples, measure
+
+  fields = {name: value for name, value in setting.items() if name not in ('ema', 'step')}
+  more = [f'--config.{name}={value}' for name, value in fields.items()]
+  config, module = load_run(options.run, [*overrides, *more], config=options.config, trust_code=options.trust)
+  average = setting.get('ema', options.ema)
+  step = int(setting['step']) if 'step' in setting else options.step
+  trained = sample.restore(module.build(config), options.run, step=step, average=average)
+  num = options.num or 50_000
+  batch_size = options.batch_size or -(-min(num, 64) // trained.stage.mesh.size) * trained.stage.mesh.size
+  name = '_'.join(f'{key.rpartition(".")[2]}={value}' for key, value in setting.items()) or 'samples'
+  about = {
+    'run': str(Path(options.run).resolve()),
+    'step': trained.step,
+    'average': average or 'own',
+    'config': json.loads(json.dumps(config.to_dict(), default=repr)),
+  }
+  result = measure(
+    trained,
+    folder / re.sub(r'[^\w=.,:-]', '_', name),
+    Samples(num, options.seed, batch_size, sample.conditioning(trained.stage, num), options.save_samples),
+    metrics=_names(options),
+    about=about,
+    reference=options.reference,
+    report=_report if sys.stderr.isatty() and distributed.is_first() else lambda message: None,
+  )
+  if result is not None:
+    del result['protocol']['config']  # it is in the run's folder, and what a sweep changes beside the numbers
+    result['protocol'] |= {'settings': setting} if setting else {}
+    result['protocol']['sampling'] = about['config'].get('sampling')
+  return result
+
+
+def _write_report(run: Path) -> None:
+  from jaxgen import report
+
+  if (run / 'metrics.jsonl').exists():
+    print(f'{report.write(run)} has the sweep', file=sys.stderr)
+
+
+def _names(options: argparse.Namespace) -> list[str]:
+  names = str(options.metrics or 'fid').split(',')
+  return list(_NAMES) if names == ['all'] else names
+
+
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
   import jax
-  import jax.numpy as jnp
-  import numpy as np
 
   from jaxgen import sharding
-  from jaxgen.evaluators.fid import fid_name
+  from jaxgen.evaluators.quality import load_networks
   from jaxgen.metrics import inception
   from jaxgen.metrics.evaluate import evaluate
-  from jaxgen.metrics.features import feature_extractor
 
-  network = inception.load()
   mesh = sharding.make_mesh()
   batch_size = options.batch_size or 16 * jax.device_count()
   sharding.check_batch_size(batch_size, mesh)
-  extract = feature_extractor(
-    network.params,
-    batch_size=batch_size,
-    resize={'tf1_bilinear': inception.tf1_bilinear, 'pil_bicubic': inception.pil_bicubic}[options.resize],
-    batch_sharding=sharding.batch_sharding(mesh),
-    replicated=sharding.replicated(mesh),
-  )
-
-  def logits(features):
-    return np.asarray(inception.inception_logits(network.params, jnp.asarray(features)))
-
-  if options.inception_score:
-    logits(np.zeros((1, 2048), np.float32))  # refuses weights without a classifier before the long work
+  resize = {'tf1_bilinear': inception.tf1_bilinear, 'pil_bicubic': inception.pil_bicubic}[options.resize]
+  names = _names(options)
+  networks = load_networks(names, batch_size=batch_size, mesh=mesh, resize=resize)
   evaluation = evaluate(
     options.images,
     options.reference,
-    extract=extract,
+    metrics=names,
+    extract=networks.extract,
     batch_size=batch_size,
-    kernel=options.kid,
-    coverage=options.precision_recall,
-    logits=logits if options.inception_score else None,
+    logits=networks.logits,
     report=_report if sys.stderr.isatty() else lambda message: None,
   )
   if sys.stderr.isatty():
     print('\r\x1b[K', end='', file=sys.stderr)
-  how = {'network': 'inception-2015-12-05', 'weights': network.hash, 'resize': options.resize}
-  metrics = dict(evaluation.metrics)
-  named = {fid_name(evaluation.protocol['samples']): metrics.pop('fid')} | metrics
-  return named | {'protocol': evaluation.protocol | how}
+  return evaluation.metrics | {'protocol': evaluation.protocol | networks.protocol}
 
 
 def _report(message: str) -> None:

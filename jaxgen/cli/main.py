@@ -46,7 +46,7 @@ def main(argv: list[str] | None = None) -> int:
 def _code_of(argv: list[str]) -> int:
   """Runs one command and says what is to be said of its errors."""
   show_traceback = bool(os.environ.get('JAXGEN_TRACEBACK')) or '--traceback' in argv
-  argv = [arg for arg in argv if arg != '--traceback']
+  argv = [_without_tilde(arg) for arg in argv if arg != '--traceback']
   try:
     code = _run(argv)
     sys.stdout.flush()
@@ -63,6 +63,14 @@ def _code_of(argv: list[str]) -> int:
       return 1
     print(f'jaxgen: error: {_one_line(error)}', file=sys.stderr)
     return 2
+
+
+def _without_tilde(argument: str) -> str:
+  """`--workdir=~/run` as the shell gives `--workdir ~/run`: it leaves a ~ behind an equals sign as it is."""
+  option, equals, value = argument.partition('=')
+  if argument.startswith('-') and equals and value.startswith('~'):
+    return f'{option}={os.path.expanduser(value)}'
+  return os.path.expanduser(argument) if argument.startswith('~/') else argument
 
 
 def is_message(error: Exception) -> bool:

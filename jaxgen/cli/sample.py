@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import edit
+from jaxgen.cli import edit, output
 from jaxgen.cli.config import add_trust_options, load_run
 
 
@@ -15,6 +15,8 @@ def main(argv: list[str]) -> int:
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
   edit.check(args)
+  if args.out.suffix.lower() != '.png':
+    output.check_samples_folder(args.out)
 
   config, module = load_run(args.run, overrides, config=args.config, trust_code=args.trust)
 
@@ -95,13 +97,15 @@ def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[
     out.parent.mkdir(parents=True, exist_ok=True)
     writer.save_png(out, writer.grid(images))
     return
-  out.mkdir(parents=True, exist_ok=True)
+  output.clear_samples(out)
   lines = []
-  for i, image in enumerate(images):
-    writer.save_png(out / f'{i:06d}.png', image)
+  for i in range(len(images)):
     line: dict[str, Any] = {'file_name': f'{i:06d}.png'}
     if 'label' in cond:
       label = int(cond['label'][i])
       line |= {'label': label, 'class': names[label]} if names else {'label': label}
     lines.append(json.dumps(line) + '\n')
+  # First of all, so that what a killed call leaves is known for samples, and for too few.
   (out / 'metadata.jsonl').write_text(''.join(lines), encoding='utf-8')
+  for i, image in enumerate(images):
+    writer.save_png(out / f'{i:06d}.png', image)

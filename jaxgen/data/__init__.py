@@ -13,6 +13,7 @@ from jaxgen.data.datasets.avatars import avatars, prepare_avatars
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
+from jaxgen.data.datasets.icons import icons, prepare_icons
 from jaxgen.data.datasets.image_folder import image_folder, prepare_image_folder
 from jaxgen.data.datasets.mnist import mnist
 from jaxgen.data.datasets.stacked import stacked
@@ -33,10 +34,12 @@ __all__ = [
   'epoch',
   'fashion_mnist',
   'from_arrays',
+  'icons',
   'image_folder',
   'mnist',
   'prepare',
   'prepare_avatars',
+  'prepare_icons',
   'prepare_image_folder',
   'prepare_tfds',
   'source',

@@ -29,7 +29,7 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
 
   `generate` takes `cond`, and `inputs` for a sample that wants more (an image to edit), as host arrays of `num` rows
   each, on every process, and yields `(images, count)`: float images of the full batch, sharded over the mesh, of which
-  the first `count` are meant (the last batch is padded).
+  the first `count` are meant (the last batch is padded). Images before `first` are left out.
   """
   sharding.check_batch_size(batch_size, mesh)
   place = sharding.batch_sharding(mesh)
@@ -43,9 +43,10 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
     seed: int,
     num: int,
     inputs: Mapping[str, np.ndarray] = {},
+    first: int = 0,
   ) -> Iterator[tuple[Array, int]]:
     root = jax.random.key(seed)
-    for begin in range(0, num, batch_size):
+    for begin in range(first, num, batch_size):
       indices = np.arange(begin, begin + batch_size)
       rows = np.minimum(indices, num - 1)
       told, more = (

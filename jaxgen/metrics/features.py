@@ -3,6 +3,7 @@
 import functools
 import math
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -10,6 +11,7 @@ import numpy as np
 from jaxtyping import Float
 
 from jaxgen.metrics import inception
+from jaxgen.metrics.lpips import lpips
 from jaxgen.typing import Array, Params
 
 Extract = Callable[[Float[Array, 'b h w 3'] | Float[np.ndarray, 'b h w 3']], Float[np.ndarray, 'b d']]
@@ -20,6 +22,7 @@ def feature_extractor(
   *,
   batch_size: int,
   resize: inception.Resize = inception.tf1_bilinear,
+  network: Callable[[Params, Array], Array] | None = None,
   batch_sharding: jax.sharding.Sharding | None = None,
   replicated: jax.sharding.Sharding | None = None,
 ) -> Extract:
@@ -28,6 +31,8 @@ def feature_extractor(
   Args:
     params: of `inception.load()`; they are placed once.
     batch_size: host arrays are cut into batches of this many images. A global array is one batch.
+    resize: to 299 x 299.
+    network: of the resized input, `inception.network` by default; `network_with_spatial` for sFID as well.
     batch_sharding, replicated: of `jaxgen.sharding`, for more than one device. A host array must then be the
       same on every process.
 
@@ -39,7 +44,9 @@ def feature_extractor(
     shards = batch_size // batch_sharding.shard_shape((batch_size,))[0]
   params = jax.device_put(params, replicated)
   prepare = jax.jit(functools.partial(inception.prepare, resize=resize), out_shardings=batch_sharding)
-  compute = jax.jit(inception.network, out_shardings=replicated, compiler_options=inception.compiler_options())
+  compute = jax.jit(
+    network or inception.network, out_shardings=replicated, compiler_options=inception.compiler_options()
+  )
 
   def place(images: np.ndarray) -> Array:
     if batch_sharding is None:
@@ -58,3 +65,55 @@ def feature_extractor(
     return np.concatenate([extract_batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
 
   return extract
+
+
+NamedExtract = Callable[[Any], dict[str, np.ndarray]]  # a batch of images -> features by name, as metrics/suite.py has
+
+
+def named_features(extract: Extract | None, distances: Extract | None, needs: set[str]) -> NamedExtract:
+  """Feeds images once to each network that is needed.
+
+  Args:
+    extract: from `feature_extractor`; with `network_with_spatial` where `needs` has 'spatial'.
+    distances: from `neighbour_distances`, where `needs` has 'lpips'.
+    needs: from `suite.needs`.
+  """
+
+  def run(images: Any) -> dict[str, np.ndarray]:
+    images = jnp.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
+    found = {}
+    if extract is not None and needs & {'pool', 'spatial'}:
+      features = extract(images)
+      width = features.shape[1] - (inception.SPATIAL if 'spatial' in needs else 0)
+      found['pool'] = features[:, :width]
+      if 'spatial' in needs:
+        found['spatial'] = features[:, width:]
+    if distances is not None and 'lpips' in needs:
+      found['lpips'] = distances(images)
+    return found
+
+  return run
+
+
+def neighbour_distances(params: Params, *, replicated: jax.sharding.Sharding | None = None) -> Extract:
+  """Returns `distances(images)`: LPIPS (AlexNet) of images 0 and 1, 2 and 3, ...
+
+  A pair's distance stands at its first image, and NaN at the second. Images of fewer than 64 pixels a side are
+  enlarged to 64, which AlexNet needs.
+  """
+  params = jax.device_put(params, replicated)
+
+  @functools.partial(jax.jit, out_shardings=replicated)
+  def compute(params, images):
+    height, width = (max(size, 64) for size in images.shape[1:3])
+    images = jax.image.resize(images, (len(images), height, width, images.shape[3]), 'bilinear')
+    return lpips(params, images[0::2], images[1::2], network='alexnet')
+
+  def distances(images: Any) -> np.ndarray:
+    found = np.full(len(images), np.nan, np.float32)
+    pairs = len(images) // 2
+    if pairs:
+      found[0 : 2 * pairs : 2] = np.asarray(compute(params, jnp.asarray(images)[: 2 * pairs]))
+    return found
+
+  return distances

@@ -16,7 +16,7 @@ from jaxgen.metrics.statistics import Moments
 
 
 def frechet_distance(a: Moments, b: Moments) -> float:
-  """Eq. 1; symmetric in its arguments up to rounding.
+  """Eq. 1, never negative, and 0 for a set with itself; symmetric in its arguments up to rounding.
 
   Raises:
     ValueError: features of different widths, or that are not finite.
@@ -25,12 +25,15 @@ def frechet_distance(a: Moments, b: Moments) -> float:
     raise ValueError(f'features have {a.mean.size} and {b.mean.size} numbers; compare those of one network')
   if not all(np.isfinite(part).all() for part in (a.mean, a.cov, b.mean, b.cov)):
     raise ValueError('the statistics hold numbers that are not finite; look at the images they were made of')
+  if np.array_equal(a.mean, b.mean) and np.array_equal(a.cov, b.cov):
+    return 0.0
   fewer, more = sorted((a, b), key=lambda moments: moments.n or math.inf)
   root = _root(fewer.cov)
   eigenvalues = np.linalg.eigvalsh(root @ more.cov @ root.T)
   overlap = np.sqrt(np.maximum(eigenvalues, 0)).sum()  # Eq. 2
   difference = a.mean - b.mean
-  return float(difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap)
+  distance = difference @ difference + np.trace(a.cov) + np.trace(b.cov) - 2 * overlap
+  return max(float(distance), 0.0)  # rounding may leave -1e-13
 
 
 def _root(cov: np.ndarray) -> np.ndarray:

@@ -27,6 +27,9 @@ from jaxgen.home import home
 from jaxgen.typing import Array, Params
 
 SIZE = 299
+FEATURES = 2048
+SPATIAL_CHANNELS = 7
+SPATIAL = 17 * 17 * SPATIAL_CHANNELS
 _BATCH_NORM_EPS = 1e-3
 
 Resize = Callable[[Float[Array, 'b h w c']], Float[Array, 'b 299 299 c']]
@@ -157,6 +160,20 @@ def pil_bicubic(pixels: Float[Array, 'b h w c']) -> Float[Array, 'b 299 299 c']:
 
 def network(params: Params, x: Float[Array, 'b 299 299 3']) -> Float[Array, 'b 2048']:
   """Features of an input that is already resized and in [-1, 1)."""
+  return _outputs(params, x)[0]
+
+
+def network_with_spatial(params: Params, x: Float[Array, 'b 299 299 3']) -> Float[Array, 'b 4071']:
+  """The 2048 features, and behind them the 17 x 17 x 7 of sFID (Nash et al. 2021, arXiv:2103.03841).
+
+  These are the first 7 channels of `mixed_6/conv`, as ADM's evaluation takes them: the graph's `mixed_6` is
+  torchvision's Mixed_6d, whose output begins with that convolution's.
+  """
+  pooled, spatial = _outputs(params, x)
+  return jnp.concatenate([pooled, spatial.reshape(len(x), -1)], axis=1)
+
+
+def _outputs(params: Params, x: Array) -> tuple[Array, Array]:
   conv = functools.partial(_conv, params)
   x = conv('Conv2d_1a_3x3', x, stride=2, padding='VALID')
   x = conv('Conv2d_2a_3x3', x, padding='VALID')
@@ -168,12 +185,14 @@ def network(params: Params, x: Float[Array, 'b 299 299 3']) -> Float[Array, 'b 2
   for name in ('Mixed_5b', 'Mixed_5c', 'Mixed_5d'):
     x = _mixed_5(conv, name, x)
   x = _mixed_6a(conv, x)
-  for name in ('Mixed_6b', 'Mixed_6c', 'Mixed_6d', 'Mixed_6e'):
+  for name in ('Mixed_6b', 'Mixed_6c', 'Mixed_6d'):
     x = _mixed_6(conv, name, x)
+  spatial = x[..., :SPATIAL_CHANNELS]
+  x = _mixed_6(conv, 'Mixed_6e', x)
   x = _mixed_7a(conv, x)
   x = _mixed_7(conv, 'Mixed_7b', x, pool=_average_pool)
   x = _mixed_7(conv, 'Mixed_7c', x, pool=functools.partial(_max_pool, stride=1, padding='SAME'))
-  return x.mean((1, 2))
+  return x.mean((1, 2)), spatial
 
 
 def _mixed_5(conv: Callable, name: str, x: Array) -> Array:

@@ -14,8 +14,14 @@ class InceptionScore(NamedTuple):
   deviation: float
 
 
-def inception_score(logits: Float[np.ndarray, 'n k'], *, splits: int = 10) -> InceptionScore:
-  """Eq. 1 of logits in the order of the samples: shuffle them first if they come sorted by class.
+def inception_score(logits: Float[np.ndarray, 'n k'], *, splits: int = 10, seed: int | None = 2020) -> InceptionScore:
+  """Eq. 1.
+
+  Args:
+    logits: of the samples.
+    splits: parts whose mean and deviation are given.
+    seed: seed of the order in which samples are dealt to the parts, as torch-fidelity does: samples that come sorted by
+      class make parts of one class each. None keeps the order.
 
   Raises:
     ValueError: fewer samples than splits.
@@ -24,6 +30,8 @@ def inception_score(logits: Float[np.ndarray, 'n k'], *, splits: int = 10) -> In
   if n < splits:
     raise ValueError(f'{n} samples do not make {splits} splits; give more images or fewer splits')
   logits = np.asarray(logits, np.float64)
+  if seed is not None:
+    logits = logits[np.random.RandomState(seed).permutation(n)]
   logits = logits - logits.max(1, keepdims=True)
   log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
   p = np.exp(log_p)

@@ -48,7 +48,8 @@ def _mmd2(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def _kernel_sum(x: np.ndarray, y: np.ndarray) -> float:
-  return float(np.sum((x @ y.T / x.shape[1] + 1) ** 3))  # Eq. 1
+  root = x @ y.T / x.shape[1] + 1  # Eq. 1; NumPy's power would take ten times as long as two products
+  return float(np.vdot(root * root, root))
 
 
 def _diagonal_sum(x: np.ndarray) -> float:

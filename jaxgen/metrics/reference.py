@@ -6,6 +6,7 @@ written in the file. The file is an .npz with `mu` and `sigma`, as TTUR and pyto
 
 import hashlib
 import json
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -42,6 +43,30 @@ def read(path: Path) -> Moments:
   if mean.ndim != 1 or cov.shape != (mean.size, mean.size):
     raise ValueError(f'{path}: mu {mean.shape} and sigma {cov.shape} do not fit each other')
   return Moments(n, mean, cov)
+
+
+def read_all(path: Path) -> dict[str, Moments]:
+  """Statistics by the name of the features: `pool` of mu and sigma, and `spatial` of ADM's mu_s and sigma_s.
+
+  Raises:
+    ValueError: the file is damaged, or does not hold them.
+  """
+  found = {'pool': read(path)}
+  with np.load(path, allow_pickle=False) as file:
+    if {'mu_s', 'sigma_s'} <= set(file.files):
+      found['spatial'] = Moments(
+        found['pool'].n, np.asarray(file['mu_s'], np.float64), np.asarray(file['sigma_s'], np.float64)
+      )
+  return found
+
+
+def has_statistics(path: Path) -> bool:
+  """Whether a file is an .npz with mu and sigma; there may be images beside them, as in ADM's."""
+  try:
+    with zipfile.ZipFile(path) as file:
+      return {'mu.npy', 'sigma.npy'} <= set(file.namelist())
+  except (OSError, zipfile.BadZipFile):
+    return False
 
 
 def write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:

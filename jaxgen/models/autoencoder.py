@@ -79,11 +79,11 @@ class AutoencoderKL(nn.Module):
     latent: channels of the latents.
     attention: the levels with attention after each block; the middle has it too, if `middle_attention`.
     quant: a 1x1 convolution after the encoder and one before the decoder.
-    channels: of the images.
+    channels: number of channels of the images.
     width: features that `multipliers` multiply.
     blocks: residual blocks in each level of the encoder; the decoder has one more.
-    groups: of the group norms.
-    dtype: of activations; parameters, norms' statistics, latents and images are float32.
+    groups: number of groups in each group norm.
+    dtype: dtype of activations; parameters, norms' statistics, latents and images are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
   """
 

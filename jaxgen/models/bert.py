@@ -57,7 +57,7 @@ class Bert(nn.Module):
     depth, heads: number of blocks, attention heads.
     vocabulary, context, segments: numbers of tokens in the table, of positions, of kinds of tokens.
     eps: of the norms.
-    dtype: of activations; parameters are float32.
+    dtype: dtype of activations; parameters are float32.
   """
 
   width: int

@@ -112,7 +112,7 @@ class CLIPText(nn.Module):
     context: the longest sequence.
     end_of_text: id of the token that `pooled` is read at.
     activation: of the MLP.
-    dtype: of activations; parameters are float32.
+    dtype: dtype of activations; parameters are float32.
   """
 
   width: int
@@ -171,7 +171,7 @@ class CLIPVision(nn.Module):
     projection: features of Eq. 5; 0 for none.
     hidden: features within the MLP; 0 for 4 widths.
     activation: of the MLP.
-    dtype: of activations; parameters are float32.
+    dtype: dtype of activations; parameters are float32.
   """
 
   size: int

@@ -19,9 +19,9 @@ class ConvClassifier(nn.Module):
   """The network: `(x, t, cond) -> logits`.
 
   Attributes:
-    num_classes: of the logits.
+    num_classes: number of logits.
     widths: features of each convolution.
-    dtype: of activations; parameters and logits are float32.
+    dtype: dtype of activations; parameters and logits are float32.
   """
 
   num_classes: int

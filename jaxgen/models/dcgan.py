@@ -58,13 +58,13 @@ class DCGANGenerator(nn.Module):
   """Eq. 1.
 
   Attributes:
-    resolution: of the images: 8, 16, 32, ...
-    channels: of the images.
+    resolution: height and width of the images: 8, 16, 32, ...
+    channels: number of channels of the images.
     width: features of the layer before the last; each layer before it has twice as many.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
     embedding: size of a label's.
-    momentum: of the running statistics.
-    dtype: of activations.
+    momentum: momentum of the running statistics.
+    dtype: dtype of activations.
   """
 
   resolution: int
@@ -122,10 +122,10 @@ class DCGANDiscriminator(nn.Module):
   Attributes:
     width: features of the first layer; each after it has twice as many.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
-    norm: whether there are batch norms, in all layers but the first.
+    norm: whether all layers but the first have a batch norm.
     spectral: spectral normalisation of the convolutions; the usual thing then is `norm=False`.
-    kernels: of minibatch discrimination before the logit; 0 for none.
-    dtype: of activations.
+    kernels: number of kernels of the minibatch discrimination before the logit; 0 for none.
+    dtype: dtype of activations.
   """
 
   width: int = 64

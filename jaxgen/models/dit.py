@@ -76,7 +76,7 @@ class DiT(nn.Module):
     rope: rotary positions on queries and keys in place of the sin-cos positions added to the tokens.
     registers: number of learned tokens that attend with the others, at no position, and are dropped at the end.
     bottleneck: width of a linear layer between the patches and their embedding; 0 is none. 128 in JiT-B/16.
-    dtype: of activations; parameters, the conditioning and the output are float32.
+    dtype: dtype of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
     unroll: blocks per iteration of the scan over depth; compile time grows with it.
   """

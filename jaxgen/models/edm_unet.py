@@ -39,9 +39,9 @@ class Stage(NamedTuple):
   Attributes:
     name: `LEVEL_block0`, `LEVEL_down`, ...
     features: that it puts out.
-    attend: whether attention follows.
+    attend: whether attention follows the block.
     resize: -1 halves the image, 1 doubles it.
-    reads: whether it reads a kept result of the encoder beside its input.
+    reads: whether a skip connection from the encoder is concatenated to its input.
   """
 
   name: str
@@ -63,8 +63,8 @@ class EDMUNet(nn.Module):
     augment: features of `cond['augment']`, which tells how an image was augmented; 0 for none, 9 as published.
     dropout: rate within the blocks (Eq. 3), when training.
     smooth: NCSN++: taps 1, 3, 3, 1 when resampling, random Fourier features of time, and the path of Eq. 5.
-    frequencies: of the Fourier features, `width` of them, that other people's weights come with; None draws them.
-    dtype: of activations; parameters, the conditioning and the output are float32.
+    frequencies: `width` frequencies of the Fourier features, as published weights have them; None samples them.
+    dtype: dtype of activations; parameters, the conditioning and the output are float32.
   """
 
   width: int = 128
@@ -88,7 +88,7 @@ class EDMUNet(nn.Module):
       x: images.
       t: log(sigma) / 4 (`Process.network_time` of processes/edm.py).
       cond: `'label'`, int32 b, if there are classes; `'augment'`, float b a, of images that are augmented.
-      train: whether there is dropout; its rng is 'dropout'.
+      train: whether dropout is on; its rng is 'dropout'.
     """
     self._check(x.shape)
     channels, c = x.shape[-1], self._embed(t, cond)

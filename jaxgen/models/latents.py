@@ -32,9 +32,9 @@ class Autoencoder(NamedTuple):
 
   Attributes:
     net: with the methods `posterior` and `restore`, `factor`, `channels` of images, `channels_of_latents` and `dtype`.
-    params: of it.
-    scaling: of its latents.
-    hash: of its weights.
+    params: parameters of the network.
+    scaling: scaling of its latents.
+    hash: hash of its weights.
   """
 
   net: Any

@@ -20,8 +20,8 @@ class MLPGenerator(nn.Module):
   """Eq. 1.
 
   Attributes:
-    shape: of one image, `(h, w, c)`.
-    width, depth: of the hidden layers.
+    shape: shape of one image, `(h, w, c)`.
+    width, depth: width and number of the hidden layers.
   """
 
   shape: tuple[int, ...]
@@ -42,9 +42,9 @@ class MLPDiscriminator(nn.Module):
   """Eq. 2.
 
   Attributes:
-    width, depth: of the hidden layers.
+    width, depth: width and number of the hidden layers.
     spectral: divides every kernel by its largest singular value.
-    kernels: of minibatch discrimination before the last layer; 0 for none.
+    kernels: number of kernels of the minibatch discrimination before the last layer; 0 for none.
   """
 
   width: int = 128

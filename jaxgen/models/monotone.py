@@ -16,7 +16,7 @@ class Monotone(nn.Module):
 
   Attributes:
     start, end: y(0) and y(1), which are not learned.
-    width: of the hidden layer.
+    width: width of the hidden layer.
   """
 
   start: float

@@ -30,7 +30,7 @@ class PatchGAN(nn.Module):
     layers: strided convolutions; 3 gives patches of 70 pixels.
     max_factor: the widest layer, in widths.
     norm: makes a normalisation for the layers between the first and the last; None for none.
-    dtype: of activations; parameters and logits are float32.
+    dtype: dtype of activations; parameters and logits are float32.
   """
 
   width: int = 64
@@ -66,8 +66,8 @@ class MultiScalePatchGAN(nn.Module):
   """One PatchGAN for each scale: `images -> logits of each`, the finest first.
 
   Attributes:
-    scales: how many; the image is halved between them.
-    width, layers, max_factor, norm, dtype: of each PatchGAN.
+    scales: number of scales; the image is halved from one to the next.
+    width, layers, max_factor, norm, dtype: dtype of each PatchGAN.
   """
 
   scales: int = 3

@@ -43,10 +43,10 @@ class ProGANGenerator(nn.Module):
   """Eqs. 1 and 2.
 
   Attributes:
-    resolution: of the images, a power of two.
-    channels: of the images.
+    resolution: height and width of the images, a power of two.
+    channels: number of channels of the images.
     base, max_features: features at a size are base / size, at most max_features.
-    dtype: of activations; parameters and images are float32.
+    dtype: dtype of activations; parameters and images are float32.
   """
 
   resolution: int
@@ -85,8 +85,8 @@ class ProGANDiscriminator(nn.Module):
   Attributes:
     base, max_features: features at a size are base / size, at most max_features.
     group: images whose standard deviation is taken.
-    fades: whether the largest size is faded in by `cond['fade']`.
-    dtype: of activations but the last ones; parameters and logits are float32.
+    fades: whether the largest resolution is faded in by `cond['fade']`.
+    dtype: dtype of activations but the last ones; parameters and logits are float32.
   """
 
   base: int = 8192

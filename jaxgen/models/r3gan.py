@@ -48,7 +48,7 @@ class Block(nn.Module):
   Attributes:
     group: features of a group.
     blocks: L of Eq. 2.
-    dtype: of activations.
+    dtype: dtype of activations.
   """
 
   group: int
@@ -77,9 +77,9 @@ class R3GANGenerator(nn.Module):
     widths: features at 4x4, 8x8, ...; the last is at the images' size.
     blocks: at each size.
     group: features of a group of the 3x3 convolutions.
-    channels: of the images.
+    channels: number of channels of the images.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
-    dtype: of activations.
+    dtype: dtype of activations.
   """
 
   widths: tuple[int, ...] = (768, 768, 768, 768)
@@ -118,7 +118,7 @@ class R3GANDiscriminator(nn.Module):
     blocks: at each size.
     group: features of a group of the 3x3 convolutions.
     num_classes: labels are 0 to num_classes - 1, and the logit is a product with a label's embedding; 0 for none.
-    dtype: of activations.
+    dtype: dtype of activations.
   """
 
   widths: tuple[int, ...] = (768, 768, 768, 768)

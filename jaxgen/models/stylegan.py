@@ -36,10 +36,10 @@ class AdaptiveSynthesis(nn.Module):
   """`(ws, noise) -> images`: one w for each layer, two layers at each size.
 
   Attributes:
-    resolution: of the images, a power of two.
-    channels: of the images.
+    resolution: height and width of the images, a power of two.
+    channels: number of channels of the images.
     base, max_features: features at a size are base / size, at most max_features.
-    dtype: of activations; parameters, styles and images are float32.
+    dtype: dtype of activations; parameters, styles and images are float32.
   """
 
   resolution: int

@@ -43,12 +43,12 @@ class StyledConv(nn.Module):
   """A modulated 3x3 convolution with noise, bias and activation.
 
   Attributes:
-    features: of the output.
+    features: number of output features.
     layer: its number, for the noise.
     size: side of the output.
     up: doubles the image.
     clamp: limit of the output, for half precision.
-    dtype: of activations.
+    dtype: dtype of activations.
   """
 
   features: int
@@ -96,11 +96,11 @@ class Synthesis(nn.Module):
   """`(ws, noise) -> images`: one w for each convolution, and one more for the last image.
 
   Attributes:
-    resolution: of the images, a power of two.
-    channels: of the images.
+    resolution: height and width of the images, a power of two.
+    channels: number of channels of the images.
     base, max_features: features at a size are base / size, at most max_features.
     clamp: limit of activations, for half precision.
-    dtype: of activations; parameters, styles and images are float32.
+    dtype: dtype of activations; parameters, styles and images are float32.
   """
 
   resolution: int
@@ -182,11 +182,11 @@ class StyleGAN2Discriminator(nn.Module):
 
   Attributes:
     num_classes: labels are 0 to num_classes - 1, and the logit is a product with a label's embedding; 0 for none.
-    layers: of the label's mapping.
+    layers: number of layers of the label's mapping.
     base, max_features: features at a size are base / size, at most max_features.
     group: images whose standard deviation is taken (Eq. 6).
     clamp: limit of activations, for half precision.
-    dtype: of activations but the last ones; parameters and logits are float32.
+    dtype: dtype of activations but the last ones; parameters and logits are float32.
   """
 
   num_classes: int = 0

@@ -58,7 +58,7 @@ class T5Encoder(nn.Module):
     depth, heads, head_size: number of blocks, attention heads, features of a head; heads * head_size need not be width.
     vocabulary: number of tokens.
     buckets, max_distance: of the relative positions.
-    dtype: of activations, but for the residual, norms and softmax, which are float32, as are the parameters.
+    dtype: dtype of activations, but for the residual, norms and softmax, which are float32, as are the parameters.
   """
 
   width: int

@@ -124,9 +124,9 @@ class UNet(nn.Module):
     num_classes: labels are 0 to num_classes - 1, and num_classes, the null label, adds nothing; 0 is unconditional.
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     dropout: rate within the blocks (Eq. 5), when training.
-    groups: of the group norms; divides every level's features.
+    groups: number of groups in each group norm; divides every level's features.
     style: `DDPM`, `IDDPM`, `ADM` or `STABLE`.
-    dtype: of activations; parameters, statistics of norms, the conditioning and the output are float32.
+    dtype: dtype of activations; parameters, statistics of norms, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
   """
 
@@ -156,7 +156,7 @@ class UNet(nn.Module):
       t: time as the sinusoid sees it, of the order of 0 to 1000 (`Process.network_time`).
       cond: `'label'`, int32 b, if there are classes; `'text'`, float b k e, if there are transformers; for them
         also `'text_mask'`, bool b k, and `'attention_edit'`, `Edits` of layers/attention_edit.py, if given.
-      train: whether there is dropout; its rng is 'dropout'.
+      train: whether dropout is on; its rng is 'dropout'.
     """
     self._check(x.shape)
     channels = x.shape[-1] * (1 + self.learn_sigma)

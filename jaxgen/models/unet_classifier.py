@@ -23,7 +23,7 @@ class UNetClassifier(nn.Module):
   """The network: `(x, t, cond) -> logits`.
 
   Attributes:
-    num_classes: of the logits.
+    num_classes: number of logits.
     width, multipliers, blocks, attention, heads, dropout, groups, style, dtype: as in `UNet`; it resizes in blocks.
   """
 
@@ -48,7 +48,7 @@ class UNetClassifier(nn.Module):
       x: images or latents at time t.
       t: time as the sinusoid sees it (`Process.network_time`).
       cond: not used; part of every network's signature.
-      train: whether there is dropout; its rng is 'dropout'.
+      train: whether dropout is on; its rng is 'dropout'.
     """
     c = TimeEmbedding(4 * self.width, name='time_embed')(self.style.time_features(t, self.width))
     c = nn.silu(c).astype(self.dtype)

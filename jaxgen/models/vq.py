@@ -64,7 +64,7 @@ class VQModel(nn.Module):
     codes: rows of the codebook; 0 for FSQ.
     width_of_code: features of a code; `latent` for None.
     cosine: codes are compared by direction.
-    levels: of FSQ, one number for each feature of a code, instead of a codebook.
+    levels: FSQ's number of levels for each feature of a code, instead of a codebook.
     multipliers, latent, ...: as in AutoencoderKL.
   """
 

@@ -31,11 +31,11 @@ class Chip(NamedTuple):
     flops: dense bfloat16, FLOP/s.
     memory: bytes that XLA lets a program use on all of the chip's devices, as its own error message says; a little
       under the published capacity.
-    bandwidth: of that memory, byte/s.
-    interconnect: to the neighbours in a slice, byte/s that a chip can send: half of the bidirectional sum of its links.
+    bandwidth: bandwidth of that memory, byte/s.
+    interconnect: byte/s that a chip can send to its neighbours in a slice: half of the bidirectional sum of its links.
     network: between slices, byte/s that a chip can send.
     devices: JAX devices on a chip.
-    source: where the published numbers stand.
+    source: where the numbers are published.
   """
 
   kind: str

@@ -22,11 +22,11 @@ class Gpu(NamedTuple):
     capability: the major version of its compute capability.
     cores: streaming multiprocessors.
     lanes: float32 operations that one of these begins in a cycle.
-    clock: of them, GHz.
+    clock: their clock rate, GHz.
     shared: memory that a multiprocessor's threads share; a block may have all but 1 KiB of it.
     cache: on the chip.
-    memory: of the GPU.
-    bandwidth: of that memory, byte/s.
+    memory: the GPU's memory.
+    bandwidth: bandwidth of that memory, byte/s.
   """
 
   name: str

@@ -67,9 +67,9 @@ class Collective(NamedTuple):
 
   Attributes:
     kind: one of COLLECTIVES.
-    times: how often a step runs it.
+    times: number of times a step runs it.
     size: bytes of the array, S of Eqs. 1 to 3.
-    groups: of devices by their place in the mesh, one a row.
+    groups: groups of devices by their place in the mesh, one a row.
   """
 
   kind: str

@@ -277,8 +277,6 @@ def draw(style: Style, choice: Choice, *, size: int, seed: str) -> UInt8[np.ndar
     seed: seed of what no attribute names, such as the places of stars.
   """
   import dicebear
-  import resvg_py
-  from PIL import Image
 
   options: dict[str, Any] = {'seed': seed} | dict(style.fixed)
   for component, variant in choice.variants.items():
@@ -287,10 +285,27 @@ def draw(style: Style, choice: Choice, *, size: int, seed: str) -> UInt8[np.ndar
     else:
       options |= {f'{component}Variant': [variant], f'{component}Probability': 100}
   options |= {f'{color}Color': [value] for color, value in choice.colors.items()}
-  svg = dicebear.Avatar(_style(style.name), options).to_string()
+  return rasterise(dicebear.Avatar(_style(style.name), options).to_string(), size)
+
+
+def rasterise(svg: str, size: int) -> UInt8[np.ndarray, 'size size 3']:
+  """An SVG drawn on a white square, in its middle.
+
+  Raises:
+    ValueError: resvg cannot draw it.
+  """
+  import resvg_py
+  from PIL import Image
+
   png = resvg_py.svg_to_bytes(svg_string=svg, width=size, height=size, skip_system_fonts=True)
   with Image.open(io.BytesIO(bytes(png))) as image:
-    return np.asarray(on_white(image).convert('RGB'))
+    drawn = on_white(image).convert('RGB')
+  if drawn.size == (size, size):
+    return np.asarray(drawn)
+  square = Image.new('RGB', (size, size), 'white')
+  drawn.thumbnail((size, size))
+  square.paste(drawn, ((size - drawn.width) // 2, (size - drawn.height) // 2))
+  return np.asarray(square)
 
 
 # --- preparation

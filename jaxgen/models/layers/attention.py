@@ -44,7 +44,7 @@ class Decoupled(NamedTuple):
   """Keys and values with a softmax of their own, Eq. 3.
 
   Attributes:
-    keys, values: in heads.
+    keys, values: keys and values, split into heads.
     scale: w.
     mask: as in `attention`.
   """
@@ -70,7 +70,7 @@ class Attention(nn.Module):
     qk_norm: makes the norm of queries and that of keys, over each head, such as `nn.RMSNorm`; None for none.
     scale: s of Eq. 1; None for 1 / sqrt(head size).
     qkv_init, out_init: initialise the kernels, each seen as a matrix.
-    dtype: of the products; parameters and softmax are float32.
+    dtype: dtype of the products; parameters and softmax are float32.
   """
 
   heads: int
@@ -248,7 +248,7 @@ class _Task(NamedTuple):
   """What a kernel is to do on one device.
 
   Attributes:
-    dtype: of queries, keys and values.
+    dtype: dtype of queries, keys and values.
     queries: their shape, `b l n h`.
     keys: number of them.
     on_shards: whether this is the device's own part of a larger array.

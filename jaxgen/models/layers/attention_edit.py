@@ -22,8 +22,8 @@ class Edit(NamedTuple):
 
   Attributes:
     blend: 0 keeps the target's weights, 1 takes the source's; `b k` by token of the prompt, or `b 1`.
-    mapping: from the source's tokens to the target's; None for the identity.
-    scale: of each token's weight.
+    mapping: map from the source's tokens to the target's; None for the identity.
+    scale: factor of each token's weight.
   """
 
   blend: Float[Array, 'b #k']

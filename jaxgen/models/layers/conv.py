@@ -18,12 +18,12 @@ class Conv(nn.Module):
   """y = x * W + b on images.
 
   Attributes:
-    features: of the output.
+    features: number of output features.
     size: sides of the kernel, or the side of a square one.
     strides: pixels from one value to the next, down and to the right.
     padding: pixels of zeros on each side, or (before, after) down and to the right, or 'SAME' or 'VALID'.
-    use_bias: whether there is b.
-    dtype: of the product; the parameters are float32.
+    use_bias: whether b is added.
+    dtype: dtype of the product; the parameters are float32.
     kernel_init, bias_init: initialise the parameters.
   """
 

@@ -54,7 +54,7 @@ class LabelEmbedding(nn.Module):
 
   Attributes:
     num_classes: labels are 0 to num_classes - 1.
-    width: of a row.
+    width: width of a row.
     null_row: the null label has a row of its own; else it adds nothing.
     table_init: initialises the table.
   """

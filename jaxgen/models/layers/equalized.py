@@ -36,10 +36,10 @@ class EqualizedDense(nn.Module):
   """Eq. 1.
 
   Attributes:
-    features: of the output.
+    features: number of output features.
     rate: m, the relative learning rate.
     bias: initial value of m b; None for no bias.
-    dtype: of the product; parameters are float32.
+    dtype: dtype of the product; parameters are float32.
   """
 
   features: int
@@ -61,13 +61,13 @@ class EqualizedConv(nn.Module):
   """Eq. 1 for images, on the grid of the input or, with `down`, filtered and then strided.
 
   Attributes:
-    features: of the output.
+    features: number of output features.
     size: side of the kernel.
     down: halves the image.
     same: zeros around the image keep its size; else only whole kernels count.
-    bias: whether there is one.
-    gain: of the weights, if the next activation wants another variance.
-    dtype: of activations; parameters are float32.
+    bias: whether a bias is added.
+    gain: gain of the weights, where the next activation needs another variance.
+    dtype: dtype of activations; parameters are float32.
   """
 
   features: int

@@ -18,9 +18,9 @@ class GroupNorm(nn.Module):
   of the sums. Forward and backward take 0.5 to 0.75 of the time on a CPU.
 
   Attributes:
-    groups: of equally many features, next to each other.
+    groups: number of groups of equally many features, next to each other.
     eps: added to the variances.
-    dtype: of the output; statistics and parameters are float32.
+    dtype: dtype of the output; statistics and parameters are float32.
   """
 
   groups: int

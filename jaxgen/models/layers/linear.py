@@ -34,9 +34,9 @@ class Linear(nn.Module):
 
   Attributes:
     features: axes of the output that take the place of the input's last ones.
-    inputs: how many of the input's last axes are contracted.
-    use_bias: whether there is b.
-    dtype: of the product; the parameters are float32.
+    inputs: number of the input's last axes that are contracted.
+    use_bias: whether b is added.
+    dtype: dtype of the product; the parameters are float32.
     kernel_init: initialises the kernel seen as a matrix.
     bias_init: initialises b.
     dot_general: the product x W, such as a quantised one.

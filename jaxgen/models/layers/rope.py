@@ -23,7 +23,7 @@ def angles_2d(rows: int, columns: int, features: int) -> np.ndarray:
   """Eqs. 2 and 3 for a grid in row-major order, radians, float32 [rows * columns, features / 2].
 
   Args:
-    rows, columns: of the grid.
+    rows, columns: size of the grid.
     features: size of a head.
   """
   if features % 4:

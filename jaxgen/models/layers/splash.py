@@ -25,7 +25,7 @@ def splash_attention(
   Args:
     q, k, v: `b l n h`, and `b k n h` twice; l and k are multiples of `LANES`.
     mask: `b k`, the keys that are attended to; None for all.
-    scale: of the logits; None for 1 / sqrt(h).
+    scale: factor of the logits; None for 1 / sqrt(h).
     interpret: runs the kernel's Python instead, on any platform; for tests.
   """
   head_size = q.shape[-1]

@@ -50,8 +50,8 @@ class Mapping(nn.Module):
   """Eq. 1: `(z, cond) -> w`; z, label or both, each scaled to unit mean square.
 
   Attributes:
-    width: of w and of the layers.
-    layers: how many.
+    width: width of w and of the layers.
+    layers: number of layers.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
     rate: relative learning rate.
   """
@@ -78,11 +78,11 @@ class StyleGenerator(nn.Module):
 
   Attributes:
     synthesis: `(ws, noise) -> images`, a module that has `num_styles`.
-    width: of z and of w.
+    width: width of z and w.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
-    layers: of the mapping.
+    layers: number of layers of the mapping.
     mixing: probability of style mixing when training.
-    mean_decay: of the mean of w.
+    mean_decay: decay of the running mean of w.
   """
 
   synthesis: nn.Module
@@ -108,7 +108,7 @@ class StyleGenerator(nn.Module):
     Args:
       z: latents, standard normal.
       cond: `'label'`, int32 b, if there are classes.
-      keys: of each image's noise and style mixing.
+      keys: one key per image, for its noise and style mixing.
       train: mixes styles and moves the mean of w.
     """
     mixing_keys, noise_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)

@@ -39,7 +39,7 @@ def upfirdn2d(
 
   Args:
     x: images.
-    taps: of the filter, of one axis or of two; used as they are, not normalised.
+    taps: coefficients of the filter, along one axis or two; not normalised.
     up, down: factors.
     pad: zeros before and after the columns, then the rows (of the enlarged image); negative ones crop.
     gain: multiplies the result.

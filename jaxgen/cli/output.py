@@ -1,0 +1,63 @@
+"""Folders that commands write images into: earlier output is replaced, images of others are kept and refused."""
+
+import json
+import pathlib
+import re
+
+_METADATA = 'metadata.jsonl'
+_SAMPLE = re.compile(r'\d{6,}\.png')
+
+
+def check_samples_folder(folder: pathlib.Path) -> None:
+  """Refuses a folder for samples that holds other images, which would later be measured with them.
+
+  Raises:
+    ValueError: it has an image that an earlier `jaxgen sample` did not write.
+  """
+  others = sorted(_images(folder) - _written(folder))
+  if others:
+    raise ValueError(
+      f'{folder} holds {len(others)} images that are no samples of jaxgen, such as {others[0]}; give another --out, or '
+      'delete them'
+    )
+
+
+def clear_samples(folder: pathlib.Path) -> None:
+  """Makes the folder, and deletes the samples of an earlier call."""
+  check_samples_folder(folder)
+  folder.mkdir(parents=True, exist_ok=True)
+  for name in _written(folder) & _images(folder):
+    (folder / name).unlink()
+  (folder / _METADATA).unlink(missing_ok=True)
+
+
+def clear_matching(folder: pathlib.Path, pattern: str) -> None:
+  """Makes the folder, and deletes the files whose names match, which an earlier call wrote."""
+  folder.mkdir(parents=True, exist_ok=True)
+  for path in folder.iterdir():
+    if re.fullmatch(pattern, path.name):
+      path.unlink()
+
+
+def _images(folder: pathlib.Path) -> set[str]:
+  """Names of the images anywhere in a folder."""
+  if not folder.is_dir():
+    return set()
+  from jaxgen.data.listing import image_names, open_tree
+
+  try:
+    return set(image_names(open_tree(folder))[0])
+  except FileNotFoundError:
+    return set()
+
+
+def _written(folder: pathlib.Path) -> set[str]:
+  """Names of the images that the folder's metadata.jsonl says an earlier call wrote."""
+  path = folder / _METADATA
+  names = set()
+  try:
+    for line in path.read_text(encoding='utf-8').splitlines():
+      names.add(str(json.loads(line)['file_name']))
+  except (OSError, ValueError, KeyError, TypeError):
+    return set()
+  return {name for name in names if _SAMPLE.fullmatch(name)}

@@ -1,0 +1,100 @@
+"""Features of many images, kept on disk in shards, so that a killed evaluation goes on from what it has.
+
+A folder holds shard_000000.npz, shard_000001.npz, ..., each with the same arrays of the next images, and about.json,
+which says what they depend on: features of another model, seed or network are never taken for these.
+"""
+
+import json
+import os
+import secrets
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+class Shards:
+  """Arrays by name, all with one row an image, that grow by shards.
+
+  Args:
+    folder: where they are; None keeps them in memory alone.
+    about: all that the features depend on, as JSON.
+  """
+
+  def __init__(self, folder: Path | None, *, about: Mapping[str, Any]):
+    self._folder = folder
+    self._parts: list[dict[str, Any]] = []
+    self._pending: list[dict[str, Any]] = []
+    if folder is None:
+      return
+    about = json.loads(json.dumps(dict(about), sort_keys=True, default=str))
+    kept = folder / 'about.json'
+    known = json.loads(kept.read_text(encoding='utf-8')) if kept.is_file() else None
+    if known == about:
+      self._parts = _read(folder)
+    else:
+      folder.mkdir(parents=True, exist_ok=True)
+      self.clear()
+      _replace(kept, lambda file: file.write(json.dumps(about, indent=2).encode()))
+
+  def __len__(self) -> int:
+    """Images whose features are there."""
+    return sum(_rows(part) for part in (*self._parts, *self._pending))
+
+  def add(self, arrays: Mapping[str, np.ndarray]) -> None:
+    """Takes in the features of the next images; they are on disk after `flush`."""
+    self._pending.append({name: np.asarray(values) for name, values in arrays.items()})
+
+  def flush(self) -> None:
+    """Writes what was added since as one shard, complete or not there."""
+    if not self._pending:
+      return
+    part: dict[str, Any] = {name: np.concatenate([each[name] for each in self._pending]) for name in self._pending[0]}
+    self._pending = []
+    if self._folder is not None:
+      _replace(self._folder / f'shard_{len(self._parts):06d}.npz', lambda file: np.savez(file, **part))
+    self._parts.append(part)
+
+  def arrays(self) -> dict[str, np.ndarray]:
+    """All rows, in the order they were added."""
+    self.flush()
+    if not self._parts:
+      return {}
+    return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
+
+  def clear(self) -> None:
+    """Forgets everything, on disk too."""
+    self._parts, self._pending = [], []
+    if self._folder is not None:
+      for path in self._folder.glob('shard_*.npz'):
+        path.unlink()
+
+
+def _read(folder: Path) -> list[dict[str, np.ndarray]]:
+  """The shards in order, up to the first that is missing or damaged."""
+  parts = []
+  while (path := folder / f'shard_{len(parts):06d}.npz').is_file():
+    try:
+      with np.load(path, allow_pickle=False) as file:
+        parts.append(dict(file))
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile):
+      break
+  return parts
+
+
+def _rows(part: Mapping[str, np.ndarray]) -> int:
+  return len(next(iter(part.values())))
+
+
+def _replace(path: Path, write: Any) -> None:
+  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+  try:
+    with temporary.open('wb') as file:
+      write(file)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(temporary, path)
+  finally:
+    temporary.unlink(missing_ok=True)

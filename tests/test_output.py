@@ -1,0 +1,71 @@
+"""Old output is never taken for new, and ~ is one's home folder wherever it stands."""
+
+import json
+import os
+import pathlib
+import shutil
+
+import numpy as np
+import pytest
+
+from jaxgen.cli import edit, main, output, sample
+from jaxgen.home import home
+
+
+def images(num: int) -> np.ndarray:
+  return np.random.default_rng(num).integers(0, 256, (num, 8, 8, 3), np.uint8)
+
+
+def save(place: pathlib.Path, num: int) -> list[str]:
+  sample._save(place, images(num), {}, ())
+  return sorted(path.name for path in place.glob('*.png'))
+
+
+def test_samples_replace_the_samples_of_an_earlier_call(tmp_path):
+  assert len(save(tmp_path / 's', 5)) == 5
+  (tmp_path / 's' / 'notes.txt').write_text('kept')
+  assert save(tmp_path / 's', 3) == ['000000.png', '000001.png', '000002.png']
+  assert len((tmp_path / 's' / 'metadata.jsonl').read_text().splitlines()) == 3
+  assert (tmp_path / 's' / 'notes.txt').exists()
+
+
+@pytest.mark.parametrize('other', ['photo.jpg', '000009.png', 'deep/a.png'])
+def test_a_folder_of_other_images_is_refused_before_anything_is_drawn(tmp_path, other):
+  save(tmp_path / 's', 3)
+  (tmp_path / 's' / other).parent.mkdir(exist_ok=True)
+  shutil.copy(tmp_path / 's' / '000000.png', tmp_path / 's' / other)
+  with pytest.raises(ValueError, match='holds 1 images that are no samples of jaxgen'):
+    sample.main(['--run', str(tmp_path / 'none'), '--out', str(tmp_path / 's')])
+  assert (tmp_path / 's' / other).exists() and len(list((tmp_path / 's').glob('00000?.png'))) >= 3
+
+
+def test_a_metadata_file_of_somebody_else_gives_no_leave_to_delete(tmp_path):
+  save(tmp_path / 's', 2)
+  (tmp_path / 's' / '000000.png').rename(tmp_path / 's' / 'mine.png')
+  lines = [json.dumps({'file_name': name}) for name in ('mine.png', '000001.png', '../../x.png')]
+  (tmp_path / 's' / 'metadata.jsonl').write_text('\n'.join(lines))
+  with pytest.raises(ValueError, match=r'such as mine\.png'):
+    output.clear_samples(tmp_path / 's')
+  (tmp_path / 's' / 'metadata.jsonl').write_text('damaged')
+  with pytest.raises(ValueError, match='2 images that are no samples'):
+    output.clear_samples(tmp_path / 's')
+
+
+def test_previews_of_an_earlier_call_are_deleted(tmp_path):
+  for name in ('0000_t1.000.png', '0009_t0.100.png', 'mine.png'):
+    (tmp_path / name).write_bytes(b'')
+  edit._saver(tmp_path)(np.zeros(4), np.zeros((4, 8, 8, 3), np.float32))
+  assert sorted(os.listdir(tmp_path)) == ['0000_t0.000.png', 'mine.png']
+  assert (tmp_path / '0000_t0.000.png').stat().st_size
+
+
+def test_a_tilde_is_the_home_folder_behind_an_equals_sign_too(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  monkeypatch.setenv('JAXGEN_HOME', '~/x')
+  assert home() == tmp_path / 'x'
+  given: list[list[str]] = []
+  monkeypatch.setattr(main, '_run', lambda argv: given.append(argv) or 0)
+  main.main(['train', '--workdir=~/run', '--images', '~/a', '--prompt=a ~ b', '--config.n=-1', '~'])
+  assert given == [
+    ['train', f'--workdir={tmp_path}/run', '--images', f'{tmp_path}/a', '--prompt=a ~ b', '--config.n=-1', '~']
+  ]
