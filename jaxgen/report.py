@@ -30,7 +30,14 @@ _MOST_BYTES = 16 << 20  # of all sample grids, before base64
 _QUALITY = re.compile(r'(?:.*/)?(?:r?fid|kid|inception_score|precision|recall|clip_score)\w*|(?:psnr|ssim|lpips)\w*')
 _SAMPLE = re.compile(r'(.+)_(\d{8})\.png')
 _JSON_FILES = ('config.json', 'status.json', 'protocols.json')
-_FIRST = ('loss', 'grad_norm', 'learning_rate', 'images_per_second', 'input_wait')  # order of the curves
+_FIRST = (
+  'loss',
+  'grad_norm',
+  'learning_rate',
+  'images_per_second',
+  'input_wait',
+  'step_seconds',
+)  # order of the curves
 _COUNTS = ('skipped', 'bad_steps')  # shown only when something happened
 
 Series = dict[str, list[tuple[int, float | None]]]
@@ -171,12 +178,20 @@ def _tiles(series: Series, quality: Series, record: Mapping[str, Any]) -> Iterat
       yield 'images/s', _number(known[-1]), f'median {_number(sorted(known)[len(known) // 2])}'
     else:
       yield 'waiting for input', f'{100 * known[-1]:.1f}%', f'most {100 * max(known):.1f}%'
+  if trained := _training_seconds(series.get('step_seconds', [])):
+    yield 'run time', duration(trained), 'of training'
   seconds = sum(value or 0 for name, points in series.items() if name.endswith('/seconds') for _, value in points)
   if seconds:
     yield 'evaluations', duration(seconds), 'in all'
   environment = _object(record.get('environment'))
   if 'devices' in environment:
     yield 'devices', html.escape(str(environment['devices'])), html.escape(f'jax {environment.get("jax", "?")}')
+
+
+def _training_seconds(points: Sequence[tuple[int, float | None]]) -> float:
+  """The time of all steps, from the mean of each window: what restarts repeated does not count."""
+  begins = [0, *(step for step, _ in points)]
+  return sum((step - begin) * (value or 0) for begin, (step, value) in zip(begins, points, strict=False))
 
 
 def _tile(label: str, number: str, remark: str) -> str:

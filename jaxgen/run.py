@@ -5,6 +5,7 @@ import signal
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import jax
 from etils import epath
 
 from jaxgen import distributed, report
@@ -103,6 +104,26 @@ def meet(run: Run, phase: str) -> None:
   """Waits for all processes, before what they must do together."""
   run.watchdog.at(phase)
   distributed.ready(phase)
+
+
+def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> None:
+  """One summary of what is about to be trained; before the first step, the table of the parameters as a file."""
+  from clu import parameter_overview
+
+  if step == 0:
+    table = parameter_overview.get_parameter_overview(abstract.params, include_stats=False)
+    run.writer.text(table, name='parameters', shown=False)
+  counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in abstract.params.items()}
+  mesh = ' x '.join(f'{name} {size}' for name, size in stage.mesh.shape.items() if size > 1) or 'one device'
+  lines = {
+    'data': getattr(stage.data, 'about', 'unnamed'),
+    'batch': f'{stage.data.identity["batch_size"]:,}, {stage.steps:,} steps',
+    'parameters': ', '.join(f'{name} {count:,}' for name, count in counts.items()),
+    'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}, {mesh}',
+    'folder': os.fspath(run.workdir),
+  }
+  title = f'Training {run.record.get("name") or "an experiment"}, {step:,} of {run.total:,} steps done'
+  run.writer.text('\n'.join([title, *(f'  {name:12}{value}' for name, value in lines.items())]))
 
 
 def stall_seconds(stage: Experiment) -> float | None:

@@ -25,6 +25,7 @@ from jaxgen.run import (
   Run,
   RunError,
   check_identity,
+  describe,
   end_stalled,
   identity,
   leave_run,
@@ -274,16 +275,6 @@ def evaluate(
     run.writer.text(f'step {step:,}  {evaluator.name} took {seconds:.1f} s  {shown}'.rstrip())
   if evaluators:
     write_report(run)
-
-
-def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> None:
-  """A table of the parameters, once, before the first step."""
-  from clu import parameter_overview
-
-  if step == 0:
-    run.writer.text(parameter_overview.get_parameter_overview(abstract.params, include_stats=False), name='parameters')
-  mesh = ' x '.join(f'{name} {size}' for name, size in stage.mesh.shape.items() if size > 1) or 'one device'
-  run.writer.text(f'{jax.device_count()} {jax.devices()[0].device_kind} device(s): {mesh}')
 
 
 def _seconds_metric(evaluator: Evaluator) -> str:

@@ -97,6 +97,17 @@ def test_it_tells_state_quality_and_config(page):
     assert part in text
 
 
+def test_it_tells_the_time_of_training_the_command_and_the_commit(run):
+  with writer.Writer(run, resume_step=2010) as out:
+    out.scalars(2020, {'step_seconds': 0.5})
+    out.scalars(2040, {'step_seconds': 2.0})
+  assert report._training_seconds([(2020, 0.5), (2040, 2.0), (2050, None)]) == 2020 * 0.5 + 20 * 2.0
+  text = ' '.join(Page(report.write(run).read_text(encoding='utf-8')).text.split())
+  assert 'run time 17:30 of training' in text
+  assert 'command' in text
+  assert 'commit' in text
+
+
 def test_what_a_config_says_is_text_and_never_markup(run, page):
   source = (run / 'report.html').read_text(encoding='utf-8')
   assert '<title>my &lt;run&gt;' in source

@@ -313,3 +313,18 @@ def test_the_identity_is_readable_by_others(whole):
   path = whole[0] / 'checkpoints' / '12' / 'identity' / 'metadata'
   saved = json.loads(path.read_text())
   assert saved == toys.experiment().data.identity | {'config': None, 'run_seed': 0}
+
+
+def test_a_run_begins_with_one_summary_and_keeps_the_table_of_its_parameters(tmp_path, capsys):
+  train(toys.experiment(steps=4), tmp_path, record={'name': 'toy'})
+  shown = capsys.readouterr().out
+  summary = (
+    '  Training toy, 0 of 4 steps done\n  data        toy train, 48 records\n  batch       16, 4 steps\n'
+    f'  parameters  net 128\n  devices     8 x cpu, data 2 x fsdp 4\n  folder      {tmp_path}\n'
+  )
+  assert summary in shown
+  assert 'net/kernel' not in shown
+  assert 'net/kernel' in (tmp_path / 'parameters.txt').read_text()
+  record = read_metrics(tmp_path / 'metrics.jsonl')[-1]
+  assert 0.01 < record['host_memory_gib'] < 100
+  assert record['step_seconds'] == pytest.approx(16 / record['images_per_second'])

@@ -69,6 +69,7 @@ class Loader:
     self._batch_size, self._prefetch, self._flip = batch_size, prefetch, flip
     self.dataset = dataset
     self.class_names = dataset.class_names
+    self.about = f'{dataset.name} {dataset.split}, {dataset.num_examples:,} records'
     self._reader = Reader(dataset, transform=transform, cache=cache, threads=threads, max_bad_records=max_bad_records)
     self._identity = {
       'dataset': dataset.fingerprint,
