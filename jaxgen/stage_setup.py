@@ -1,5 +1,6 @@
 """What a stage of a run begins with: its state, its frozen networks and its compiled step, each on the stage's mesh."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -72,10 +73,19 @@ def mesh_step(stage: Experiment):
   return sharding.under(stage.mesh, step)
 
 
-def compile_step(stage: Experiment, abstract: TrainState, frozen: Any):
-  """The train step of a stage, compiled for its mesh; the state is donated."""
+def compile_step(stage: Experiment, abstract: TrainState, frozen: Any) -> Any:
+  """The train step of a stage, compiled for its mesh and each shape that its batches have; the state is donated."""
   place = sharding.batch_sharding(stage.mesh)
-  batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in stage.data.spec.items()}
   shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
   jitted = jax.jit(mesh_step(stage), donate_argnums=0, out_shardings=(shardings, sharding.replicated(stage.mesh)))
-  return jitted.lower(abstract, frozen, batch, jax.random.key(stage.seed)).compile()
+  steps = {}
+  for spec in stage.data.specs:
+    batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in spec.items()}
+    steps[_shapes(batch)] = jitted.lower(abstract, frozen, batch, jax.random.key(stage.seed)).compile()
+  if len(steps) == 1:
+    return next(iter(steps.values()))
+  return lambda state, frozen, batch, key: steps[_shapes(batch)](state, frozen, batch, key)
+
+
+def _shapes(batch: Mapping[str, Any]) -> tuple:
+  return tuple(sorted((name, leaf.shape) for name, leaf in batch.items()))

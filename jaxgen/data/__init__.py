@@ -8,13 +8,14 @@ for batch in loader.iterate(step, sharding): ...   # {'image': [64, 32, 32, 3] i
 """
 
 from jaxgen.data.arrays import from_arrays
+from jaxgen.data.buckets import BucketLoader, bucket_shapes
 from jaxgen.data.dataset import BadRecord, Dataset
 from jaxgen.data.datasets.avatars import avatars, prepare_avatars
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.datasets.icons import icons, prepare_icons
-from jaxgen.data.datasets.image_folder import image_folder, prepare_image_folder
+from jaxgen.data.datasets.image_folder import image_buckets, image_folder, prepare_image_folder
 from jaxgen.data.datasets.mnist import mnist
 from jaxgen.data.datasets.stacked import stacked
 from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset
@@ -26,15 +27,18 @@ from jaxgen.data.sources import source, train_and_test
 __all__ = [
   'BadRecord',
   'Batches',
+  'BucketLoader',
   'Dataset',
   'Loader',
   'avatars',
+  'bucket_shapes',
   'emoji32',
   'emoji64',
   'epoch',
   'fashion_mnist',
   'from_arrays',
   'icons',
+  'image_buckets',
   'image_folder',
   'mnist',
   'prepare',

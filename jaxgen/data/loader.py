@@ -96,6 +96,11 @@ class Loader:
     }
 
   @property
+  def specs(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    """The specs of all batches there are: one, where `BucketLoader` has several."""
+    return [self.spec]
+
+  @property
   def bad_records(self) -> int:
     """Different records that this process found unreadable so far; others took their places."""
     return self._reader.bad_records

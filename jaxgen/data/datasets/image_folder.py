@@ -6,13 +6,17 @@ depth with their splits, classes and captions. Cropping and resizing are ADM's (
 
 import functools
 import hashlib
+import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
-from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.buckets import nearest_shape
+from jaxgen.data.dataset import Dataset, NoSuchSplit, Record, default_data_dir
+from jaxgen.data.image import image_shape
 from jaxgen.data.listing import Listed, Listing, Tree, list_images, open_tree
+from jaxgen.data.parallel import parallel_map
 from jaxgen.data.pictures import Picture, examples
 from jaxgen.data.recipe import Recipe, load, prepare, read_origin
 
@@ -84,21 +88,90 @@ def prepare_image_folder(
   listing = list_images(tree)
   if progress:
     print(f'{source}: {listing.summary()}', file=sys.stderr)
-  recipe = Recipe(
-    name=path.parent.name,
+  recipe = _recipe(listing, listing.splits, path.parent.name, (size, size), origin, max_bad_images)
+  return prepare(recipe, data_dir=data_dir, progress=progress, overwrite=overwrite)
+
+
+def image_buckets(
+  source: str | pathlib.Path,
+  shapes: Sequence[tuple[int, int]],
+  *,
+  split: str = 'train',
+  max_bad_images: int = 100,
+  data_dir: str | pathlib.Path | None = None,
+  progress: bool = False,
+) -> tuple[Dataset, ...]:
+  """The images of a folder by the shape that is nearest to their own: a dataset each, prepared at the first use.
+
+  Args:
+    source: the folder of images, or a .zip of one.
+    shapes: heights and widths, from `data.bucket_shapes`.
+    split: 'train' is all of it unless its folders are called train and test.
+    max_bad_images: unreadable files of a bucket that are left out, with a warning each, before it is an error.
+    data_dir: the folder of prepared datasets.
+    progress: whether a bar is shown, in a terminal, and a line of what was found.
+  """
+  tree = open_tree(source)
+  place = prepared_folder(source, 0, f'{dataset_name(source, 0)}_buckets', data_dir).parent
+  origin = hashlib.sha256(f'{VERSION} {split} {sorted(shapes)} {tree.fingerprint()}'.encode()).hexdigest()
+  note = place.with_suffix('.json')
+  known = json.loads(note.read_text(encoding='utf-8')) if note.exists() else {}
+  if known.get('origin') != origin:
+    listing = list_images(tree)
+    buckets = _by_shape(listing, split, shapes)
+    if progress:
+      counts = ', '.join(f'{height}x{width}: {len(images):,}' for (height, width), images in buckets.items())
+      print(f'{source}: {listing.summary()}; {counts}', file=sys.stderr)
+    names = []
+    for (height, width), images in buckets.items():
+      name = f'{place.name}_{height}x{width}'
+      recipe = _recipe(listing, {split: images}, name, (height, width), origin, max_bad_images)
+      names.append(str(prepare(recipe, data_dir=data_dir, progress=progress)))
+    note.write_text(json.dumps({'origin': origin, 'buckets': names}), encoding='utf-8')
+    known = {'buckets': names}
+  return tuple(load(pathlib.Path(path), split) for path in known['buckets'])
+
+
+def _by_shape(listing: Listing, split: str, shapes: Sequence[tuple[int, int]]) -> dict[tuple[int, int], list[Listed]]:
+  """The images of each shape that has any; what cannot be read goes with the first, which leaves it out."""
+  if split not in listing.splits:
+    raise NoSuchSplit(f'{listing.tree.where} has no split {split!r}; it has {", ".join(listing.splits)}')
+
+  def shape_of(image: Listed) -> tuple[int, int]:
+    try:
+      return nearest_shape(image_shape(listing.tree.read(image.name)), shapes)
+    except ValueError:
+      return shapes[0]
+
+  found: dict[tuple[int, int], list[Listed]] = {}
+  images = listing.splits[split]
+  for image, shape in zip(images, parallel_map(shape_of, images), strict=True):
+    found.setdefault(shape, []).append(image)
+  return dict(sorted(found.items()))
+
+
+def _recipe(
+  listing: Listing,
+  splits: Mapping[str, Sequence[Listed]],
+  name: str,
+  shape: tuple[int, int],
+  origin: str,
+  max_bad_images: int,
+) -> Recipe:
+  return Recipe(
+    name=name,
     version=VERSION,
-    about=f'images of {source}',
+    about=f'images of {listing.tree.where}',
     license='that of the images',
-    image_shape=(size, size, 3),
+    image_shape=(*shape, 3),
     examples=lambda _: {
-      split: examples(_pictures(listing, images), size=size, max_bad_images=max_bad_images)
-      for split, images in listing.splits.items()
+      split: examples(_pictures(listing, images), size=shape, max_bad_images=max_bad_images)
+      for split, images in splits.items()
     },
     class_names=listing.class_names,
     texts=('caption',) if listing.has_captions else (),
     origin=origin,
   )
-  return prepare(recipe, data_dir=data_dir, progress=progress, overwrite=overwrite)
 
 
 def prepared_folder(
