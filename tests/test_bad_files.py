@@ -14,7 +14,7 @@ from jaxgen.cli.main import main
 from jaxgen.data.dataset import Dataset
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.latents import unscaled
-from jaxgen.pretrained import autoencoder, folder, lpips, safetensors_file, torch_file
+from jaxgen.pretrained import autoencoder, folder, layout, lpips, safetensors_file, torch_file
 
 NET = AutoencoderKL(multipliers=(1,), latent=2, width=4, groups=2, blocks=0, middle_attention=False)
 STEM = folder.STEM
@@ -41,7 +41,7 @@ def place(tmp_path, monkeypatch):
   shapes = jax.eval_shape(NET.init, jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))['params']
   params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
   autoencoder.save(tmp_path / 'ae', NET, params, unscaled(2))
-  _save(tmp_path / 'ae.safetensors', autoencoder.to_original(NET, params))
+  _save(tmp_path / 'ae.safetensors', layout.tensors(autoencoder.original(NET), params))
   return tmp_path
 
 

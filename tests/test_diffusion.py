@@ -16,6 +16,7 @@ from jaxgen.objectives.conditioning import Conditioner, Field, labels
 from jaxgen.objectives.diffusion import vlb
 from jaxgen.objectives.diffusion.diffusion import by_time, diffusion
 from jaxgen.pretrained import dit as pretrained
+from jaxgen.pretrained import layout
 from jaxgen.processes import parameterisation, posterior, times, weighting
 from jaxgen.processes.process import corrupt, image_noise
 from jaxgen.processes.vp import vp_linear
@@ -211,7 +212,7 @@ def _golden_dit():
   net = DiT(patch=2, depth=3, width=48, heads=4, num_classes=10, learn_sigma=True)
   with np.load(GOLDEN / 'dit_tiny.npz') as file:
     tensors = {name[3:]: file[name] for name in file if name.startswith('sd/')}
-  return net, pretrained.from_torch(net, tensors, image_shape=(16, 16, 4))
+  return net, layout.pretrained(pretrained.original(net, image_shape=(16, 16, 4)), tensors, source='file').params
 
 
 def test_the_bound_agrees_with_iddpm_term_by_term():

@@ -9,10 +9,17 @@ import pytest
 
 from jaxgen.models.dit import DiT
 from jaxgen.pretrained import dit as pretrained
+from jaxgen.pretrained import layout
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'dit_tiny.npz'
 IMAGE = (16, 16, 4)
 NET = DiT(patch=2, depth=3, width=48, heads=4, num_classes=10, learn_sigma=True)
+MADE = pretrained.original(NET, image_shape=IMAGE)
+
+
+def from_torch(made, tensors):
+  """The parameters of a layout's network from its state dict."""
+  return layout.pretrained(made, tensors, source='file').params
 
 
 @pytest.fixture(scope='module')
@@ -28,7 +35,7 @@ def tensors(golden):
 
 @pytest.fixture(scope='module')
 def params(tensors):
-  return pretrained.from_torch(NET, tensors, image_shape=IMAGE)
+  return from_torch(MADE, tensors)
 
 
 def _forward(params, x, t, y):
@@ -58,7 +65,7 @@ def test_guidance_on_all_channels_agrees_with_the_original(golden, params):
 
 
 def test_round_trip_is_bit_exact(tensors, params):
-  back = pretrained.to_torch(NET, params, image_shape=IMAGE)
+  back = layout.tensors(MADE, params)
   assert back.keys() == tensors.keys()
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(back[name], tensor, err_msg=name)
@@ -68,7 +75,7 @@ def test_every_problem_is_listed_at_once(tensors):
   broken = dict(tensors, extra=np.zeros(3), **{'final_layer.linear.bias': np.zeros(31)})
   del broken['blocks.1.attn.qkv.weight']
   with pytest.raises(ValueError) as error:
-    pretrained.from_torch(NET, broken, image_shape=IMAGE)
+    from_torch(MADE, broken)
   message = str(error.value)
   assert 'missing: blocks.1.attn.qkv.weight (144, 48)' in message
   assert 'unexpected: extra (3,)' in message
@@ -76,11 +83,11 @@ def test_every_problem_is_listed_at_once(tensors):
 
 
 def test_learned_positions_are_refused(tensors):
-  with pytest.raises(ValueError, match='pos_embed is not the fixed sin-cos table'):
-    pretrained.from_torch(NET, tensors | {'pos_embed': tensors['pos_embed'] + 1}, image_shape=IMAGE)
+  with pytest.raises(ValueError, match='pos_embed is not the fixed one'):
+    from_torch(MADE, tensors | {'pos_embed': tensors['pos_embed'] + 1})
 
 
 @pytest.mark.parametrize('option', [{'rope': True}, {'swiglu': True}, {'registers': 4}])
-def test_a_network_that_the_file_cannot_be_of_is_refused(tensors, option):
+def test_a_network_that_the_file_cannot_be_of_is_refused(option):
   with pytest.raises(ValueError, match=rf"the published DiT has none of \['{next(iter(option))}'\]"):
-    pretrained.from_torch(NET.clone(**option), tensors, image_shape=IMAGE)
+    pretrained.original(NET.clone(**option), image_shape=IMAGE)

@@ -16,18 +16,12 @@ from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.dit import DiT
 from jaxgen.models.latents import Scaling
 from jaxgen.models.vq import VQModel
-from jaxgen.pretrained import autoencoder, diffusers_dit, diffusers_unet, folder, safetensors_file, schedulers
+from jaxgen.pretrained import autoencoder, folder, layout, published, safetensors_file, schedulers
 from jaxgen.processes import parameterisation
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 PEER = pathlib.Path(__file__).parent / 'diffusers_models.py'
-MODELS = {
-  'autoencoder_kl': autoencoder,
-  'vq_model': autoencoder,
-  'unet': diffusers_unet,
-  'unet_resnet': diffusers_unet,
-  'unet_condition': diffusers_unet,
-}
+MODELS = ('autoencoder_kl', 'vq_model', 'unet', 'unet_resnet', 'unet_condition')
 
 
 class Case(NamedTuple):
@@ -53,7 +47,7 @@ def _write(kind, path):
 def case(request, tmp_path_factory) -> Case:
   path = tmp_path_factory.mktemp(request.param)
   arrays, tensors = _write(request.param, path)
-  return Case(request.param, path, arrays, tensors, MODELS[request.param].load(path))
+  return Case(request.param, path, arrays, tensors, published.load(path))
 
 
 def _nhwc(array):
@@ -115,7 +109,7 @@ def test_published_sizes_answer_as_in_diffusers(kind, count, tmp_path):
   if subprocess.run([python, '-c', 'import torch, diffusers'], capture_output=True, check=False).returncode:
     pytest.skip(f'{python} has not torch and diffusers (the `parity` extra); JAXGEN_PARITY_PYTHON may name another')
   subprocess.run([python, PEER, '--published', tmp_path, kind], check=True, timeout=3000)
-  loaded = MODELS[kind].load(tmp_path, put=lambda _, array: jax.device_put(array))
+  loaded = published.load(tmp_path, put=lambda _, array: jax.device_put(array))
   assert sum(leaf.size for leaf in jax.tree.leaves(loaded.params)) == count
   with np.load(tmp_path / 'answers.npz') as file:
     arrays = dict(file)
@@ -134,12 +128,14 @@ def test_no_tensor_of_the_golden_files_is_at_its_start(case):
     assert np.std(tensor) > 0, name
 
 
+def kept(config):
+  """Of a configuration, what neither the network nor its parameters say."""
+  return {name: value for name, value in config.items() if name in ('sample_size', 'use_linear_projection')}
+
+
 def test_a_folder_comes_back_bit_for_bit_and_says_the_same_of_the_model(case, tmp_path):
   loaded = case.loaded
-  if case.kind in ('autoencoder_kl', 'vq_model'):
-    autoencoder.save(tmp_path, loaded.net, loaded.params, loaded.scaling)
-  else:
-    diffusers_unet.save(tmp_path, loaded.net, loaded.params, linear_projection=loaded.linear_projection)
+  published.save(loaded._replace(meta=loaded.meta._replace(config=kept(loaded.meta.config))), tmp_path)
   back = safetensors_file.read(tmp_path / f'{folder.STEM}.safetensors')
   assert back.keys() == case.tensors.keys()
   for name, tensor in case.tensors.items():
@@ -150,7 +146,7 @@ def test_a_folder_comes_back_bit_for_bit_and_says_the_same_of_the_model(case, tm
   }
   # An entry that diffusers fills with a default that means nothing to this model may differ.
   assert own == {name: old[name] for name in own}
-  again = MODELS[case.kind].load(tmp_path)
+  again = published.load(tmp_path)
   assert again.net == loaded.net
   jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
 
@@ -162,7 +158,7 @@ def test_every_problem_of_a_folder_is_listed(case, tmp_path):
   broken[names[1]] = np.zeros((7, 7), np.float32)
   folder.write(tmp_path, json.loads(str(case.arrays['config'])), broken)
   with pytest.raises(ValueError) as error:
-    MODELS[case.kind].load(tmp_path)
+    published.load(tmp_path)
   message = str(error.value)
   assert f'missing: {names[0]} {case.tensors[names[0]].shape}' in message
   assert 'unexpected: extra (3,)' in message
@@ -214,12 +210,13 @@ def test_the_original_codes_names_go_both_ways():
   shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-  tensors = autoencoder.to_original(net, params)
+  made = autoencoder.original(net)
+  tensors = layout.tensors(made, params)
   assert tensors['encoder.down.1.attn.0.q.weight'].shape == (16, 16, 1, 1)
   assert tensors['decoder.up.1.upsample.conv.weight'].shape == (16, 16, 3, 3)
   assert tensors['encoder.down.1.block.0.nin_shortcut.weight'].shape == (16, 8, 1, 1)
-  back = autoencoder.from_original(net, tensors | {'loss.discriminator.main.0.weight': np.zeros(3)})
-  jax.tree.map(np.testing.assert_array_equal, back, params)
+  back = layout.pretrained(made, tensors | {'loss.discriminator.main.0.weight': np.zeros(3)}, source='file')
+  jax.tree.map(np.testing.assert_array_equal, back.params, params)
 
 
 def test_a_checkpoint_of_the_original_code_becomes_a_folder(tmp_path, monkeypatch, capsys):
@@ -229,7 +226,9 @@ def test_a_checkpoint_of_the_original_code_becomes_a_folder(tmp_path, monkeypatc
   shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-  tensors = {f'first_stage_model.{name}': tensor for name, tensor in autoencoder.to_original(net, params).items()}
+  tensors = {
+    f'first_stage_model.{name}': tensor for name, tensor in layout.tensors(autoencoder.original(net), params).items()
+  }
   others = {'scale_factor': np.float32([0.5])[0], 'model.diffusion_model.out.2.bias': np.zeros(3, np.float32)}
   file = tmp_path / 'model.safetensors'
   safetensors_file.write(file, tensors | {k: np.asarray(v) for k, v in others.items()}, metadata={})
@@ -259,21 +258,21 @@ def test_dit_goes_both_ways_and_its_embeddings_must_agree(tmp_path):
   shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), cond)['params']
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-  diffusers_dit.save(tmp_path, net, params, image_shape=(4, 4, 4))
-  loaded = diffusers_dit.load(tmp_path)
-  assert (loaded.net, loaded.image_shape) == (net, (4, 4, 4))
+  published.save(layout.Pretrained(net, params, layout.Meta({'sample_size': 4})), tmp_path)
+  loaded = published.load(tmp_path)
+  assert (loaded.net, loaded.meta.config['sample_size']) == (net, 4)
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
   file = tmp_path / f'{folder.STEM}.safetensors'
   tensors = safetensors_file.read(file)
   assert tensors['transformer_blocks.1.attn1.to_k.weight'].shape == (16, 16)
   name = 'transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias'
   safetensors_file.write(file, tensors | {name: tensors[name] + 1}, metadata={})
-  with pytest.raises(ValueError, match=r'the blocks have different t_embedder\.mlp\.0\.bias'):
-    diffusers_dit.load(tmp_path)
+  with pytest.raises(ValueError, match=f'{name} is not equal to transformer_blocks.0'):
+    published.load(tmp_path)
   del tensors[name]
   safetensors_file.write(file, tensors, metadata={})
   with pytest.raises(ValueError, match=rf'missing: {name} \(16,\)'):
-    diffusers_dit.load(tmp_path)
+    published.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -315,21 +314,21 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path):
     autoencoder.load(tmp_path)
   _edit(tmp_path, addition_embed_type='text_time')
   with pytest.raises(ValueError, match="addition_embed_type is 'text_time', wanted None"):
-    diffusers_unet.load(tmp_path)
+    published.load(tmp_path)
   _edit(tmp_path, addition_embed_type=None, freq_shift=1)
   with pytest.raises(ValueError, match=r'\(flip_sin_to_cos, freq_shift\) are \(True, 1\)'):
-    diffusers_unet.load(tmp_path)
+    published.load(tmp_path)
   _edit(tmp_path, freq_shift=0)
   file = tmp_path / f'{folder.STEM}.safetensors'
   file.write_bytes(file.read_bytes()[:-1])
   with pytest.raises(ValueError, match='cannot be read as a safetensors file'):
-    diffusers_unet.load(tmp_path)
+    published.load(tmp_path)
   file.unlink()
   with pytest.raises(FileNotFoundError, match=r'has no diffusion_pytorch_model\.safetensors'):
-    diffusers_unet.load(tmp_path)
+    published.load(tmp_path)
   (tmp_path / 'config.json').write_text('[]')
   with pytest.raises(ValueError, match='is no configuration of a model'):
-    diffusers_unet.load(tmp_path)
+    published.load(tmp_path)
 
 
 def test_a_pickle_with_code_in_a_folder_is_refused_and_not_run(tmp_path):
@@ -349,5 +348,5 @@ def test_a_pickle_with_code_in_a_folder_is_refused_and_not_run(tmp_path):
   with zipfile.ZipFile(tmp_path / f'{folder.STEM}.bin', 'w') as archive:
     archive.writestr('m/data.pkl', data.getvalue())
   with pytest.raises(ValueError, match=r'no state dict: w is a .*getattr, not a tensor'):
-    diffusers_unet.load(tmp_path)
+    published.load(tmp_path)
   assert not touched.exists()

@@ -19,7 +19,7 @@ from jaxgen.models.stylegan2 import (
   minibatch_deviation,
   stylegan2_generator,
 )
-from jaxgen.pretrained import safetensors_file
+from jaxgen.pretrained import layout, safetensors_file
 from jaxgen.pretrained import stylegan2 as pretrained
 from jaxgen.pretrained.arrays import read
 
@@ -39,16 +39,21 @@ def arrays():
     return dict(file)
 
 
+def from_torch(made, tensors):
+  """The parameters of a layout's network from its state dict."""
+  return layout.pretrained(made, tensors, source='file').params
+
+
 @pytest.fixture(scope='module')
 def generator():
   tensors = read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
-  return jax.tree.map(jnp.asarray, pretrained.generator_from_torch(G, tensors))
+  return jax.tree.map(jnp.asarray, from_torch(pretrained.generator(G), tensors))
 
 
 @pytest.fixture(scope='module')
 def discriminator():
   tensors = read(GOLDEN / 'stylegan2_tiny.npz', prefix='D/')
-  return jax.tree.map(jnp.asarray, pretrained.discriminator_from_torch(D, tensors, resolution=32))
+  return jax.tree.map(jnp.asarray, from_torch(pretrained.discriminator(D, resolution=32), tensors))
 
 
 @pytest.fixture(scope='module')
@@ -175,11 +180,11 @@ def test_discriminator_agrees_with_the_original(arrays, discriminator):
 
 def test_weights_go_back_as_they_came(generator, discriminator, tmp_path):
   original = read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
-  back = pretrained.generator_to_torch(G, generator)
+  back = layout.tensors(pretrained.generator(G), generator)
   assert back.keys() == original.keys()
   jax.tree.map(np.testing.assert_array_equal, back, original)
   judge = read(GOLDEN / 'stylegan2_tiny.npz', prefix='D/')
-  back_judge = pretrained.discriminator_to_torch(D, discriminator, resolution=32)
+  back_judge = layout.tensors(pretrained.discriminator(D, resolution=32), discriminator)
   assert back_judge.keys() == judge.keys()
   jax.tree.map(np.testing.assert_array_equal, back_judge, judge)
   safetensors_file.write(tmp_path / 'g.safetensors', back, metadata={})
@@ -191,13 +196,13 @@ def test_labels_have_weights_that_go_both_ways():
   keys = jax.random.split(jax.random.key(0), 1)
   cond = {'label': jnp.zeros(1, jnp.int32)}
   made = _made(g, jnp.zeros((1, 32)), cond, keys=keys)
-  tensors = pretrained.generator_to_torch(g, made)
+  tensors = layout.tensors(pretrained.generator(g), made)
   assert tensors['mapping.embed.weight'].shape == (32, 3) and tensors['mapping.fc0.weight'].shape == (32, 64)
-  jax.tree.map(np.testing.assert_array_equal, pretrained.generator_from_torch(g, tensors), made)
+  jax.tree.map(np.testing.assert_array_equal, from_torch(pretrained.generator(g), tensors), made)
   judge = _made(d, jnp.zeros((1, 8, 8, 3)), cond)
-  tensors = pretrained.discriminator_to_torch(d, judge, resolution=8)
+  tensors = layout.tensors(pretrained.discriminator(d, resolution=8), judge)
   assert tensors['mapping.fc7.weight'].shape == (32, 32) and tensors['b4.out.weight'].shape == (32, 32)
-  jax.tree.map(np.testing.assert_array_equal, pretrained.discriminator_from_torch(d, tensors, resolution=8), judge)
+  jax.tree.map(np.testing.assert_array_equal, from_torch(pretrained.discriminator(d, resolution=8), tensors), judge)
 
 
 def test_tensors_that_do_not_fit_are_listed(tmp_path):
@@ -207,10 +212,10 @@ def test_tensors_that_do_not_fit_are_listed(tmp_path):
   with pytest.raises(
     ValueError, match=r'(?s)missing: synthesis.b4.const.*unexpected: more.*misshapen: mapping.fc0.bias'
   ):
-    pretrained.generator_from_torch(G, wrong)
+    from_torch(pretrained.generator(G), wrong)
   filters = tensors | {'synthesis.b8.resample_filter': np.ones((4, 4), np.float32) / 16}
-  with pytest.raises(ValueError, match=r'b8\.resample_filter is not the filter'):
-    pretrained.generator_from_torch(G, filters)
+  with pytest.raises(ValueError, match=r'b8\.resample_filter is not the fixed one'):
+    from_torch(pretrained.generator(G), filters)
   with pytest.raises(ValueError, match='convert it where its code is trusted'):
     read(tmp_path / 'ffhq.pkl')
   with pytest.raises(ValueError, match="starts with 'Q/'"):

@@ -13,6 +13,7 @@ from test_models import perturbed
 
 from jaxgen.models import unet
 from jaxgen.models.layers import embedding, remat, resample
+from jaxgen.pretrained import layout
 from jaxgen.pretrained import unet as pretrained
 from jaxgen.pretrained.unet import QkvOrder
 
@@ -61,6 +62,11 @@ def _apply(net, params, cond, *, train=False, **kwargs):
   return net.apply({'params': params}, _x, _t, cond, train=train, **kwargs)
 
 
+def from_torch(made, tensors):
+  """The parameters of a layout's network from its state dict."""
+  return layout.pretrained(made, tensors, source='file').params
+
+
 class Original:
   """The tensors, inputs and outputs of a file, and the parameters made of it."""
 
@@ -69,7 +75,7 @@ class Original:
     with np.load(GOLDEN / f'{name}.npz') as arrays:
       self.arrays = dict(arrays)
     self.tensors = {name[3:]: array for name, array in self.arrays.items() if name.startswith('sd/')}
-    self.params = pretrained.from_torch(self.net, self.tensors, **self.options)
+    self.params = from_torch(pretrained.original(self.net, **self.options), self.tensors)
 
 
 @pytest.fixture(params=ORIGINALS, scope='module')
@@ -130,8 +136,8 @@ def test_weights_of_the_golden_files_are_perturbed(original):
 @pytest.mark.parametrize('order', QkvOrder)
 def test_round_trip_is_bit_exact(original, order):
   options = original.options | {'qkv_order': order}
-  params = pretrained.from_torch(original.net, original.tensors, **options)
-  back = pretrained.to_torch(original.net, params, **options)
+  made = pretrained.original(original.net, **options)
+  back = layout.tensors(made, from_torch(made, original.tensors))
   assert back.keys() == original.tensors.keys()
   for name, tensor in original.tensors.items():
     np.testing.assert_array_equal(back[name], tensor, err_msg=name)
@@ -142,7 +148,7 @@ def test_every_problem_is_listed_at_once():
   broken = dict(original.tensors, extra=np.zeros(3), **{'out.2.bias': np.zeros(6)})
   del broken['input_blocks.3.1.qkv.weight']
   with pytest.raises(ValueError) as error:
-    pretrained.from_torch(original.net, broken, **original.options)
+    from_torch(pretrained.original(original.net, **original.options), broken)
   message = str(error.value)
   assert 'missing: input_blocks.3.1.qkv.weight (192, 64, 1)' in message
   assert 'unexpected: extra (3,)' in message
@@ -154,7 +160,7 @@ def test_names_of_stable_diffusion():
   lines = {f'{name} {leaf.tensor_shape}' for leaf in leaves for name in leaf.names}
   assert len(lines) == 686  # tensors under model.diffusion_model. of v1-5-pruned-emaonly
   with pytest.raises(ValueError, match=r'which has 686 tensors: 686 missing: .*, .*, .*, .*, .* and 681 more'):
-    pretrained.from_torch(unet.stable_diffusion('1.5'), {}, channels=4, text_width=768)
+    from_torch(pretrained.original(unet.stable_diffusion('1.5'), channels=4, text_width=768), {})
   for wanted in (
     'input_blocks.1.1.transformer_blocks.0.attn2.to_k.weight (320, 768)',
     'input_blocks.3.0.op.weight (320, 320, 3, 3)',

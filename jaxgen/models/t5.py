@@ -14,6 +14,7 @@ Transfer Learning with a Unified Text-to-Text Transformer"; Shazeer 2020, "GLU V
 Activations may be bfloat16; the residual x, norms and softmax are float32 always. float16 overflows in Eq. 4's `out`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import flax.linen as nn
@@ -106,12 +107,10 @@ class Block(nn.Module):
   def __call__(
     self, x: Float[Array, 'b l d'], bias: Float[Array, '1 n l l'], mask: Bool[Array, 'b l'] | None
   ) -> tuple[Float[Array, 'b l d'], None]:
-    d = x.shape[-1]
-    # Differs from T5, which draws queries with (d head_size)^-0.5 apart from keys and values.
     out = _normal((self.heads * self.head_size) ** -0.5)
     attention = Attention(
-      self.heads, self.head_size, scale=1.0, qkv_bias=False, out_bias=False, qkv_init=_normal(d**-0.5), out_init=out,
-      dtype=self.dtype, name='attention',
+      self.heads, self.head_size, scale=1.0, qkv_bias=False, out_bias=False, qkv_init=_qkv_init(self.head_size),
+      out_init=out, dtype=self.dtype, name='attention',
     )  # fmt: skip
     x = x + attention(_norm(self.dtype, 'norm1')(x), mask=mask, bias=bias).astype(jnp.float32)
     x = x + Mlp(self.hidden, self.dtype, name='mlp')(_norm(self.dtype, 'norm2')(x)).astype(jnp.float32)
@@ -152,6 +151,17 @@ def relative_buckets(tokens: int, buckets: int, max_distance: int) -> np.ndarray
   growth = np.log(np.maximum(distance, 1).astype(np.float32) / exact) / np.log(max_distance / exact)
   far = np.minimum(exact + (growth * (half - exact)).astype(np.int32), half - 1)
   return np.where(offset > 0, half, 0) + np.where(distance < exact, distance, far).astype(np.int32)
+
+
+def _qkv_init(head_size: int) -> nn.initializers.Initializer:
+  """Normal of 1 / sqrt(inputs); queries are smaller by sqrt(head size), since logits are not scaled."""
+
+  def init(key: Array, shape: Sequence[int], dtype: Any) -> Array:
+    kernel = _normal(shape[0] ** -0.5)(key, shape, dtype)
+    queries = jnp.arange(shape[1]) < shape[1] // 3
+    return kernel * jnp.where(queries, head_size**-0.5, 1.0)[None]
+
+  return init
 
 
 def _norm(dtype: Any, name: str) -> nn.RMSNorm:

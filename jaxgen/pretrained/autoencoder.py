@@ -1,7 +1,5 @@
 """AutoencoderKL and VQModel from and to diffusers' folders, and from the original code's files.
 
-  load(folder) -> Autoencoder        save(folder, net, params, scaling)
-
 The scaling of latents (models/latents.py) is kept in config.json under diffusers' names: `scaling_factor` and
 `shift_factor` where it is one number, `latents_mean` and `latents_std` where it is one for each channel:
 
@@ -10,7 +8,7 @@ The scaling of latents (models/latents.py) is kept in config.json under diffuser
 
 import math
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -24,12 +22,13 @@ from jaxgen.models import vq
 from jaxgen.models.autoencoder import AutoencoderKL, autoencoder_kl
 from jaxgen.models.latents import Autoencoder, Scaling, unscaled
 from jaxgen.models.vq import VQModel, vq_model
-from jaxgen.pretrained import folder, safetensors_file, state_dict, torch_file
+from jaxgen.pretrained import folder, layout, safetensors_file, torch_file
+from jaxgen.pretrained.layout import Layout, Meta, Pretrained
 from jaxgen.pretrained.state_dict import (
-  Layout,
   Leaf,
   Leaves,
   Modules,
+  Order,
   Tensors,
   conv,
   conv_1x1,
@@ -65,12 +64,12 @@ class _Names(NamedTuple):
   norm_out: str
   norms: tuple[str, str, str]  # of a block, and of an attention
   skip: str
-  projections: tuple[tuple[str, str, str, str], Layout, Layout]  # of an attention: names, layouts
+  projections: tuple[tuple[str, str, str, str], Order, Order]  # of an attention: names, layouts
   levels_reversed: bool  # the decoder's levels are numbered from the smallest
 
 
-_to_heads_conv = Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0], 1, 1))
-_from_heads_conv = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1, 1))
+_to_heads_conv = Order((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0], 1, 1))
+_from_heads_conv = Order((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1, 1))
 _DIFFUSERS = _Names(
   down='down_blocks.{}.resnets.{}',
   up='up_blocks.{}.resnets.{}',
@@ -99,60 +98,64 @@ _ORIGINAL = _Names(
 _FORMER = {'query': 'to_q', 'key': 'to_k', 'value': 'to_v', 'proj_attn': 'to_out.0'}
 
 
-def load(
-  path: str | os.PathLike, *, put: Callable[[str, np.ndarray], Any] | None = None, dtype: Any = jnp.float32
-) -> Autoencoder:
-  """The autoencoder of a folder.
-
-  Args:
-    path: the folder, of an AutoencoderKL or a VQModel.
-    put: `(path in the tree, float32 array) -> what to put there`, such as an array sharded over a mesh.
-    dtype: of the network's activations.
+def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
+  """The layout of a folder of diffusers with this configuration.
 
   Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: it holds another model; every tensor that is missing, unexpected or misshapen is listed.
+    ValueError: jaxgen has no such network.
   """
-  config = folder.config(path, classes=CLASSES, entries=('block_out_channels', 'down_block_types'))
+  missing = [entry for entry in ('block_out_channels', 'down_block_types') if entry not in config]
+  if missing:
+    raise ValueError(f'the configuration of a {folder.class_of(config)} lacks {", ".join(missing)}')
   net = network(config, dtype=dtype)
-  hashed = folder.Hashed(current_names(folder.tensors(path)))
-  params = state_dict.to_flax(_leaves(net, _DIFFUSERS), hashed.tensors, network=f'{path}', put=folder.float32(put))
-  return Autoencoder(net, params, scaling(config, net.channels_of_latents), hashed.digest())
+  return Layout(
+    net, _leaves(net, _DIFFUSERS), config, own=current_names, scaling=scaling(config, net.channels_of_latents)
+  )
 
 
-def save(path: str | os.PathLike, net: Net, params: Params, scaling: Scaling, *, sample_size: int = 256) -> str:
-  """Writes a folder that `load` and diffusers read; returns the hash of the weights.
-
-  Args:
-    path: the folder.
-    net: the network.
-    params: of it.
-    scaling: of its latents.
-    sample_size: side of the images it was trained on.
+def write(net: Net, params: Params, meta: Meta) -> Layout:
+  """The layout of a network to be written as diffusers does, with `meta.scaling`.
 
   Raises:
     ValueError: diffusers has no such model: one with cosine codes or FSQ.
   """
-  tensors = state_dict.to_torch(_leaves(net, _DIFFUSERS), params)
-  folder.write(path, configuration(net, scaling, sample_size=sample_size), tensors)
-  return folder.Hashed(tensors).digest()
+  del params
+  scaled = meta.scaling or unscaled(net.channels_of_latents)
+  config = dict(meta.config) | configuration(net, scaled, sample_size=meta.config.get('sample_size', 256))
+  return Layout(net, _leaves(net, _DIFFUSERS), config, scaling=scaled)
 
 
-def from_original(net: Net, tensors: Tensors) -> Params:
-  """Flax parameters from the state dict of the original code of VQGAN, latent diffusion and Stable Diffusion.
+def load(path: str | os.PathLike, *, put: layout.Put | None = None, dtype: Any = jnp.float32) -> Autoencoder:
+  """The autoencoder of a folder; arguments and errors as of `published.load`."""
+  made = read(folder.config(path, classes=CLASSES), dtype=dtype)
+  return as_autoencoder(layout.load(made, path, put=put))
 
-  Args:
-    net: the network the weights are for.
-    tensors: the state dict; in a checkpoint of Stable Diffusion, what is under `first_stage_model.`. The
-      discriminator's and LPIPS's (`loss.`), and a training schedule's, are left out.
+
+def as_autoencoder(it: Pretrained) -> Autoencoder:
+  """A loaded autoencoder as what makes latents."""
+  if not isinstance(it.net, Net):
+    raise ValueError(f'{type(it.net).__name__} is no autoencoder; wanted AutoencoderKL or VQModel')
+  return Autoencoder(it.net, it.params, it.meta.scaling or unscaled(it.net.channels_of_latents), it.meta.hash)
+
+
+def save(path: str | os.PathLike, net: Net, params: Params, scaling: Scaling, *, sample_size: int = 256) -> str:
+  """Writes a folder that `load` and diffusers read; returns the hash of the weights."""
+  return layout.save(write(net, params, Meta({'sample_size': sample_size}, scaling=scaling)), path, params)
+
+
+def original(net: Net) -> Layout:
+  """The layout of the files of the original code of VQGAN, latent diffusion and Stable Diffusion.
+
+  In a checkpoint of a latent diffusion the autoencoder's tensors are under `first_stage_model.`; the discriminator's
+  and LPIPS's (`loss.`), and averages, are left out.
   """
-  own = {name: tensor for name, tensor in tensors.items() if not name.startswith(('loss.', 'model_ema.'))}
-  return state_dict.to_flax(_leaves(net, _ORIGINAL), own, network='autoencoder', put=folder.float32(None))
 
+  def own(tensors: Tensors) -> Tensors:
+    if any(name.startswith(_WITHIN) for name in tensors):
+      tensors = {name.removeprefix(_WITHIN): array for name, array in tensors.items() if name.startswith(_WITHIN)}
+    return {name: tensor for name, tensor in tensors.items() if not name.startswith(('loss.', 'model_ema.'))}
 
-def to_original(net: Net, params: Params) -> dict[str, np.ndarray]:
-  """The inverse of `from_original`."""
-  return state_dict.to_torch(_leaves(net, _ORIGINAL), params)
+  return Layout(net, _leaves(net, _ORIGINAL), {}, own=own)
 
 
 def convert(file: str | os.PathLike, path: str | os.PathLike, name: str, *, part: str | None = None) -> None:
@@ -173,9 +176,8 @@ def convert(file: str | os.PathLike, path: str | os.PathLike, name: str, *, part
   tensors: Tensors = safetensors_file.lazily(file) if plain else torch_file.state_dict(file, part=part)
   if any(name.startswith(_WITHIN) for name in tensors):
     scale = np.asarray(tensors.get('scale_factor', scale), np.float32).item()
-    tensors = {name.removeprefix(_WITHIN): tensor for name, tensor in tensors.items() if name.startswith(_WITHIN)}
   each = Scaling(*(np.full(net.channels_of_latents, value, np.float32) for value in (shift, scale)))
-  save(path, net, from_original(net, tensors), each)
+  save(path, net, layout.pretrained(original(net), tensors, source=os.fspath(file)).params, each)
 
 
 def published(name: str) -> Net:

@@ -1,20 +1,17 @@
 """UNet2DModel and UNet2DConditionModel from and to diffusers' folders: the U-Nets of models/unet.py under their names.
 
-  load(folder) -> Loaded(net, params)        save(folder, net, params)
-
 What differs from the original code (unet.py) is the names, and that queries, keys and values are three tensors.
 """
 
-import os
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
 from jaxgen.models.unet import Stage, Style, UNet, decoder, encoder, middle
 from jaxgen.pretrained import folder, state_dict
+from jaxgen.pretrained.layout import Layout, Meta
 from jaxgen.pretrained.state_dict import (
   Leaf,
   Leaves,
@@ -56,60 +53,33 @@ _BLOCK: Modules = {
 }
 
 
-class Loaded(NamedTuple):
-  """A U-Net of a folder.
-
-  Attributes:
-    net: the network.
-    params: of it.
-    linear_projection: a transformer's first and last layers are linear layers in the folder, not convolutions.
-  """
-
-  net: UNet
-  params: Params
-  linear_projection: bool
-
-
-def load(
-  path: str | os.PathLike, *, put: Callable[[str, np.ndarray], Any] | None = None, dtype: Any = jnp.float32
-) -> Loaded:
-  """The U-Net of a folder.
-
-  Args:
-    path: the folder.
-    put: `(path in the tree, float32 array) -> what to put there`, such as an array sharded over a mesh.
-    dtype: of the network's activations.
+def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
+  """The layout of a folder of diffusers with this configuration.
 
   Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: it holds another model; every tensor that is missing, unexpected or misshapen is listed.
+    ValueError: jaxgen has no such network.
   """
-  config = folder.config(path, classes=CLASSES, entries=('block_out_channels', 'down_block_types'))
-  net = network(config, dtype=dtype)
-  projection = bool(config.get('use_linear_projection'))
-  leaves = _leaves(net, config.get('in_channels', 3), _text_width(config), projection)
-  params = state_dict.to_flax(leaves, folder.tensors(path), network=f'{path}', put=folder.float32(put))
-  return Loaded(net, params, projection)
+  missing = [entry for entry in ('block_out_channels', 'down_block_types') if entry not in config]
+  if missing:
+    raise ValueError(f'the configuration of a {folder.class_of(config)} lacks {", ".join(missing)}')
+  return _layout(network(config, dtype=dtype), config)
 
 
-def save(
-  path: str | os.PathLike, net: UNet, params: Params, *, sample_size: int = 32, linear_projection: bool = False
-) -> None:
-  """Writes a folder that `load` and diffusers read.
+def write(net: UNet, params: Params, meta: Meta) -> Layout:
+  """The layout of a network to be written as diffusers does.
 
-  Args:
-    path: the folder.
-    net: the network.
-    params: of it.
-    sample_size: side of its images.
-    linear_projection: as `Loaded` has it.
+  `meta.config` may have the side of its images, `sample_size`, and `use_linear_projection`: a transformer's first and
+  last layers are linear layers in the folder, not convolutions.
 
   Raises:
     ValueError: diffusers has no such network.
   """
-  config = configuration(net, params, sample_size=sample_size, linear_projection=linear_projection)
-  leaves = _leaves(net, config['in_channels'], _text_width(config), linear_projection)
-  folder.write(path, config, state_dict.to_torch(leaves, params))
+  return _layout(net, {'sample_size': 32} | dict(meta.config) | configuration(net, params, meta.config))
+
+
+def _layout(net: UNet, config: folder.Config) -> Layout:
+  channels, projection = config.get('in_channels', 3), bool(config.get('use_linear_projection'))
+  return Layout(net, _leaves(net, channels, _text_width(config), projection), config)
 
 
 def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
@@ -165,8 +135,8 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
   )
 
 
-def configuration(net: UNet, params: Params, *, sample_size: int, linear_projection: bool = False) -> folder.Config:
-  """The inverse of `network`; channels and the text's width are those of the parameters."""
+def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.Config:
+  """The inverse of `network`; channels and the text's width are those of the parameters; `more` is as in `Meta`."""
   style, text = net.style, bool(net.transformer)
   channels, features = params['conv_in']['kernel'].shape[2], [int(m * net.width) for m in net.multipliers]
   times = {make: flags for flags, make in _TIMES.items()}[style.time_features]
@@ -176,7 +146,6 @@ def configuration(net: UNet, params: Params, *, sample_size: int, linear_project
   attends = tuple(level in net.attention for level in range(len(features)))
   config = {
     **_block_types(attends, text=text, resnet=style.resize_in_blocks),
-    'sample_size': sample_size,
     'in_channels': channels,
     'out_channels': channels * (1 + net.learn_sigma),
     'block_out_channels': features,
@@ -198,7 +167,7 @@ def configuration(net: UNet, params: Params, *, sample_size: int, linear_project
       'attention_head_dim': heads if net.head_size else net.heads,  # diffusers' name for their number
       'transformer_layers_per_block': net.transformer,
       'cross_attention_dim': _cross_width(params),
-      'use_linear_projection': linear_projection,
+      'use_linear_projection': bool(more.get('use_linear_projection')),
     }
   sizes = {
     size // number for size, number, attend in zip(features, heads, (*attends[:-1], True), strict=True) if attend
@@ -290,7 +259,7 @@ def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
   return Leaf(names, shape, to_heads.order, (shape[2] * shape[3], shape[0]), apart=(1,))
 
 
-def _modules(net: UNet, projection: state_dict.Layout) -> Modules:
+def _modules(net: UNet, projection: state_dict.Order) -> Modules:
   attention: Modules = {'norm': ('group_norm', table), 'qkv': ('', to_heads), 'out': ('to_out.0', from_heads)}
   if net.transformer:
     attention = {'norm': ('norm', table), 'in': ('proj_in', projection), 'out': ('proj_out', projection)}

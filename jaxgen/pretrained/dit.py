@@ -1,137 +1,170 @@
-"""DiT weights of the original PyTorch code (`DiT-XL-2-256x256.pt`) to a Flax tree and back, bit for bit.
+"""DiT from and to diffusers' folders, and the original PyTorch code's files (`DiT-XL-2-256x256.pt`), bit for bit.
 
-A tensor is the Flax leaf seen with the axes `view`, in the order `order`: a linear layer is transposed, a
-convolution over patches is a matrix over (row, column, channel), heads are an axis of their own. The blocks
-of the file, one module each, are one stack here.
+  original     one embedding of time and label; queries, keys and values are one tensor; the fixed positions are kept
+  diffusers    equal embeddings in each block; three tensors; no positions
+
+diffusers' own forward pass differs: its sinusoid of time ends at 10000^-1, the original's, with which the published
+weights were trained, one frequency short of it; here it is the original's.
 """
 
-import math
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
-from flax import traverse_util
 
 from jaxgen.models.dit import DiT
 from jaxgen.models.layers.embedding import sincos_2d
-from jaxgen.pretrained.state_dict import Shape, check
+from jaxgen.pretrained import folder
+from jaxgen.pretrained.layout import Layout, Meta
+from jaxgen.pretrained.state_dict import (
+  Leaf,
+  Module,
+  Shape,
+  flat_shapes,
+  from_heads,
+  kernel,
+  linear,
+  stack_leaf,
+  table,
+  to_heads,
+  to_qkv,
+  vector,
+)
 from jaxgen.typing import Params
 
+CLASSES = ('DiTTransformer2DModel', 'Transformer2DModel')
+POSITIONS = 'pos_embed'
 _LATER = ('interval', 'qk_norm', 'rms_norm', 'swiglu', 'rope', 'registers', 'bottleneck')  # fields of DiT
-POSITIONS = 'pos_embed'  # fixed, so it is in the file and not among the parameters
 
-
-class _Layout(NamedTuple):
-  view: Callable[[Shape, int], Shape]  # (shape of the leaf, side of a patch) -> its axes
-  order: Shape  # of the view's axes in the tensor
-
-
-_vector = _Layout(lambda shape, patch: (math.prod(shape),), (0,))
-_table = _Layout(lambda shape, patch: shape, (0, 1))
-_linear = _Layout(lambda shape, patch: (shape[0], math.prod(shape[1:])), (1, 0))
-_merge = _Layout(lambda shape, patch: (math.prod(shape[:-1]), shape[-1]), (1, 0))  # from heads to a width
-_patches = _Layout(lambda shape, patch: (patch, patch, shape[0] // patch**2, shape[1]), (3, 2, 0, 1))
-
-# Flax module -> (PyTorch module, layout of its kernel); `{}` is the number of the block.
-_MODULES = {
-  'patch_embed': ('x_embedder.proj', _patches),
-  'time_embed/in': ('t_embedder.mlp.0', _linear),
-  'time_embed/out': ('t_embedder.mlp.2', _linear),
-  'label_embed/table': ('y_embedder.embedding_table', _table),
-  'blocks/modulation': ('blocks.{}.adaLN_modulation.1', _linear),
-  'blocks/attention/qkv': ('blocks.{}.attn.qkv', _linear),
-  'blocks/attention/out': ('blocks.{}.attn.proj', _merge),
-  'blocks/mlp/in': ('blocks.{}.mlp.fc1', _linear),
-  'blocks/mlp/out': ('blocks.{}.mlp.fc2', _linear),
-  'final/modulation': ('final_layer.adaLN_modulation.1', _linear),
-  'final/linear': ('final_layer.linear', _linear),
+_ORIGINAL = {
+  'modulation': Module(('adaLN_modulation.1',), to_heads),
+  'attention/qkv': Module(('attn.qkv',), to_qkv),
+  'attention/out': Module(('attn.proj',), from_heads),
+  'mlp/in': Module(('mlp.fc1',), linear),
+  'mlp/out': Module(('mlp.fc2',), linear),
+}
+_DIFFUSERS = {
+  'modulation': Module(('norm1.linear',), to_heads),
+  'attention/qkv': Module(('attn1.to_q', 'attn1.to_k', 'attn1.to_v'), to_heads),
+  'attention/out': Module(('attn1.to_out.0',), from_heads),
+  'mlp/in': Module(('ff.net.0.proj',), linear),
+  'mlp/out': Module(('ff.net.2',), linear),
+}
+# Module here -> (original, diffusers, layout); a name with `{}` is of a copy in each block.
+_EMBEDDING = 'transformer_blocks.{}.norm1.emb'
+_ENDS = {
+  'patch_embed': ('x_embedder.proj', 'pos_embed.proj', None),
+  'time_embed/in': ('t_embedder.mlp.0', f'{_EMBEDDING}.timestep_embedder.linear_1', linear),
+  'time_embed/out': ('t_embedder.mlp.2', f'{_EMBEDDING}.timestep_embedder.linear_2', linear),
+  'label_embed/table': ('y_embedder.embedding_table', f'{_EMBEDDING}.class_embedder.embedding_table', table),
+  'final/modulation': ('final_layer.adaLN_modulation.1', 'proj_out_1', to_heads),
+  'final/linear': ('final_layer.linear', 'proj_out_2', linear),
 }
 
 
-class _Leaf(NamedTuple):
-  """Where one Flax parameter is found: `names`, one for each block, or a single one."""
-
-  names: list[str]
-  stacked: bool
-  shape: Shape  # in Flax, of one block
-  view: Shape
-  order: Shape
-
-  @property
-  def tensor_shape(self) -> Shape:
-    return tuple(self.view[axis] for axis in self.order)
-
-  def to_flax(self, tensor: np.ndarray) -> np.ndarray:
-    return tensor.transpose(np.argsort(self.order)).reshape(self.shape)
-
-  def to_torch(self, leaf: np.ndarray) -> np.ndarray:
-    return leaf.reshape(self.view).transpose(self.order)
-
-
-def from_torch(net: DiT, tensors: Mapping[str, np.ndarray], *, image_shape: tuple[int, int, int]) -> Params:
-  """Flax parameters of `net` from a state dict.
-
-  Args:
-    net: the network the weights are for.
-    tensors: the state dict as NumPy arrays.
-    image_shape: (height, width, channels) of the images the weights were trained on.
+def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
+  """The layout of a folder of diffusers with this configuration.
 
   Raises:
-    ValueError: a list of all tensors that are missing, unexpected or of another shape; or other positions.
+    ValueError: jaxgen has no such network.
   """
-  leaves = _leaves(net, image_shape)
-  check(tensors, tensor_shapes(net, image_shape), network='DiT')
-  if not np.allclose(tensors[POSITIONS], positions(net, image_shape), atol=1e-5):
-    raise ValueError(f'{POSITIONS} is not the fixed sin-cos table, which is all that DiT here computes')
-  flat = {}
-  for path, leaf in leaves.items():
-    parts = [leaf.to_flax(np.asarray(tensors[name])) for name in leaf.names]
-    flat[path] = np.stack(parts) if leaf.stacked else parts[0]
-  return traverse_util.unflatten_dict(flat, sep='/')
+  channels, heads = config.get('in_channels', 4), config.get('num_attention_heads', 16)
+  doubled = config.get('out_channels') == 2 * channels
+  folder.expect(
+    config,
+    {
+      'out_channels': 2 * channels if doubled else config.get('out_channels') and channels,
+      'attention_bias': True,
+      'activation_fn': 'gelu-approximate',
+      'norm_type': 'ada_norm_zero',
+      'norm_elementwise_affine': False,
+    },
+  )
+  net = DiT(
+    patch=config.get('patch_size', 2),
+    depth=config.get('num_layers', 28),
+    width=heads * config.get('attention_head_dim', 72),
+    heads=heads,
+    num_classes=config.get('num_embeds_ada_norm', 1000),
+    learn_sigma=doubled,
+    dtype=dtype,
+  )
+  return Layout(net, _leaves(net, channels, diffusers=True), config)
 
 
-def to_torch(net: DiT, params: Params, *, image_shape: tuple[int, int, int]) -> dict[str, np.ndarray]:
-  """The state dict that the original PyTorch code loads; the inverse of `from_torch`."""
-  flat = traverse_util.flatten_dict(params, sep='/')
-  tensors = {POSITIONS: positions(net, image_shape)}
-  for path, leaf in _leaves(net, image_shape).items():
-    parts = np.asarray(flat[path]) if leaf.stacked else np.asarray(flat[path])[None]
-    for name, part in zip(leaf.names, parts, strict=True):
-      tensors[name] = np.ascontiguousarray(leaf.to_torch(part))
-  return tensors
+def write(net: DiT, params: Params, meta: Meta) -> Layout:
+  """The layout of a network to be written as diffusers does; `meta.config` has the side of its images, `sample_size`.
+
+  Raises:
+    ValueError: diffusers has no such network, or the side is not known.
+  """
+  channels = params['patch_embed']['kernel'].shape[0] // net.patch**2
+  if not net.num_classes:
+    raise ValueError("diffusers' DiT has classes; this one has none")
+  if 'sample_size' not in meta.config:
+    raise ValueError("diffusers' DiT is of square images of one size; give meta.config['sample_size']")
+  config = dict(meta.config) | {
+    '_class_name': 'DiTTransformer2DModel',
+    'num_attention_heads': net.heads,
+    'attention_head_dim': net.width // net.heads,
+    'in_channels': channels,
+    'out_channels': channels * (1 + net.learn_sigma),
+    'num_layers': net.depth,
+    'patch_size': net.patch,
+    'num_embeds_ada_norm': net.num_classes,
+    'activation_fn': 'gelu-approximate',
+    'attention_bias': True,
+    'norm_type': 'ada_norm_zero',
+    'norm_elementwise_affine': False,
+    'dropout': 0.0,
+    'norm_num_groups': 32,
+    'upcast_attention': False,
+  }
+  return Layout(net, _leaves(net, channels, diffusers=True), config)
 
 
-def tensor_shapes(net: DiT, image_shape: tuple[int, int, int]) -> dict[str, Shape]:
-  """Of the original code's state dict, by name."""
-  shapes = {name: leaf.tensor_shape for leaf in _leaves(net, image_shape).values() for name in leaf.names}
-  return shapes | {POSITIONS: positions(net, image_shape).shape}
+def original(net: DiT, *, image_shape: tuple[int, int, int]) -> Layout:
+  """The layout of the original code's file.
+
+  Args:
+    net: the network.
+    image_shape: (height, width, channels) of the images that it is trained on, which the fixed positions are of.
+
+  Raises:
+    ValueError: the original code has no such network.
+  """
+  height, width, channels = image_shape
+  positions = sincos_2d(height // net.patch, width // net.patch, net.width)[None]
+  return Layout(net, _leaves(net, channels, diffusers=False), {}, fixed={POSITIONS: positions})
 
 
-def _leaves(net: DiT, image_shape: tuple[int, int, int]) -> dict[str, _Leaf]:
+def _leaves(net: DiT, channels: int, *, diffusers: bool) -> dict[str, Leaf]:
   later = [name for name in _LATER if getattr(net, name)]
   if later:
     raise ValueError(f'the published DiT has none of {later}; leave them off to exchange weights with it')
-  image, t = jnp.zeros((1, *image_shape)), jnp.zeros(1)
-  label = {'label': jnp.zeros(1, jnp.int32)}
-  shapes = jax.eval_shape(lambda key: net.init(key, image, t, label)['params'], jax.random.key(0))
-  flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
-  return {path: _leaf(path, leaf.shape, net) for path, leaf in flat.items()}
+  image = jnp.zeros((1, net.patch, net.patch, channels))
+  shapes = flat_shapes(net.init, image, jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)})
+  blocks, modules = ('transformer_blocks.{}', _DIFFUSERS) if diffusers else ('blocks.{}', _ORIGINAL)
+  leaves = {}
+  for path, shape in shapes.items():
+    if path.startswith('blocks/'):
+      leaves[path] = stack_leaf(path.removeprefix('blocks/'), shape, blocks=blocks, modules=modules)
+    else:
+      leaves[path] = _end(path, shape, net, diffusers)
+  return leaves
 
 
-def _leaf(path: str, shape: Shape, net: DiT) -> _Leaf:
+def _end(path: str, shape: Shape, net: DiT, diffusers: bool) -> Leaf:
   module, _, parameter = path.rpartition('/')
-  name, layout = _MODULES[module]
-  layout = _vector if parameter == 'bias' else layout
-  name += '.bias' if parameter == 'bias' else '.weight'
-  stacked = '{}' in name
-  names = [name.format(i) for i in range(net.depth)] if stacked else [name]
-  shape = shape[1:] if stacked else shape
-  return _Leaf(names, stacked, shape, layout.view(shape, net.patch), layout.order)
-
-
-def positions(net: DiT, image_shape: tuple[int, int, int]) -> np.ndarray:
-  """The fixed table of positions, as the file has it."""
-  height, width, _ = image_shape
-  return sincos_2d(height // net.patch, width // net.patch, net.width)[None]
+  in_original, in_diffusers, of = _ENDS[module]
+  name = f'{in_diffusers if diffusers else in_original}.{"bias" if parameter == "bias" else "weight"}'
+  if parameter == 'bias':
+    leaf = vector(name, shape)
+  elif of is None:  # a convolution over patches is a matrix over (row, column, channel)
+    view = (net.patch, net.patch, shape[0] // net.patch**2, shape[1])
+    order = (3, 2, 0, 1)
+    leaf = Leaf((name,), shape, order, tuple(view[axis] for axis in order), view=view)
+  else:
+    leaf = kernel(name, shape, of)
+  if '{}' in name:
+    return leaf._replace(names=tuple(name.format(i) for i in range(net.depth)), copies=True)
+  return leaf

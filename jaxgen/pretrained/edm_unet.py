@@ -20,13 +20,14 @@ import numpy as np
 from jaxgen.models import edm_unet
 from jaxgen.models.edm_unet import EDMUNet, ddpmpp, ncsnpp
 from jaxgen.models.unet import UNet, adm
-from jaxgen.pretrained import arrays, folder, state_dict
+from jaxgen.pretrained import arrays, folder, layout, state_dict
 from jaxgen.pretrained import unet as pretrained_unet
+from jaxgen.pretrained.layout import Layout
 from jaxgen.pretrained.state_dict import (
-  Layout,
   Leaf,
   Leaves,
   Modules,
+  Order,
   Shape,
   conv,
   conv_1x1,
@@ -36,10 +37,9 @@ from jaxgen.pretrained.state_dict import (
   table,
   to_heads,
 )
-from jaxgen.typing import Params
 
 Net = EDMUNet | UNet
-_CLASS = 'EDMUNet'
+CLASSES = ('EDMUNet',)
 _WRAPPED = 'model.'  # before each name in the state dict of EDM's preconditioned networks
 _FREQUENCIES = 'map_noise.freqs'
 _FILTER = 'resample_filter'
@@ -73,8 +73,8 @@ PUBLISHED = {
   'edm-imagenet-64x64-cond-adm': Published(adm(64).clone(learn_sigma=False), 64),
 }
 
-_to_features = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1, 1))  # heads, size of a head, out
-_split = Layout((2, 3, 1, 0), lambda shape: (shape[1] * shape[2] * shape[3], shape[0], 1, 1))  # in, 3, heads, size
+_to_features = Order((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1, 1))  # heads, size of a head, out
+_split = Order((2, 3, 1, 0), lambda shape: (shape[1] * shape[2] * shape[3], shape[0], 1, 1))  # in, 3, heads, size
 
 # Module here -> (module there, layout of its kernel), within a block and its attention.
 _BLOCK: Modules = {
@@ -116,22 +116,22 @@ def convert(file: str | os.PathLike, path: str | os.PathLike, name: str) -> None
   tensors = arrays.read(file)
   if all(key.startswith(_WRAPPED) for key in tensors):
     tensors = {key.removeprefix(_WRAPPED): array for key, array in tensors.items()}
-  net = with_frequencies(net, tensors)
-  params = from_torch(net, tensors, resolution=resolution)
-  folder.write(path, {'_class_name': _CLASS, 'network': name}, to_torch(net, params, resolution=resolution))
+  made = original(with_frequencies(net, tensors), resolution=resolution)
+  made = made._replace(config={'_class_name': CLASSES[0], 'network': name})
+  if (frequencies := made.fixed.get(_FREQUENCIES)) is not None:
+    made.config['frequencies'] = frequencies.tolist()
+  layout.save(made, path, layout.pretrained(made, tensors, source=os.fspath(file)).params)
 
 
-def load(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> tuple[Net, Params]:
-  """The network and its parameters, float32, of a folder that `convert` wrote; `dtype` is of activations.
-
-  Raises:
-    FileNotFoundError: there is no such folder.
-    ValueError: it holds another model.
-  """
-  net, resolution = published(folder.config(path, classes=(_CLASS,))['network'])
-  tensors = folder.tensors(path)
-  net = with_frequencies(net.clone(dtype=dtype), tensors)
-  return net, from_torch(net, tensors, resolution=resolution)
+def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
+  """The layout of a folder that `convert` wrote."""
+  net, resolution = published(config.get('network', ''))
+  net = net.clone(dtype=dtype)
+  if 'frequencies' in config:
+    net = net.clone(frequencies=tuple(config['frequencies']))
+  elif isinstance(net, EDMUNet) and net.smooth:
+    raise ValueError(f'the configuration of {config["network"]} lacks frequencies; `jaxgen weights convert` it again')
+  return original(net, resolution=resolution)._replace(config=config)
 
 
 def with_frequencies(net: Net, tensors: state_dict.Tensors) -> Net:
@@ -141,35 +141,15 @@ def with_frequencies(net: Net, tensors: state_dict.Tensors) -> Net:
   return net.clone(frequencies=tuple(np.asarray(tensors[_FREQUENCIES]).tolist()))
 
 
-def from_torch(net: Net, tensors: state_dict.Tensors, *, resolution: int, channels: int = 3) -> Params:
-  """Flax parameters of `net` from a state dict.
+def original(net: Net, *, resolution: int, channels: int = 3) -> Layout:
+  """The layout of the state dict of EDM's network (not of the preconditioned one, whose names start with `model.`).
 
   Args:
-    net: the network the weights are for; NCSN++ has their frequencies, of `with_frequencies`.
-    tensors: the state dict of EDM's network (not of the preconditioned one, whose names start with `model.`).
-    resolution: side of the images the weights were trained on, which is part of the tensors' names.
+    net: the network; NCSN++ has the frequencies of its weights, of `with_frequencies`.
+    resolution: side of the images it was trained on, which is part of the tensors' names.
     channels: of these images.
-
-  Raises:
-    ValueError: a list of all tensors that are missing, unexpected or of another shape; or other filters or frequencies.
   """
-  fixed = _fixed(net, resolution)
-  for name, wanted in fixed.items():
-    if name not in tensors and name != _FREQUENCIES:
-      continue  # a filter that was not saved
-    found = np.asarray(tensors.get(name, ()))
-    if found.shape != wanted.shape or not np.allclose(found, wanted, rtol=0, atol=1e-6):
-      raise ValueError(
-        f"{name} is not the network's own: the frequencies of NCSN++ come with its weights, by with_frequencies; "
-        'the filters are [1, 3, 3, 1] of NCSN++ and [1, 1] of the others'
-      )
-  own = {name: tensor for name, tensor in tensors.items() if name not in fixed}
-  return state_dict.to_flax(_leaves(net, resolution, channels), own, network='EDM network', put=folder.float32(None))
-
-
-def to_torch(net: Net, params: Params, *, resolution: int, channels: int = 3) -> dict[str, np.ndarray]:
-  """The state dict that EDM's code loads; the inverse of `from_torch`."""
-  return state_dict.to_torch(_leaves(net, resolution, channels), params) | _fixed(net, resolution)
+  return Layout(net, _leaves(net, resolution, channels), {}, fixed=_fixed(net, resolution))
 
 
 def _fixed(net: Net, resolution: int) -> dict[str, np.ndarray]:

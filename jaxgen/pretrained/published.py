@@ -12,10 +12,25 @@ import flax.linen as nn
 import jax.numpy as jnp
 from etils import epath
 
+from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.bert import Bert
 from jaxgen.models.clip import CLIP, CLIPText, CLIPVision
+from jaxgen.models.dit import DiT
 from jaxgen.models.t5 import T5Encoder
-from jaxgen.pretrained import bert, clip, folder, layout, safetensors_file, t5
+from jaxgen.models.unet import UNet
+from jaxgen.models.vq import VQModel
+from jaxgen.pretrained import (
+  autoencoder,
+  bert,
+  clip,
+  diffusers_unet,
+  dit,
+  edm_unet,
+  folder,
+  layout,
+  safetensors_file,
+  t5,
+)
 from jaxgen.pretrained.layout import Layout, Meta, Pretrained, Put
 from jaxgen.typing import Params
 
@@ -24,6 +39,10 @@ READERS: dict[str, Callable[..., Layout]] = {
   **dict.fromkeys(clip.CLASSES, clip.read),
   **dict.fromkeys(t5.CLASSES, t5.read),
   **dict.fromkeys(bert.CLASSES, bert.read),
+  **dict.fromkeys(autoencoder.CLASSES, autoencoder.read),
+  **dict.fromkeys(diffusers_unet.CLASSES, diffusers_unet.read),
+  **dict.fromkeys(dit.CLASSES, dit.read),
+  **dict.fromkeys(edm_unet.CLASSES, edm_unet.read),
 }
 WRITERS: dict[type[nn.Module], Callable[[Any, Params, Meta], Layout]] = {
   CLIPText: clip.write,
@@ -31,6 +50,10 @@ WRITERS: dict[type[nn.Module], Callable[[Any, Params, Meta], Layout]] = {
   CLIP: clip.write,
   T5Encoder: t5.write,
   Bert: bert.write,
+  AutoencoderKL: autoencoder.write,
+  VQModel: autoencoder.write,
+  UNet: diffusers_unet.write,
+  DiT: dit.write,
 }
 
 

@@ -22,7 +22,7 @@ Shape = tuple[int, ...]
 Tensors = Mapping[str, Any]  # arrays, or what has a shape and becomes an array when it is asked to
 
 
-class Layout(NamedTuple):
+class Order(NamedTuple):
   """Of a kernel: its axes as the tensor orders them, and the tensor's shape from the kernel's."""
 
   order: Shape
@@ -30,14 +30,14 @@ class Layout(NamedTuple):
 
 
 # What a PyTorch module's weight looks like, for a kernel of the shape in the comment.
-table = Layout((0, 1), lambda shape: shape)  # rows, features
-linear = Layout((1, 0), lambda shape: shape[::-1])  # in, out
-to_heads = Layout((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))  # in, heads, out of a head
-from_heads = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1]))  # heads, in of a head, out
-to_qkv = Layout((1, 2, 3, 0), lambda shape: (shape[1] * shape[2] * shape[3], shape[0]))  # in, 3, heads, out of a head
-conv = Layout((3, 2, 0, 1), lambda shape: (shape[3], shape[2], *shape[:2]))  # rows, columns, in, out
-conv_1x1 = Layout((1, 0), lambda shape: (*shape[::-1], 1, 1))  # in, out
-Modules = dict[str, tuple[str, Layout]]  # Flax module -> (PyTorch module, layout of its kernel)
+table = Order((0, 1), lambda shape: shape)  # rows, features
+linear = Order((1, 0), lambda shape: shape[::-1])  # in, out
+to_heads = Order((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))  # in, heads, out of a head
+from_heads = Order((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1]))  # heads, in of a head, out
+to_qkv = Order((1, 2, 3, 0), lambda shape: (shape[1] * shape[2] * shape[3], shape[0]))  # in, 3, heads, out of a head
+conv = Order((3, 2, 0, 1), lambda shape: (shape[3], shape[2], *shape[:2]))  # rows, columns, in, out
+conv_1x1 = Order((1, 0), lambda shape: (*shape[::-1], 1, 1))  # in, out
+Modules = dict[str, tuple[str, Order]]  # Flax module -> (PyTorch module, layout of its kernel)
 
 
 class Leaf(NamedTuple):
@@ -49,6 +49,8 @@ class Leaf(NamedTuple):
     order: of the axes of a part (the leaf without the axes `apart`) in its tensor.
     tensor_shape: of one tensor.
     apart: the axes along which the parts lie.
+    view: axes that a part is seen with, where they are not its own; `order` is of these.
+    copies: the tensors are all the whole leaf; on reading they must be equal.
   """
 
   names: tuple[str, ...]
@@ -56,6 +58,8 @@ class Leaf(NamedTuple):
   order: Shape
   tensor_shape: Shape
   apart: Shape = ()
+  view: Shape = ()
+  copies: bool = False
 
   @property
   def part_shape(self) -> Shape:
@@ -63,7 +67,11 @@ class Leaf(NamedTuple):
 
   def to_flax(self, tensors: Tensors) -> np.ndarray:
     if not self.apart:
-      return self._part(tensors[self.names[0]])
+      first = np.asarray(tensors[self.names[0]])
+      for name in self.names[1:]:
+        if not np.array_equal(first, np.asarray(tensors[name])):
+          raise ValueError(f'{name} is not equal to {self.names[0]}; the network here has one for both')
+      return self._part(first)
     part = self._part(tensors[self.names[0]])
     whole = np.empty(self.shape, part.dtype)
     parts = np.moveaxis(whole, self.apart, range(len(self.apart)))  # the same memory
@@ -75,18 +83,22 @@ class Leaf(NamedTuple):
 
   def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
     parts = np.moveaxis(leaf, self.apart, range(len(self.apart))).reshape(-1, *self.part_shape)
-    turned = [part.transpose(self.order).reshape(self.tensor_shape) for part in parts]
+    view = self.view or self.part_shape
+    turned = [part.reshape(view).transpose(self.order).reshape(self.tensor_shape) for part in parts]
+    if self.copies:
+      turned *= len(self.names)
     return {name: np.array(part, order='C') for name, part in zip(self.names, turned, strict=True)}
 
   def _part(self, tensor: Any) -> np.ndarray:
-    shape = self.part_shape
-    return np.asarray(tensor).reshape([shape[axis] for axis in self.order]).transpose(np.argsort(self.order))
+    view = self.view or self.part_shape
+    turned = np.asarray(tensor).reshape([view[axis] for axis in self.order]).transpose(np.argsort(self.order))
+    return turned.reshape(self.part_shape)
 
 
 Leaves = Mapping[str, Leaf]
 
 
-def kernel(name: str, shape: Shape, layout: Layout) -> Leaf:
+def kernel(name: str, shape: Shape, layout: Order) -> Leaf:
   """A module's weight."""
   return Leaf((name,), shape, layout.order, layout.tensor_shape(shape))
 
@@ -115,7 +127,7 @@ class Module(NamedTuple):
   """
 
   names: tuple[str, ...]
-  layout: Layout
+  layout: Order
 
 
 def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Module]) -> Leaf:

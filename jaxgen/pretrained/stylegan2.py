@@ -7,7 +7,6 @@ among the tensors have to be the [1, 3, 3, 1] that the networks here compute wit
 """
 
 import re
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -17,7 +16,7 @@ from flax import traverse_util
 
 from jaxgen.models.layers.styles import StyleGenerator
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, Synthesis, sizes
-from jaxgen.pretrained import state_dict
+from jaxgen.pretrained.layout import Layout
 from jaxgen.pretrained.state_dict import Leaf, Leaves, Shape
 
 _FILTER = np.outer((1, 3, 3, 1), (1, 3, 3, 1)).astype(np.float32) / 64
@@ -43,52 +42,27 @@ _DISCRIMINATOR = (
 )
 
 
-def generator_from_torch(net: StyleGenerator, tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-  """The variables of a generator: {'params', 'statistics', 'noise'}.
-
-  Raises:
-    ValueError: a list of all tensors that are missing, unexpected or of another shape; or other filters.
-  """
-  return state_dict.to_flax(_generator(net), _without_filters(tensors), network='StyleGAN2 generator')
-
-
-def discriminator_from_torch(
-  net: StyleGAN2Discriminator, tensors: Mapping[str, np.ndarray], *, resolution: int, channels: int = 3
-) -> dict[str, Any]:
-  """The variables of a discriminator, {'params'}, for images of that size; raises as `generator_from_torch`."""
-  leaves = _discriminator(net, resolution, channels)
-  return state_dict.to_flax(leaves, _without_filters(tensors), network='StyleGAN2 discriminator')
-
-
-def generator_to_torch(net: StyleGenerator, variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
-  """The state dict that the PyTorch code loads; the inverse of `generator_from_torch`."""
-  tensors = state_dict.to_torch(_generator(net), dict(variables))
+def generator(net: StyleGenerator) -> Layout:
+  """The layout of a generator's state dict; its tree is of variables: {'params', 'statistics', 'noise'}."""
+  leaves = _generator(net)
+  names = [leaf.names[0] for leaf in leaves.values()]
   places = [f'synthesis.b{size}' for size in sizes(_synthesis(net).resolution)]
-  places += [name.removesuffix('.noise_const') for name in tensors if name.endswith('.noise_const')]
-  return tensors | {f'{place}.{_FILTERS}': _FILTER for place in places}
+  places += [name.removesuffix('.noise_const') for name in names if name.endswith('.noise_const')]
+  return Layout(net, leaves, {}, fixed={f'{place}.{_FILTERS}': _FILTER for place in places})
 
 
-def discriminator_to_torch(
-  net: StyleGAN2Discriminator, variables: Mapping[str, Any], *, resolution: int, channels: int = 3
-) -> dict[str, np.ndarray]:
-  """The state dict that the PyTorch code loads; the inverse of `discriminator_from_torch`."""
-  tensors = state_dict.to_torch(_discriminator(net, resolution, channels), dict(variables))
-  convolutions = [name.removesuffix('.weight') for name, array in tensors.items() if array.ndim == 4]
-  places = [f'b{size}' for size in sizes(resolution)[1:]] + convolutions
-  return tensors | {f'{place}.{_FILTERS}': _FILTER for place in places}
+def discriminator(net: StyleGAN2Discriminator, *, resolution: int, channels: int = 3) -> Layout:
+  """The layout of a discriminator's state dict, for images of that size; its tree is of variables: {'params'}."""
+  leaves = _discriminator(net, resolution, channels)
+  weights = [leaf.names[0] for leaf in leaves.values() if len(leaf.tensor_shape) == 4]
+  places = [f'b{size}' for size in sizes(resolution)[1:]] + [name.removesuffix('.weight') for name in weights]
+  return Layout(net, leaves, {}, fixed={f'{place}.{_FILTERS}': _FILTER for place in places})
 
 
 def _synthesis(net: StyleGenerator) -> Synthesis:
   if not isinstance(net.synthesis, Synthesis):
     raise ValueError(f'the published weights are of StyleGAN2, not of {type(net.synthesis).__name__}')
   return net.synthesis
-
-
-def _without_filters(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-  for name, array in tensors.items():
-    if name.endswith(_FILTERS) and (array.shape != _FILTER.shape or not np.allclose(array, _FILTER, atol=1e-6)):
-      raise ValueError(f'{name} is not the filter [1, 3, 3, 1], which is all that StyleGAN2 here computes with')
-  return {name: array for name, array in tensors.items() if not name.endswith(_FILTERS)}
 
 
 def _generator(net: StyleGenerator) -> Leaves:

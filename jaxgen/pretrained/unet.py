@@ -6,19 +6,18 @@ know: `QkvOrder`. Stable Diffusion's are the tensors under `model.diffusion_mode
 
 import enum
 import math
-from collections.abc import Mapping
 
 import jax.numpy as jnp
-import numpy as np
 
 from jaxgen.models.unet import Stage, UNet, decoder, encoder, middle
-from jaxgen.pretrained import state_dict
+from jaxgen.pretrained.layout import Layout
 from jaxgen.pretrained.state_dict import (
-  Layout,
   Leaf,
   Leaves,
   Modules,
+  Order,
   Shape,
+  Tensors,
   conv,
   conv_1x1,
   flat_shapes,
@@ -28,10 +27,9 @@ from jaxgen.pretrained.state_dict import (
   table,
   to_heads,
 )
-from jaxgen.typing import Params
 
-_merge = Layout((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1))  # from heads to features
-_split = Layout((), lambda shape: (math.prod(shape[1:]), shape[0], 1))  # to heads; the order is QkvOrder's
+_merge = Order((2, 0, 1), lambda shape: (shape[2], shape[0] * shape[1], 1))  # from heads to features
+_split = Order((), lambda shape: (math.prod(shape[1:]), shape[0], 1))  # to heads; the order is QkvOrder's
 
 
 class QkvOrder(enum.Enum):
@@ -76,34 +74,23 @@ TRANSFORMER_BLOCK: Modules = {
 }
 
 
-def from_torch(
-  net: UNet,
-  tensors: Mapping[str, np.ndarray],
-  *,
-  qkv_order: QkvOrder = QkvOrder.LEGACY,
-  channels: int = 3,
-  text_width: int = 0,
-) -> Params:
-  """Flax parameters of `net` from a state dict.
+def original(
+  net: UNet, *, qkv_order: QkvOrder = QkvOrder.LEGACY, channels: int = 3, text_width: int = 0, prefix: str = ''
+) -> Layout:
+  """The layout of the original code's file.
 
   Args:
-    net: the network the weights are for.
-    tensors: the state dict as NumPy arrays.
+    net: the network.
     qkv_order: of the code that trained the weights; nothing to a network with transformers.
-    channels: of the images the weights were trained on.
+    channels: of the images that it is trained on.
     text_width: features of a token of text, if the network reads text.
-
-  Raises:
-    ValueError: a list of all tensors that are missing, unexpected or of another shape.
+    prefix: what the names of its tensors start with in a checkpoint of a whole model.
   """
-  return state_dict.to_flax(_leaves(net, qkv_order, channels, text_width), tensors, network='U-Net')
 
+  def own(tensors: Tensors) -> Tensors:
+    return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
-def to_torch(
-  net: UNet, params: Params, *, qkv_order: QkvOrder = QkvOrder.LEGACY, channels: int = 3, text_width: int = 0
-) -> dict[str, np.ndarray]:
-  """The state dict that the original PyTorch code loads; the inverse of `from_torch`."""
-  return state_dict.to_torch(_leaves(net, qkv_order, channels, text_width), params)
+  return Layout(net, _leaves(net, qkv_order, channels, text_width), {}, own=own)
 
 
 def _leaves(net: UNet, qkv_order: QkvOrder, channels: int, text_width: int) -> Leaves:
