@@ -24,6 +24,7 @@ setuptools.setup(
   package_data={
     'jaxgen': [
       'data/**/*.npz',
+      'data/**/*.xz',
       'data/**/*.txt',
       'data/**/NOTICE*',
       'data/**/LICENSE*',

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from jaxgen import data
-from jaxgen.data.datasets import avatars, avatars_styles
+from jaxgen.data import licences
+from jaxgen.data.datasets import avatars, avatars32, avatars_styles
 from jaxgen.data.datasets.avatars_captions import caption
 from jaxgen.data.datasets.avatars_styles import STYLES, VOCABULARY
 
@@ -204,3 +205,28 @@ def test_unprepared_says_the_command(tmp_path):
     FileNotFoundError, match='jaxgen data prepare avatars --size 32 --number 20 --styles micah,fun-emoji'
   ):
     data.avatars(options=SMALL, data_dir=tmp_path)
+
+
+def test_the_packages_own_avatars():
+  """avatars32 opens without preparation; its pictures, words, licences and splits are those of `avatars`."""
+  splits = {split: data.avatars32(split) for split in avatars.SPLITS}
+  assert [splits[split].num_examples for split in avatars.SPLITS] == [10_000, 1000, 1000]
+  pairs = collections.defaultdict(set)
+  for split, dataset in splits.items():
+    for i in range(dataset.num_examples):
+      found = avatars.decode_words(dataset.source[i]['attributes'])
+      style = STYLES[found['style']]
+      pairs[split].add((style.name, avatars.bound_pair(style, found)))
+      assert split == 'train' or avatars.held_out(style, avatars.bound_pair(style, found)) == (split == 'test')
+  assert not pairs['train'] & pairs['test']
+  assert pairs['seen'] <= pairs['train']
+  record = splits['train'].read(123)
+  assert record['image'].shape == (32, 32, 3)
+  assert record['image'].dtype == np.float32
+  assert splits['train'].class_names[record['label']] == record['style']
+  kept = licences.allow(splits['train'])
+  assert kept.num_examples == 10_000
+  notice = (avatars32.FILE.parent / 'NOTICE.avatars32').read_text(encoding='utf-8')
+  assert all(line in notice for line in licences.provenance(splits['test'])['attributions'])
+  with pytest.raises(ValueError, match="no split 'validation'"):
+    data.avatars32('validation')

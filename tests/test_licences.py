@@ -60,7 +60,7 @@ def test_provenance(tmp_path):
   assert found['records'] == 20
   assert found['licences'] == {'CC0-1.0': 10, 'CC-BY-4.0': 10}
   assert found['sources'] == {'drawings': 20}
-  assert found['attributions'] == ['drawings by author 2, CC-BY-4.0', 'drawings by author 8, CC-BY-4.0']
+  assert found['attributions'] == ['drawings; author: author 2; CC-BY-4.0', 'drawings; author: author 8; CC-BY-4.0']
   other = dataset()
   other.source[8]['author'] = b'another'
   assert licences.provenance(licences.allow(other, ['CC-BY-4.0', 'CC0-1.0']))['hash'] != found['hash']
@@ -73,7 +73,7 @@ def test_a_dataset_of_one_origin(tmp_path):
     licences.allow(emoji)
   named = licences.licensed(emoji, licence='Apache-2.0', author='Google', source='Noto Emoji')
   assert licences.allow(named, ['Apache-2.0']).num_examples == emoji.num_examples
-  assert licences.provenance(named)['attributions'] == ['Noto Emoji by Google, Apache-2.0']
+  assert licences.provenance(named)['attributions'] == ['Noto Emoji; author: Google; Apache-2.0']
 
 
 def test_default_avatars_are_open():
@@ -119,7 +119,7 @@ def test_icons_are_drawn_and_filtered(tmp_path, monkeypatch):
   assert found.num_examples == 47
   kept = licences.allow(found)
   assert {kept.read(i)['licence'] for i in range(kept.num_examples)} == {'MIT'}
-  assert licences.provenance(kept)['attributions'] == ['Free (http://a) by Ann, MIT']
+  assert licences.provenance(kept)['attributions'] == ['Free (http://a); author: Ann; MIT']
   record = next(r for r in map(kept.read, range(kept.num_examples)) if r['caption'] == 'arrow 04')
   assert record['image'].shape == (16, 16, 3)
   np.testing.assert_array_equal(record['image'][2:6, 4:8], -1)

@@ -11,6 +11,7 @@ from jaxgen.data.arrays import from_arrays
 from jaxgen.data.buckets import BucketLoader, bucket_shapes
 from jaxgen.data.dataset import BadRecord, Dataset
 from jaxgen.data.datasets.avatars import avatars, prepare_avatars
+from jaxgen.data.datasets.avatars32 import avatars32
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
@@ -31,6 +32,7 @@ __all__ = [
   'Dataset',
   'Loader',
   'avatars',
+  'avatars32',
   'bucket_shapes',
   'emoji32',
   'emoji64',

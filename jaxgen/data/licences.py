@@ -119,8 +119,8 @@ def provenance(dataset: Dataset) -> dict[str, Any]:
 
 
 def _attribution(origin: Origin) -> str:
-  by = f' by {origin.author}' if origin.author else ''
-  return f'{origin.source or "an unnamed source"}{by}, {origin.licence}'
+  author = f'; author: {origin.author}' if origin.author else ''
+  return f'{origin.source or "an unnamed source"}{author}; {origin.licence}'
 
 
 def _hash(dataset: Dataset) -> str:

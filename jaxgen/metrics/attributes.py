@@ -1,0 +1,56 @@
+"""Whether images show the attributes that they were asked for, as a classifier of attributes sees them.
+
+  (1)  accuracy = right / told,   over all (image, attribute) that the truth tells (-1: it does not)
+  (2)  chance   = the same for who always says an attribute's commonest value
+
+Beside a number stands the classifier's accuracy on real images, which samples cannot be expected to pass.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Int
+
+Attributes = Int[np.ndarray, 'n a']
+
+
+class Accuracy(NamedTuple):
+  """Shares of attributes that are right.
+
+  Attributes:
+    overall: Eq. 1.
+    by_name: Eq. 1 of each attribute that the truth tells at all.
+    chance: Eq. 2.
+  """
+
+  overall: float
+  by_name: dict[str, float]
+  chance: float
+
+
+def accuracy(predicted: Attributes, truth: Attributes, *, names: Sequence[str]) -> Accuracy:
+  """Compares what a classifier saw with what was asked for.
+
+  Args:
+    predicted: a value for each attribute.
+    truth: the values asked for, -1 where an attribute was left open or cannot be seen.
+    names: of the attributes.
+
+  Raises:
+    ValueError: the shapes differ, or the truth tells nothing.
+  """
+  predicted, truth = np.asarray(predicted), np.asarray(truth)
+  if predicted.shape != truth.shape or truth.shape[1:] != (len(names),):
+    raise ValueError(f'predicted {predicted.shape} and true {truth.shape} attributes, and {len(names)} names')
+  told = truth >= 0
+  if not told.any():
+    raise ValueError('the truth tells no attribute of any image')
+  right = (predicted == truth) & told
+  shown = [i for i in range(len(names)) if told[:, i].any()]
+  commonest = sum(int(np.bincount(truth[told[:, i], i]).max()) for i in shown)
+  return Accuracy(
+    overall=float(right.sum() / told.sum()),
+    by_name={names[i]: float(right[:, i].sum() / told[:, i].sum()) for i in shown},
+    chance=float(commonest / told.sum()),
+  )

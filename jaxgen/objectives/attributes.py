@@ -1,0 +1,81 @@
+"""A classifier of several attributes at once, to measure what samples show.
+
+  (1)  L = -mean over images of sum_a [y_a >= 0] log p_a(y_a | x)       in nats
+
+y_a is the value of attribute a, -1 where an image has none. The logits of all attributes are one vector, in order.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.typing import Array, Batch, Float, Int, Key, Params
+
+NAME, FIELD = 'attributes', 'attributes'
+
+
+def attribute_classifier(net: nn.Module, *, sizes: Sequence[int], shift: int = 2) -> Objective:
+  """The objective; it makes no images.
+
+  Args:
+    net: `(x, t, cond, *, train) -> logits` with sum(sizes) of them, such as `ConvClassifier`; t is 0 and cond empty.
+    sizes: number of values of each attribute.
+    shift: images are moved by up to this many pixels while training, each at random, edges repeated.
+  """
+
+  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+    x = jnp.zeros((1, *batch['image'].shape[1:]))
+    return {'params': {NAME: net.init(key, x, jnp.zeros(1), {}, train=False)['params']}}
+
+  def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    images = moved(batch['image'].astype(jnp.float32), key, shift)
+    truth = batch[FIELD]
+    each = split(net_logits(net, params[NAME], images, train=True), sizes)
+    told = truth >= 0
+    nats = [
+      optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(truth[:, i], 0))
+      for i, logits in enumerate(each)
+    ]
+    right = jnp.stack([jnp.argmax(logits, axis=-1) for logits in each], axis=1) == truth
+    total = jnp.mean(jnp.sum(jnp.where(told, jnp.stack(nats, axis=1), 0.0), axis=1))  # Eq. 1
+    return total, Aux({'accuracy': jnp.sum(right & told) / jnp.sum(told)})
+
+  def sample(*_: Any) -> Array:
+    raise ValueError('a classifier of attributes makes no images')
+
+  return Objective(init=init, phases=(Phase(NAME, NAME, loss),), sample=sample)
+
+
+def net_logits(net: nn.Module, params: Params, images: Float[Array, 'b h w c'], *, train: bool) -> Float[Array, 'b y']:
+  """The logits of all attributes, one after the other."""
+  logits: Any = net.apply({'params': params}, images, jnp.zeros(len(images)), {}, train=train)
+  return logits.astype(jnp.float32)
+
+
+def split(logits: Float[Array, 'b y'], sizes: Sequence[int]) -> list[Float[Array, 'b _']]:
+  """The logits of each attribute."""
+  return jnp.split(logits, [int(end) for end in np.cumsum(sizes)[:-1]], axis=1)
+
+
+def predict(
+  net: nn.Module, params: Params, images: Float[Array, 'b h w c'], *, sizes: Sequence[int]
+) -> Int[Array, 'b a']:
+  """The most likely value of each attribute."""
+  each = split(net_logits(net, params, images, train=False), sizes)
+  return jnp.stack([jnp.argmax(logits, axis=-1) for logits in each], axis=1)
+
+
+def moved(images: Float[Array, 'b h w c'], key: Key[Array, ''], most: int) -> Float[Array, 'b h w c']:
+  """Each image moved by up to `most` pixels up or down and left or right, with its edges repeated."""
+  if not most:
+    return images
+  padded = jnp.pad(images, ((0, 0), (most, most), (most, most), (0, 0)), mode='edge')
+  first = jax.random.randint(key, (len(images), 2), 0, 2 * most + 1)
+  cut = jax.vmap(lambda image, start: jax.lax.dynamic_slice(image, (*start, 0), images.shape[1:]))
+  return cut(padded, first)
