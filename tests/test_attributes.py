@@ -49,7 +49,7 @@ def trained():
   objective = attribute_classifier(net, sizes=SIZES, shift=1)
   images, truth = pictures(256, 0)
   batch = {'image': jnp.asarray(images), 'attributes': jnp.asarray(truth)}
-  params = objective.init(jax.random.key(0), batch)['params']
+  params = objective.init(jax.random.key(0), {}, batch)['params']
   optimizer = optax.adam(1e-2)
 
   @jax.jit

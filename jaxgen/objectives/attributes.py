@@ -29,7 +29,7 @@ def attribute_classifier(net: nn.Module, *, sizes: Sequence[int], shift: int = 2
     shift: images are moved by up to this many pixels while training, each at random, edges repeated.
   """
 
-  def init(key: Key[Array, ''], batch: dict[str, Any]) -> dict[str, Any]:
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     x = jnp.zeros((1, *batch['image'].shape[1:]))
     return {'params': {NAME: net.init(key, x, jnp.zeros(1), {}, train=False)['params']}}
 

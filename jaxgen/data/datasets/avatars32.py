@@ -53,7 +53,7 @@ class Records(Sequence):
   def __len__(self) -> int:
     return len(self._numbers)
 
-  def __getitem__(self, index: Any) -> Record:
+  def __getitem__(self, index: Any) -> Any:
     found, row = _arrays(), self._numbers[index]
     attributes = found['attributes'][row]
     style = VOCABULARY['style'][attributes[0]]
