@@ -140,7 +140,6 @@ def build(c: ConfigDict, learned: Objective | None = None) -> Experiment:
     steps=c.steps,
     mesh=mesh,
     seed=c.seed,
-    rules=sharding.DIT_RULES,
     frozen={'autoencoder': loaded.frozen},
     accumulate=c.accumulate,
     log_every=c.log_every,

@@ -18,7 +18,7 @@ import optax
 from ml_collections import ConfigDict
 
 from configs import emoji_dit, emoji_one_step
-from jaxgen import ema, sharding
+from jaxgen import ema
 from jaxgen.experiment import Experiment
 from jaxgen.models.projected import ProjectedDiscriminator
 from jaxgen.objectives.base import Objective
@@ -54,7 +54,6 @@ def build(c: ConfigDict) -> tuple[Experiment, ...]:
       'discriminator': optax.adam(d.discriminator, b1=d.b1, b2=d.b2),
     },
     averages={'generator': ema.Average('generator', ema.warmup(d.ema))},
-    rules=sharding.PROJECTED_RULES,
     frozen=student.frozen,
     clip_norm=None,
     begin=as_generator,

@@ -51,7 +51,7 @@ def get_config() -> ConfigDict:
       'steps': 1200,
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
-      'model': {'patch': 1, 'depth': 5, 'width': 128, 'heads': 2, 'unroll': 5},
+      'model': {'patch': 1, 'depth': 5, 'width': 128, 'heads': 2},
       'drop_rate': 0.1,
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},  # learning rates: of matrices, of the rest
       'ema': 0.99,

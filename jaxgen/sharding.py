@@ -9,9 +9,10 @@ Axes of the mesh, slowest first:
   tensor    heads and hidden units are split.
 
 A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest
-dimension that divides goes over `fsdp`, unless it embeds a condition. Paths are joined with '/', and a parameter, its
-Adam moments and its average end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them. This is the only
-module that writes a PartitionSpec.
+dimension that divides goes over `fsdp`, unless it embeds a condition. Rules stand beside the networks: `RULES` of the
+network's module, which `models/rules.py` collects, so that no config repeats them. Paths are joined with '/', and a
+parameter, its Adam moments and its average end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them.
+This is the only module that writes a PartitionSpec.
 """
 
 import contextlib
@@ -19,7 +20,8 @@ import contextvars
 import functools
 import math
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from types import EllipsisType
 from typing import Any
 
 import flax.linen as nn
@@ -30,55 +32,16 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ('data', 'fsdp', 'sequence', 'tensor')
 BATCH_AXES = ('data', 'fsdp')
+_inside_by_features: contextvars.ContextVar[bool] = contextvars.ContextVar('inside_by_features', default=False)
 _devices: contextvars.ContextVar[Sequence[Any] | None] = contextvars.ContextVar('devices', default=None)
 
 # What embeds a condition is small, and whole on each device: were it split, the partitioner would move its result and
 # its gradient, `b d`, between images and features, and would have to gather them.
 _WHOLE = re.compile(r'(^|/)((time|label|interval)_embed/|labels$)')
-# (pattern, axes): for each dimension of the leaf an axis, several, or None. The first rule that divides holds.
-Rule = tuple[str, tuple[str | tuple[str, ...] | None, ...]]
-_BOTH = ('tensor', 'fsdp')
-
-# DiT over `tensor`: whole heads and hidden units on a device, one all-reduce after each pair of products
-# (Shoeybi et al. 2019, Megatron-LM). Over `fsdp` the same dimension where it divides: a TPU's compiler scatters the
-# gradients of what is split by whole heads or hidden units; by the 72 features that each of 16 has of 1152, it sums
-# them everywhere. The first axis is the scan's, over depth.
-DIT_RULES: tuple[Rule, ...] = (
-  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
-  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
-  (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
-  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
-  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
-  (r'blocks/mlp/(in|gate)/kernel$', (None, None, _BOTH)),
-  (r'blocks/mlp/(in|gate)/kernel$', (None, 'fsdp', 'tensor')),
-  (r'blocks/mlp/(in|gate)/bias$', (None, 'tensor')),
-  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
-  (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
-)
-
-# U-Nets over `tensor`: a block's hidden features. Attention is whole on each device, since the numbers of heads (3, 5,
-# 9) do not divide.
-_UNET_BLOCKS: tuple[Rule, ...] = (
-  (r'(block|resize)/conv_in/kernel$', (None, None, 'fsdp', 'tensor')),
-  (r'(block|resize)/conv_out/kernel$', (None, None, 'tensor', 'fsdp')),
-  (r'(block|resize)/modulation/kernel$', (None, None, _BOTH)),
-  (r'(block|resize)/modulation/kernel$', ('fsdp', None, 'tensor')),
-)
-UNET_RULES: tuple[Rule, ...] = (
-  *_UNET_BLOCKS,
-  (r'attention/qkv/kernel$', ('fsdp', None, None, None)),
-  (r'attention/out/kernel$', (None, None, 'fsdp')),
-)
-# The same with transformers that read text.
-TEXT_UNET_RULES: tuple[Rule, ...] = (
-  *_UNET_BLOCKS,
-  (r'(self|cross)/(query|key|value)/kernel$', ('fsdp', None, None)),
-  (r'(self|cross)/out/kernel$', (None, None, 'fsdp')),
-  (r'mlp_in/kernel$', ('fsdp', None, 'tensor')),
-  (r'mlp_out/kernel$', ('tensor', 'fsdp')),
-)
-# The heads of a projected discriminator, smaller than the maps that they see, are whole on each device.
-PROJECTED_RULES: tuple[Rule, ...] = tuple((r'(^|/)head_\d+_', (None,) * rank) for rank in (1, 2, 4))
+# (pattern, axes): for each dimension of the leaf an axis, several, None for whole, or `...` for open. Of the open ones,
+# and beside them of those whose axes have size 1, the largest that divides goes over `fsdp`. The first rule that
+# divides holds.
+Rule = tuple[str, tuple[str | tuple[str, ...] | EllipsisType | None, ...]]
 
 
 @contextlib.contextmanager
@@ -140,8 +103,8 @@ def under(mesh: Mesh, function: Callable) -> Callable:
 
   What its networks' modules return stays split as a batch. Of a product of activations that are split by images and a
   parameter that is split by features, both over `fsdp`, the partitioner would else choose for itself: it may well
-  gather the images, and have every device work on all of them. A modulation is to do just that: its input is a vector
-  an image, and its kernel, whose gradient then needs no sum over `fsdp`, is the block's largest.
+  gather the images, and have every device work on all of them. Where that is wanted, a network asks for it:
+  `by_features`.
   """
 
   @functools.wraps(function)
@@ -153,20 +116,30 @@ def under(mesh: Mesh, function: Callable) -> Callable:
 
 
 def _returns_split(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-  if context.method_name != '__call__':
+  if context.method_name != '__call__' or _inside_by_features.get():
     return call(*args, **kwargs)
-  if context.module.name == 'modulation':
-    return split_batch(_by_features(call, *args))
   return jax.tree.map(split_batch, call(*args, **kwargs))
 
 
-def _by_features(call: Callable, c: Any) -> Any:
-  """`b d` to `b p d`, where each device of `fsdp` works out its own features of all their images."""
+def by_features(layer: Callable[[Any], Any], c: Any) -> Any:
+  """`layer(c)`, `b d` to `b p d`, where each device of `fsdp` works out its own features of all their images.
+
+  For a layer with little input and a large kernel, such as a block's modulation, whose input is a vector an image: its
+  kernel's gradient then needs no sum over `fsdp`, and the vectors are sent instead. Outside of a mesh it is the layer.
+  """
+  token = _inside_by_features.set(True)
+  try:
+    return split_batch(_each_its_features(layer, c))
+  finally:
+    _inside_by_features.reset(token)
+
+
+def _each_its_features(layer: Callable[[Any], Any], c: Any) -> Any:
   mesh = jax.sharding.get_abstract_mesh()
   sizes = mesh.shape
   if not set(BATCH_AXES) <= set(sizes) or sizes['fsdp'] == 1 or c.ndim != 2 or c.shape[0] % sizes['data']:
-    return call(c)
-  made = call(jax.lax.with_sharding_constraint(c, NamedSharding(mesh, PartitionSpec('data', None))))
+    return layer(c)
+  made = layer(jax.lax.with_sharding_constraint(c, NamedSharding(mesh, PartitionSpec('data', None))))
   if made.ndim != 3 or made.shape[-1] % sizes['fsdp']:
     return made
   return jax.lax.with_sharding_constraint(made, NamedSharding(mesh, PartitionSpec('data', None, 'fsdp')))
@@ -189,10 +162,14 @@ def split_batch(x: Any) -> Any:
   return jax.lax.with_sharding_constraint(x, NamedSharding(mesh, PartitionSpec(BATCH_AXES, *others)))
 
 
-def platform() -> str | None:
-  """The platform of the mesh in sight: 'tpu', 'gpu' or 'cpu'; None without one."""
-  device = jax.sharding.get_abstract_mesh().abstract_device
-  return None if device is None else device.platform
+def platform() -> str:
+  """Where the computation that is traced goes, 'tpu', 'gpu' or 'cpu': by the mesh in sight, else the default device."""
+  device: Any = jax.sharding.get_abstract_mesh().abstract_device
+  if device is None:
+    device = jax.config.jax_default_device  # pyrefly: ignore[missing-attribute]
+  if device is None:
+    return jax.default_backend()
+  return device if isinstance(device, str) else device.platform
 
 
 def attention_shard(shape: Sequence[int]) -> tuple[int, ...] | None:
@@ -247,13 +224,19 @@ def path_name(path: Sequence[Any]) -> str:
   return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
 
 
-def _default_axes(shape: Sequence[int], fsdp: int) -> tuple[str | None, ...]:
-  """The largest dimension that divides over `fsdp`; of equal ones, the last."""
-  divisible = [i for i, size in enumerate(shape) if size % fsdp == 0 and size >= fsdp]
-  if fsdp == 1 or not divisible:
-    return (None,) * len(shape)
-  largest = max(divisible, key=lambda i: (shape[i], i))
-  return tuple('fsdp' if i == largest else None for i in range(len(shape)))
+def _over_fsdp(shape: Sequence[int], fsdp: int, dimensions: Iterable[int]) -> int | None:
+  """The largest of the dimensions that divides over `fsdp`; of equal ones, the last."""
+  divisible = [i for i in dimensions if shape[i] % fsdp == 0 and shape[i] >= fsdp]
+  return max(divisible, key=lambda i: (shape[i], i)) if fsdp > 1 and divisible else None
+
+
+def _closed(axes: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> tuple[Any, ...]:
+  """The axes of a rule, with one of those that are open over `fsdp`."""
+  if ... not in axes:
+    return tuple(axes)
+  size = [1 if entry is ... else math.prod(mesh.shape[axis] for axis in _as_tuple(entry)) for entry in axes]
+  chosen = _over_fsdp(shape, mesh.shape['fsdp'], [i for i, e in enumerate(axes) if e is not None and size[i] == 1])
+  return tuple('fsdp' if i == chosen else None if entry is ... else entry for i, entry in enumerate(axes))
 
 
 def axes_of(place: NamedSharding) -> list[str]:
@@ -274,33 +257,57 @@ def _undivided(shape: Sequence[int], mesh: Mesh, axes: Sequence[str | tuple[str,
   ]
 
 
-def _leaf_axes(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule]):
+def _leaf_axes(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule], known: Sequence[Rule]):
   # Factored or scalar optimizer statistics end like their parameter but have another rank.
-  meant = [(pattern, axes) for pattern, axes in rules if re.search(pattern, name) and len(axes) == len(shape)]
-  for _, axes in meant:
+  def meant(rules: Sequence[Rule]) -> list[tuple[str, tuple[Any, ...]]]:
+    found = [(pattern, axes) for pattern, axes in rules if len(axes) == len(shape) and re.search(pattern, name)]
+    return [(pattern, _closed(axes, shape, mesh)) for pattern, axes in found]
+
+  own = meant(rules)
+  for _, axes in own or meant(known):
     if not _undivided(shape, mesh, axes):
       return axes
-  if meant:
-    pattern, axes = meant[-1]
+  if own:
+    pattern, axes = own[-1]
     raise ValueError(
       f'{name} of shape {tuple(shape)} does not divide over {", ".join(_undivided(shape, mesh, axes))} '
       f'by the rule {pattern!r} -> {axes}; change config.mesh or the rule'
     )
-  return _default_axes(shape, 1 if _WHOLE.search(name) else mesh.shape['fsdp'])
+  chosen = None if _WHOLE.search(name) else _over_fsdp(shape, mesh.shape['fsdp'], range(len(shape)))
+  return tuple('fsdp' if i == chosen else None for i in range(len(shape)))
 
 
-def shard_tree(tree: Any, mesh: Mesh, rules: Sequence[Rule] = ()) -> Any:
+def shard_tree(tree: Any, mesh: Mesh, rules: Sequence[Rule] = (), *, known: Sequence[Rule] = ()) -> Any:
   """A NamedSharding for each leaf of a tree of arrays or ShapeDtypeStructs.
 
+  Args:
+    tree: the state, or the frozen networks.
+    mesh: where the leaves will be.
+    rules: rules of this tree.
+    known: rules of all networks there are (`models/rules.py`), for leaves that no rule of `rules` is meant for; one
+      that matches nothing or does not divide is passed over.
+
   Raises:
-    ValueError: a rule matches no leaf, or splits a dimension that does not divide.
+    ValueError: one of `rules` matches no leaf, or splits a dimension that does not divide.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   names = [path_name(path) for path, _ in leaves]
   for pattern, axes in rules:
     if not any(re.search(pattern, name) for name in names):
       raise ValueError(f'sharding rule {pattern!r} -> {axes} matches no parameter; the paths are like {names[0]!r}')
-  return jax.tree_util.tree_map_with_path(
-    lambda path, leaf: NamedSharding(mesh, PartitionSpec(*_leaf_axes(path_name(path), np.shape(leaf), mesh, rules))),
-    tree,
-  )
+
+  def place(path: Any, leaf: Any) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec(*_leaf_axes(path_name(path), np.shape(leaf), mesh, rules, known)))
+
+  return jax.tree_util.tree_map_with_path(place, tree)
+
+
+def check_axes(places: Any, mesh: Mesh) -> None:
+  """Raises ValueError where an axis that is to split parameters splits none of those with these NamedShardings."""
+  used = {axis for place in jax.tree.leaves(places) for axis in axes_of(place)}
+  for axis, remedy in (('tensor', 'a network whose RULES name it, such as a DiT or a U-Net'), ('fsdp', 'wider layers')):
+    if mesh.shape[axis] > 1 and axis not in used:
+      raise ValueError(
+        f'mesh {axis}={mesh.shape[axis]} splits no parameter of this run; set config.mesh.{axis}=1 and give those '
+        f'devices to data, or use {remedy}'
+      )

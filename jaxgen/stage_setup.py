@@ -9,6 +9,7 @@ import numpy as np
 
 from jaxgen import sharding
 from jaxgen.experiment import Experiment
+from jaxgen.models.rules import RULES
 from jaxgen.train_state import TrainState, init_state
 from jaxgen.train_step import make_train_step
 
@@ -16,7 +17,8 @@ from jaxgen.train_step import make_train_step
 def abstract_state(stage: Experiment) -> TrainState:
   """Shapes, dtypes and shardings of a stage's state; nothing is computed."""
   shapes = jax.eval_shape(_init_fn(stage), jax.random.key(stage.seed))
-  shardings = sharding.shard_tree(shapes, stage.mesh, stage.rules)
+  shardings = sharding.shard_tree(shapes, stage.mesh, stage.rules, known=RULES)
+  sharding.check_axes((shardings, frozen_places(stage)), stage.mesh)
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place), shapes, shardings
   )
@@ -57,8 +59,12 @@ def begin_stage(stage: Experiment, old: TrainState, fresh: TrainState) -> TrainS
 
 def place_frozen(stage: Experiment) -> dict[str, Any]:
   """The frozen networks on the mesh, sharded like parameters."""
-  frozen = dict(stage.frozen)
-  return jax.device_put(frozen, sharding.shard_tree(frozen, stage.mesh))
+  return jax.device_put(dict(stage.frozen), frozen_places(stage))
+
+
+def frozen_places(stage: Experiment) -> dict[str, Any]:
+  """A NamedSharding for each leaf of the frozen networks."""
+  return sharding.shard_tree(dict(stage.frozen), stage.mesh, known=RULES)
 
 
 def mesh_step(stage: Experiment):

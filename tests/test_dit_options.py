@@ -124,7 +124,7 @@ def test_ways_to_run_the_stack_agree_with_all_options_on():
     return jax.jit(jax.value_and_grad(loss))(params)
 
   expected = values(net)
-  got = values(net.clone(unroll=2, remat=remat.policy('full')))
+  got = values(net.clone(remat=remat.policy('full')))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2e-4, atol=2e-4), got, expected)
 
 

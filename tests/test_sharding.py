@@ -1,6 +1,7 @@
 """Sharded equals single, and every leaf is where the rules say."""
 
 import dataclasses
+import functools
 import os
 import subprocess
 import sys
@@ -12,8 +13,9 @@ import optax
 import pytest
 
 from jaxgen import ema, sharding
-from jaxgen.models import unet
+from jaxgen.models import autoencoder, dit, edm_unet, mmdit, unet
 from jaxgen.models.dit import DiT
+from jaxgen.models.rules import RULES
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
@@ -67,8 +69,8 @@ def state(objective, batch):
   return jax.device_get(made.replace(params=jax.tree.unflatten(treedef, leaves)))
 
 
-def _two_steps(objective, state, batch, mesh, rules=()):
-  shardings = sharding.shard_tree(state, mesh, rules)
+def _two_steps(objective, state, batch, mesh, known=()):
+  shardings = sharding.shard_tree(state, mesh, known=known)
   step = jax.jit(
     sharding.under(mesh, make_train_step(objective, OPTIMIZERS, AVERAGES, clip_norm=1.0)),
     out_shardings=(shardings, sharding.replicated(mesh)),
@@ -97,7 +99,7 @@ def single(objective, state, batch):
 )
 def test_a_sharded_step_equals_a_single_device_step(name, objective, state, batch, single):
   mesh = sharding.make_mesh(**MESHES[name])
-  losses, after = _two_steps(objective, state, batch, mesh, sharding.DIT_RULES if 'tensor' in name else ())
+  losses, after = _two_steps(objective, state, batch, mesh, RULES)
   np.testing.assert_allclose(losses, single[0], rtol=1e-5)
   for part in ('params', 'ema'):
     worst = jax.tree.map(_relative, getattr(single[1], part), getattr(after, part))
@@ -106,7 +108,7 @@ def test_a_sharded_step_equals_a_single_device_step(name, objective, state, batc
 
 def test_a_rule_covers_a_parameter_its_moments_and_its_average(state):
   mesh = sharding.make_mesh(fsdp=4, tensor=2, data=1)
-  tree = sharding.shard_tree(state, mesh, sharding.DIT_RULES)
+  tree = sharding.shard_tree(state, mesh, dit.RULES)
   specs = {
     sharding.path_name(path): tuple(leaf.spec)
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
@@ -115,7 +117,7 @@ def test_a_rule_covers_a_parameter_its_moments_and_its_average(state):
   assert len(specs) == 4  # parameter, two moments, average
   assert set(specs.values()) == {(None, 'fsdp', None, 'tensor', None)}  # 8 devices for 4 heads: not heads alone
   assert tuple(tree.step.spec) == ()
-  tree = sharding.shard_tree(state, sharding.make_mesh(data=2, fsdp=2, tensor=2), sharding.DIT_RULES)
+  tree = sharding.shard_tree(state, sharding.make_mesh(data=2, fsdp=2, tensor=2), dit.RULES)
   qkv = tree.params['net']['blocks']['attention']['qkv']['kernel']
   assert tuple(qkv.spec) == (None, None, None, ('tensor', 'fsdp'), None)
   assert sharding.axes_of(qkv) == ['tensor', 'fsdp']
@@ -159,25 +161,97 @@ def test_bad_meshes_rules_and_batches_are_refused():
     sharding.check_batch_size(64, mesh, accumulate=3)
 
 
-UNETS = {
-  'adm': ({'style': unet.ADM, 'num_classes': 7}, sharding.UNET_RULES),
-  'ddpm': ({'style': unet.DDPM}, sharding.UNET_RULES),
-  'stable diffusion': ({'style': unet.STABLE, 'transformer': 1}, sharding.TEXT_UNET_RULES),
+_unet = functools.partial(unet.UNet, multipliers=(1, 3), blocks=1, attention=(1,), groups=8)
+_text = jnp.asarray(np.random.default_rng(3).standard_normal((8, 6, 32)), jnp.float32)
+_image, _t = (8, 8, 8, 4), jnp.linspace(10.0, 900.0, 8)
+FAMILIES = {  # a network, what it is applied to, and the share of its parameters that fsdp=4 and tensor=2 leave at most
+  'dit': (DiT(patch=2, depth=2, width=64, heads=4, num_classes=7), (_t, {'label': jnp.arange(8) % 8}), 0.45),
+  'adm, an odd number of heads': (
+    _unet(width=64, head_size=64, num_classes=7),
+    (_t, {'label': jnp.arange(8) % 8}),
+    0.25,
+  ),
+  'ddpm, two heads': (_unet(width=32, heads=2, style=unet.DDPM), (_t, {}), 0.25),
+  'stable diffusion': (
+    _unet(width=32, heads=2, style=unet.STABLE, transformer=1),
+    (_t, {'text': _text}),
+    0.25,
+  ),
+  'mmdit': (
+    mmdit.MMDiT(patch=2, depth=2, width=48, heads=4, single=1, rope=(4, 4, 4)),
+    (_t, {'text': _text, 'pooled': _text[:, 0]}),
+    0.35,
+  ),
+  'edm': (edm_unet.EDMUNet(width=32, multipliers=(1, 2), blocks=1), (_t / 1000, {}), 0.25),
+  'autoencoder': (autoencoder.AutoencoderKL((1, 2), 4, channels=4, width=32, blocks=1, groups=8), (), 0.25),
 }
 
 
-@pytest.mark.parametrize('name', UNETS)
-def test_unets_have_rules_that_split_nearly_all_of_them(name):
-  options, rules = UNETS[name]
-  net = unet.UNet(width=64, multipliers=(1, 3), blocks=1, attention=(1,), head_size=64, groups=8, **options)
-  x, t = jax.ShapeDtypeStruct((1, 8, 8, 4), jnp.float32), jax.ShapeDtypeStruct((1,), jnp.float32)
-  cond = {'label': jax.ShapeDtypeStruct((1,), jnp.int32), 'text': jax.ShapeDtypeStruct((1, 6, 32), jnp.float32)}
-  params = jax.eval_shape(net.init, jax.random.key(0), x, t, cond)
-  mesh = sharding.make_mesh(data=1, fsdp=4, tensor=2)
-  places = sharding.shard_tree(params, mesh, rules)
+def _family(name):
+  """A network of each family that has rules, with parameters, what it is applied to, and its share."""
+  net, inputs, share = FAMILIES[name]
+  x = jnp.asarray(np.random.default_rng(0).standard_normal(_image), jnp.float32)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x, *inputs)['params']
+  draw = np.random.default_rng(1).standard_normal
+  params = jax.tree.map(lambda leaf: (0.1 * draw(leaf.shape)).astype(np.float32), shapes)
+  return net, params, (x, *inputs), share
+
+
+@pytest.mark.parametrize('name', FAMILIES)
+def test_rules_split_nearly_all_of_a_network(name):
+  _, params, _, share = _family(name)
+  places = sharding.shard_tree(params, sharding.make_mesh(data=1, fsdp=4, tensor=2), known=RULES)
   split = jax.tree.map(lambda leaf, place: np.prod(place.shard_shape(leaf.shape)), params, places)
   whole, part = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), split))
-  assert part < 0.25 * whole  # an eighth of the blocks, a fourth of attention, all of what embeds the condition
+  assert part < share * whole
+  assert sum(sharding.axes_of(place).count('tensor') for place in jax.tree.leaves(places)) > 3
+
+
+@pytest.mark.parametrize(
+  'name',
+  [
+    name if name in ('adm, an odd number of heads', 'autoencoder') else pytest.param(name, marks=pytest.mark.slow)
+    for name in FAMILIES
+  ],
+)
+def test_a_network_over_tensor_is_that_of_one_device(name):
+  net, params, inputs, _ = _family(name)
+
+  def value(params, *inputs):
+    return jnp.mean(jnp.sin(net.apply({'params': params}, *inputs)))
+
+  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
+  places = sharding.shard_tree(params, mesh, known=RULES)
+  batch = jax.tree.map(lambda leaf: sharding.batch_sharding(mesh), inputs)
+  split = jax.jit(sharding.under(mesh, jax.value_and_grad(value)), in_shardings=(places, *batch))
+  loss, grads = split(params, *inputs)
+  wanted, gradients = jax.jit(jax.value_and_grad(value))(params, *inputs)
+  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
+  largest = max(np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradients))
+  worst = jax.tree.map(lambda a, b: float(np.linalg.norm(np.subtract(a, b)) / largest), gradients, grads)
+  assert max(jax.tree.leaves(worst)) < 1e-5, worst
+
+
+def test_without_an_axis_that_is_named_the_largest_open_dimension_is_split():
+  """`...` in a rule; of one device over `tensor` what is left is what would be without the rule."""
+  tree = {'conv': jax.ShapeDtypeStruct((3, 3, 16, 24), jnp.float32), 'odd': jax.ShapeDtypeStruct((3, 3, 16, 9), 'f')}
+  known = [('conv|odd', (..., ..., ..., 'tensor')), ('none', ('tensor',))]
+
+  def specs(**sizes):
+    places = sharding.shard_tree(tree, sharding.make_mesh(**sizes), known=known)
+    return {name: tuple(place.spec) for name, place in places.items()}
+
+  default = (None, None, None, 'fsdp')
+  assert specs(data=1, fsdp=8) == {'conv': default, 'odd': (None, None, 'fsdp', None)}
+  assert specs(data=1, fsdp=4, tensor=2) == {'conv': (None, None, 'fsdp', 'tensor'), 'odd': (None, None, 'fsdp', None)}
+  assert specs(data=4, tensor=2) == {'conv': (None, None, None, 'tensor'), 'odd': (None,) * 4}
+
+
+def test_an_axis_that_splits_nothing_is_refused(state):
+  mesh = sharding.make_mesh(data=4, tensor=2)
+  sharding.check_axes(sharding.shard_tree(state, mesh, known=RULES), mesh)
+  with pytest.raises(ValueError, match=r'mesh tensor=2 splits no parameter of this run; set config.mesh.tensor=1'):
+    sharding.check_axes(sharding.shard_tree(state, mesh), mesh)
 
 
 def test_a_mesh_covers_the_devices_it_is_told():
@@ -254,7 +328,7 @@ stage = Experiment(
   objective, {'net': optax.adamw(1e-3)}, {'net': ema.Average('net', ema.constant(0.9))},
   FixedBatch({'image': np.zeros((16, 8, 8, 4), 'f'), 'label': np.zeros(16, 'i')}), 1,
   sharding.make_mesh(**dict(zip(('data', 'fsdp', 'sequence', 'tensor'), map(int, sizes)))),
-  rules=sharding.DIT_RULES if rules == 'DIT_RULES' else ((rules, (None, 'fsdp')),))
+  rules=() if rules == 'known' else ((rules, (None, 'fsdp')),))
 train.compile_step(stage, train.abstract_state(stage), {})
 """
 
@@ -274,7 +348,7 @@ def _compiler_log(rules, *sizes):
   'sizes', [(2, 2, 1, 2), *(pytest.param(sizes, marks=pytest.mark.slow) for sizes in [(2, 4, 1, 1), (1, 4, 2, 1)])]
 )
 def test_the_compiler_finds_a_way_between_all_shardings(sizes):
-  assert 'Involuntary full rematerialization' not in _compiler_log('DIT_RULES', *sizes)
+  assert 'Involuntary full rematerialization' not in _compiler_log('known', *sizes)
 
 
 @pytest.mark.slow

@@ -19,6 +19,9 @@ from typing import Any
 
 from jaxgen.cli import trust
 
+# Fields that configs no longer have, and that changed no number; runs of former versions name them.
+_RETIRED = {'model.unroll'}
+
 
 def load_config(
   name: str | os.PathLike, overrides: Mapping[str, Any] | Sequence[str] = ()
@@ -86,7 +89,7 @@ def load_run(
   name = os.fspath(config or kept.get('file') or kept['name'])
   module = find_config(name) if config or trust_code else _find_trusted(name, workdir)
   made = _checked(module).get_config().lock()
-  _set(made, flat(kept['config']), name)
+  _set(made, {field: value for field, value in flat(kept['config']).items() if field not in _RETIRED}, name)
   _parse(made, list(overrides), name)
   return made, module
 

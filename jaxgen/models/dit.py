@@ -19,22 +19,43 @@ Eq. 6: Zhang and Sennrich 2019. Eq. 7: Shazeer 2020. `rope`: `layers/rope.py`. `
 Transformers Need Registers". `bottleneck`: Li and He 2025, "Back to Basics: Let Denoising Generative Models Denoise".
 """
 
+import itertools
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from jaxgen import sharding
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.embedding import LabelEmbedding, sincos_2d, timestep_embedding
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
-from jaxgen.models.layers.rope import angles_2d
+from jaxgen.models.layers.rope import Angles, angles_2d
+from jaxgen.models.layers.stack import stack
 from jaxgen.typing import Array, Cond, Float
 
 _TIME_FEATURES = 256
 _normal = nn.initializers.normal(0.02)
 _zeros = nn.initializers.zeros_init()
+_BOTH = ('tensor', 'fsdp')
+# DiT over `tensor`: whole heads and hidden units on a device, one all-reduce after each pair of products
+# (Shoeybi et al. 2019, Megatron-LM). Over `fsdp` the same dimension where it divides: a TPU's compiler scatters the
+# gradients of what is split by whole heads or hidden units; by the 72 features that each of 16 has of 1152, it sums
+# them everywhere. The first axis is the scan's, over depth.
+RULES: tuple[sharding.Rule, ...] = (
+  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
+  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
+  (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
+  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
+  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
+  (r'blocks/mlp/(in|gate)/kernel$', (None, None, _BOTH)),
+  (r'blocks/mlp/(in|gate)/kernel$', (None, 'fsdp', 'tensor')),
+  (r'blocks/mlp/(in|gate)/bias$', (None, 'tensor')),
+  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
+  (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
+)
 
 
 class Size(NamedTuple):
@@ -78,7 +99,10 @@ class DiT(nn.Module):
     bottleneck: width of a linear layer between the patches and their embedding; 0 is none. 128 in JiT-B/16.
     dtype: dtype of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
-    unroll: blocks per iteration of the scan over depth; compile time grows with it.
+    hidden: depths after which the tokens leave in the collection 'hidden', as `depth_K`, if it is mutable (REPA: Yu et
+      al. 2025).
+    route: blocks (start, stop) that see the tokens `cond['kept']` alone, int32 b m, if it is given; the others pass by
+      (TREAD: Krause et al. 2025).
   """
 
   patch: int
@@ -97,7 +121,8 @@ class DiT(nn.Module):
   bottleneck: int = 0
   dtype: Any = jnp.float32
   remat: Policy = None
-  unroll: int = 1
+  hidden: tuple[int, ...] = ()
+  route: tuple[int, int] | None = None
 
   @nn.compact
   def __call__(
@@ -131,7 +156,7 @@ class DiT(nn.Module):
     tokens = x.shape[1]
     if self.registers:
       x = self._with_registers(x)
-    x, _ = self._blocks()(x, c, self._angles(grid) if self.rope else None)
+    x = self._run(x, c, self._angles(grid) if self.rope else None, cond)
     channels *= 1 + self.learn_sigma
     x = FinalLayer(self.patch**2 * channels, self.dtype, self.rms_norm, name='final')(x[:, :tokens], c)
     return unpatchify(x, grid, self.patch).astype(jnp.float32)
@@ -147,20 +172,23 @@ class DiT(nn.Module):
     angles = angles_2d(*grid, self.width // self.heads)
     return jnp.pad(jnp.asarray(angles), ((0, self.registers), (0, 0)))
 
-  def _blocks(self) -> nn.Module:
-    block = Block
-    if self.remat is not None:
-      block = nn.remat(block, policy=self.remat, prevent_cse=False)  # a scan needs no such fence
-    stack = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=nn.broadcast,
-      length=self.depth,
-      unroll=self.unroll,
-    )
+  def _run(self, x: Float[Array, 'b l d'], c: Array, angles: Array | None, cond: Cond) -> Float[Array, 'b l d']:
+    """The stack, in segments that end where tokens leave or are routed."""
     options = {'qk_norm': self.qk_norm, 'rms_norm': self.rms_norm, 'swiglu': self.swiglu}
-    return stack(self.heads, self.mlp_ratio, self.dtype, **options, name='blocks')
+    block = partial(Block, self.heads, self.mlp_ratio, self.dtype, **options)
+    run = partial(stack, self, block, depth=self.depth, remat=self.remat)
+    first, last = self.route if self.route and 'kept' in cond else (self.depth, self.depth)
+    stops = sorted({0, *self.hidden, first, last, self.depth})
+    for start, stop in itertools.pairwise(stops):
+      if first <= start < last:
+        kept, images = cond['kept'], jnp.arange(len(x))[:, None]  # b m, b 1
+        some = angles if angles is None else angles[kept]
+        x = x.at[images, kept].set(run(x[images, kept], c, some, start=start, stop=stop))
+      else:
+        x = run(x, c, angles, start=start, stop=stop)
+      if stop in self.hidden and not self.is_initializing():
+        self.sow('hidden', f'depth_{stop}', x)
+    return x
 
 
 def dit(
@@ -170,7 +198,6 @@ def dit(
   learn_sigma: bool = False,
   dtype: Any = jnp.float32,
   remat: Policy = None,
-  unroll: int = 1,
 ) -> DiT:
   """A published size by name: `dit('XL/2', num_classes=1000, learn_sigma=True)`.
 
@@ -186,7 +213,6 @@ def dit(
     learn_sigma=learn_sigma,
     dtype=dtype,
     remat=remat,
-    unroll=unroll,
   )
 
 
@@ -196,7 +222,6 @@ def jit(
   num_classes: int = 0,
   dtype: Any = jnp.float32,
   remat: Policy = None,
-  unroll: int = 1,
 ) -> DiT:
   """JiT by name, `jit('B/16', num_classes=1000)`: a DiT on large patches of pixels that predicts x0 (Li and He 2025).
 
@@ -208,7 +233,7 @@ def jit(
     raise ValueError(f'JiT size {size!r} is unknown; wanted one of {", ".join(JIT_SIZES)}, then /16 or /32')
   shape, bottleneck = JIT_SIZES[name]
   options = {'qk_norm': True, 'rms_norm': True, 'swiglu': True, 'rope': True, 'bottleneck': bottleneck}
-  run = {'dtype': dtype, 'remat': remat, 'unroll': unroll}
+  run = {'dtype': dtype, 'remat': remat}
   return DiT(patch=int(patch), **shape._asdict(), num_classes=num_classes, **options, **run)
 
 
@@ -243,7 +268,7 @@ def rms_or_layer_norm(rms: bool, x: Float[Array, 'b l d'], name: str) -> Float[A
 def modulation(parts: int, x: Float[Array, 'b l d'], c: Float[Array, 'b d']) -> list[Float[Array, 'b 1 d']]:
   """Eq. 2: shifts, scales and gates for `x`; call it inside a compact module."""
   dense = Linear((parts, x.shape[-1]), kernel_init=_zeros, dtype=x.dtype, name='modulation')
-  return [part[:, None] for part in jnp.unstack(dense(c), axis=1)]
+  return [part[:, None] for part in jnp.unstack(sharding.by_features(dense, c), axis=1)]
 
 
 def modulate(
@@ -265,7 +290,7 @@ class TimeEmbedding(nn.Module):
 
 
 class Block(nn.Module):
-  """Eqs. 2 to 4; a scan's body, so it returns a pair."""
+  """Eqs. 2 to 4."""
 
   heads: int
   mlp_ratio: int
@@ -276,8 +301,8 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b l d'], c: Float[Array, 'b d'], angles: Float[Array, 'l r'] | None = None
-  ) -> tuple[Float[Array, 'b l d'], None]:
+    self, x: Float[Array, 'b l d'], c: Float[Array, 'b d'], angles: Angles | None = None
+  ) -> Float[Array, 'b l d']:
     shift1, scale1, gate1, shift2, scale2, gate2 = modulation(6, x, c)
     h = modulate(rms_or_layer_norm(self.rms_norm, x, 'norm1'), shift1, scale1)
     qk_norm = nn.RMSNorm if self.qk_norm else None  # Eq. 5
@@ -285,7 +310,7 @@ class Block(nn.Module):
     x = x + gate1 * h
     h = modulate(rms_or_layer_norm(self.rms_norm, x, 'norm2'), shift2, scale2)
     h = Mlp(self.mlp_ratio, self.dtype, self.swiglu, name='mlp')(h)
-    return x + gate2 * h, None
+    return x + gate2 * h
 
 
 class Mlp(nn.Module):

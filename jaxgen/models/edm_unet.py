@@ -19,6 +19,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import sharding
 from jaxgen.models.layers import resample
 from jaxgen.models.layers.attention_block import AttentionBlock
 from jaxgen.models.layers.conv import Conv
@@ -31,6 +32,13 @@ _HALF = 0.5**0.5
 _xavier = nn.initializers.xavier_uniform()
 _small = nn.initializers.variance_scaling(1e-10, 'fan_avg', 'uniform')
 _of_qkv = nn.initializers.variance_scaling(0.2, 'fan_avg', 'uniform')
+
+# Over `tensor`: hidden features of a block; attention has one head.
+RULES: tuple[sharding.Rule, ...] = (
+  (r'(block\d+|up|down|in\d)/conv0/kernel$', (..., ..., ..., 'tensor')),
+  (r'(block\d+|up|down|in\d)/conv1/kernel$', (..., ..., 'tensor', ...)),
+  (r'(block\d+|up|down|in\d)/affine/kernel$', (..., 'tensor')),
+)
 
 
 class Stage(NamedTuple):

@@ -20,21 +20,42 @@ joint blocks `single` blocks on x = [text, image] with one set of weights, where
   h = norm(x) (1 + scale) + shift;   x <- x + gate * out([attention(qkv(h)), gelu(in(h))])     (8)
 """
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen import sharding
 from jaxgen.models.dit import FinalLayer, Mlp, TimeEmbedding, modulate, modulation, norm, patchify, unpatchify
 from jaxgen.models.layers.attention import Attention, attention
 from jaxgen.models.layers.embedding import sincos_at
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.rope import angles_of, rotate_pairs
+from jaxgen.models.layers.stack import stack
 from jaxgen.typing import Array, Bool, Cond, Float
 
 Streams = tuple[Array, Array]  # tokens of the image, b l d, and of the text, b k d
+
+
+_BOTH = ('tensor', 'fsdp')
+# Those of DiT for each stream. In `single_blocks`, `out` is not over `tensor`: it reads two things side by side.
+RULES: tuple[sharding.Rule, ...] = (
+  (r'blocks/(attention/(image|text)_|image_attention/)qkv/kernel$', (None, None, None, _BOTH, None)),
+  (r'blocks/(attention/(image|text)_|image_attention/)qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
+  (r'blocks/(attention/(image|text)_|image_attention/)out/kernel$', (None, _BOTH, None, None)),
+  (r'blocks/(attention/(image|text)_|image_attention/)out/kernel$', (None, 'tensor', None, 'fsdp')),
+  (r'blocks/(image|text)_mlp/in/kernel$', (None, None, _BOTH)),
+  (r'blocks/(image|text)_mlp/in/kernel$', (None, 'fsdp', 'tensor')),
+  (r'blocks/(image|text)_mlp/out/kernel$', (None, _BOTH, None)),
+  (r'blocks/(image|text)_mlp/out/kernel$', (None, 'tensor', 'fsdp')),
+  (r'single_blocks/qkv/kernel$', (None, None, None, _BOTH, None)),
+  (r'single_blocks/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
+  (r'single_blocks/in/kernel$', (None, None, _BOTH)),
+)
 
 
 class Size(NamedTuple):
@@ -77,7 +98,6 @@ class MMDiT(nn.Module):
     mlp_ratio: hidden width of the MLPs, in widths.
     dtype: dtype of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
-    unroll: blocks per iteration of the scan over depth.
   """
 
   patch: int
@@ -93,7 +113,6 @@ class MMDiT(nn.Module):
   mlp_ratio: int = 4
   dtype: Any = jnp.float32
   remat: Policy = None
-  unroll: int = 1
 
   @nn.compact
   def __call__(
@@ -131,31 +150,21 @@ class MMDiT(nn.Module):
     options = {'heads': self.heads, 'mlp_ratio': self.mlp_ratio, 'dtype': self.dtype, 'qk_norm': self.qk_norm}
     full = self.depth if self.single else self.depth - 1
     if self.dual:
-      streams, _ = self._stack(JointBlock, min(self.dual, full), 'dual_blocks', dual=True, **options)(
-        streams, c, angles, mask
-      )
+      block = partial(JointBlock, dual=True, **options)
+      streams = self._stack(block, min(self.dual, full), 'dual_blocks', streams, c, angles, mask)
     if full > self.dual:
-      streams, _ = self._stack(JointBlock, full - self.dual, 'blocks', **options)(streams, c, angles, mask)
+      block = partial(JointBlock, **options)
+      streams = self._stack(block, full - self.dual, 'blocks', streams, c, angles, mask)
     if not self.single:
-      (x, _), _ = JointBlock(**options, dual=self.dual > full, last=True, name='last_block')(streams, c, angles, mask)
+      x, _ = JointBlock(**options, dual=self.dual > full, last=True, name='last_block')(streams, c, angles, mask)
       return x
     x, text = streams
     both = jnp.concatenate([text, x], axis=1)
-    both, _ = self._stack(SingleBlock, self.single, 'single_blocks', **options)(both, c, angles, mask)
+    both = self._stack(partial(SingleBlock, **options), self.single, 'single_blocks', both, c, angles, mask)
     return both[:, text.shape[1] :]
 
-  def _stack(self, block: Any, depth: int, name: str, **options: Any) -> nn.Module:
-    if self.remat is not None:
-      block = nn.remat(block, policy=self.remat, prevent_cse=False)
-    stack = nn.scan(
-      block,
-      variable_axes={'params': 0},
-      split_rngs={'params': True},
-      in_axes=nn.broadcast,
-      length=depth,
-      unroll=self.unroll,
-    )
-    return stack(**options, name=name)
+  def _stack(self, block: Callable[..., nn.Module], depth: int, name: str, x: Any, *shared: Any) -> Any:
+    return stack(self, block, x, *shared, depth=depth, name=name, remat=self.remat)
 
   def _grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of patches."""
@@ -215,7 +224,7 @@ class Modulation(nn.Module):
 
 
 class JointBlock(nn.Module):
-  """Eqs. 2 to 7; a scan's body, so it returns a pair. In the `last` block the text is not changed."""
+  """Eqs. 2 to 7. In the `last` block the text is not changed."""
 
   heads: int
   mlp_ratio: int
@@ -231,7 +240,7 @@ class JointBlock(nn.Module):
     c: Float[Array, 'b d'],
     angles: Float[Array, 'm r'] | None = None,
     mask: Bool[Array, 'b m'] | None = None,
-  ) -> tuple[Streams, None]:
+  ) -> Streams:
     x, text = streams
     shift, scale, gate, *mlp_x = Modulation(9 if self.dual else 6, name='image')(x, c)
     shift_text, scale_text, *rest = Modulation(2 if self.last else 6, name='text')(text, c)
@@ -250,7 +259,7 @@ class JointBlock(nn.Module):
     if a_text is not None:
       gate_text, *mlp_text = rest
       text = self._mlp(text + gate_text * a_text, mlp_text, 'text_mlp')
-    return (x, text), None
+    return x, text
 
   def _mlp(self, x: Array, parts: list[Array], name: str) -> Array:
     shift, scale, gate = parts
@@ -294,7 +303,7 @@ class JointAttention(nn.Module):
 
 
 class SingleBlock(nn.Module):
-  """Eq. 8; a scan's body, so it returns a pair."""
+  """Eq. 8."""
 
   heads: int
   mlp_ratio: int
@@ -308,7 +317,7 @@ class SingleBlock(nn.Module):
     c: Float[Array, 'b d'],
     angles: Float[Array, 'm r'] | None = None,
     mask: Bool[Array, 'b m'] | None = None,
-  ) -> tuple[Float[Array, 'b m d'], None]:
+  ) -> Float[Array, 'b m d']:
     d = x.shape[-1]
     shift, scale, gate = modulation(3, x, c)
     h = modulate(norm(x), shift, scale)
@@ -319,4 +328,4 @@ class SingleBlock(nn.Module):
       q, k = rotate_pairs(q, angles), rotate_pairs(k, angles)
     a = attention(q, k, v, mask=mask).reshape(x.shape)
     m = nn.gelu(Linear(self.mlp_ratio * d, dtype=self.dtype, name='in')(h))
-    return x + gate * Linear(d, dtype=self.dtype, name='out')(jnp.concatenate([a, m], axis=-1)), None
+    return x + gate * Linear(d, dtype=self.dtype, name='out')(jnp.concatenate([a, m], axis=-1))

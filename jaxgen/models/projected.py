@@ -12,9 +12,13 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen import sharding
 from jaxgen.models.layers.critics import conv
 from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Cond, Float
+
+# The heads, smaller than the maps that they see, are whole on each device.
+RULES: tuple[sharding.Rule, ...] = tuple((r'(^|/)head_\d+_', (None,) * rank) for rank in (1, 2, 4))
 
 
 class ProjectedDiscriminator(nn.Module):

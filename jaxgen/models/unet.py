@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxgen import sharding
 from jaxgen.models.layers.attention_block import AttentionBlock
 from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.conv import Conv
@@ -38,6 +39,20 @@ Resize = Callable[[Array], Array] | None
 _xavier = nn.initializers.xavier_uniform()
 _normal = nn.initializers.normal(1.0)
 _zeros = nn.initializers.zeros_init()
+
+# Over `tensor`: hidden features of a block and of a transformer's MLP, and whole heads. Attention of a number of heads
+# that does not divide (3, 5, 9) is whole there. A rule that does not name `fsdp` leaves it to the largest dimension.
+RULES: tuple[sharding.Rule, ...] = (
+  (r'(block|resize|block_\d+)/conv_in/kernel$', (..., ..., ..., 'tensor')),
+  (r'(block|resize|block_\d+)/conv_out/kernel$', (..., ..., 'tensor', ...)),
+  (r'(block|resize|block_\d+)/modulation/kernel$', (..., None, 'tensor')),
+  (r'attention(_\d+)?/qkv/kernel$', (..., None, 'tensor', ...)),
+  (r'attention(_\d+)?/out/kernel$', ('tensor', ..., ...)),
+  (r'(self|cross)/(query|key|value)/kernel$', (..., 'tensor', ...)),
+  (r'(self|cross)/out/kernel$', ('tensor', ..., ...)),
+  (r'mlp_in/kernel$', (..., None, 'tensor')),
+  (r'mlp_out/kernel$', ('tensor', ...)),
+)
 
 
 class Style(NamedTuple):
@@ -308,8 +323,9 @@ class Block(nn.Module):
       h, x = self.resize(h), self.resize(x)
     h = _conv(self.features, dtype=self.dtype, name='conv_in')(h)  # Eq. 2
     norm = _norm(self.groups, self.style.eps, self.dtype, name='norm_out')
-    modulation = Linear((1 + self.style.scale_shift, self.features), dtype=self.dtype, name='modulation')(c)
-    modulation = [part[:, None, None] for part in jnp.unstack(modulation, axis=1)]  # b 1 1 o
+    dense = Linear((1 + self.style.scale_shift, self.features), dtype=self.dtype, name='modulation')
+    modulation = jnp.unstack(sharding.by_features(dense, c), axis=1)
+    modulation = [part[:, None, None] for part in modulation]  # b 1 1 o
     if self.style.scale_shift:
       scale, shift = modulation
       h = norm(h) * (1 + scale) + shift  # Eq. 4

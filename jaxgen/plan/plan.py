@@ -188,7 +188,7 @@ def abstract_frozen(stage: Experiment) -> dict[str, Any]:
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=place),
     frozen,
-    sharding.shard_tree(frozen, stage.mesh),
+    stage_setup.frozen_places(stage),
   )
 
 

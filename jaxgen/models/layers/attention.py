@@ -24,7 +24,7 @@ from absl import logging
 from jaxgen import sharding
 from jaxgen.models.layers.attention_edit import Edit, edited
 from jaxgen.models.layers.linear import Linear
-from jaxgen.models.layers.rope import rotate
+from jaxgen.models.layers.rope import Angles, rotate
 from jaxgen.typing import Array, Bool, Float
 
 Mask = Bool[Array, '#b k'] | Bool[Array, '#b #l k']  # True where a query may attend to a key
@@ -91,7 +91,7 @@ class Attention(nn.Module):
     x: Float[Array, 'b l d'],
     context: Float[Array, 'b m e'] | None = None,
     *,
-    angles: Float[Array, 'l r'] | None = None,
+    angles: Angles | None = None,
     mask: Mask | None = None,
     bias: Bias | None = None,
     joined: KeysValues | None = None,
@@ -168,7 +168,7 @@ def attention(
   task = _Task(
     str(q.dtype), local or q.shape, k.shape[1], local is not None, None if mask is None else mask.ndim, bias is not None
   )
-  kernel = _kernel(_platform(), task, _fused.get())
+  kernel = _kernel(sharding.platform(), task, _fused.get())
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   # The partitioner splits XLA's by images and heads, but has to be told of queries.
   if local is None or (kernel is xla_attention and local[1] == q.shape[1]):
@@ -231,17 +231,6 @@ def unfused() -> Iterator[None]:
     yield
   finally:
     _fused.reset(token)
-
-
-def _platform() -> str:
-  """Where the computation goes: the platform of the mesh in sight, else that of the default device."""
-  platform = sharding.platform()
-  if platform is not None:
-    return platform
-  device: Any = jax.config.jax_default_device  # pyrefly: ignore[missing-attribute]
-  if device is None:
-    return jax.default_backend()
-  return device if isinstance(device, str) else device.platform
 
 
 class _Task(NamedTuple):

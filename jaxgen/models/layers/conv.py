@@ -53,7 +53,7 @@ class Conv(nn.Module):
     bias = self.param('bias', self.bias_init, (self.features,), jnp.float32)
     return y + jnp.asarray(bias, self.dtype).reshape(1, 1, 1, -1)
 
-  def _product(self, x: Array, kernel: Array) -> Array:
+  def _product(self, x: Array, kernel: Any) -> Array:
     pad = self.padding
     pads = [(pad, pad)] * 2 if isinstance(pad, int) else pad if isinstance(pad, str) else [tuple(p) for p in pad]
     strides = (self.strides, self.strides)

@@ -17,12 +17,14 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
-from jaxgen.typing import Array, Float
+from jaxgen.typing import Array
 
 
 @struct.dataclass
 class LowRank:
   """W + s a b of Eq. 1, over `*i` inputs and `*o` outputs.
+
+  The leaves are arrays, or what stands for them, such as shapes and shardings.
 
   Attributes:
     base: W, `*i *o`; a convolution's is `h w i o`.
@@ -31,13 +33,10 @@ class LowRank:
     scale: s, a scalar; in a stack one for each layer, which is how `merged` knows that it is one.
   """
 
-  base: Float[Array, '...']
-  a: Float[Array, '...']
-  b: Float[Array, '...']
-  scale: Float[Array, '*depth']
-
-
-Kernel = Float[Array, '...'] | LowRank
+  base: Any
+  a: Any
+  b: Any
+  scale: Any
 
 
 def kernel_param(module: nn.Module, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> Any:
@@ -61,7 +60,7 @@ def _merged(leaf: Any) -> Any:
     return leaf
   base, a, b = (array.astype(jnp.float32) for array in (leaf.base, leaf.a, leaf.b))
   stacked = leaf.scale.ndim
-  if a.ndim == base.ndim:  # a convolution's
+  if a.ndim + b.ndim > base.ndim + stacked + 2:  # b is a convolution too
     b = b.squeeze((stacked, stacked + 1))
 
   def add(base: Array, a: Array, b: Array, scale: Array) -> Array:

@@ -18,6 +18,8 @@ import numpy as np
 
 from jaxgen.typing import Array, Float
 
+Angles = Float[Array, 'l r'] | Float[Array, 'b l r']  # of all images, or of each
+
 
 def angles_2d(rows: int, columns: int, features: int) -> np.ndarray:
   """Eqs. 2 and 3 for a grid in row-major order, radians, float32 [rows * columns, features / 2].
@@ -48,9 +50,10 @@ def angles_of(places: np.ndarray, sizes: tuple[int, ...]) -> np.ndarray:
   return np.concatenate(angles, axis=1).astype(np.float32)
 
 
-def rotate(x: Float[Array, 'b l n h'], angles: Float[Array, 'l r']) -> Float[Array, 'b l n h']:
+def rotate(x: Float[Array, 'b l n h'], angles: Angles) -> Float[Array, 'b l n h']:
   """Eq. 1, in float32, of queries or of keys; a token at angle 0 stays as it is."""
-  cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]  # 1 l 1 r
+  angles = angles if angles.ndim == 3 else angles[None]
+  cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # b l 1 r
   first, second = jnp.split(x.astype(jnp.float32), 2, axis=-1)
   turned = jnp.concatenate([first * cos - second * sin, first * sin + second * cos], axis=-1)
   return turned.astype(x.dtype)

@@ -1,0 +1,125 @@
+"""A stack of equal blocks, whose parameters have an axis for the depth in front.
+
+  x <- block_i(x, *shared, each_i),  i = start ... stop - 1                                             (1)
+
+On accelerators a `lax.scan` runs it: the program does not grow with the depth, and compiles once for all blocks. A CPU
+runs a loop over slices of the same parameters: a scan there copies the parameters, the gradients and what the forward
+pass keeps in and out of the stacked arrays, and the loop gives the same numbers up to reassociation. The platform is
+that of the mesh in sight, as for attention.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from jaxgen import sharding
+from jaxgen.models.layers.remat import Policy
+
+_SOWN = ('maps', 'intermediates')  # collections that a block may fill when they are asked for
+
+
+def stack(
+  module: nn.Module,
+  block: Callable[..., nn.Module],
+  x: Any,
+  *shared: Any,
+  depth: int,
+  name: str = 'blocks',
+  each: Any = None,
+  remat: Policy = None,
+  start: int = 0,
+  stop: int | None = None,
+) -> Any:
+  """Runs `x` through the blocks from `start` to `stop`, Eq. 1; call it inside a compact module.
+
+  A stack that runs in segments is called once for each, with one name and depth: all read the same parameters.
+
+  Args:
+    module: the one that has the stack; the parameters are its `name`.
+    block: makes a block, `block()`: a module with `(x, *shared) -> x`, or `(x, *shared, each_i) -> x`.
+    x: what goes from block to block, an array or several.
+    shared: given to every block.
+    depth: number of blocks.
+    name: of the parameters.
+    each: arrays with an axis in front for the `stop - start` blocks, such as the residuals of a control branch.
+    remat: policy of `jax.checkpoint` for each block; None keeps everything.
+    start, stop: the blocks that run; None for the last.
+  """
+  stop = depth if stop is None else stop
+  if not 0 <= start <= stop <= depth:
+    raise ValueError(f'blocks {start} to {stop} are not in a stack of {depth}')
+  if not module.has_variable('params', name):
+    rest = shared if each is None else (*shared, jax.tree.map(lambda leaf: leaf[0], each))
+    _initialise(module, block, x, rest, depth=depth, name=name)
+  if start == stop:
+    return x
+  params = jax.tree.map(lambda leaf: leaf[start:stop], module.get_variable('params', name))
+  layer, sown = block(parent=None), []
+  if not module.is_initializing():
+    sown = [kind for kind in _SOWN if module.is_mutable_collection(kind)]
+
+  def run(params: Any, keys: Any, x: Any, shared: Any, inputs: Any) -> Any:
+    more = () if inputs is None else (inputs,)
+    return layer.apply({'params': params}, x, *shared, *more, rngs=keys, mutable=sown)
+
+  loop = sharding.platform() == 'cpu'
+  if remat is not None:
+    run = jax.checkpoint(run, policy=remat, prevent_cse=loop)  # a scan needs no such fence
+  keys = {}
+  if module.has_rng('dropout'):
+    keys['dropout'] = jax.random.split(module.make_rng('dropout'), stop - start)
+  x, kept = (_loop if loop else _scan)(run, x, shared, (params, keys, each), stop - start)
+  for kind in kept:
+    before = module.get_variable(kind, name)
+    whole = kept[kind] if before is None else jax.tree.map(lambda *parts: jnp.concatenate(parts), before, kept[kind])
+    module.put_variable(kind, name, whole)
+  return x
+
+
+def _scan(run: Callable[..., Any], x: Any, shared: Any, per_block: Any, length: int) -> tuple[Any, Any]:
+  def body(x: Any, per_block: Any) -> tuple[Any, Any]:
+    params, keys, inputs = per_block
+    return run(params, keys, x, shared, inputs)
+
+  return lax.scan(body, x, per_block, length=length)
+
+
+def _loop(run: Callable[..., Any], x: Any, shared: Any, per_block: Any, length: int) -> tuple[Any, Any]:
+  leaves, treedef = jax.tree.flatten(per_block)
+  # The gradient of a split is one concatenation; that of slices would be a sum of whole stacks, mostly zeros.
+  leaves = [[part.squeeze(0) for part in lax.split(leaf, [1] * length)] for leaf in leaves]
+  kept = []
+  for parts in zip(*leaves, strict=True):
+    params, keys, inputs = jax.tree.unflatten(treedef, parts)
+    x, sown = run(params, keys, x, shared, inputs)
+    kept.append(sown)
+  return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
+
+
+def _initialise(module: nn.Module, block: Any, x: Any, rest: Sequence[Any], *, depth: int, name: str) -> None:
+  """Makes the parameters of all blocks, each with a key of its own."""
+  scanned = nn.scan(
+    _Body,
+    variable_axes={'params': 0},
+    split_rngs={'params': True, 'dropout': True},
+    in_axes=nn.broadcast,
+    length=depth,
+  )
+  scanned(block, parent=module, name=name)(x, *rest)
+
+
+class _Body(nn.Module):
+  """A block as a scan wants it, under the block's own names."""
+
+  block: Callable[..., nn.Module]
+
+  def setup(self) -> None:
+    self.inner = self.block()
+    nn.share_scope(self, self.inner)
+
+  def __call__(self, x: Any, *rest: Any) -> tuple[Any, None]:
+    return self.inner(x, *rest), None
