@@ -27,7 +27,10 @@ _TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
 _MOST_POINTS = 600  # of a series; longer ones are thinned to the mean of each bucket
 _MOST_FRAMES = 24  # sample grids under one name
 _MOST_BYTES = 16 << 20  # of all sample grids, before base64
-_QUALITY = re.compile(r'(?:.*/)?(?:r?fid|kid|inception_score|precision|recall|clip_score)\w*|(?:psnr|ssim|lpips)\w*')
+_QUALITY = re.compile(
+  r'(?:.*/)?(?:[rs]?fid|kid|inception_score|precision|recall|density|coverage|memoris|clip_score|cmmd|fd_)\w*'
+  r'|(?:psnr|ssim|lpips)\w*'
+)
 _SAMPLE = re.compile(r'(.+)_(\d{8})\.png')
 _JSON_FILES = ('config.json', 'status.json', 'protocols.json')
 _FIRST = (
@@ -54,13 +57,13 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no metrics.jsonl')
   record, status, protocols = ((read_json_object(workdir / name) or {}) for name in _JSON_FILES)
   series = _series(read_metrics(workdir / 'metrics.jsonl'))
-  quality = {name: points for name, points in series.items() if _QUALITY.fullmatch(name)}
+  quality = {name: points for name, points in series.items() if is_quality(name)}
   step = max((points[-1][0] for points in series.values()), default=0)
   total = _whole_number(status.get('total')) or step
   curves = {name: points for name, points in series.items() if name not in quality and _is_curve(name, points)}
   data = {
-    'quality': {name: _thinned(points) for name, points in quality.items()},
-    'curves': {name: _thinned(curves[name]) for name in sorted(curves, key=_order)},
+    'quality': {name: thinned(points) for name, points in quality.items()},
+    'curves': {name: thinned(curves[name]) for name in sorted(curves, key=_order)},
     'samples': _samples(workdir / 'samples'),
   }
   fields = {
@@ -113,7 +116,12 @@ def _order(name: str) -> tuple[int, str]:
   return (_FIRST.index(last) if last in _FIRST else 0 if last.endswith('loss') else len(_FIRST), name)
 
 
-def _thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float | None]]:
+def is_quality(name: str) -> bool:
+  """Whether a metric judges samples rather than training."""
+  return _QUALITY.fullmatch(name) is not None
+
+
+def thinned(points: Sequence[tuple[int, float | None]]) -> list[list[float | None]]:
   """At most `_MOST_POINTS` points: each the last step and the mean of its bucket."""
   size = -(-len(points) // _MOST_POINTS)
   thin: list[list[float | None]] = []
@@ -135,7 +143,7 @@ def _samples(folder: epath.Path) -> dict[str, list[dict[str, Any]]]:
   while most > 2 and sum(path.stat().length for _, path in _all(chosen)) > _MOST_BYTES:
     most -= 1
     chosen = {name: _evenly(frames, most) for name, frames in grids.items()}
-  return {name: [{'step': step, 'url': _data_url(path)} for step, path in frames] for name, frames in chosen.items()}
+  return {name: [{'step': step, 'url': data_url(path)} for step, path in frames] for name, frames in chosen.items()}
 
 
 def _all(chosen: Mapping[str, Sequence[tuple[int, epath.Path]]]) -> Iterator[tuple[int, epath.Path]]:
@@ -149,7 +157,7 @@ def _evenly(frames: Sequence[Any], most: int) -> list[Any]:
   return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
 
 
-def _data_url(path: epath.Path) -> str:
+def data_url(path: epath.Path) -> str:
   return 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
 
 

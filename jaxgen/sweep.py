@@ -14,8 +14,8 @@ from typing import Any
 from jaxgen.files import write_whole
 
 Point = dict[str, Any]
-_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 720, 360, 70, 24, 16, 52
-_COLOURS = ('#4453d8', '#c2410c', '#15803d', '#a21caf', '#0e7490', '#b45309')
+_WIDTH, _HEIGHT, _LEFT, _RIGHT, _TOP, _BOTTOM = 460, 300, 52, 20, 14, 50
+_COLOURS = ('var(--accent, #4453d8)', '#c2410c', '#15803d', '#a21caf', '#0e7490', '#b45309')
 
 
 def settings_of(texts: Sequence[str]) -> list[dict[str, str]]:
@@ -112,23 +112,29 @@ def svg(points: Sequence[Point]) -> str:
     return round(x, 1), round(y, 1)
 
   parts = []
-  for share in (0, 0.25, 0.5, 0.75, 1):
-    y = _HEIGHT - _BOTTOM - share * (_HEIGHT - _TOP - _BOTTOM)
-    x = _LEFT + share * (_WIDTH - _LEFT - _RIGHT)
+  for value in ticks(low, high, 4):
+    y = round(_HEIGHT - _BOTTOM - (value - low) / (high - low) * (_HEIGHT - _TOP - _BOTTOM), 1)
     parts.append(
       f'<line x1="{_LEFT}" x2="{_WIDTH - _RIGHT}" y1="{y}" y2="{y}" stroke="currentColor" stroke-opacity=".1"/>'
-      f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end" opacity=".65">{_number(low + share * (high - low))}</text>'
-      f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle" opacity=".65">'
-      f'{_number(left + share * (right - left))}</text>'
+      f'<text x="{_LEFT - 8}" y="{y + 4}" text-anchor="end" opacity=".65">{_number(value)}</text>'
+    )
+  for value in ticks(left, right, 5):
+    x = round(_LEFT + (value - left) / (right - left) * (_WIDTH - _LEFT - _RIGHT), 1)
+    parts.append(
+      f'<text x="{x}" y="{_HEIGHT - _BOTTOM + 18}" text-anchor="middle" opacity=".65">{_number(value)}</text>'
     )
   for i, (key, group) in enumerate(groups.items()):
     colour = _COLOURS[i % len(_COLOURS)]
     places = [at(point) for point in group]
     line = ' '.join(f'{x},{y}' for x, y in places)
-    parts.append(f'<polyline points="{line}" fill="none" stroke="{colour}" stroke-width="1.75" stroke-opacity=".6"/>')
+    parts.append(
+      f'<polyline points="{line}" fill="none" style="stroke: {colour}" stroke-width="1.75" stroke-opacity=".6"/>'
+    )
     for point, (x, y) in zip(group, places, strict=True):
       label = html.escape(str(point['settings'].get(fields[0], ''))) if fields else ''
-      parts.append(f'<circle cx="{x}" cy="{y}" r="4.5" fill="{colour}"/><text x="{x + 8}" y="{y - 6}">{label}</text>')
+      parts.append(
+        f'<circle cx="{x}" cy="{y}" r="4.5" style="fill: {colour}"/><text x="{x + 8}" y="{y - 6}">{label}</text>'
+      )
     if key:
       y = _TOP + 14 + 18 * i
       parts.append(
@@ -138,8 +144,16 @@ def svg(points: Sequence[Point]) -> str:
   parts.append(f'<text x="{_LEFT}" y="{_HEIGHT - 6}" opacity=".8">{name}</text>')
   return (
     f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" role="img" aria-label="{name}" '
-    f'font-family="system-ui, sans-serif" font-size="12" fill="currentColor">{"".join(parts)}</svg>'
+    f'font-family="system-ui, sans-serif" font-size="12.5" fill="currentColor">{"".join(parts)}</svg>'
   )
+
+
+def ticks(low: float, high: float, count: int) -> list[float]:
+  """About `count` round numbers within [low, high]."""
+  raw = (high - low) / count
+  power = 10.0 ** math.floor(math.log10(raw))
+  step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= raw)
+  return [round(k * step, 12) for k in range(math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9) + 1)]
 
 
 def _range(values: Sequence[float]) -> tuple[float, float]:

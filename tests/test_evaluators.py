@@ -12,11 +12,16 @@ from jaxgen.evaluators import fid as fid_module
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.fid import fid, fid_name
 from jaxgen.evaluators.generate import make_generate, to_host
+from jaxgen.evaluators.held_out_loss import held_out_loss
 from jaxgen.evaluators.likelihood import likelihood
 from jaxgen.evaluators.samples import samples
 from jaxgen.metrics import inception
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.statistics import FeatureStatistics
+from jaxgen.objectives.base import Denoising
+from jaxgen.processes.process import Prediction
+from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.samplers.sampler import Sampler
 from jaxgen.train import train
 from jaxgen.train_state import TrainState
 from jaxgen.writer import Writer, silent
@@ -195,3 +200,34 @@ def test_a_likelihood_is_the_mean_over_the_images_asked_for(num, batch_size, tmp
   want = np.mean(0.7 * images.mean((1, 2, 3)) + noise)  # 0.7 is the average's, not the parameters'
   assert got['ones'] == 1
   np.testing.assert_allclose(got['bits'], want, rtol=1e-5)
+
+
+@pytest.mark.parametrize('batch_size', [8, 16])
+def test_held_out_loss_is_that_of_fixed_noise_at_each_time(batch_size, tmp_path):
+  dataset, mesh = toys.dataset(20), sharding.make_mesh()
+  images = np.stack([dataset.read(i)['image'] for i in range(20)])
+
+  def denoising(predict):
+    return Denoising(
+      process=lambda params: rectified_flow(),
+      denoiser=lambda params, frozen: lambda x, t, cond: predict(x, t.reshape(-1, 1, 1, 1)),
+      condition=lambda params, frozen, cond, keys: (cond, lambda names: cond),
+      sampler=Sampler(lambda *_, **__: None, np.zeros(2)),
+      shape=images.shape[1:],
+      limit=1.0,
+    )
+
+  def losses(predict):
+    options = {'mesh': mesh, 'every': 1, 'batch_size': batch_size, 'times': (0.25, 0.5), 'seed': 3}
+    return held_out_loss(denoising(predict), dataset, **options).run(_context(tmp_path, silent()))
+
+  # A denoiser that says x0 = 0: what is left of v is alpha eps_hat - (alpha eps - sigma x0), eps_hat = x_t / sigma.
+  got = losses(lambda x, t: Prediction(jnp.zeros_like(x), x / t, None))
+  keys = [jax.random.fold_in(jax.random.key(3), i) for i in range(20)]
+  eps = np.stack([np.asarray(jax.random.normal(key, images.shape[1:])) for key in keys])
+  for t in (0.25, 0.5):
+    error = (1 - t) * ((1 - t) * images + t * eps) / t - ((1 - t) * eps - t * images)
+    wanted = np.mean(error**2) / ((1 - t) ** 2 + t**2)
+    assert got[f'held_out/loss_t{t:.2f}'] == pytest.approx(wanted, rel=1e-4)
+  with pytest.raises(ValueError, match='wanted some between 0 and 1'):
+    held_out_loss(denoising(lambda x, t: None), dataset, mesh=mesh, every=1, batch_size=8, times=(1.0,))

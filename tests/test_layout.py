@@ -36,6 +36,7 @@ LEVELS = [
     'step_window',
     'watchdog',
     'sweep',
+    'compare',
   },
   {'experiment', 'stage_setup', 'run', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},

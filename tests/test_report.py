@@ -131,7 +131,7 @@ def test_a_count_that_happened_is_shown(run):
 
 def test_long_series_are_thinned_and_keep_their_mean_and_end():
   points = [(step, float(step)) for step in range(1, 100_001)]
-  thin = report._thinned(points)
+  thin = report.thinned(points)
   assert len(thin) <= 600
   assert thin[-1][0] == 100_000
   assert np.mean([value for _, value in thin]) == pytest.approx(50_000, rel=0.01)

@@ -18,6 +18,7 @@ _COMMANDS = {
   'weights': ('jaxgen.cli.weights', 'list and get pretrained weights'),
   'bench': ('jaxgen.cli.bench', 'time the train step and print JSON'),
   'plan': ('jaxgen.cli.plan', 'what a config needs on TPUs or GPUs that are not here'),
+  'compare': ('jaxgen.cli.compare', 'several runs on one page'),
   'vote': ('jaxgen.cli.vote', 'people compare images in the browser, and what their votes say'),
   'report': ('jaxgen.cli.report', "write a run's report.html again"),
 }

@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-_WIDTH, _LEFT, _RIGHT, _ROW = 720, 250, 150, 30
+_WIDTH, _SIDE, _ROW = 440, 16, 46
 
 
 class _Row(NamedTuple):
@@ -22,28 +22,28 @@ def svg(question: Mapping[str, Any], kind: str) -> str:
     return ''
   low, high = ends
   height = _ROW * len(rows) + 34
-  right = _WIDTH - _RIGHT
+  left, right = _SIDE, _WIDTH - _SIDE
   bottom = height - 28
 
   def x(value: float) -> str:
     share = (min(max(value, low), high) - low) / (high - low)
-    return f'{_LEFT + share * (right - _LEFT):.1f}'
+    return f'{left + share * (right - left):.1f}'
 
   parts = [
-    f'<line x1="{x(tick)}" x2="{x(tick)}" y1="4" y2="{bottom}" stroke="currentColor" '
+    f'<line x1="{x(tick)}" x2="{x(tick)}" y1="22" y2="{bottom}" stroke="currentColor" '
     f'stroke-opacity="{0.45 if tick == middle else 0.12}"/>'
     f'<text x="{x(tick)}" y="{height - 8}" text-anchor="middle" opacity=".65">{_tick(tick, kind)}</text>'
     for tick in ticks
   ]
   for i, row in enumerate(rows):
-    y = _ROW * i + _ROW // 2 + 4
-    label = html.escape(row.label if len(row.label) < 34 else row.label[:32] + '…')
+    y = _ROW * i + 32
+    label = html.escape(row.label if len(row.label) < 36 else row.label[:34] + '…')
     parts.append(
-      f'<text x="{_LEFT - 14}" y="{y + 4}" text-anchor="end">{label}</text>'
-      f'<line x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}" stroke="var(--accent, #4453d8)" '
-      f'stroke-width="3" stroke-linecap="round" stroke-opacity=".45"/>'
-      f'<circle cx="{x(row.value)}" cy="{y}" r="5.5" fill="var(--accent, #4453d8)"/>'
-      f'<text x="{right + 16}" y="{y + 4}" opacity=".8">{html.escape(row.text)}</text>'
+      f'<text x="{left}" y="{y - 14}">{label}</text>'
+      f'<text x="{right}" y="{y - 14}" text-anchor="end" opacity=".75">{html.escape(row.text)}</text>'
+      f'<line x1="{x(row.low)}" x2="{x(row.high)}" y1="{y}" y2="{y}" style="stroke: var(--accent, #4453d8)" '
+      f'stroke-width="4" stroke-linecap="round" stroke-opacity=".45"/>'
+      f'<circle cx="{x(row.value)}" cy="{y}" r="6" style="fill: var(--accent, #4453d8)"/>'
     )
   title = html.escape(str(question['text']))
   return (
