@@ -4,11 +4,17 @@ A checkpoint is a folder `STEP/` with one Orbax item for each part of the state 
 `extra`, `counters`) and `identity`, the JSON of what must not change when a run goes on. Sampling reads `params` and
 `ema` alone. Arrays are restored straight into the shardings asked for, so the mesh and the number of processes may
 differ from those that saved.
+
+On a disk a checkpoint also holds the digests of its files (digests.py), written in the background before it is
+committed and checked before it is restored. They are of files and not of arrays, so a restore on any mesh checks all
+that it reads. In a bucket there are none: the store checks what it keeps.
 """
 
 import contextlib
+import functools
 import logging
 import os
+import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,11 +22,15 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 
+from jaxgen import digests
+from jaxgen.files import in_bucket
 from jaxgen.train_state import TrainState
 
 PARTS = ('params', 'ema', 'opt_state', 'extra')
 MODEL = ('params', 'ema', 'extra')
+_COMMIT_FILES = ('commit_success.txt', '_CHECKPOINT_METADATA')  # Orbax writes them after the digests
 
 
 class Policy(NamedTuple):
@@ -49,12 +59,16 @@ class Checkpoints:
     logging.getLogger('absl').addFilter(_is_not_orbax)
     self.directory = epath.Path(directory)
     self.policy = policy
+    self.lost: list[str] = []  # what `recover` found damaged, for messages
+    self._saving: int | None = None
+    self._checked: set[int] = set()  # steps whose files are as they were written
     options = ocp.CheckpointManagerOptions(
       max_to_keep=policy.keep if policy else None,
       keep_period=policy.keep_every if policy else None,
       create=policy is not None,
       read_only=policy is None,
       enable_async_checkpointing=policy is not None,
+      async_options=ocp.AsyncOptions(post_finalization_callback=self._write_digests) if policy else None,
       step_name_format=ocp.path.step.standard_name_format(),
     )
     handlers: dict[str, ocp.CheckpointHandler] = {part: ocp.StandardCheckpointHandler() for part in PARTS}
@@ -86,6 +100,8 @@ class Checkpoints:
     items = {part: ocp.args.StandardSave(getattr(state, part)) for part in PARTS if getattr(state, part)}
     counters = {'step': state.step, 'bad_steps': state.bad_steps}
     try:
+      self._manager.wait_until_finished()  # as `save` does first; the digests of the one before know its step by now
+      self._saving = step
       self._manager.save(
         step,
         args=ocp.args.Composite(
@@ -117,6 +133,59 @@ class Checkpoints:
       f'{advice} and start again, the run goes on {self.going_on()}'
     )
 
+  def _write_digests(self) -> None:
+    """Called by the first process, in the background, between the last file of a checkpoint and its commit."""
+    if not in_bucket(self.directory):
+      for folder in pathlib.Path(self.directory).glob(f'{self._saving}.*tmp*'):
+        digests.write(folder, without=_COMMIT_FILES)
+
+  def recover(self) -> int | None:
+    """The newest step whose files are as they were written; None for no checkpoint.
+
+    Damaged ones that are newer are renamed to `STEP.damaged`, and `lost` says so. All processes call it together,
+    before anything is restored.
+
+    Raises:
+      CheckpointError: a checkpoint cannot be read, which is no damage.
+    """
+    for step in reversed(self.steps()):
+      wrong = self._damage(step)
+      if wrong is None:
+        return step
+      older = [before for before in self.steps() if before < step]
+      then = f'{step - older[-1]} steps are trained again, from step {older[-1]}' if older else 'the run starts again'
+      aside = self._set_aside(step)
+      self.lost.append(f'checkpoint {step} is damaged ({wrong}); it is kept as {aside}, and {then}')
+      logging.warning('%s', self.lost[-1])
+    return None
+
+  def _damage(self, step: int, below: Sequence[str] | None = None) -> str | None:
+    """What is wrong with the files of a checkpoint, the same on every process; None without digests too."""
+    folder = pathlib.Path(self.directory) / str(step)
+    if in_bucket(self.directory) or not digests.has(folder):
+      return None
+    try:
+      wrong = digests.problem(folder, below=below, share=(jax.process_index(), jax.process_count()))
+    except OSError as error:
+      raise self._read_error(step, error) from error
+    if jax.process_count() > 1:
+      others = np.asarray(multihost_utils.process_allgather(np.int32(wrong is not None)))
+      wrong = wrong or ('another process found it so' if others.any() else None)
+    if wrong is None and below is None:
+      self._checked.add(step)
+    return wrong
+
+  def _set_aside(self, step: int) -> epath.Path:
+    """Renames a checkpoint's folder, so that it is none any more."""
+    number = len(list(self.directory.glob(f'{step}.damaged*')))
+    aside = self.directory / f'{step}.damaged{f".{number}" if number else ""}'
+    if jax.process_index() == 0:
+      (self.directory / str(step)).rename(aside)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices(f'checkpoint {step} set aside')
+    self._manager.reload()
+    return aside
+
   def restore(self, abstract: TrainState, step: int | None = None) -> TrainState:
     """The state at `step` (the newest by default), in the shapes, dtypes and shardings of `abstract`.
 
@@ -140,7 +209,8 @@ class Checkpoints:
     """What the run at `step` was, as given to `save`."""
     step = self._existing(step)
     try:
-      return self._manager.restore(step, args=ocp.args.Composite(identity=ocp.args.JsonRestore()))['identity']
+      args = ocp.args.Composite(identity=ocp.args.JsonRestore())
+      return digests.patiently(functools.partial(self._manager.restore, step, args=args))['identity']
     except Exception as error:
       raise self._read_error(step, error) from error
 
@@ -153,10 +223,14 @@ class Checkpoints:
     return steps[-1] if step is None else step
 
   def _read(self, step: int, parts: Mapping[str, Any]) -> dict[str, Any]:
+    wrong = None if step in self._checked else self._damage(step, list(parts))
+    if wrong is not None:
+      raise CheckpointError(self._damaged(step, wrong))
     try:
-      self._check_shapes(step, parts)
-      args = {name: ocp.args.StandardRestore(tree) for name, tree in parts.items()}
-      return dict(self._manager.restore(step, args=ocp.args.Composite(**args)).items())
+      digests.patiently(functools.partial(self._check_shapes, step, parts))
+      args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in parts.items()})
+      restored = digests.patiently(functools.partial(self._manager.restore, step, args=args))
+      return {name: restored[name] for name in parts}
     except CheckpointError:
       raise
     except Exception as error:
@@ -181,10 +255,24 @@ class Checkpoints:
         )
 
   def _read_error(self, step: int, error: Exception) -> CheckpointError:
+    folder = self.directory / str(step)
+    if digests.is_passing(error):
+      return CheckpointError(
+        f'checkpoint {folder} could not be read ({_first_line(error)}), tried {len(digests.WAITS) + 1} times; this is '
+        'no damage and nothing was changed: see to the disk or its permissions and start again'
+      )
+    if step in self._checked:
+      return CheckpointError(
+        f'checkpoint {folder} could not be restored ({_first_line(error)}), although its files are as they were '
+        'written; use the jaxgen and the machine that made it, or another --workdir'
+      )
+    return CheckpointError(self._damaged(step, _first_line(error)))
+
+  def _damaged(self, step: int, wrong: str) -> str:
     older = [s for s in self.steps() if s < step]
     then = f'from step {older[-1]}' if older else 'from the start'
-    return CheckpointError(
-      f'checkpoint {self.directory / str(step)} is damaged and cannot be read ({_first_line(error)}); '
+    return (
+      f'checkpoint {self.directory / str(step)} is damaged and cannot be read ({wrong}); '
       f'delete that folder and the run goes on {then}'
     )
 

@@ -86,7 +86,7 @@ def _train(
   signals: Signals,
 ) -> TrainState:
   checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
-  start = checkpoints.latest()
+  start = checkpoints.recover()
   if start is not None and not allow_changes:
     check_identity(checkpoints.identity(), identity(stages[stage_of(stages, start)], record), workdir)
   total = sum(stage.steps for stage in stages)
@@ -98,6 +98,8 @@ def _train(
   writer = writers.Writer(workdir, resume_step=start) if distributed.is_first() else writers.silent()
   with writer, watchdog:
     run = Run(workdir, record, total, writer, checkpoints, signals, distributed.agreed_stop(signals), watchdog)
+    for message in checkpoints.lost:
+      writer.text(message)
     try:
       state = train_stages(run, stages, start)
       wait_for_saves(run)
@@ -187,7 +189,7 @@ def while_waiting(run: Run, stage: Experiment, state: TrainState, window: StepWi
     return
   run.watchdog.leaves()
   if run.signals.unsaved:
-    record_window(run, window, step)
+    record_window(run, window, stage, step)
     save(run, stage, state, step)
   leave_run(run, step, stalled)
 
@@ -209,7 +211,7 @@ def after_step(
   if logs or step % _MEET_EVERY == 0:
     window.waited_for_others(distributed.ready(f'step {step}'))
   if logs:
-    record_window(run, window, step)
+    record_window(run, window, stage, step)
     check_finite(run, stage, state, step)
   with window.pause():
     if saves:
@@ -219,11 +221,13 @@ def after_step(
     evaluate(run, evaluators, stage, state, frozen, step)
 
 
-def record_window(run: Run, window: StepWindow, step: int) -> None:
+def record_window(run: Run, window: StepWindow, stage: Experiment, step: int) -> None:
   """Writes and shows the metrics of the steps since the last line."""
   if window.is_empty:
     return
   values = window.read()
+  if bad := getattr(stage.data, 'bad_records', 0):  # a source of one's own need not count them
+    values['bad_records'] = bad
   if jax.process_count() > 1 and (shared := distributed.share_seconds(window.own_seconds)):
     values['slowest_process_seconds'] = max(shared.values())
     if slow := window.newly_slow(shared):

@@ -1,5 +1,6 @@
 """The batch of a step is a pure function of (dataset, seed, step), however and wherever it is read."""
 
+import errno
 import itertools
 import os
 import pathlib
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 from jax.sharding import AxisType, NamedSharding, PartitionSpec, SingleDeviceSharding
 
-from jaxgen import data
+from jaxgen import data, digests
 from jaxgen.data.loader import held_rows
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -244,6 +245,34 @@ def test_an_error_in_the_background_reaches_the_loop():
   batches = loader(with_bad(5), max_bad_records=0).iterate(0, one_device())
   with pytest.raises(ValueError, match='1 unreadable records, and max_bad_records is 0'):
     list(itertools.islice(batches, 5))
+
+
+class Failing(list):
+  """A source whose reads of one record fail for a while, as those of a disk or a network do."""
+
+  def __init__(self, records, code, times):
+    super().__init__(records)
+    self.code, self.left = code, times
+
+  def __getitem__(self, index):
+    if index == 5 and self.left:
+      self.left -= 1
+      raise OSError(self.code, os.strerror(self.code))
+    return super().__getitem__(index)
+
+
+@pytest.mark.parametrize('code', [errno.EIO, errno.EMFILE, errno.ESTALE, errno.EACCES])
+def test_a_record_that_only_could_not_be_read_is_not_replaced_by_another(code, monkeypatch):
+  monkeypatch.setattr(digests, 'WAITS', (0.0, 0.0, 0.0))
+  good, plain = loader(), numbers()
+  passing = loader(plain._replace(source=Failing(plain.source, code, 3)))
+  for step in range(5):
+    np.testing.assert_array_equal(passing.rows(step, range(8))['label'], good.rows(step, range(8))['label'])
+  assert passing.bad_records == 0
+  lasting = loader(plain._replace(source=Failing(plain.source, code, 10**6)))
+  with pytest.raises(OSError, match=rf'record 5 of numbers .*{os.strerror(code)}.* tried 4 times; this is no damage'):
+    labels(lasting, range(5))
+  assert lasting.bad_records == 0
 
 
 def test_a_bug_in_a_transform_is_not_a_bad_record():

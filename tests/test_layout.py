@@ -13,7 +13,7 @@ ROOT = pathlib.Path(__file__).resolve().parents[1]
 
 # Imports point down only. In the first three levels they also never go sideways, but for FROM_SIDE.
 LEVELS = [
-  {'typing', 'home', 'xla_flags', 'flops', 'files', 'npz_file', 'signals'},
+  {'typing', 'home', 'xla_flags', 'flops', 'files', 'npz_file', 'digests', 'signals'},
   {'processes', 'models', 'data', 'metrics', 'sharding'},
   {'samplers', 'adapters', 'pretrained', 'objectives'},
   {

@@ -13,7 +13,7 @@ import orbax.checkpoint as ocp
 import pytest
 from tensorboardX.event_file_writer import EventFileWriter
 
-from jaxgen import report, sharding
+from jaxgen import digests, report, sharding
 from jaxgen.checkpoint import CheckpointError, Checkpoints, Policy
 from jaxgen.distributed import Preempted
 from jaxgen.evaluators.base import Evaluator
@@ -231,9 +231,10 @@ def test_a_disk_that_is_full_for_the_metrics_is_told_of_once(tmp_path, monkeypat
     train(toys.experiment(evaluators=(_at(10, fill),)), tmp_path)
 
 
-def test_a_damaged_checkpoint_says_what_to_do(whole, tmp_path):
+def test_a_damaged_checkpoint_without_digests_says_what_to_do(whole, tmp_path):
   folder = tmp_path / 'run'
   shutil.copytree(whole[0], folder)
+  (folder / 'checkpoints' / '12' / digests.NAME).unlink()
   for path in (folder / 'checkpoints' / '12' / 'params').rglob('*'):
     if path.is_file() and path.stat().st_size:
       path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen import digests
 from jaxgen.home import home
 
 Record = dict[str, Any]
@@ -56,11 +57,18 @@ class Dataset(NamedTuple):
 
     Raises:
       BadRecord: the bytes on disk are damaged.
+      OSError: it could not be read, which is no damage, however often it was tried.
     """
     try:
-      return self.decode(self.source[index])
-    except (ValueError, OSError, RuntimeError) as error:
-      raise BadRecord(f'record {index} of {self.name} ({self.split}): {error}') from error
+      return digests.patiently(lambda: self.decode(self.source[index]))
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
+      record = f'record {index} of {self.name} ({self.split})'
+      if digests.is_passing(error):
+        raise OSError(
+          f'{record} could not be read ({error}), tried {len(digests.WAITS) + 1} times; this is no damage: see to the '
+          'disk or the network and start again'
+        ) from error
+      raise BadRecord(f'{record}: {error}') from error
 
 
 def at_resolution(dataset: Dataset, size: int) -> Dataset:
