@@ -20,6 +20,7 @@ import contextlib
 import fcntl
 import itertools
 import os
+import signal
 import socket
 import sys
 import threading
@@ -170,8 +171,16 @@ def agreed_stop(signals: Signals) -> Callable[[], bool]:
     return lambda: signals.received is not None
   # JAX hears SIGTERM itself, and agrees on the largest number that any process has come to, and one more. Calls are
   # counted rather than steps, because an evaluation asks many times in one step.
-  calls = itertools.count()
-  return lambda: multihost_utils.reached_preemption_sync_point(next(calls))
+  calls, told = itertools.count(), []
+  signals.alone = False
+
+  def stop() -> bool:
+    if signals.received == signal.SIGINT and not told:
+      told.append(True)
+      os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells all of
+    return multihost_utils.reached_preemption_sync_point(next(calls))
+
+  return stop
 
 
 def share_seconds(seconds: float) -> dict[str, float]:

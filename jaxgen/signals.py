@@ -31,6 +31,7 @@ class Signals:
     received: the first signal, or None.
     unsaved: the run has steps that no checkpoint holds; the loop sets it.
     rescue: saves the state in the place of a main thread that hangs, in bounded time; returns what became of it.
+    alone: the process may leave by itself when it does not come to it; not so where several leave together.
     exits: the process may be ended from another thread: it is the `jaxgen` program.
   """
 
@@ -38,6 +39,7 @@ class Signals:
     self.exits = exits
     self.received: signal.Signals | None = None
     self.unsaved = False
+    self.alone = True
     self.rescue: Callable[[], str] = lambda: 'nothing was saved'
     self._presses = 0
 
@@ -56,7 +58,7 @@ class Signals:
       leave(code, 'interrupted for the second time; the run goes on from its newest checkpoint')
     if not self.unsaved:
       leave(code, f'told to stop ({self.received.name}); there was nothing new to save')
-    if number == self.received:
+    if number == self.received and self.alone:
       threading.Thread(target=self._insist, name='jaxgen-insist', daemon=True).start()
 
   def _insist(self) -> None:
@@ -67,10 +69,11 @@ class Signals:
 
 
 @contextlib.contextmanager
-def listening(*, exits: bool = False) -> Iterator[Signals]:
-  """Hears SIGTERM and SIGINT within the block; outside the main thread, which alone can, nothing is ever heard.
+def listening(*, exits: bool = False, sigterm: bool = True) -> Iterator[Signals]:
+  """Hears SIGINT and SIGTERM within the block; outside the main thread, which alone can, nothing is ever heard.
 
-  Where the process is not to be ended from another thread, the second Ctrl-C raises KeyboardInterrupt as usual.
+  SIGTERM is left to others without `sigterm`: JAX hears it itself in a job of several processes. Where the process is
+  not to be ended from another thread, the second Ctrl-C raises KeyboardInterrupt as usual.
   """
   signals, presses = Signals(exits=exits), []
   if threading.current_thread() is not threading.main_thread():
@@ -84,7 +87,7 @@ def listening(*, exits: bool = False) -> Iterator[Signals]:
       raise KeyboardInterrupt
 
   with _thread_that_hears(signals.act) if exits else contextlib.nullcontext():
-    before = {number: signal.signal(number, handler) for number in EXIT_CODES}
+    before = {number: signal.signal(number, handler) for number in EXIT_CODES if sigterm or number == signal.SIGINT}
     try:
       yield signals
     finally:

@@ -74,7 +74,7 @@ def train(
   """
   with contextlib.ExitStack() as stack:
     stack.enter_context(distributed.alone_in(workdir))
-    signals = signals or stack.enter_context(listening())
+    signals = signals or stack.enter_context(listening(sigterm=not distributed.is_distributed()))
     return _train(as_stages(experiment), epath.Path(workdir), dict(record or {}), allow_changes, signals)
 
 

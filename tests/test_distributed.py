@@ -108,6 +108,13 @@ def test_two_processes_are_stopped_together_and_one_goes_on(whole, tmp_path, mon
   _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
 
 
+@pytest.mark.slow
+def test_ctrl_c_of_one_process_stops_both_together(tmp_path):
+  done = _run(tmp_path, END, 2, 'interrupt')
+  assert _codes(done) == [75, 130], done[1].stderr[-3000:]
+  assert worker.STEP <= Checkpoints(tmp_path / 'checkpoints').latest() < END
+
+
 LATE = """
 import time, jax
 from jaxgen import distributed

@@ -1,7 +1,7 @@
 """One process of a run: `python -m tests.worker WORKDIR STEPS [WHAT]`; the environment says which.
 
-WHAT happens in process 1, at step 5: `term` it is told to stop, `kill` it dies, `fail` its data ends, `late` its data
-does not come. `kill_first` is for process 0; with `term_look` it is told to stop while all of them evaluate.
+WHAT happens in process 1, at step 5: `term` it is told to stop, `interrupt` by Ctrl-C, `kill` it dies, `fail` its
+data ends, `late` its data does not come. `kill_first` is for process 0; with `term_look` it is told to stop while all of them evaluate.
 `kill_features=N` is for a single process, which dies over the Nth batch of images that it extracts features of.
 """
 
@@ -48,6 +48,8 @@ def experiment(steps: int, replace=setattr) -> Experiment:
 def _happen(what: str) -> None:
   if what == 'term':
     os.kill(os.getpid(), signal.SIGTERM)
+  elif what == 'interrupt':
+    os.kill(os.getpid(), signal.SIGINT)
   elif what.startswith('kill'):
     os.kill(os.getpid(), signal.SIGKILL)
   elif what == 'fail':
@@ -102,7 +104,7 @@ class _Batches:
   def __next__(self):
     if self._step == STEP:
       _happen(self._what)
-    elif self._step > STEP and self._what == 'term':
+    elif self._step > STEP and self._what in ('term', 'interrupt'):
       time.sleep(0.5)  # the notice takes a moment to go round
     self._step += 1
     return next(self._batches)
@@ -124,6 +126,8 @@ def main() -> None:
     train(stage, workdir)
   except distributed.Preempted as stopped:
     sys.exit(stopped.exit_code)
+  except distributed.Interrupted:
+    sys.exit(130)
   except Exception as error:
     distributed.fail(error)
     raise
