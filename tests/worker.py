@@ -1,7 +1,8 @@
 """One process of a run: `python -m tests.worker WORKDIR STEPS [WHAT]`; the environment says which.
 
 WHAT happens in process 1, at step 5: `term` it is told to stop, `interrupt` by Ctrl-C, `kill` it dies, `fail` its
-data ends, `late` its data does not come. `kill_first` is for process 0; with `term_look` it is told to stop while all of them evaluate.
+data ends, `late` its data does not come. `kill_first` is for process 0; with `term_look` it is told to
+stop while all of them evaluate.
 `kill_features=N` is for a single process, which dies over the Nth batch of images that it extracts features of.
 """
 
