@@ -4,9 +4,11 @@ import json
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import pytest
 
+from jaxgen.data.listing import list_images
 from tests.fuzz_parsers import PARSERS
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -30,3 +32,12 @@ def test_a_few_mutated_files_of_every_kind(tmp_path):
 def test_ten_thousand_mutated_files(parser, tmp_path):
   (tally,) = _run(parser, 10_000, 0, tmp_path)
   assert tally['read'] + tally['refused'] == 10_000
+
+
+def test_a_zip_with_a_member_without_a_name(tmp_path):
+  path = tmp_path / 'a.zip'
+  with zipfile.ZipFile(path, 'w') as file:
+    file.writestr('x', b'')
+  path.write_bytes(path.read_bytes().replace(b'x', b'\0'))  # a name ends at its first 0
+  with pytest.raises(ValueError):
+    list_images(path)

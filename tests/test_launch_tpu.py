@@ -541,3 +541,36 @@ def test_setting_up_installs_with_what_tpus_and_buckets_need(host):
   assert logged(host) == ['local tpu,gcs --version', data, 'local tpu,gcs weights get inception'] * 2
   assert (host / 'jaxgen/xl/worker').resolve() == host / 'checkout/launch/tpu_worker'
   assert worker(host, 'setup').returncode == 2
+
+
+@pytest.mark.parametrize('name', ['a b', "a'b", 'a"b', 'a;touch ran', '$(touch ran)', '`touch ran`', 'a&&touch ran|x'])
+def test_a_hostile_bucket_is_one_word_on_a_host(name, cloud):
+  """The command of a host is run by a shell there, which must hand the name to gcloud as it is."""
+  options = ['--run', 'xl', '--zone', 'us-a', '--accelerator', 'v5litepod-16', '--bucket', f'gs://bucket/{name}']
+  code, out, _ = run(cloud, 'run', *options, tpu_vm_describe='READY', queued_resources_describe=NEW, status=DONE)
+  assert code == 0, out
+  (command,) = {
+    word.removeprefix('--command=') for line in calls(cloud) for word in line.split('\t') if 'tpu_worker setup' in word
+  }
+  home = cloud / 'host'
+  home.mkdir()
+  (cloud / 'bin' / 'gcloud').write_text(f'#!/bin/sh\nprintf "%s\\n" "$@" > {cloud}/asked\n')
+  environment = os.environ | {'HOME': str(home), 'PATH': f'{cloud}/bin:{os.environ["PATH"]}'}
+  subprocess.run(['bash', '-c', command], env=environment, cwd=home, capture_output=True, check=False)
+  assert (cloud / 'asked').read_text().startswith(f'storage\ncat\ngs://bucket/{name}/xl/code/')
+  assert not list(home.rglob('ran')) and not (cloud / 'ran').exists()
+
+
+def test_the_code_is_not_written_through_a_link_of_somebody_else(cloud, checkout):
+  tree = subprocess.run(['git', 'rev-parse', '--short=12', 'HEAD^{tree}'], cwd=checkout, capture_output=True, text=True)
+  victim = cloud / 'victim'
+  victim.write_text('mine')
+  (cloud / f'jaxgen-xl-{tree.stdout.strip()}.tar.gz').symlink_to(victim)
+  assert run(cloud, 'run', *OPTIONS, queued_resources_describe=NEW, status=DONE)[0] == 0
+  assert victim.read_text() == 'mine'
+
+
+def test_a_bucket_with_a_line_break_is_refused(cloud):
+  options = ['--run', 'xl', '--zone', 'us-a', '--accelerator', 'v5litepod-16', '--bucket', 'gs://bucket/a\nb']
+  code, out, _ = run(cloud, 'run', *options)
+  assert code == 2 and 'wanted gs://BUCKET' in out

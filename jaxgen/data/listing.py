@@ -257,7 +257,7 @@ def _zip(path: pathlib.Path) -> Tree:
   members = {}
   for info in archive.infolist():
     parts = info.filename.split('/')
-    if not info.is_dir() and '..' not in parts and not any(map(is_hidden, parts)):
+    if info.filename and not info.is_dir() and '..' not in parts and not any(map(is_hidden, parts)):
       members[info.filename] = info
   top = _common_folder(list(members))
 
