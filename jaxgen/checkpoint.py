@@ -205,6 +205,21 @@ class Checkpoints:
     parts = {part: getattr(abstract, part) for part in MODEL if getattr(abstract, part)}
     return abstract.replace(**self._read(step, parts), step=np.int32(step))
 
+  def model(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Parameters and averages on the host's CPU, in the shapes in which they were saved, whatever made them."""
+    step = self._existing(step)
+    place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
+    saved = {part: self._manager.item_metadata(step)[part] for part in ('params', 'ema')}
+    like = {
+      part: jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(tuple(leaf.shape), leaf.dtype, sharding=place), getattr(tree, 'tree', tree)
+      )
+      for part, tree in saved.items()
+      if tree is not None
+    }
+    found = self._read(step, like)
+    return found['params'], found.get('ema', {})
+
   def identity(self, step: int | None = None) -> dict[str, Any]:
     """What the run at `step` was, as given to `save`."""
     step = self._existing(step)

@@ -15,6 +15,8 @@ from jaxgen import sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.ema import Average
 from jaxgen.evaluators.base import Evaluator
+from jaxgen.frozen import frozen
+from jaxgen.init_from import InitFrom
 from jaxgen.objectives.base import Objective
 from jaxgen.train_state import TrainState
 
@@ -33,7 +35,8 @@ class Experiment(NamedTuple):
     mesh: from `sharding.make_mesh`.
     seed: of the initial parameters and of every step's randomness.
     rules: sharding rules of the state, by path.
-    frozen: networks that are used, not trained: an argument of the step, each leaf sharded over `fsdp`.
+    frozen: networks that are used, not trained: an argument of the step, each leaf sharded over `fsdp`. Trees of
+      arrays, or `frozen.Frozen` to read them late and in a dtype of their own.
     evaluators: run while training, each at its own interval and after the last step.
     evaluate_first: they also run before the first step: where the curves begin, and where an evaluation that cannot
       run (for want of memory, say) is found out at once.
@@ -46,6 +49,7 @@ class Experiment(NamedTuple):
       saves if it can, and ends. None for no watching; the environment's JAXGEN_STALL_SECONDS goes before it.
     begin: `(old, fresh) -> state`, the first state of a stage that follows another, made of that one's last and of a
       new one; by default what both have under one path and shape is carried over.
+    init_from: published weights or another run, from which the first stage's parameters are taken.
   """
 
   objective: Objective
@@ -66,6 +70,7 @@ class Experiment(NamedTuple):
   checkpoints: Policy = Policy()
   stall_seconds: float | None = 1800.0
   begin: Callable[[TrainState, TrainState], TrainState] | None = None
+  init_from: InitFrom | None = None
 
 
 class NoSuchChoice(ValueError):
@@ -97,6 +102,10 @@ def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment
     ValueError: a stage cannot run as configured.
   """
   stages = (experiment,) if isinstance(experiment, Experiment) else tuple(experiment)
+  # As Frozen, so that each is hashed once.
+  stages = tuple(
+    stage._replace(frozen={name: frozen(network) for name, network in stage.frozen.items()}) for stage in stages
+  )
   if not stages:
     raise ValueError('a run needs at least one Experiment, got none; build() must return one')
   for stage in stages:

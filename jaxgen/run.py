@@ -12,6 +12,7 @@ from jaxgen import distributed, report
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.distributed import Interrupted, Preempted
 from jaxgen.experiment import Experiment
+from jaxgen.frozen import frozen
 from jaxgen.signals import EXIT_CODES, Signals, leave
 from jaxgen.train_state import TrainState
 from jaxgen.watchdog import SAVE_SECONDS, Watchdog
@@ -46,14 +47,21 @@ class Run(NamedTuple):
   watchdog: Watchdog
 
 
+FROZEN = 'frozen_'  # keys of the identity that hold the hashes of frozen networks
+
+
 def identity(stage: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
   """What must not change while a run goes on, as JSON."""
-  return {'config': record.get('name'), 'run_seed': stage.seed} | dict(stage.data.identity)
+  hashes = {f'{FROZEN}{name}': frozen(network).hash() for name, network in stage.frozen.items()}
+  return {'config': record.get('name'), 'run_seed': stage.seed, **hashes} | dict(stage.data.identity)
 
 
 def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: os.PathLike) -> None:
   """Raises ValueError, naming every difference, where a checkpoint belongs to another run."""
-  different = [key for key in sorted(saved.keys() | now.keys()) if saved.get(key) != now.get(key)]
+  keys = sorted(saved.keys() | now.keys())
+  if not any(key.startswith(FROZEN) for key in saved):  # a run of a version that did not note them
+    keys = [key for key in keys if not key.startswith(FROZEN)]
+  different = [key for key in keys if saved.get(key) != now.get(key)]
   if different:
     changes = ', '.join(f'{key} was {saved.get(key)!r}, is {now.get(key)!r}' for key in different)
     raise ValueError(

@@ -1,13 +1,13 @@
 """What a stage of a run begins with: its state, its frozen networks and its compiled step, each on the stage's mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
-from jaxgen import sharding
+from jaxgen import frozen as frozen_networks
+from jaxgen import init_from, sharding
 from jaxgen.experiment import Experiment
 from jaxgen.models.rules import RULES
 from jaxgen.train_state import TrainState, init_state
@@ -33,10 +33,50 @@ def initial_state(stage: Experiment, abstract: TrainState) -> TrainState:
 def _init_fn(stage: Experiment):
   def init(key):
     batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in stage.data.spec.items()}
-    frozen = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype), dict(stage.frozen))
-    return init_state(stage.objective, stage.optimizers, stage.averages, batch, key, frozen=frozen)
+    return init_state(
+      stage.objective, stage.optimizers, stage.averages, batch, key, frozen=frozen_networks.shapes(stage.frozen)
+    )
 
   return init
+
+
+def first_state(
+  stage: Experiment,
+  abstract: TrainState,
+  *,
+  resume: Callable[[TrainState], TrainState] | None,
+  previous: TrainState | None,
+) -> TrainState:
+  """The state that a stage starts with, in one of four ways: resumed, after another stage, from elsewhere, or fresh.
+
+  Args:
+    stage: the stage.
+    abstract: its `abstract_state`.
+    resume: restores a checkpoint of the run, if it has one.
+    previous: the last state of the stage before, if there was one.
+  """
+  if resume is not None:
+    return resume(abstract)
+  fresh = initial_state(stage, abstract)
+  if previous is not None:
+    return begin_stage(stage, previous, fresh)
+  if stage.init_from is not None:
+    return state_from(stage, fresh)
+  return fresh
+
+
+def state_from(stage: Experiment, fresh: TrainState) -> TrainState:
+  """`fresh` with the parameters of `stage.init_from`: averages and optimizers start from them."""
+  assert stage.init_from is not None
+  params = init_from.initialised(fresh.params, stage.init_from)
+  places = jax.tree.map(lambda leaf: leaf.sharding, (fresh.ema, fresh.opt_state))
+
+  def derived(params):
+    ema = {name: params[average.of] for name, average in stage.averages.items()}
+    return ema, {name: stage.optimizers[name].init(tree) for name, tree in params.items()}
+
+  ema, opt_state = jax.jit(derived, out_shardings=places)(params)
+  return fresh.replace(params=params, ema=ema, opt_state=opt_state)
 
 
 def carry_over(old: TrainState, new: TrainState) -> TrainState:
@@ -59,12 +99,12 @@ def begin_stage(stage: Experiment, old: TrainState, fresh: TrainState) -> TrainS
 
 def place_frozen(stage: Experiment) -> dict[str, Any]:
   """The frozen networks on the mesh, sharded like parameters."""
-  return jax.device_put(dict(stage.frozen), frozen_places(stage))
+  return frozen_networks.place(stage.frozen, frozen_places(stage))
 
 
 def frozen_places(stage: Experiment) -> dict[str, Any]:
   """A NamedSharding for each leaf of the frozen networks."""
-  return sharding.shard_tree(dict(stage.frozen), stage.mesh, known=RULES)
+  return sharding.shard_tree(frozen_networks.shapes(stage.frozen), stage.mesh, known=RULES)
 
 
 def mesh_step(stage: Experiment):

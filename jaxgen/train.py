@@ -37,7 +37,7 @@ from jaxgen.run import (
   write_report,
 )
 from jaxgen.signals import Signals, listening
-from jaxgen.stage_setup import abstract_state, begin_stage, compile_step, initial_state, place_frozen
+from jaxgen.stage_setup import abstract_state, compile_step, first_state, place_frozen
 from jaxgen.step_window import StepWindow
 from jaxgen.train_state import TrainState
 from jaxgen.watchdog import Waiting, Watchdog
@@ -125,12 +125,10 @@ def train_stages(run: Run, stages: Sequence[Experiment], start: int | None) -> T
   for stage in stages[first:]:
     meet(run, f'the stage from step {begin}')
     abstract = abstract_state(stage)
-    if state is None and start is not None:
-      state = run.checkpoints.restore(abstract, start)
+    restored = functools.partial(run.checkpoints.restore, step=start) if state is None and start is not None else None
+    state = first_state(stage, abstract, resume=restored, previous=state)
+    if restored is not None:
       run.writer.text(f'Going on from step {start:,} of {run.total:,} in {run.workdir}')
-    else:
-      fresh = initial_state(stage, abstract)
-      state = fresh if state is None else begin_stage(stage, state, fresh)
     run.writer.config(run.record)  # not before the checkpoint is known to be of this config
     state = train_stage(run, stage, abstract, state, begin, begin + stage.steps)
     begin += stage.steps

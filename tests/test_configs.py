@@ -160,7 +160,7 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
 
 def _sampling_traces(stage, state, side):
   keys, cond = jax.random.split(jax.random.key(0), 2), {'label': np.zeros(2, np.int32)}
-  images = jax.eval_shape(stage.objective.sample, sampling_params(state), dict(stage.frozen), cond, keys)
+  images = jax.eval_shape(stage.objective.sample, sampling_params(state), place_frozen(stage), cond, keys)
   assert images.shape == (2, side, side, 3)
   fids = [evaluator.name for evaluator in stage.evaluators if evaluator.name.startswith('fid')]
   assert fids == ([] if side == 512 else ['fid'] if side == 256 else ['fid_256'])

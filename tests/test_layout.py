@@ -23,6 +23,8 @@ LEVELS = [
     'ema',
     'optimizers',
     'checkpoint',
+    'frozen',
+    'init_from',
     'distributed',
     'evaluators',
     'writer',

@@ -22,6 +22,19 @@ def main(argv: list[str]) -> int:
     action='store_true',
     help='go on with a run although its dataset, seed, batch size or config differ',
   )
+  parser.add_argument(
+    '--init-from',
+    metavar='PATH',
+    help="start from another run's averages, or from published weights (a folder or file)",
+  )
+  for kind, what in (
+    ('fresh', 'parameters that start as without --init-from: a new label table'),
+    ('widened', "parameters that may be larger than the source's, zero where they are: a wider conv_in"),
+    ('unused', "arrays of the source that have no place in this run's networks"),
+  ):
+    parser.add_argument(
+      f'--init-{kind}', metavar='PATTERN', action='append', default=[], help=f'{what}; may be repeated'
+    )
   args, overrides = parser.parse_known_args(argv)
 
   with listening(exits=True) as signals:  # before the imports, which take seconds
@@ -36,6 +49,8 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   from etils import epath
 
   from jaxgen import distributed
+  from jaxgen.experiment import as_stages
+  from jaxgen.init_from import InitFrom
   from jaxgen.train import train
 
   distributed.start()
@@ -43,7 +58,14 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   remember(module)
   workdir = epath.Path(args.workdir or f'runs/{about["name"]}')
   try:
-    train(module.build(config), workdir, record=about, allow_changes=args.allow_changes, signals=signals)
+    stages = as_stages(module.build(config))
+    if args.init_from:
+      source = InitFrom(args.init_from, tuple(args.init_fresh), tuple(args.init_widened), tuple(args.init_unused))
+      stages = (stages[0]._replace(init_from=source), *stages[1:])
+      about['init_from'] = args.init_from
+    elif args.init_fresh or args.init_widened or args.init_unused:
+      raise ValueError('--init-fresh, --init-widened and --init-unused go with --init-from PATH')
+    train(stages, workdir, record=about, allow_changes=args.allow_changes, signals=signals)
   except distributed.Preempted as stopped:
     print(f'jaxgen: {stopped}', file=sys.stderr)
     return stopped.exit_code

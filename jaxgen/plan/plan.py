@@ -22,6 +22,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import flops, sharding, stage_setup
+from jaxgen import frozen as frozen_networks
 from jaxgen.bench.train_step import model_flops
 from jaxgen.evaluators.generate import sampler
 from jaxgen.experiment import Experiment
@@ -184,7 +185,7 @@ def fsdp_theory(abstract: TrainState, mesh: Mapping[str, int], accumulate: int) 
 
 def abstract_frozen(stage: Experiment) -> dict[str, Any]:
   """Shapes and places of the frozen networks."""
-  frozen = dict(stage.frozen)
+  frozen = frozen_networks.shapes(stage.frozen)
   return jax.tree.map(
     lambda leaf, place: jax.ShapeDtypeStruct(np.shape(leaf), leaf.dtype, sharding=place),
     frozen,

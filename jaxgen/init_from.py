@@ -1,0 +1,146 @@
+"""First parameters from elsewhere: published weights, or another run.
+
+  InitFrom('runs/base')                                       # the averages of a run's newest checkpoint
+  InitFrom('DiT-XL-2-256', fresh=('label_embed',))            # a folder of diffusers; a label table of its own
+  InitFrom('stable-diffusion/unet', widened=('conv_in',))     # four more input channels, which start at zero
+
+Every leaf has to have its counterpart, of its shape. Patterns name the exceptions, found anywhere in a path such as
+`net/blocks/attention/qkv/kernel`; whatever else does not fit is an error.
+"""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jaxgen.checkpoint import Checkpoints
+from jaxgen.frozen import Frozen, frozen
+from jaxgen.sharding import path_name
+
+# Where a published network goes, which has no name of its own: the first of these that is trained.
+NETWORKS = ('net', 'autoencoder', 'generator')
+
+
+class InitFrom(NamedTuple):
+  """Where a run's first parameters come from.
+
+  Attributes:
+    path: the folder of a run, or of a published network (or its file).
+    fresh: patterns of parameters that start as they would without it, whatever the source has.
+    widened: patterns of parameters that may be larger than the source's: what they share is copied, the rest is zero.
+    unused: patterns of the source's arrays that have no place here.
+    average: of a run: which average; None for each network's own, 'none' for the parameters themselves.
+  """
+
+  path: str | os.PathLike
+  fresh: Sequence[str] = ()
+  widened: Sequence[str] = ()
+  unused: Sequence[str] = ()
+  average: str | None = None
+
+
+def initialised(params: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
+  """The parameters with those of `source` in their places, sharded as they are.
+
+  Raises:
+    FileNotFoundError: there is nothing at the path.
+    ValueError: some parameters have no counterpart; the first five are listed.
+  """
+  return merged(params, read(source.path, trained=list(params), average=source.average), source)
+
+
+def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average: str | None = None) -> dict[str, Any]:
+  """Trees of host arrays by the names of `state.params`.
+
+  Args:
+    path: the folder of a run, or of a published network, or its file.
+    trained: the names to which a published network may go.
+    average: see InitFrom.
+  """
+  at = epath.Path(path)
+  if not at.exists():
+    raise FileNotFoundError(f'no run and no published network at {path}')
+  if (at / 'checkpoints').exists():
+    checkpoints = Checkpoints(at / 'checkpoints', None)
+    try:
+      return _of_run(*checkpoints.model(), average=average, path=at)
+    finally:
+      checkpoints.close()
+  names = [name for name in NETWORKS if name in trained]
+  if not names:
+    raise ValueError(f'a published network goes to one of {", ".join(NETWORKS)}; this run trains {", ".join(trained)}')
+  from jaxgen.pretrained import published  # every network that is published, which most runs do without
+
+  return {names[0]: published.load(at).params}
+
+
+def from_source(path: str | os.PathLike, *, name: str = 'net', average: str | None = None, dtype: Any = None) -> Frozen:
+  """A frozen network from a run or from published weights, for `Experiment.frozen`.
+
+  Args:
+    path, average: as for `read`.
+    name: the network of the run.
+    dtype: dtype of its floating-point arrays on the devices.
+  """
+  trees = read(path, trained=(name, *NETWORKS), average=average)
+  if name not in trees:
+    raise ValueError(f'{path} has no network {name!r}; it has {", ".join(sorted(trees))}')
+  return frozen(trees[name], dtype=dtype)
+
+
+def merged(params: Mapping[str, Any], trees: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
+  """`params` with the arrays of `trees` in their places."""
+  theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(trees))}
+  ours = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(params))}
+
+  def fits(name: str) -> bool:
+    if _named(name, source.fresh) or name not in theirs:
+      return _named(name, source.fresh)
+    same = theirs[name].shape == ours[name].shape
+    return same or (_named(name, source.widened) and _is_wider(ours[name], theirs[name]))
+
+  wrong = [f'{name} {_shape(ours[name])}, there {_shape(theirs.get(name))}' for name in sorted(ours) if not fits(name)]
+  wrong += [f'{name} unused' for name in sorted(set(theirs) - set(ours)) if not _named(name, source.unused)]
+  if wrong:
+    more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
+    raise ValueError(
+      f'{source.path} does not fit this run in {len(wrong)} arrays: {"; ".join(wrong[:5])}{more}. '
+      'Name what may differ: --init-fresh, --init-widened or --init-unused PATTERN'
+    )
+
+  def pick(path: Any, leaf: jax.Array) -> jax.Array:
+    name = path_name(path)
+    if _named(name, source.fresh):
+      return leaf
+    found = np.asarray(theirs[name], leaf.dtype)
+    whole = np.pad(found, [(0, size - had) for size, had in zip(leaf.shape, found.shape, strict=True)])
+    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
+
+  return jax.tree_util.tree_map_with_path(pick, dict(params))
+
+
+def _of_run(params: dict[str, Any], ema: dict[str, Any], *, average: str | None, path: epath.Path) -> dict[str, Any]:
+  if average is None:
+    return {name: ema.get(name, tree) for name, tree in params.items()}
+  if average == 'none':
+    return params
+  if average not in ema or average not in params:
+    raise ValueError(f'no average named {average!r} in {path}; it keeps {", ".join(sorted(ema)) or "none"}')
+  return params | {average: ema[average]}
+
+
+def _named(name: str, patterns: Sequence[str]) -> bool:
+  return any(re.search(pattern, name) for pattern in patterns)
+
+
+def _is_wider(ours: Any, theirs: Any) -> bool:
+  return len(ours.shape) == len(theirs.shape) and all(a >= b for a, b in zip(ours.shape, theirs.shape, strict=True))
+
+
+def _shape(leaf: Any) -> str:
+  return 'none' if leaf is None else 'x'.join(map(str, jnp.shape(leaf))) or 'a number'
