@@ -2,8 +2,10 @@
 
   ./launch/local train --config avatars_attributes
 
-Hardware: a CPU, minutes; its data is in the package. Result: not run yet; wanted is 97% of all attributes of real test
-images.
+Hardware: a CPU; its data is in the package. Result of `--config.widths="(32,64,128)"`, seed 0, 5 minutes of two busy
+cores: 93.5% of all attributes of `seen`, 90.5% of `test` (chance 25% and 27%). It is not good enough to measure with:
+97% is wanted, and having never seen the held-out pairs itself it is worst at their words (surface 97% in `seen`, 19% in
+`test`), so the classifier that measures has to learn from pictures without held-out pairs. The full width: not run.
 """
 
 import jax
