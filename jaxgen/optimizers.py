@@ -22,17 +22,22 @@ def kernels(params: Any) -> Any:
 def matrices(params: Any) -> Any:
   """Muon's view of a transformer: the axes that each hidden kernel multiplies and makes; None goes to Adam.
 
-  Kernels in a module named `blocks` are stacked over depth by `nn.scan`, and each layer is a matrix of its own. The
-  first and last layers, modulations and embeddings go to Adam, as Muon's authors advise (Jordan et al. 2024).
+  Kernels in `blocks`, or in a module whose name ends so, are stacked over depth, and each layer is a matrix of its own;
+  those of `last_block` are not stacked. The first and last layers, modulations and embeddings go to Adam, as Muon's
+  authors advise (Jordan et al. 2024).
   """
 
   def view(path, leaf):
     names = [entry.key for entry in path]
-    if names[-1] != 'kernel' or 'blocks' not in names or 'modulation' in names or leaf.ndim < 3:
+    stacked = int(any(name.endswith('blocks') for name in names))
+    if names[-1] != 'kernel' or not (stacked or 'last_block' in names) or 'modulation' in names:
       return None
-    inputs = 2 if names[-2:] == ['out', 'kernel'] and 'attention' in names else 1  # heads and their size, or width
+    from_heads = 'attention' in names and names[-2].endswith('out')
+    inputs = 2 if from_heads else 1  # heads and their size, or width
+    if leaf.ndim <= stacked + inputs:
+      return None
     return MuonDimensionNumbers(
-      reduction_axis=tuple(range(1, 1 + inputs)), output_axis=tuple(range(1 + inputs, leaf.ndim))
+      reduction_axis=tuple(range(stacked, stacked + inputs)), output_axis=tuple(range(stacked + inputs, leaf.ndim))
     )
 
   return jax.tree_util.tree_map_with_path(view, params)

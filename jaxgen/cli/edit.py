@@ -39,10 +39,13 @@ def check(args: argparse.Namespace) -> None:
 
 
 def chosen(
-  args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray]
+  args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray], *, parts: Any = None
 ) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """What the options ask for: how to sample (None for the objective's own way), the condition, and its inputs."""
-  if all(
+  """What the options ask for: how to sample (None for the objective's own way), the condition, and its inputs.
+
+  `parts` stands in for the objective's `denoising`, where it is given.
+  """
+  if parts is None and all(
     given is None for given in (args.edit, args.inpaint, args.interpolate, args.invert, args.until, args.previews)
   ):
     return None, cond, {}
@@ -52,7 +55,7 @@ def chosen(
   from jaxgen.generation import edit, inpaint, interpolate, invert, stop
   from jaxgen.objectives.base import sampled
 
-  parts = sample.denoising(trained)
+  parts = parts or sample.denoising(trained)
   if args.until is not None:
     parts = stop.stopped(parts, args.until)
   if args.previews is not None:

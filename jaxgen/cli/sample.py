@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import edit, output
+from jaxgen.cli import edit, output, prompts
 from jaxgen.cli.config import add_trust_options, load_run
 
 
@@ -17,8 +17,9 @@ def main(argv: list[str]) -> int:
   edit.check(args)
   if args.out.suffix.lower() != '.png':
     output.check_samples_folder(args.out)
+  words = prompts.read(args)
 
-  config, module = load_run(args.run, overrides, config=args.config, trust_code=args.trust)
+  config, module = load_run(args.run, [*overrides, *prompts.overrides(args)], config=args.config, trust_code=args.trust)
 
   import numpy as np
 
@@ -29,8 +30,10 @@ def main(argv: list[str]) -> int:
   names = trained.stage.data.class_names
   labels = _labels(args.label, names)
   given = {} if labels is None else {'label': np.asarray(labels, np.int32)}
+  given |= prompts.fields(trained.stage, words)
   cond = sample.conditioning(trained.stage, args.num, given=given)
-  sample_fn, cond, inputs = edit.chosen(args, trained, cond)
+  parts = prompts.negated(args, trained.stage, config)
+  sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts)
   images = sample.sample(
     trained,
     cond,
@@ -41,7 +44,7 @@ def main(argv: list[str]) -> int:
     inputs=inputs,
   )
   if distributed.is_first():
-    _save(args.out, images, cond, names)
+    _save(args.out, images, cond, names, words)
     print(f'{args.num} images of step {trained.step:,} in {args.out}')
   return 0
 
@@ -66,6 +69,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
+  prompts.add_options(parser)
   edit.add_options(parser)
   add_trust_options(parser)
   return parser
@@ -89,7 +93,7 @@ def _labels(labels: Sequence[str] | None, names: Sequence[str]) -> list[int] | N
   return numbers
 
 
-def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[str]) -> None:
+def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[str], words: Sequence[str]) -> None:
   """One grid, or a folder of numbered files with metadata.jsonl beside them."""
   from jaxgen import writer
 
@@ -101,6 +105,7 @@ def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[
   lines = []
   for i in range(len(images)):
     line: dict[str, Any] = {'file_name': f'{i:06d}.png'}
+    line |= {'prompt': words[i % len(words)]} if words else {}
     if 'label' in cond:
       label = int(cond['label'][i])
       line |= {'label': label, 'class': names[label]} if names else {'label': label}

@@ -16,8 +16,10 @@ A field without a null is always told. A null may be trained: it is then a funct
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.processes.process import expand
 from jaxgen.samplers.guidance import replaced
@@ -166,6 +168,26 @@ def labels(num_classes: int, *, drop_rate: float = 0.0) -> Conditioner:
   if not num_classes:
     return unconditional
   return Conditioner({'label': Field(num_classes)}, {('label',): drop_rate} if drop_rate else {})
+
+
+def trained_text(encoder: nn.Module, *, length: int, drop_rate: float = 0.0) -> Conditioner:
+  """Token ids under 'text', encoded by a network that learns with the generator, params['text'].
+
+  Args:
+    encoder: token ids to entries of `cond`, such as models/text_encoder.py; the null is an empty text, all padding.
+    length: number of token ids of a text.
+    drop_rate: probability that an image's text is dropped in training.
+  """
+
+  def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
+    encoded: Any = encoder.apply({'params': params['text']}, fields['text'])
+    return encoded
+
+  def init(key: Key[Array, '']) -> dict[str, Any]:
+    return {'text': encoder.init(key, jnp.zeros((1, length), jnp.int32))['params']}
+
+  empty = np.zeros(length, np.int32)
+  return Conditioner({'text': Field(empty)}, {('text',): drop_rate} if drop_rate else {}, encode, init)
 
 
 def always(*names: str) -> Conditioner:

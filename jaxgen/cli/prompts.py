@@ -1,0 +1,74 @@
+"""What `jaxgen sample` does with words: --prompt, --prompts, --negative and --guidance."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+  import numpy as np
+
+_SCALE = 'sampling.scale'  # the field of a config that is the guidance scale
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """The options of text."""
+  group = parser.add_argument_group('text')
+  group.add_argument(
+    '--prompt', action='append', metavar='TEXT', help='what to draw; may be repeated, and the images take them in turn'
+  )
+  group.add_argument('--prompts', metavar='FILE', type=pathlib.Path, help='a file with one prompt a line')
+  group.add_argument('--negative', metavar='TEXT', help='what to stay away from; needs guidance above 1')
+  group.add_argument('--guidance', metavar='W', type=float, help=f'guidance scale, 1 is unguided (--config.{_SCALE})')
+
+
+def overrides(args: argparse.Namespace) -> list[str]:
+  """The change to the config that --guidance stands for."""
+  return [] if args.guidance is None else [f'--config.{_SCALE}={args.guidance}']
+
+
+def read(args: argparse.Namespace) -> list[str]:
+  """The prompts; none where none are asked for.
+
+  Raises:
+    ValueError: a prompt or the file is empty.
+  """
+  prompts = list(args.prompt or ())
+  if args.prompts is not None:
+    text = args.prompts.expanduser().read_text(encoding='utf-8-sig')
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    if not lines:
+      raise ValueError(f'{args.prompts} holds no prompt; write one a line')
+    prompts += lines
+  for name, text in [('--prompt', prompt) for prompt in prompts] + [('--negative', args.negative)]:
+    if text is not None and not text.strip():
+      raise ValueError(f'{name} is empty; say what it should be')
+  return prompts
+
+
+def fields(stage: Any, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+  """The fields of a batch that prompts stand for.
+
+  Raises:
+    ValueError: the model reads no text.
+  """
+  if not prompts:
+    return {}
+  if stage.tokenize is None:
+    told = ', '.join(map(repr, stage.objective.conditioner.fields)) or 'nothing'
+    raise ValueError(f'this model reads no text, so it takes no prompt; it is told {told}')
+  return dict(stage.tokenize(prompts))
+
+
+def negated(args: argparse.Namespace, stage: Any, config: Any) -> Any:
+  """The objective's sampling with --negative in place of no text; None where it is not given."""
+  if args.negative is None:
+    return None
+  scale = (config.get('sampling') or {}).get('scale')
+  if scale is not None and scale <= 1:
+    raise ValueError(f'--negative has no effect at guidance {scale:g}; give --guidance a value above 1')
+  from jaxgen.generation import negative_prompt
+
+  return negative_prompt.negated(stage.objective, fields(stage, [args.negative]))
