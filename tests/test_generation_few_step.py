@@ -109,8 +109,8 @@ def test_the_denoiser_is_the_mean_of_the_data_or_the_end_of_the_path(exact):
 )
 def test_each_way_of_drawing_keeps_the_distribution_and_what_it_is_given(name):
   exact = EXACT[name]
-  d, images = _parts(exact), _images(exact)
-  known = np.tile(np.float32([1, 0])[:, None, None], (len(KEYS), 1, 2, 1))
+  d, images = _parts(exact), jnp.asarray(_images(exact))
+  known = jnp.tile(jnp.array([1.0, 0.0])[:, None, None], (len(KEYS), 1, 2, 1))
   ways = {
     'sampled': exact.objective.sample,
     'edited': partial(edit.edited(d, strength=0.5), image=images),
