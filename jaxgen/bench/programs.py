@@ -39,6 +39,10 @@ class FixedBatch(NamedTuple):
   def spec(self) -> dict[str, jax.ShapeDtypeStruct]:
     return {name: jax.ShapeDtypeStruct(array.shape, array.dtype) for name, array in self.batch.items()}
 
+  @property
+  def specs(self) -> list[dict[str, jax.ShapeDtypeStruct]]:
+    return [self.spec]
+
   def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> Iterator[dict[str, jax.Array]]:
     batch = jax.device_put(self.batch, sharding)
     while True:

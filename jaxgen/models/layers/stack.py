@@ -2,10 +2,10 @@
 
   x <- block_i(x, *shared, each_i),  i = start ... stop - 1                                             (1)
 
-On accelerators a `lax.scan` runs it: the program does not grow with the depth, and compiles once for all blocks. A CPU
-runs a loop over slices of the same parameters: a scan there copies the parameters, the gradients and what the forward
-pass keeps in and out of the stacked arrays, and the loop gives the same numbers up to reassociation. The platform is
-that of the mesh in sight, as for attention.
+On accelerators, and where a policy decides what is kept, a `lax.scan` runs it: the program does not grow with the
+depth, and compiles once for all blocks. On a CPU, where everything is kept, a loop runs over slices of the same
+parameters: a scan copies what the forward pass keeps in and out of stacked arrays. The numbers are the same up to
+reassociation; docs/results.md has the times. The platform is that of the mesh in sight, as for attention.
 """
 
 from collections.abc import Callable, Sequence
@@ -66,9 +66,9 @@ def stack(
     more = () if inputs is None else (inputs,)
     return layer.apply({'params': params}, x, *shared, *more, rngs=keys, mutable=sown)
 
-  loop = sharding.platform() == 'cpu'
+  loop = sharding.platform() == 'cpu' and remat is None
   if remat is not None:
-    run = jax.checkpoint(run, policy=remat, prevent_cse=loop)  # a scan needs no such fence
+    run = jax.checkpoint(run, policy=remat, prevent_cse=False)  # a scan needs no such fence
   keys = {}
   if module.has_rng('dropout'):
     keys['dropout'] = jax.random.split(module.make_rng('dropout'), stop - start)
