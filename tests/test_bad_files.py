@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from jaxgen.cli.main import main
+from jaxgen.data import sources
 from jaxgen.data.dataset import Dataset
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.latents import unscaled
@@ -158,7 +159,7 @@ FOLDERS = {  # what happens to a folder, what is said of it
 @pytest.mark.parametrize('kind', FOLDERS)
 def test_an_autoencoder_that_encodes(kind, place, capsys, monkeypatch):
   dataset = Dataset('e', 'train', [np.zeros((4, 4, 3), np.float32)], lambda image: {'image': image}, 'e')
-  monkeypatch.setattr('jaxgen.data.emoji32', lambda split, data_dir=None: dataset)
+  monkeypatch.setitem(sources.NAMED, 'emoji32', lambda split, data_dir=None: dataset)
   damage, message = FOLDERS[kind]
   damage(place / 'ae')
   _refused(['data', 'encode', '--data', 'emoji32', '--autoencoder', place / 'ae'], place, message, capsys)
@@ -174,7 +175,7 @@ def test_images_that_do_not_fit_the_autoencoder(side, channels, message, place, 
   params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
   autoencoder.save(place / 'ae', net, params, unscaled(2))
   dataset = Dataset('e', 'train', [np.zeros((side, side, channels), np.float32)], lambda image: {'image': image}, 'e')
-  monkeypatch.setattr('jaxgen.data.emoji32', lambda split, data_dir=None: dataset)
+  monkeypatch.setitem(sources.NAMED, 'emoji32', lambda split, data_dir=None: dataset)
   arguments = ['data', 'encode', '--data', 'emoji32', '--autoencoder', place / 'ae']
   _refused(arguments, place, message, capsys)
 

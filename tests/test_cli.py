@@ -17,6 +17,7 @@ from jaxgen import sample, writer
 from jaxgen.cli import config as configs
 from jaxgen.cli import main as program
 from jaxgen.cli.configs import field_comments
+from jaxgen.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = str(ROOT / 'tests' / 'tiny_config.py')
@@ -359,7 +360,7 @@ def test_a_run_can_be_evaluated_again(trained, tmp_path, capsys):
   options = ('evaluate', '--run', trained, '--out', tmp_path / 'again', '--step', 2)
   assert jaxgen(*options, '--ema', 'none', '--only', 'mean', '--config.target=0.25') == 0
   again = json.loads(capsys.readouterr().out)
-  during = {line['step']: line['mean'] for line in writer.read_metrics(trained / 'metrics.jsonl') if 'mean' in line}
+  during = {line['step']: line['mean'] for line in read_metrics(trained / 'metrics.jsonl') if 'mean' in line}
   assert again['step'] == 2 and set(again) == {'step', 'mean', 'protocols'}
   assert again['protocols'] == {'mean': {'target': 0.25}}
   config, module = configs.load_run(trained)
@@ -393,7 +394,7 @@ def test_a_mistake_in_build_is_one_line_and_leaves_no_folder(tmp_path, capsys):
 def test_a_preempted_run_exits_75(tmp_path, capsys, monkeypatch):
   from jaxgen import distributed, train
 
-  def preempted(experiment, workdir, *, record, allow_changes):
+  def preempted(experiment, workdir, *, record, allow_changes, signals):
     assert (workdir, record['name'], allow_changes) == (pathlib.Path('runs/tiny_config'), 'tiny_config', True)
     raise distributed.Preempted('stopped at step 7')
 
@@ -418,7 +419,10 @@ def test_train_takes_the_default_config(capsys):
 @pytest.mark.parametrize(
   ('override', 'message'),
   [
-    ('dataset=emoji23', "config.dataset is 'emoji23'; did you mean 'emoji32'? it can be 'emoji32', 'emoji64'"),
+    (
+      'dataset=emoji23',
+      "config.dataset is 'emoji23'; did you mean 'emoji32'? it can be 'avatars', 'emoji32', 'emoji64'",
+    ),
     ('process=cosin', "config.process is 'cosin'; did you mean 'cosine'? it can be 'cosine', 'flow'"),
     ('sampling.name=Eulr', "config.sampling.name is 'Eulr'; it can be 'DPM-Solver++ 2M', 'UniPC', 'DDIM'"),
     ('ema=2', "an average's decay is 2.0; it must be in [0, 1]"),

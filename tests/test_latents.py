@@ -17,6 +17,7 @@ from jaxgen import encode as encoding
 from jaxgen import sharding
 from jaxgen.cli import data as command
 from jaxgen.cli.main import is_message
+from jaxgen.data import sources
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.latents import Writer, latents
 from jaxgen.data.loader import Loader
@@ -211,7 +212,7 @@ def test_the_command(made, tmp_path, capsys, monkeypatch):
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path))
   hash_of_weights = pretrained.save(tmp_path / 'ae', made.net, made.params, SCALING)
   monkeypatch.setattr('jaxgen.distributed.start', lambda: None)
-  monkeypatch.setattr('jaxgen.data.emoji32', lambda split, data_dir=None: _dataset(split))
+  monkeypatch.setitem(sources.NAMED, 'emoji32', lambda split, data_dir=None: _dataset(split))
   arguments = ['encode', '--data', 'emoji32', '--autoencoder', str(tmp_path / 'ae'), '--batch-size', '8', '--no-flips']
   assert command.main(arguments) == 0
   assert 'emoji32_latents' in capsys.readouterr().out

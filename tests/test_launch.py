@@ -17,7 +17,7 @@ PYTHON = f"""#!/usr/bin/env bash
 if [ "$1 $2" != '-m venv' ]; then exec {sys.executable} "$@"; fi
 echo venv >> "$LOG"
 mkdir -p "$3/bin"
-for name in python jaxgen ruff shellcheck shfmt pyrefly; do
+for name in python jaxgen ruff shellcheck shfmt pyrefly mkdocs; do
   cp "$STAND_IN" "$3/bin/$name"
 done
 """
@@ -114,6 +114,7 @@ def test_test_adds_what_tests_need_and_runs_every_check(checkout):
     f'shellcheck {scripts}',
     f'shfmt --diff --indent 2 --case-indent --space-redirects {scripts}',
     'pyrefly check',
+    'mkdocs build --strict --quiet',
   ]
   calls = run(checkout, 'test', 'tests/test_x.py', '-k', 'a b')[2]
   assert calls == [*BASE, 'pip --editable .[dev]', *checks, f'{PYTEST} not slow tests/test_x.py -k a b']

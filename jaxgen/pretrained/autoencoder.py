@@ -104,9 +104,7 @@ def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
   Raises:
     ValueError: jaxgen has no such network.
   """
-  missing = [entry for entry in ('block_out_channels', 'down_block_types') if entry not in config]
-  if missing:
-    raise ValueError(f'the configuration of a {folder.class_of(config)} lacks {", ".join(missing)}')
+  folder.require(config, 'block_out_channels', 'down_block_types')
   net = network(config, dtype=dtype)
   return Layout(
     net, _leaves(net, _DIFFUSERS), config, own=current_names, scaling=scaling(config, net.channels_of_latents)

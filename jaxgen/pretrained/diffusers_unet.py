@@ -59,9 +59,7 @@ def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
   Raises:
     ValueError: jaxgen has no such network.
   """
-  missing = [entry for entry in ('block_out_channels', 'down_block_types') if entry not in config]
-  if missing:
-    raise ValueError(f'the configuration of a {folder.class_of(config)} lacks {", ".join(missing)}')
+  folder.require(config, 'block_out_channels', 'down_block_types')
   return _layout(network(config, dtype=dtype), config)
 
 

@@ -31,20 +31,17 @@ _VERSION = '0.36.0'  # of diffusers, whose layout this is: it warns where there 
 Config = dict[str, Any]
 
 
-def config(
-  folder: str | os.PathLike, *, classes: tuple[str, ...], name: str = 'config.json', entries: tuple[str, ...] = ()
-) -> Config:
+def config(folder: str | os.PathLike, *, classes: tuple[str, ...], name: str = 'config.json') -> Config:
   """A model's configuration.
 
   Args:
     folder: of the model.
     classes: that it may be of.
     name: of the file.
-    entries: that it must have; others may be left to diffusers' defaults.
 
   Raises:
     FileNotFoundError: there is no such folder or file.
-    ValueError: it is no JSON, of another class, or lacks an entry.
+    ValueError: it is no JSON, or of another class.
   """
   path = epath.Path(folder) / name
   if not path.exists():
@@ -60,9 +57,6 @@ def config(
     raise ValueError(f'{path} is no configuration of a model: it names no class')
   if found not in classes:
     raise ValueError(f'{path} is of a {found}; wanted {" or ".join(classes)}')
-  missing = [entry for entry in entries if entry not in made]
-  if missing:
-    raise ValueError(f'{path} lacks {", ".join(missing)}')
   return made
 
 
@@ -123,6 +117,13 @@ def write_config(path: str | os.PathLike, config: Config) -> None:
   path.parent.mkdir(parents=True, exist_ok=True)
   version = {} if 'architectures' in config else {'_diffusers_version': _VERSION}
   write_whole(path, json.dumps(version | config, indent=2, sort_keys=True) + '\n')
+
+
+def require(config: Mapping[str, Any], *entries: str) -> None:
+  """Raises ValueError, naming every entry that a configuration lacks; others may be left to diffusers' defaults."""
+  missing = [entry for entry in entries if entry not in config]
+  if missing:
+    raise ValueError(f'config.json lacks {", ".join(missing)}, which a folder of {class_of(config)} has')
 
 
 def expect(config: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
