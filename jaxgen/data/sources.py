@@ -22,6 +22,7 @@ from jaxgen.data.arrays import npz_dataset
 from jaxgen.data.dataset import Dataset, NoSuchSplit, at_resolution, part
 from jaxgen.data.datasets import image_folder, parquet
 from jaxgen.data.datasets.avatars import avatars
+from jaxgen.data.datasets.avatars32 import avatars32
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
@@ -32,6 +33,7 @@ from jaxgen.data.recipe import load
 
 NAMED: dict[str, Callable[..., Dataset]] = {
   'avatars': avatars,
+  'avatars32': lambda split, data_dir=None: avatars32(split),
   'emoji32': emoji32,
   'emoji64': emoji64,
   'fashion_mnist': fashion_mnist,
