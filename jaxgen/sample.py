@@ -132,12 +132,17 @@ def conditioning(stage: Experiment, num: int, *, given: Mapping[str, Any] | None
 
 
 def denoising(trained: Trained) -> Denoising:
+  """`parts_of` the stage that a run was in."""
+  return parts_of(trained.stage)
+
+
+def parts_of(stage: Experiment) -> Denoising:
   """The parts of the objective's sampling, for generation/.
 
   Raises:
     ValueError: it has none.
   """
-  parts = trained.stage.objective.denoising
+  parts = stage.objective.denoising
   if parts is None:
     raise ValueError(
       'this run does not sample by denoising, so its images cannot be edited, inpainted, interpolated, inverted, '

@@ -43,6 +43,7 @@ LEVELS = [
   {'experiment', 'stage_setup', 'run', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
   {'cli'},
+  {'__main__'},
 ]
 FROM_SIDE = {
   ('objectives', 'samplers'),

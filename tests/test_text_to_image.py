@@ -11,7 +11,7 @@ import pytest
 from jaxgen.cli import prompts
 from jaxgen.data.tokenizers.tokenizer import encode_all
 from jaxgen.data.tokenizers.words import words
-from jaxgen.generation.negative_prompt import negated
+from jaxgen.generation.negative import away_from
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.base import sampled
@@ -75,7 +75,7 @@ def test_network_and_text_encoder_learn_in_one_pass(params):
 def test_words_change_the_image_and_an_empty_negative_prompt_does_not(params):
   objective = _objective()
   plain = _sample(objective.sample, params, ['red circle', 'green circle'])
-  empty = negated(objective, {'text': jnp.zeros((1, 3), jnp.int32)})
+  empty = away_from(objective.denoising, objective.conditioner, {'text': jnp.zeros(3, jnp.int32)})
   np.testing.assert_allclose(_sample(sampled(empty), params, ['red circle', 'green circle']), plain, atol=1e-5)
   assert np.abs(_sample(objective.sample, params, ['green square', 'green circle']) - plain)[0].max() > 1e-3
 
@@ -83,9 +83,9 @@ def test_words_change_the_image_and_an_empty_negative_prompt_does_not(params):
 def test_a_negative_prompt_is_guided_away_from(params):
   """At scale w the guided prediction is D(c_0) + w (D(c) - D(c_0)): linear in w, and D(c) at 1."""
   objective = _objective()
-  negative = {'text': _ids('square')['text']}
   keys = jax.random.split(jax.random.key(0), 1)
-  cond, without = negated(objective, negative).condition(params, {}, _ids('red circle'), keys)
+  led = away_from(objective.denoising, objective.conditioner, {'text': _ids('square')['text'][0]})
+  cond, without = led.condition(params, {}, _ids('red circle'), keys)
   said, _ = objective.denoising.condition(params, {}, _ids('square'), keys)
   x, t = jnp.ones((1, 4, 4, 3)), jnp.array([0.5])
   denoise = objective.denoising.denoiser(params, {})
@@ -147,9 +147,7 @@ def test_text_that_is_none_is_refused(text):
     prompts.fields(stage, [text])
 
 
-def test_a_negative_prompt_needs_guidance_and_something_to_leave_out():
+def test_a_negative_prompt_needs_guidance():
   stage = _stage(_objective(), lambda texts: {'text': encode_all(TOKENIZER, texts)})
   with pytest.raises(ValueError, match='no effect at guidance 1; give --guidance a value above 1'):
     prompts.negated(_arguments('--negative', 'red'), stage, {'sampling': {'scale': 1.0}})
-  with pytest.raises(ValueError, match='can leave out label'):
-    negated(_objective(conditioner=labels(3)), {'text': np.zeros((1, 3), np.int32)})

@@ -69,6 +69,8 @@ def negated(args: argparse.Namespace, stage: Any, config: Any) -> Any:
   scale = (config.get('sampling') or {}).get('scale')
   if scale is not None and scale <= 1:
     raise ValueError(f'--negative has no effect at guidance {scale:g}; give --guidance a value above 1')
-  from jaxgen.generation import negative_prompt
+  from jaxgen import sample
+  from jaxgen.generation.negative import away_from
 
-  return negative_prompt.negated(stage.objective, fields(stage, [args.negative]))
+  said = {name: rows[0] for name, rows in fields(stage, [args.negative]).items()}
+  return away_from(sample.parts_of(stage), stage.objective.conditioner, said)
