@@ -80,7 +80,7 @@ def test_steps_are_timed_in_cycles_of_their_phases():
 def test_the_benchmark_of_stylegan2_is_configuration_f_with_fewer_features():
   for changes, size in (({'max_features': 512}, 21_523_475 + 21_507_073), ({}, 5_206_548)):
     objective = programs.stylegan2(**changes).objective
-    shapes = jax.eval_shape(objective.init, jax.random.key(0), {'image': np.zeros((16, 32, 32, 3), np.float32)})
+    shapes = jax.eval_shape(objective.init, jax.random.key(0), {}, {'image': np.zeros((16, 32, 32, 3), np.float32)})
     assert sum(leaf.size for leaf in jax.tree.leaves(shapes['params'])) == size
   assert [(phase.name, phase.every) for phase in objective.phases] == [
     ('generator', 1),
@@ -92,7 +92,7 @@ def test_the_benchmark_of_stylegan2_is_configuration_f_with_fewer_features():
 
 def test_the_benchmark_of_dit_s4_is_the_published_network():
   experiment = programs.dit_s4()
-  shapes = jax.eval_shape(experiment.objective.init, jax.random.key(0), experiment.data.spec)
+  shapes = jax.eval_shape(experiment.objective.init, jax.random.key(0), {}, experiment.data.spec)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 32_920_448
   batch = next(experiment.data.iterate(0, sharding.batch_sharding(experiment.mesh)))
   assert {name: (leaf.shape, leaf.dtype) for name, leaf in batch.items()} == {
@@ -103,7 +103,7 @@ def test_the_benchmark_of_dit_s4_is_the_published_network():
 def test_the_benchmark_of_the_unet_is_ddpms_at_half_the_width():
   """8,952,067 parameters is what the peer, diffusers' network, has."""
   experiment = programs.unet_cifar10()
-  shapes = jax.eval_shape(experiment.objective.init, jax.random.key(0), experiment.data.spec)
+  shapes = jax.eval_shape(experiment.objective.init, jax.random.key(0), {}, experiment.data.spec)
   assert sum(leaf.size for leaf in jax.tree.leaves(shapes)) == 8_952_067
 
 

@@ -17,7 +17,7 @@ def images(num: int) -> np.ndarray:
 
 
 def save(place: pathlib.Path, num: int) -> list[str]:
-  sample._save(place, images(num), {}, ())
+  sample._save(place, images(num), {}, names=(), words=())
   return sorted(path.name for path in place.glob('*.png'))
 
 

@@ -186,7 +186,7 @@ class _Hanging:
 
   def __init__(self, data, after: int, then):
     self._data, self._after, self._then = data, after, then
-    self.identity, self.spec = data.identity, data.spec
+    self.identity, self.spec, self.specs = data.identity, data.spec, data.specs
 
   def iterate(self, step, place):
     batches = self._data.iterate(step, place)

@@ -90,7 +90,7 @@ class _Data:
 
   def __init__(self, data, what: str):
     self._data, self._what = data, what
-    self.identity, self.spec = data.identity, data.spec
+    self.identity, self.spec, self.specs = data.identity, data.spec, data.specs
 
   def iterate(self, step, place):
     batches = self._data.iterate(step, place)
