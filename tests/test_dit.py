@@ -138,7 +138,7 @@ def test_unknown_remat_policy_names_the_known_ones():
 
 def test_program_does_not_grow_with_depth():
   def size(depth):
-    net = _small(depth=depth)
+    net = _small(depth=depth, remat=remat.policy('full'))  # or on an accelerator
     shapes = jax.eval_shape(net.init, jax.random.key(0), _x, _t, _cond)['params']
     jaxpr = jax.make_jaxpr(jax.grad(functools.partial(_loss, net)))(shapes)
     return str(jaxpr).count(' = ')  # equations; lines wrap by the length of numbers

@@ -242,7 +242,7 @@ def test_without_an_axis_that_is_named_the_largest_open_dimension_is_split():
     return {name: tuple(place.spec) for name, place in places.items()}
 
   default = (None, None, None, 'fsdp')
-  assert specs(data=1, fsdp=8) == {'conv': default, 'odd': (None, None, 'fsdp', None)}
+  assert specs(data=1, fsdp=8) == {'conv': default, 'odd': (None, None, 'fsdp', 'tensor')}  # of size 1
   assert specs(data=1, fsdp=4, tensor=2) == {'conv': (None, None, 'fsdp', 'tensor'), 'odd': (None, None, 'fsdp', None)}
   assert specs(data=4, tensor=2) == {'conv': (None, None, None, 'tensor'), 'odd': (None,) * 4}
 
@@ -318,6 +318,10 @@ from jaxgen.models.layers import remat
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.objectives.conditioning import labels
+from jaxgen.samplers import grids
+from jaxgen.samplers.euler import euler
+from jaxgen.samplers.sampler import Sampler
 rules, *sizes = sys.argv[1:]
 flow = rectified_flow()
 net = DiT(patch=2, depth=2, width=32, heads=4, num_classes=7, remat=remat.policy('full'))
