@@ -10,7 +10,7 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen import ema
+from jaxgen import ema, sharding
 from jaxgen.metrics import lpips
 from jaxgen.models.projected import ProjectedDiscriminator
 from jaxgen.objectives.conditioning import labels
@@ -97,9 +97,11 @@ def test_a_stage_against_a_discriminator_goes_on_from_the_student(tmp_path):
     loss=gan_losses.non_saturating,
   )
   optimizers = {'generator': optax.adam(0.01), 'discriminator': optax.adam(0.01)}
+  mesh = sharding.make_mesh(data=8)  # scalars do not split
   stages = (
-    toys.experiment(objective=student, optimizers={'net': optax.adam(0.1)}, steps=3),
+    toys.experiment(objective=student, optimizers={'net': optax.adam(0.1)}, steps=3, mesh=mesh),
     toys.experiment(
+      mesh=mesh,
       objective=against,
       optimizers=optimizers,
       averages={'generator': ema.Average('generator', ema.constant(0.5))},

@@ -421,7 +421,7 @@ def test_train_takes_the_default_config(capsys):
   [
     (
       'dataset=emoji23',
-      "config.dataset is 'emoji23'; did you mean 'emoji32'? it can be 'avatars', 'emoji32', 'emoji64'",
+      "config.dataset is 'emoji23'; did you mean 'emoji32'? it can be 'avatars', 'avatars32', 'emoji32', 'emoji64'",
     ),
     ('process=cosin', "config.process is 'cosin'; did you mean 'cosine'? it can be 'cosine', 'flow'"),
     ('sampling.name=Eulr', "config.sampling.name is 'Eulr'; it can be 'DPM-Solver++ 2M', 'UniPC', 'DDIM'"),

@@ -9,6 +9,7 @@ import numpy as np
 import optax
 import pytest
 
+from jaxgen import sharding
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.few_step import distillation
 from jaxgen.processes import parameterisation, times
@@ -191,7 +192,13 @@ def test_a_stage_begins_with_what_the_last_would_be_sampled_with(tmp_path):
   )
   second = distillation.progressive(Linear(), COSINE, shape=(2, 4, 1), steps=2, parameterisation=x0)
   stages = tuple(
-    toys.experiment(objective=objective, optimizers={'net': optax.adam(0.1)}, steps=3, begin=begin)
+    toys.experiment(
+      objective=objective,
+      optimizers={'net': optax.adam(0.1)},
+      steps=3,
+      begin=begin,
+      mesh=sharding.make_mesh(data=8),  # scalars do not split
+    )
     for objective, begin in ((first, None), (second, distillation.of_last_stage))
   )
   taught = train(stages[0], tmp_path / 'first')
