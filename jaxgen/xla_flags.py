@@ -1,8 +1,9 @@
 """Settings of the process, made before JAX starts: the CPU's by every program, a TPU's by launchers and plans.
 
-`--xla_cpu_experimental_ynn_fusion_type=dot`: by default jaxlib 0.10 also gives reductions to YNNPACK, and some of them
-come out wrong: the Jacobian of a layer norm, taken with `vmap`, mixed images (tests/test_xla_flags.py). Products may
-stay with it: they are right, and faster than Eigen's.
+`--xla_cpu_experimental_ynn_fusion_type=individual_dot`: by default jaxlib 0.10 gives YNNPACK reductions too, and
+products together with what surrounds them; some come out wrong. The Jacobian of a layer norm, taken with `vmap`, mixed
+images (tests/test_xla_flags.py); with `dot`, so did that of a DiT whose blocks are not scanned (tests/test_models.py).
+Products alone may stay with it: they are right, faster than Eigen's, and as fast in a step of DiT-S/4 as with `dot`.
 
 `NPROC`: XLA's name for the size of its thread pool. Where one process plays several devices, each collective that
 waits holds a thread, and a device may wait in several at once. A pool of one thread a device, which is what a small
@@ -21,7 +22,7 @@ import os
 import re
 import sys
 
-CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=dot',)
+CPU_FLAGS = ('--xla_cpu_experimental_ynn_fusion_type=individual_dot',)
 THREADS_PER_DEVICE = 8
 # Parameters of mallopt(3): the number of arenas, of mapped blocks, and the free bytes above which memory is returned.
 _MALLOC = {-8: 1, -4: 0, -1: 2**31 - 1}
