@@ -17,10 +17,12 @@ from jaxgen import sample, writer
 from jaxgen.cli import config as configs
 from jaxgen.cli import main as program
 from jaxgen.cli.configs import field_comments
+from jaxgen.data import sources
 from jaxgen.metrics_file import read_metrics
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = str(ROOT / 'tests' / 'tiny_config.py')
+DATASETS = ', '.join(map(repr, sources.NAMED))
 HEAVY = {'jax', 'jaxlib', 'flax', 'optax', 'orbax', 'numpy', 'ml_collections', 'absl', 'PIL', 'tensorflow_datasets'}
 
 
@@ -419,10 +421,7 @@ def test_train_takes_the_default_config(capsys):
 @pytest.mark.parametrize(
   ('override', 'message'),
   [
-    (
-      'dataset=emoji23',
-      "config.dataset is 'emoji23'; did you mean 'emoji32'? it can be 'avatars', 'avatars32', 'emoji32', 'emoji64'",
-    ),
+    ('dataset=emoji23', f"config.dataset is 'emoji23'; did you mean 'emoji32'? it can be {DATASETS}"),
     ('process=cosin', "config.process is 'cosin'; did you mean 'cosine'? it can be 'cosine', 'flow'"),
     ('sampling.name=Eulr', "config.sampling.name is 'Eulr'; it can be 'DPM-Solver++ 2M', 'UniPC', 'DDIM'"),
     ('ema=2', "an average's decay is 2.0; it must be in [0, 1]"),
