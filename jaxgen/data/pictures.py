@@ -33,7 +33,7 @@ def examples(
 
   Args:
     pictures: what to read.
-    size: of the images, as `decode_image` takes it.
+    size: size of the images, as `decode_image` takes it.
     max_bad_images: unreadable ones that are left out, with a warning each.
 
   Raises:

@@ -99,7 +99,7 @@ class Phrases(NamedTuple):
 
   Attributes:
     adjectives: before the noun, in order.
-    noun: of the figure.
+    noun: noun for the figure.
     with_: what it has.
     wearing: what it wears.
     behind: the background; '' for none.

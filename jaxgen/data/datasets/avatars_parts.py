@@ -120,7 +120,7 @@ class Style(NamedTuple):
   """What a style can show.
 
   Attributes:
-    name: of the definition in dicebear-styles.
+    name: name of the definition in dicebear-styles.
     kind: which grammar its captions follow: person, critter, plant, planet, robot or face.
     nouns: words that name the style in a caption.
     bound: two attributes; a tenth of their pairs of words is held out from training.

@@ -98,7 +98,7 @@ class Chunks(NamedTuple):
 
   Attributes:
     ids: each row is Eq. 1 of `tokenizer`.
-    weights: of each token; 1 for those that are not pieces of the prompt.
+    weights: weight of each token; 1 for those that are not pieces of the prompt.
   """
 
   ids: Int32[np.ndarray, 'n k']
