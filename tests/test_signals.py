@@ -99,19 +99,19 @@ def _start(workdir, place: str, act: str, *options: str, **env: str) -> subproce
 def _tell_when_here(process: subprocess.Popen, *numbers: int) -> tuple[float, str]:
   """Sends signals once the program is at its place; seconds until it has ended, and what it said."""
   assert process.stdout is not None
-  timer = threading.Timer(120, process.send_signal, (signal.SIGABRT,))
+  timer = threading.Timer(240, process.send_signal, (signal.SIGABRT,))
   timer.start()
   said = ''
   for line in process.stdout:
     said += line
-    if line == 'HERE\n':
+    if 'HERE' in line:  # another thread may print within the line
       break
   time.sleep(0.3)
   began = time.monotonic()
   for number in numbers:
     process.send_signal(number)
     time.sleep(0.3)
-  out, err = process.communicate(timeout=120)
+  out, err = process.communicate(timeout=200)
   timer.cancel()
   return time.monotonic() - began, said + out + err
 
