@@ -16,10 +16,9 @@ from functools import partial
 import numpy as np
 import optax
 from ml_collections import ConfigDict
-from optax.contrib import muon
 
 from jaxgen import ema, sharding
-from jaxgen.checkpoint import Policy
+from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options
 from jaxgen.data.captions import Describe, check_captions, lines, sample_captions, tokenized
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.avatars_captions import describe
@@ -27,15 +26,12 @@ from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory, source
 from jaxgen.data.tokenizers.tokenizer import encode_all
 from jaxgen.data.tokenizers.words import from_captions
-from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
-from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.conditioning import trained_text
 from jaxgen.objectives.diffusion.diffusion import diffusion
-from jaxgen.optimizers import matrices
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
@@ -79,20 +75,7 @@ def opened(c: ConfigDict, split: str) -> tuple[Dataset, Describe]:
   return dataset, lines
 
 
-def optimizer(c: ConfigDict) -> optax.GradientTransformation:
-  schedule = partial(
-    optax.warmup_cosine_decay_schedule, 0.0, warmup_steps=min(c.optimizer.warmup, c.steps // 2), decay_steps=c.steps
-  )
-  return muon(
-    schedule(c.optimizer.muon),
-    adam_learning_rate=schedule(c.optimizer.adam),
-    adam_b2=c.optimizer.b2,
-    muon_weight_dimension_numbers=matrices,
-  )
-
-
 def build(c: ConfigDict) -> Experiment:
-  mesh = sharding.make_mesh(**c.mesh)
   (dataset, described), (test, _) = opened(c, 'train'), opened(c, 'test')
   words = from_captions(sample_captions(dataset, number=4000, describe=described))
   data = Loader(
@@ -115,30 +98,31 @@ def build(c: ConfigDict) -> Experiment:
     guide=(classifier_free(c.sampling.scale), clip()),
     conditioner=trained_text(encoder, length=words.length, drop_rate=c.drop_rate),
   )
-  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  prompts = sample_captions(test, number=c.samples.prompts, describe=described)
-  shown = {'text': np.repeat(encode_all(words, prompts), c.samples.per_prompt, axis=0)}
-  grid = samples(generate, mesh=mesh, cond=shown, num=len(shown['text']), every=c.samples.every, rows=prompts)
-  measures = ()
-  if c.fid.num_samples:
-    cond = {'text': data.rows(0, range(c.fid.num_samples))['text']}
-    protocol = {
+  mesh, prompts = sharding.make_mesh(**c.mesh), sample_captions(test, number=c.samples.prompts, describe=described)
+  shown = np.repeat(encode_all(words, prompts), c.samples.per_prompt, axis=0)
+  evaluators = grid_and_fid(
+    c,
+    make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size),
+    mesh=mesh,
+    shown={'cond': {'text': shown}, 'num': len(shown), 'rows': prompts},
+    reference=lambda: dataset,
+    cond=lambda num: {'text': data.rows(0, range(num))['text']},
+    protocol={
       'prompts': 'captions of the training data',
       'sampler': f'DPM-Solver++ 2M, {c.sampling.steps} steps, clipped to [-1, 1]',
       'guidance': c.sampling.scale,
-    }
-    measures = (fid(generate, dataset, mesh=mesh, cond=cond, protocol=protocol, **c.fid),)
+    },
+  )
   return Experiment(
     objective=objective,
-    optimizers={'net': optimizer(c), 'text': optax.adam(c.optimizer.adam, b2=c.optimizer.b2)},
+    optimizers={
+      'net': muon_and_adam(c.optimizer, steps=c.steps),
+      'text': optax.adam(c.optimizer.adam, b2=c.optimizer.b2),
+    },
     averages={name: ema.Average(name, ema.warmup(c.ema)) for name in ('net', 'text')},
     data=data,
-    steps=c.steps,
     mesh=mesh,
-    seed=c.seed,
-    clip_norm=c.clip_norm,
-    log_every=c.log_every,
-    checkpoints=Policy(**c.checkpoint),
-    evaluators=(grid, *measures),
+    evaluators=evaluators,
     tokenize=lambda texts: {'text': encode_all(words, texts)},
+    **run_options(c),
   )

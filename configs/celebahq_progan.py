@@ -12,52 +12,64 @@ from functools import partial
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from configs import emoji_dcgan, emoji_stylegan2
-from configs.ffhq256_stylegan2 import opened
+from jaxgen.config_parts import adams, gan_experiment, image_folder_or_noise, loader
 from jaxgen.experiment import Experiment
 from jaxgen.models.progan import ProGANDiscriminator, ProGANGenerator
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.gan import losses as gan_losses
 from jaxgen.objectives.gan.gan import gan
 from jaxgen.objectives.gan.regularizers import drift, gradient_penalty
 
 
 def get_config() -> ConfigDict:
-  c = emoji_stylegan2.get_config()
-  del c.group, c.r1, c.path_length, c.ada  # StyleGAN2's
-  c.dataset, c.data_dir, c.flip = 'celebahq', '', True
-  c.resolutions = (4, 8, 16, 32, 64, 128, 256)
-  c.batch_sizes = (64, 64, 64, 64, 64, 32, 16)
-  c.images = 1_200_000  # of each stage
-  c.fade = 600_000  # of these, at the start of each stage but the first
-  c.model = ConfigDict({'latent': 512, 'base': 8192, 'max_features': 512})
-  c.penalty = 10.0
-  c.optimizer = ConfigDict({'rate': 1e-3, 'b1': 0.0, 'b2': 0.99})
-  c.ema = ConfigDict({'images': 10_000.0, 'ramp': None})
-  c.samples.every = c.checkpoint.every = 10_000
-  c.fid = ConfigDict({'every': 50_000, 'num_samples': 50_000, 'batch_size': 64})
-  return c
-
-
-def progan(c: ConfigDict, *, channels: int, num_classes: int, begin: int, fade_steps: int) -> Objective:
-  sizes = {'base': c.model.base, 'max_features': c.model.max_features, 'dtype': c.dtype}
-  return gan(
-    ProGANGenerator(c.resolution, channels, **sizes),
-    ProGANDiscriminator(fades=c.resolution > c.resolutions[0], **sizes),
-    latent=c.model.latent,
-    loss=gan_losses.wasserstein,
-    discriminator_penalties=(gradient_penalty(c.penalty), drift()),
-    scheduled=lambda step: {'fade': jnp.clip((step - begin) / fade_steps, 0.0, 1.0).astype(jnp.float32)},
+  return ConfigDict(
+    {
+      'seed': 0,
+      'dataset': 'celebahq',
+      'data_dir': '',
+      'reference': 'train',  # the split that FID compares with
+      'flip': True,
+      'resolutions': (4, 8, 16, 32, 64, 128, 256),
+      'batch_sizes': (64, 64, 64, 64, 64, 32, 16),
+      'images': 1_200_000,  # of each stage
+      'fade': 600_000,  # of these, at the start of each stage but the first
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'model': {'latent': 512, 'base': 8192, 'max_features': 512},
+      'penalty': 10.0,
+      'dtype': 'float32',
+      'optimizer': {'rate': 1e-3, 'b1': 0.0, 'b2': 0.99},
+      'ema': {'images': 10_000.0, 'ramp': None},  # half-life; 0 for no average
+      'sampling': {'batch_size': 64},
+      'samples': {'every': 10_000, 'num': 56},
+      'fid': {'every': 50_000, 'num_samples': 50_000, 'batch_size': 64},  # num_samples=0 for none
+      'log_every': 50,
+      'checkpoint': {'every': 10_000, 'keep': 2},
+    }
   )
 
 
 def build(c: ConfigDict) -> tuple[Experiment, ...]:
   stages, begin = [], 0
   for resolution, batch_size in zip(c.resolutions, c.batch_sizes, strict=True):
-    stage = ConfigDict(c.to_dict())
-    stage.resolution, stage.batch_size, stage.steps = resolution, batch_size, c.images // batch_size
-    stage.fid.num_samples = c.fid.num_samples if resolution == c.resolutions[-1] else 0
-    learn = partial(progan, begin=begin, fade_steps=max(c.fade // batch_size, 1))
-    stages.append(emoji_stylegan2.build(stage, learn=learn, optimizers=emoji_dcgan.adams, opened=opened))
-    begin += stage.steps
+    of_stage = ConfigDict(c.to_dict())
+    of_stage.update(resolution=resolution, batch_size=batch_size, steps=c.images // batch_size)
+    if resolution != c.resolutions[-1]:
+      of_stage.fid.num_samples = 0
+    stages.append(stage(of_stage, begin=begin, fade_steps=max(c.fade // batch_size, 1)))
+    begin += of_stage.steps
   return tuple(stages)
+
+
+def stage(c: ConfigDict, *, begin: int, fade_steps: int) -> Experiment:
+  """Training at `c.resolution`, from the step `begin` of the run on."""
+  opened = partial(image_folder_or_noise, c)
+  data = loader(c, opened())
+  sizes = {'base': c.model.base, 'max_features': c.model.max_features, 'dtype': c.dtype}
+  objective = gan(
+    ProGANGenerator(c.resolution, data.spec['image'].shape[-1], **sizes),
+    ProGANDiscriminator(fades=c.resolution > c.resolutions[0], **sizes),
+    latent=c.model.latent,
+    loss=gan_losses.wasserstein,
+    discriminator_penalties=(gradient_penalty(c.penalty), drift()),
+    scheduled=lambda step: {'fade': jnp.clip((step - begin) / fade_steps, 0.0, 1.0).astype(jnp.float32)},
+  )
+  return gan_experiment(c, objective, data, optimizers=adams(c.optimizer), reference=lambda: opened(c.reference))

@@ -9,22 +9,13 @@ CIFAR-10 is TFDS's `cifar10`. 800,000 steps of batch 128 on 8 TPU v3 cores took 
 from functools import partial
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxgen import ema, sharding
-from jaxgen.checkpoint import Policy
-from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.loader import Loader
-from jaxgen.data.sources import source
-from jaxgen.evaluators.fid import fid
-from jaxgen.evaluators.generate import make_generate
-from jaxgen.evaluators.samples import samples
+from jaxgen import ema
+from jaxgen.config_parts import balanced_experiment, source_or_noise
 from jaxgen.experiment import Experiment
 from jaxgen.models import unet
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_linear
@@ -59,59 +50,21 @@ def get_config() -> ConfigDict:
   )
 
 
-def objective(c: ConfigDict) -> Objective:
-  process = vp_linear(1000)
-  return diffusion(
+def build(c: ConfigDict) -> Experiment:
+  objective = diffusion(
     unet.ddpm('cifar10', dtype=jnp.dtype(c.dtype)),
-    process,
+    vp_linear(1000),
     shape=(c.resolution, c.resolution, 3),
     parameterisation=parameterisation.eps,
     times=times.discrete(1000),
     sampler=Sampler(partial(ddpm, variance=posterior.large), grids.spaced(c.sampling.steps, 1000)),
     guide=(clip(),),
   )
-
-
-def images(c: ConfigDict, *, num_classes: int) -> Dataset:
-  if c.dataset == 'synthetic':
-    return synthetic((c.resolution, c.resolution, 3), num_classes=num_classes)
-  return source(c.dataset, resolution=c.resolution, data_dir=c.data_dir)
-
-
-def build(c: ConfigDict) -> Experiment:
-  return experiment(
+  return balanced_experiment(
     c,
-    objective(c),
-    images(c, num_classes=10),
+    objective,
+    source_or_noise(c, num_classes=10),
     optimizer=optax.adam(optax.linear_schedule(0.0, c.learning_rate, c.warmup)),
-    average=ema.warmup(c.ema),
+    decay=ema.warmup(c.ema),
     sampler=f'DDPM, {c.sampling.steps} steps, large variance',
-  )
-
-
-def experiment(
-  c: ConfigDict, learned: Objective, dataset: Dataset, *, optimizer: optax.GradientTransformation, average, sampler: str
-) -> Experiment:
-  mesh = sharding.make_mesh(**c.mesh)
-  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip)
-  generate = make_generate(learned.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  count = dataset.num_classes
-  in_turn = lambda num: {'label': np.arange(num, dtype=np.int32) % count} if count else {}  # noqa: E731
-  grid = samples(generate, mesh=mesh, cond=in_turn(c.samples.num), num=c.samples.num, every=c.samples.every)
-  measures = ()
-  if c.fid.num_samples:
-    protocol = {'labels': 'as many of each class', 'sampler': sampler, 'guidance': 1.0}
-    measures = (fid(generate, dataset, mesh=mesh, cond=in_turn(c.fid.num_samples), protocol=protocol, **c.fid),)
-  return Experiment(
-    objective=learned,
-    optimizers={'net': optimizer},
-    averages={'net': ema.Average('net', average)},
-    data=data,
-    steps=c.steps,
-    mesh=mesh,
-    seed=c.seed,
-    clip_norm=c.clip_norm,
-    log_every=c.log_every,
-    checkpoints=Policy(**c.checkpoint),
-    evaluators=(grid, *measures),
   )

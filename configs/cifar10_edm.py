@@ -12,11 +12,10 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from configs import cifar10_ddpm
 from jaxgen import ema
+from jaxgen.config_parts import balanced_experiment, source_or_noise
 from jaxgen.experiment import Experiment
 from jaxgen.models.edm_unet import ddpmpp
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation
@@ -27,37 +26,46 @@ from jaxgen.samplers.sampler import Sampler
 
 
 def get_config() -> ConfigDict:
-  c = cifar10_ddpm.get_config()
-  c.batch_size = 512
-  c.steps = 200_000_000 // c.batch_size
-  c.learning_rate = 1e-3
-  c.warmup = 10_000_000 // c.batch_size
-  c.ema = 500_000.0  # half-life in images
-  c.sampling.steps = 18
-  c.checkpoint.every = 2000
-  return c
-
-
-def objective(c: ConfigDict, num_classes: int) -> Objective:
-  process = edm()
-  return diffusion(
-    ddpmpp(num_classes=num_classes, dtype=jnp.dtype(c.dtype)),
-    process,
-    shape=(c.resolution, c.resolution, 3),
-    parameterisation=partial(parameterisation.preconditioned, data_std=0.5),
-    times=log_normal(),
-    sampler=Sampler(heun, grids.uniform(c.sampling.steps)),
-    conditioner=labels(num_classes),
+  return ConfigDict(
+    {
+      'seed': 0,
+      'dataset': 'cifar10',  # or folder:PATH, ... (jaxgen/data/sources.py); synthetic is noise, to time a step
+      'resolution': 32,
+      'data_dir': '',
+      'steps': 200_000_000 // 512,
+      'batch_size': 512,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'dtype': 'float32',
+      'learning_rate': 1e-3,
+      'warmup': 10_000_000 // 512,
+      'ema': 500_000.0,  # half-life in images
+      'clip_norm': 1.0,
+      'flip': True,
+      'sampling': {'steps': 18, 'batch_size': 256},
+      'samples': {'every': 20_000, 'num': 64},
+      'fid': {'every': 100_000, 'num_samples': 50_000, 'batch_size': 128},  # num_samples=0 for none
+      'log_every': 100,
+      'checkpoint': {'every': 2000, 'keep': 2},
+    }
   )
 
 
 def build(c: ConfigDict) -> Experiment:
-  dataset = cifar10_ddpm.images(c, num_classes=10)
-  return cifar10_ddpm.experiment(
+  dataset = source_or_noise(c, num_classes=10)
+  objective = diffusion(
+    ddpmpp(num_classes=dataset.num_classes, dtype=jnp.dtype(c.dtype)),
+    edm(),
+    shape=(c.resolution, c.resolution, 3),
+    parameterisation=partial(parameterisation.preconditioned, data_std=0.5),
+    times=log_normal(),
+    sampler=Sampler(heun, grids.uniform(c.sampling.steps)),
+    conditioner=labels(dataset.num_classes),
+  )
+  return balanced_experiment(
     c,
-    objective(c, dataset.num_classes),
+    objective,
     dataset,
     optimizer=optax.adam(optax.linear_schedule(0.0, c.learning_rate, c.warmup)),
-    average=ema.half_life(c.ema, batch_size=c.batch_size, ramp=0.05),
+    decay=ema.half_life(c.ema, batch_size=c.batch_size, ramp=0.05),
     sampler=f'Heun, {c.sampling.steps} steps',
   )

@@ -18,30 +18,17 @@ Result: not run.
 from functools import partial
 
 import jax.numpy as jnp
-import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from jaxgen import ema, sharding
-from jaxgen.checkpoint import Policy
-from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.latents import latents
-from jaxgen.data.datasets.synthetic import synthetic
+from jaxgen.config_parts import imagenet_experiment, latents_or_noise
 from jaxgen.data.loader import Loader
-from jaxgen.data.sources import source
-from jaxgen.evaluators.base import Evaluator
-from jaxgen.evaluators.fid import fid
-from jaxgen.evaluators.generate import make_generate
-from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.models import dit
-from jaxgen.models.latents import Autoencoder
 from jaxgen.models.layers import remat
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
-from jaxgen.pretrained import autoencoder
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
@@ -81,19 +68,14 @@ def get_config() -> ConfigDict:
   )
 
 
-def shape(c: ConfigDict) -> tuple[int, int, int]:
-  """Of the latents."""
-  return (c.resolution // 8, c.resolution // 8, 4)
-
-
-def objective(c: ConfigDict) -> Objective:
-  """DDPM's linear schedule of 1,000 steps, noise prediction, learned variance by the hybrid loss."""
-  process = vp_linear(1000)
+def build(c: ConfigDict) -> Experiment:
+  dataset, loaded = latents_or_noise(c, network='sd-f8', num_classes=NUM_CLASSES)
+  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed)
   options = {'dtype': jnp.dtype(c.dtype), 'remat': remat.policy(c.remat)}
-  return diffusion(
+  objective = diffusion(
     dit.dit(c.size, num_classes=NUM_CLASSES, learn_sigma=True, **options),
-    process,
-    shape=shape(c),
+    vp_linear(1000),
+    shape=data.spec['image'].shape[1:],
     parameterisation=parameterisation.learned_variance(parameterisation.eps),
     times=times.discrete(1000),
     sampler=Sampler(partial(ddpm, variance=posterior.learned), grids.spaced(c.sampling.steps, 1000)),
@@ -101,48 +83,11 @@ def objective(c: ConfigDict) -> Objective:
     conditioner=labels(NUM_CLASSES, drop_rate=c.drop_rate),
     limit=None,
   )
-
-
-def opened(c: ConfigDict, network: str = 'sd-f8') -> tuple[Dataset, Autoencoder]:
-  """The latents, and the autoencoder that they are of; `network` stands for it beside noise."""
-  if c.dataset == 'synthetic':
-    blank = autoencoder.blank(network)
-    side, channels = c.resolution // blank.net.factor, blank.net.channels_of_latents
-    return synthetic((side, side, channels), num_classes=NUM_CLASSES), blank
-  loaded = autoencoder.load(c.autoencoder)
-  return latents(c.latents, autoencoder=loaded.hash, data_dir=c.data_dir or None), loaded
-
-
-def evaluators(c: ConfigDict, drawn: Objective, loaded: Autoencoder, mesh: sharding.Mesh) -> tuple[Evaluator, ...]:
-  if c.dataset == 'synthetic':
-    return ()
-  generate = make_generate(drawn.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  cond = {'label': np.repeat(np.asarray(SHOWN, np.int32), 2)}
-  grid = samples(generate, mesh=mesh, cond=cond, num=len(cond['label']), every=c.samples.every)
-  if not c.fid.num_samples:
-    return (grid,)
-  images = source(c.dataset, resolution=c.resolution, data_dir=c.data_dir)
-  cond = {'label': np.random.default_rng(c.seed).integers(0, NUM_CLASSES, c.fid.num_samples, np.int32)}
-  sampler = f'{c.sampling.name}, {c.sampling.steps} steps'
-  protocol = {'labels': 'uniform', 'sampler': sampler, 'guidance': c.sampling.scale, 'autoencoder': loaded.hash}
-  return grid, fid(generate, images, mesh=mesh, cond=cond, protocol=protocol, **c.fid)
-
-
-def build(c: ConfigDict, learned: Objective | None = None) -> Experiment:
-  mesh = sharding.make_mesh(**c.mesh)
-  dataset, loaded = opened(c)
-  on_latents = latent(learned or objective(c), loaded.net)
-  return Experiment(
-    objective=on_latents,
-    optimizers={'net': optax.adamw(c.learning_rate, weight_decay=0.0)},
-    averages={'net': ema.Average('net', ema.constant(c.ema))},
-    data=Loader(dataset, batch_size=c.batch_size, seed=c.seed),
-    steps=c.steps,
-    mesh=mesh,
-    seed=c.seed,
-    frozen={'autoencoder': loaded.frozen},
-    accumulate=c.accumulate,
-    log_every=c.log_every,
-    checkpoints=Policy(**c.checkpoint),
-    evaluators=evaluators(c, on_latents, loaded, mesh),
+  return imagenet_experiment(
+    c,
+    latent(objective, loaded.net),
+    data,
+    shown=SHOWN,
+    loaded=loaded,
+    optimizer=optax.adamw(c.learning_rate, weight_decay=0.0),
   )

@@ -10,32 +10,47 @@ training images; colours and places of the classes, no shapes, a checkerboard.
 
 from functools import partial
 
-import optax
 from ml_collections import ConfigDict
 
-from configs import emoji_stylegan2
+from jaxgen.config_parts import adams, gan_experiment, loader
+from jaxgen.data.sources import source
+from jaxgen.experiment import Experiment
 from jaxgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.gan import losses as gan_losses
 from jaxgen.objectives.gan.augmentation import diff_augment, no_augmentation
 from jaxgen.objectives.gan.gan import gan
 
 
 def get_config() -> ConfigDict:
-  c = emoji_stylegan2.get_config()
-  del c.group, c.r1, c.path_length, c.ada  # StyleGAN2's
-  c.model = ConfigDict({'width': 32, 'latent': 100})
-  c.batch_size = 64
-  c.steps = 900
-  c.samples.every = c.fid.every = c.checkpoint.every = 300
-  c.diff_augment = False
-  c.optimizer = ConfigDict({'rate': 2e-4, 'b1': 0.5, 'b2': 0.999})
-  c.ema.images = 0.0
-  return c
+  return ConfigDict(
+    {
+      'seed': 0,
+      'dataset': 'emoji64',
+      'resolution': 64,
+      'reference': 'train',  # the split that FID compares with
+      'flip': False,
+      'steps': 900,
+      'batch_size': 64,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'model': {'width': 32, 'latent': 100},
+      'diff_augment': False,
+      'dtype': 'float32',
+      'optimizer': {'rate': 2e-4, 'b1': 0.5, 'b2': 0.999},
+      'ema': {'images': 0.0, 'ramp': 0.05},  # half-life; 0 for no average
+      'sampling': {'batch_size': 64},
+      'samples': {'every': 300, 'num': 56},
+      'fid': {'every': 300, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'log_every': 50,
+      'checkpoint': {'every': 300, 'keep': 2},
+    }
+  )
 
 
-def dcgan(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
-  return gan(
+def build(c: ConfigDict) -> Experiment:
+  opened = partial(source, c.dataset, resolution=c.resolution)
+  data = loader(c, opened())
+  num_classes, channels = data.dataset.num_classes, data.spec['image'].shape[-1]
+  objective = gan(
     DCGANGenerator(c.resolution, channels, c.model.width, num_classes, dtype=c.dtype),
     DCGANDiscriminator(c.model.width, num_classes, dtype=c.dtype),
     latent=c.model.latent,
@@ -43,11 +58,4 @@ def dcgan(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
     augmentation=diff_augment() if c.diff_augment else no_augmentation,
     cond=('label',) if num_classes else (),
   )
-
-
-def adams(c: ConfigDict) -> dict[str, optax.GradientTransformation]:
-  adam = optax.adam(c.optimizer.rate, b1=c.optimizer.b1, b2=c.optimizer.b2)
-  return {'generator': adam, 'discriminator': adam}
-
-
-build = partial(emoji_stylegan2.build, learn=dcgan, optimizers=adams)
+  return gan_experiment(c, objective, data, optimizers=adams(c.optimizer), reference=lambda: opened(c.reference))

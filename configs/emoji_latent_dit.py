@@ -9,25 +9,14 @@ emoji_dit's, of pixels, is 187.7 after as many images and as many tokens. Faces,
 are smeared.
 """
 
-from collections.abc import Callable
-
-import flax.linen as nn
-import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from configs.emoji_dit import muon_and_adam
-from jaxgen import ema, sharding
-from jaxgen.checkpoint import Policy
+from jaxgen.config_parts import latent_experiment, muon_and_adam
 from jaxgen.data.datasets.latents import latents
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory, source
-from jaxgen.evaluators.fid import fid
-from jaxgen.evaluators.generate import make_generate
-from jaxgen.evaluators.samples import rows_of_classes, samples
 from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.latent import latent
@@ -65,53 +54,20 @@ def get_config() -> ConfigDict:
   )
 
 
-def flow(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int) -> Objective:
-  process = rectified_flow()
-  return diffusion(
-    net,
-    process,
-    shape=shape,
+def build(c: ConfigDict) -> Experiment:
+  images, loaded = source(c.dataset, resolution=c.resolution), autoencoder.load(c.autoencoder)
+  encoded = latents(c.latents, autoencoder=loaded.hash)
+  data = Loader(encoded, batch_size=c.batch_size, seed=c.seed, cache=fits_in_memory(encoded))
+  objective = diffusion(
+    DiT(num_classes=images.num_classes, **c.model),
+    rectified_flow(),
+    shape=data.spec['image'].shape[1:],
     parameterisation=parameterisation.velocity,
     times=times.logit_normal(draw=times.stratified),
     sampler=Sampler(euler, grids.uniform(c.sampling.steps)),
     guide=(classifier_free(c.sampling.scale),),
-    conditioner=labels(num_classes, drop_rate=c.drop_rate),
+    conditioner=labels(images.num_classes, drop_rate=c.drop_rate),
     limit=None,
   )
-
-
-def build(
-  c: ConfigDict,
-  *,
-  network: Callable[..., nn.Module] = DiT,
-  optimizer: Callable[[ConfigDict], optax.GradientTransformation] = muon_and_adam,
-) -> Experiment:
-  mesh = sharding.make_mesh(**c.mesh)
-  images, loaded = source(c.dataset, resolution=c.resolution), autoencoder.load(c.autoencoder)
-  encoded = latents(c.latents, autoencoder=loaded.hash)
-  data = Loader(encoded, batch_size=c.batch_size, seed=c.seed, cache=fits_in_memory(encoded))
-  net = network(num_classes=images.num_classes, **c.model)
-  objective = latent(flow(c, net, shape=data.spec['image'].shape[1:], num_classes=images.num_classes), loaded.net)
-  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  shown = rows_of_classes(images.class_names, per_class=c.samples.per_class)
-  grid = samples(generate, mesh=mesh, every=c.samples.every, **shown)
-  measures = ()
-  if c.fid.num_samples:
-    rows = data.rows(0, range(c.batch_size))
-    protocol = {'sampler': f'{c.sampling.steps} Euler steps', 'guidance': c.sampling.scale, 'autoencoder': loaded.hash}
-    cond = {name: np.resize(rows[name], c.fid.num_samples) for name in objective.conditioner.fields}
-    measures = (fid(generate, images, mesh=mesh, cond=cond, protocol=protocol, **c.fid),)
-  return Experiment(
-    objective=objective,
-    optimizers={'net': optimizer(c)},
-    averages={'net': ema.Average('net', ema.warmup(c.ema))},
-    data=data,
-    steps=c.steps,
-    mesh=mesh,
-    seed=c.seed,
-    frozen={'autoencoder': loaded.frozen},
-    clip_norm=c.clip_norm,
-    log_every=c.log_every,
-    checkpoints=Policy(**c.checkpoint),
-    evaluators=(grid, *measures),
-  )
+  optimizer = muon_and_adam(c.optimizer, steps=c.steps)
+  return latent_experiment(c, latent(objective, loaded.net), data, images=images, loaded=loaded, optimizer=optimizer)

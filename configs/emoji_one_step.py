@@ -11,14 +11,14 @@ after 300, 186.5 after 600. Straight from noise, faces and signs are whole.
 
 from functools import partial
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from configs import emoji_dit
+from jaxgen.config_parts import PROCESSES, SAMPLERS, image_experiment, muon_and_adam
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.metrics import lpips
+from jaxgen.models.dit import DiT
 from jaxgen.objectives import distances
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.distillation import of_last_stage, paired
 from jaxgen.processes import parameterisation, times
@@ -27,36 +27,6 @@ from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
-
-ONE = grids.uniform(1)
-
-
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int, teacher: ConfigDict) -> Objective:
-  process, s = emoji_dit.PROCESSES[c.process][0], c.student
-  sampler = chosen(emoji_dit.SAMPLERS, teacher.name, field='sampling.name')
-  return paired(
-    net,
-    process,
-    shape=shape,
-    parameterisation=partial(parameterisation.x0, margin=c.margin),
-    times=times.discrete(1),
-    sampler=Sampler(ddim, ONE),
-    teacher=Sampler(sampler, grids.uniform(teacher.steps)),
-    pool=s.pool,
-    fresh=s.fresh,
-    distance=distances.perceptual(s.judge, side=s.side),
-    conditioner=labels(num_classes),
-    guide=(clip(),),
-    guide_teacher=(classifier_free(teacher.scale), clip()),
-  )
-
-
-def build(c: ConfigDict) -> tuple[Experiment, ...]:
-  of_student = ConfigDict(c.to_dict() | {'steps': c.student.train_steps})
-  of_student.sampling.update(name='DDIM', steps=1, scale=1.0)
-  of_student.optimizer.update(muon=c.student.muon, adam=c.student.adam)
-  student = emoji_dit.build(of_student, learn=partial(learn, teacher=c.sampling))
-  return emoji_dit.build(c), student._replace(begin=of_last_stage, frozen={'lpips': lpips.load().params})
 
 
 def get_config() -> ConfigDict:
@@ -73,3 +43,35 @@ def get_config() -> ConfigDict:
     }
   )
   return c
+
+
+def build(c: ConfigDict) -> tuple[Experiment, ...]:
+  teacher = emoji_dit.build(c)
+  return teacher, student(c, teacher)
+
+
+def student(c: ConfigDict, teacher: Experiment) -> Experiment:
+  data, s = teacher.data, c.student
+  num_classes = data.dataset.num_classes
+  objective = paired(
+    DiT(num_classes=num_classes, **c.model),
+    chosen(PROCESSES, c.process, field='process')[0],
+    shape=data.spec['image'].shape[1:],
+    parameterisation=partial(parameterisation.x0, margin=c.margin),
+    times=times.discrete(1),
+    sampler=Sampler(ddim, grids.uniform(1)),
+    teacher=Sampler(chosen(SAMPLERS, c.sampling.name, field='sampling.name'), grids.uniform(c.sampling.steps)),
+    pool=s.pool,
+    fresh=s.fresh,
+    distance=distances.perceptual(s.judge, side=s.side),
+    conditioner=labels(num_classes),
+    guide=(clip(),),
+    guide_teacher=(classifier_free(c.sampling.scale), clip()),
+  )
+  changed = ConfigDict(c.to_dict())
+  changed.steps = s.train_steps
+  changed.sampling.update(name='DDIM', steps=1, scale=1.0)
+  changed.optimizer.update(muon=s.muon, adam=s.adam)
+  optimizers = {'net': muon_and_adam(changed.optimizer, steps=changed.steps)}
+  stage = image_experiment(changed, objective, data, optimizers=optimizers)
+  return stage._replace(begin=of_last_stage, frozen={'lpips': lpips.load().params})

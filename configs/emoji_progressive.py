@@ -9,50 +9,51 @@ steps (fid_256 171.7 in 20 steps of DPM-Solver++, 178.7 in 10 and 193.0 in 5 of 
 
 from functools import partial
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
 from configs import emoji_dit
+from jaxgen.config_parts import image_experiment, muon_and_adam
 from jaxgen.experiment import Experiment
-from jaxgen.objectives.base import Objective
+from jaxgen.models.dit import DiT
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.distillation import of_last_stage, progressive
 from jaxgen.processes import parameterisation, weighting
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers.guidance import classifier_free
 
-PROCESS = vp_cosine()
-
-
-def learn(
-  c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int, steps: int, scale: float
-) -> Objective:
-  return progressive(
-    net,
-    PROCESS,
-    shape=shape,
-    steps=steps,
-    parameterisation=partial(parameterisation.x0, margin=c.margin),
-    weighting=weighting.truncated_snr,
-    conditioner=labels(num_classes),
-    guide_teacher=(classifier_free(scale),),
-  )
-
-
-def build(c: ConfigDict) -> tuple[Experiment, ...]:
-  stages = [emoji_dit.build(c)]
-  scale = c.sampling.scale  # the first student learns the guidance, too
-  for steps in c.students.steps:
-    of_student = ConfigDict(c.to_dict() | {'steps': c.students.train_steps})
-    of_student.sampling.name, of_student.sampling.steps, of_student.sampling.scale = 'DDIM', steps, 1.0
-    of_student.optimizer.muon, of_student.optimizer.adam = c.students.muon, c.students.adam
-    stage = emoji_dit.build(of_student, learn=partial(learn, steps=steps, scale=scale))
-    stages.append(stage._replace(begin=of_last_stage))
-    scale = 1.0
-  return tuple(stages)
-
 
 def get_config() -> ConfigDict:
   c = emoji_dit.get_config()
   c.students = ConfigDict({'steps': (8, 4, 2, 1), 'train_steps': 100, 'muon': 0.005, 'adam': 5e-4})
   return c
+
+
+def build(c: ConfigDict) -> tuple[Experiment, ...]:
+  teacher = emoji_dit.build(c)
+  first, *others = c.students.steps  # the first student learns the guidance, too
+  return (
+    teacher,
+    student(c, teacher, steps=first, teacher_scale=c.sampling.scale),
+    *(student(c, teacher, steps=steps, teacher_scale=1.0) for steps in others),
+  )
+
+
+def student(c: ConfigDict, teacher: Experiment, *, steps: int, teacher_scale: float) -> Experiment:
+  data = teacher.data
+  num_classes = data.dataset.num_classes
+  objective = progressive(
+    DiT(num_classes=num_classes, **c.model),
+    vp_cosine(),
+    shape=data.spec['image'].shape[1:],
+    steps=steps,
+    parameterisation=partial(parameterisation.x0, margin=c.margin),
+    weighting=weighting.truncated_snr,
+    conditioner=labels(num_classes),
+    guide_teacher=(classifier_free(teacher_scale),),
+  )
+  changed = ConfigDict(c.to_dict())
+  changed.steps = c.students.train_steps
+  changed.sampling.update(name='DDIM', steps=steps, scale=1.0)
+  changed.optimizer.update(muon=c.students.muon, adam=c.students.adam)
+  optimizers = {'net': muon_and_adam(changed.optimizer, steps=changed.steps)}
+  return image_experiment(changed, objective, data, optimizers=optimizers)._replace(begin=of_last_stage)

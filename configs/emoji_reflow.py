@@ -9,12 +9,12 @@ short run (`--config.steps=600 --config.reflow.train_steps=300`), seed 0: fid_25
 
 from functools import partial
 
-import flax.linen as nn
 from ml_collections import ConfigDict
 
-from configs import emoji_dit, emoji_dit_flow
+from configs import emoji_dit
+from jaxgen.config_parts import image_experiment, muon_and_adam
 from jaxgen.experiment import Experiment
-from jaxgen.objectives.base import Objective
+from jaxgen.models.dit import DiT
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.distillation import of_last_stage, paired
 from jaxgen.processes import parameterisation, times
@@ -25,35 +25,39 @@ from jaxgen.samplers.euler import euler
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
 
-FLOW = rectified_flow()
+
+def get_config() -> ConfigDict:
+  c = emoji_dit.get_config()
+  c.process = 'flow'
+  c.reflow = ConfigDict({'train_steps': 400, 'pool': 2048, 'fresh': 8, 'sampling_steps': 2})
+  return c
 
 
-def learn(c: ConfigDict, net: nn.Module, *, shape: tuple[int, ...], num_classes: int, teacher: ConfigDict) -> Objective:
-  return paired(
-    net,
-    FLOW,
-    shape=shape,
+def build(c: ConfigDict) -> tuple[Experiment, ...]:
+  first = emoji_dit.build(c)
+  return first, second_flow(c, first)
+
+
+def second_flow(c: ConfigDict, first: Experiment) -> Experiment:
+  data = first.data
+  num_classes = data.dataset.num_classes
+  objective = paired(
+    DiT(num_classes=num_classes, **c.model),
+    rectified_flow(),
+    shape=data.spec['image'].shape[1:],
     parameterisation=partial(parameterisation.x0, margin=c.margin),
     loss_in=parameterisation.velocity,
     times=times.uniform(draw=times.stratified),
-    sampler=Sampler(euler, grids.uniform(c.sampling.steps)),
-    teacher=Sampler(euler, grids.uniform(teacher.steps)),
+    sampler=Sampler(euler, grids.uniform(c.reflow.sampling_steps)),
+    teacher=Sampler(euler, grids.uniform(c.sampling.steps)),
     pool=c.reflow.pool,
     fresh=c.reflow.fresh,
     conditioner=labels(num_classes),
     guide=(clip(),),
-    guide_teacher=(classifier_free(teacher.scale), clip()),
+    guide_teacher=(classifier_free(c.sampling.scale), clip()),
   )
-
-
-def build(c: ConfigDict) -> tuple[Experiment, ...]:
-  second = ConfigDict(c.to_dict() | {'steps': c.reflow.train_steps})
-  second.sampling.name, second.sampling.steps, second.sampling.scale = 'Euler', c.reflow.sampling_steps, 1.0
-  student = emoji_dit.build(second, learn=partial(learn, teacher=c.sampling))
-  return emoji_dit.build(c), student._replace(begin=of_last_stage)
-
-
-def get_config() -> ConfigDict:
-  c = emoji_dit_flow.get_config()
-  c.reflow = ConfigDict({'train_steps': 400, 'pool': 2048, 'fresh': 8, 'sampling_steps': 2})
-  return c
+  changed = ConfigDict(c.to_dict())
+  changed.steps = c.reflow.train_steps
+  changed.sampling.update(name='Euler', steps=c.reflow.sampling_steps, scale=1.0)
+  optimizers = {'net': muon_and_adam(changed.optimizer, steps=changed.steps)}
+  return image_experiment(changed, objective, data, optimizers=optimizers)._replace(begin=of_last_stage)

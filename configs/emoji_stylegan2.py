@@ -10,26 +10,14 @@ Result, seed 0, 20 minutes on one core with another program on the other: 2,320 
 training images; whole flags, signs and fruits, each in its own colours; people and things are silhouettes, with grain.
 """
 
-from collections.abc import Callable
 from functools import partial
 
-import numpy as np
-import optax
 from ml_collections import ConfigDict
 
-from configs.emoji_dit import packaged
-from jaxgen import ema, sharding
-from jaxgen.checkpoint import Policy
-from jaxgen.data.dataset import Dataset
-from jaxgen.data.loader import Loader
-from jaxgen.data.sources import fits_in_memory
-from jaxgen.evaluators.fid import fid
-from jaxgen.evaluators.generate import make_generate
-from jaxgen.evaluators.modes import collapse
-from jaxgen.evaluators.samples import samples
+from jaxgen.config_parts import gan_experiment, loader
+from jaxgen.data.sources import source
 from jaxgen.experiment import Experiment
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.gan import losses as gan_losses
 from jaxgen.objectives.gan.augmentation import adaptive, no_augmentation
 from jaxgen.objectives.gan.augmentation_pipeline import Pipeline
@@ -66,9 +54,12 @@ def get_config() -> ConfigDict:
   )
 
 
-def stylegan2(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
+def build(c: ConfigDict) -> Experiment:
+  opened = partial(source, c.dataset, resolution=c.resolution)
+  data = loader(c, opened())
+  num_classes, channels = data.dataset.num_classes, data.spec['image'].shape[-1]
   m = c.model
-  return gan(
+  objective = gan(
     stylegan2_generator(c.resolution, channels=channels, num_classes=num_classes, dtype=c.dtype, **m),
     StyleGAN2Discriminator(num_classes, base=m.base, max_features=m.max_features, group=c.group, dtype=c.dtype),
     latent=m.width,
@@ -78,44 +69,6 @@ def stylegan2(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
     cond=('label',) if num_classes else (),
     augmentation=adaptive(Pipeline(), **c.ada) if c.ada.ramp else no_augmentation,
   )
-
-
-def lazy_adams(c: ConfigDict) -> dict[str, optax.GradientTransformation]:
   adam = partial(lazy_adam, c.optimizer.rate, b1=c.optimizer.b1, b2=c.optimizer.b2)
-  return {'generator': adam(every=c.path_length.every), 'discriminator': adam(every=c.r1.every)}
-
-
-def build(
-  c: ConfigDict,
-  *,
-  learn: Callable[..., Objective] = stylegan2,
-  optimizers: Callable[[ConfigDict], dict[str, optax.GradientTransformation]] = lazy_adams,
-  opened: Callable[..., Dataset] = packaged,
-) -> Experiment:
-  mesh, dataset = sharding.make_mesh(**c.mesh), opened(c)
-  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=fits_in_memory(dataset))
-  num_classes = dataset.num_classes
-  objective = learn(c, channels=data.spec['image'].shape[-1], num_classes=num_classes)
-  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  classes = np.arange(c.samples.num, dtype=np.int32) * max(num_classes, 1) // c.samples.num
-  evaluators = [samples(generate, mesh=mesh, cond={'label': classes} if num_classes else {}, **c.samples)]
-  if c.fid.num_samples:
-    rows = data.rows(0, range(min(c.fid.num_samples, 256)))  # their labels, in turn
-    cond = {'label': np.resize(rows['label'], c.fid.num_samples)} if num_classes else {}
-    protocol = {'labels': 'of the training data', 'sampler': 'one pass', 'truncation': 1.0}
-    evaluators.append(fid(generate, opened(c, c.reference), mesh=mesh, cond=cond, protocol=protocol, **c.fid))
-    seen = rows['image']
-    evaluators.append(collapse(generate, mesh=mesh, cond=cond, images=seen, num=len(seen), every=c.fid.every))
-  average = ema.half_life(c.ema.images, batch_size=c.batch_size, ramp=c.ema.ramp)
-  return Experiment(
-    objective=objective,
-    optimizers=optimizers(c),
-    averages={'generator': ema.Average('generator', average)} if c.ema.images else {},
-    data=data,
-    steps=c.steps,
-    mesh=mesh,
-    seed=c.seed,
-    log_every=c.log_every,
-    checkpoints=Policy(every=c.checkpoint.every, keep=c.checkpoint.keep),
-    evaluators=tuple(evaluators),
-  )
+  optimizers = {'generator': adam(every=c.path_length.every), 'discriminator': adam(every=c.r1.every)}
+  return gan_experiment(c, objective, data, optimizers=optimizers, reference=lambda: opened(c.reference))

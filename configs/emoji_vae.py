@@ -11,25 +11,16 @@ Result, seed 0, two CPU cores, 54 minutes beside other programs: of held-out ima
 faces come back, small marks are blurred.
 """
 
-from collections.abc import Callable
-from typing import Any
-
-import optax
 from ml_collections import ConfigDict
 
-from jaxgen import ema, sharding
-from jaxgen.checkpoint import Policy
-from jaxgen.data.loader import Loader
-from jaxgen.data.sources import fits_in_memory, train_and_test
-from jaxgen.evaluators import reconstruction
-from jaxgen.evaluators.base import Evaluator
-from jaxgen.evaluators.fid import fid
+from jaxgen.config_parts import autoencoder_experiment, loader
+from jaxgen.data.sources import train_and_test
+from jaxgen.evaluators.reconstruction import GAUSSIAN
 from jaxgen.experiment import Experiment
-from jaxgen.metrics import lpips
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.patchgan import PatchGAN
 from jaxgen.objectives.autoencoder.autoencoder import Adversary, autoencoder
-from jaxgen.objectives.autoencoder.quantize import Bottleneck, gaussian
+from jaxgen.objectives.autoencoder.quantize import gaussian
 
 
 def get_config() -> ConfigDict:
@@ -58,56 +49,16 @@ def get_config() -> ConfigDict:
   )
 
 
-def through(c: ConfigDict, side: int) -> Bottleneck:
-  return gaussian(c.kl, side=side // 2 ** (len(c.model.multipliers) - 1))
-
-
-def build(
-  c: ConfigDict,
-  *,
-  network: Callable[..., Any] = AutoencoderKL,
-  bottleneck: Callable[[ConfigDict, int], Bottleneck] = through,
-  latents: reconstruction.Latents = reconstruction.GAUSSIAN,
-) -> Experiment:
-  mesh = sharding.make_mesh(**c.mesh)
+def build(c: ConfigDict) -> Experiment:
   dataset, held_out = train_and_test(c.dataset, resolution=c.resolution)
-  data = Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip, cache=fits_in_memory(dataset))
+  data = loader(c, dataset)
   side, _, channels = data.spec['image'].shape[1:]
-  net = network(channels=channels, **c.model)
-  a = c.adversary
-  discriminator = PatchGAN(width=a.width, layers=a.layers)
+  net, a = AutoencoderKL(channels=channels, **c.model), c.adversary
   objective = autoencoder(
     net,
-    bottleneck(c, side),
+    gaussian(c.kl, side=side // 2 ** (len(c.model.multipliers) - 1)),
     perceptual=c.perceptual,
     judge=c.judge,
-    adversary=Adversary(discriminator, weight=a.weight, start=a.start),
+    adversary=Adversary(PatchGAN(width=a.width, layers=a.layers), weight=a.weight, start=a.start),
   )
-  schedule = optax.warmup_cosine_decay_schedule(0.0, c.learning_rate, min(50, c.steps // 2), c.steps)
-  optimizer = optax.adam(schedule, b1=0.5, b2=0.9)
-  return Experiment(
-    objective=objective,
-    optimizers={'autoencoder': optimizer, 'discriminator': optax.adam(c.learning_rate / 2, b1=0.5, b2=0.9)},
-    averages={'autoencoder': ema.Average('autoencoder', ema.warmup(c.ema))},
-    data=data,
-    steps=c.steps,
-    mesh=mesh,
-    seed=c.seed,
-    frozen={'lpips': lpips.load().params} if c.perceptual else {},
-    clip_norm=c.clip_norm,
-    log_every=c.log_every,
-    checkpoints=Policy(**c.checkpoint),
-    evaluators=(
-      reconstruction.reconstruction(net, held_out, latents, mesh=mesh, **c.images),
-      *rfid(c, net, held_out, mesh),
-      reconstruction.keep(net, dataset, mesh=mesh, **(dict(c.images) | {'num': dataset.num_examples})),
-    ),
-  )
-
-
-def rfid(c: ConfigDict, net: Any, dataset: Any, mesh: Any) -> tuple[Evaluator, ...]:
-  """The reconstruction FID, if any; of held-out images against all of them."""
-  if not c.fid.num_samples:
-    return ()
-  restored = reconstruction.restored(net, dataset, mesh=mesh, batch_size=c.images.batch_size)
-  return (fid(restored, dataset, mesh=mesh, cond={}, protocol={'samples are': 'restored'}, prefix='r', **c.fid),)
+  return autoencoder_experiment(c, objective, net, data, held_out=held_out, latents=GAUSSIAN)

@@ -11,36 +11,61 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from configs import emoji_stylegan2
-from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.image_folder import image_folder
-from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.sources import source
+from jaxgen.config_parts import gan_experiment, image_folder_or_noise, loader
+from jaxgen.experiment import Experiment
+from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.augmentation import adaptive, no_augmentation
+from jaxgen.objectives.gan.augmentation_pipeline import Pipeline
+from jaxgen.objectives.gan.gan import gan
+from jaxgen.objectives.gan.regularizers import path_length, r1
+from jaxgen.optimizers import lazy_adam
 
 
 def get_config() -> ConfigDict:
-  c = emoji_stylegan2.get_config()
-  c.dataset, c.data_dir, c.resolution, c.flip = 'ffhq', '', 256, True
-  c.model.update({'width': 512, 'layers': 8, 'base': 16384, 'max_features': 512, 'mixing': 0.9})
-  c.dtype = 'bfloat16'
-  c.batch_size = 64
-  c.steps = 390_625
-  c.r1.gamma = 1.0
-  c.path_length.every = 4
-  c.optimizer.rate = 0.0025
-  c.ema = ConfigDict({'images': 20_000.0, 'ramp': None})
-  c.samples.every = c.fid.every = c.checkpoint.every = 10_000
-  c.fid.num_samples = 50_000
-  c.fid.batch_size = 128
-  return c
+  return ConfigDict(
+    {
+      'seed': 0,
+      'dataset': 'ffhq',
+      'data_dir': '',
+      'resolution': 256,
+      'reference': 'train',  # the split that FID compares with
+      'flip': True,
+      'steps': 390_625,
+      'batch_size': 64,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'model': {'width': 512, 'layers': 8, 'base': 16384, 'max_features': 512, 'mixing': 0.9},
+      'group': 4,  # images whose standard deviation the discriminator is told
+      'dtype': 'bfloat16',
+      'r1': {'gamma': 1.0, 'every': 16},
+      'path_length': {'weight': 2.0, 'every': 4},  # 0 for none
+      'ada': {'target': 0.6, 'ramp': 0.0},  # ramp: images from 0 to 1, such as 50,000; 0 for none
+      'optimizer': {'rate': 0.0025, 'b1': 0.0, 'b2': 0.99},
+      'ema': {'images': 20_000.0, 'ramp': None},  # half-life; 0 for no average
+      'sampling': {'batch_size': 64},
+      'samples': {'every': 10_000, 'num': 56},
+      'fid': {'every': 10_000, 'num_samples': 50_000, 'batch_size': 128},  # num_samples=0 for none
+      'log_every': 50,
+      'checkpoint': {'every': 10_000, 'keep': 2},
+    }
+  )
 
 
-def opened(c: ConfigDict, split: str = 'train') -> Dataset:
-  if c.dataset == 'synthetic':
-    return synthetic((c.resolution, c.resolution, 3))
-  if ':' in c.dataset:
-    return source(c.dataset, split, resolution=c.resolution, data_dir=c.data_dir)
-  return image_folder('', split, size=c.resolution, name=c.dataset, data_dir=c.data_dir or None)
-
-
-build = partial(emoji_stylegan2.build, opened=opened)
+def build(c: ConfigDict) -> Experiment:
+  opened = partial(image_folder_or_noise, c)
+  data = loader(c, opened())
+  num_classes, channels = data.dataset.num_classes, data.spec['image'].shape[-1]
+  m = c.model
+  objective = gan(
+    stylegan2_generator(c.resolution, channels=channels, num_classes=num_classes, dtype=c.dtype, **m),
+    StyleGAN2Discriminator(num_classes, base=m.base, max_features=m.max_features, group=c.group, dtype=c.dtype),
+    latent=m.width,
+    loss=gan_losses.non_saturating,
+    generator_penalties=(path_length(**c.path_length),) if c.path_length.every else (),
+    discriminator_penalties=(r1(**c.r1),),
+    cond=('label',) if num_classes else (),
+    augmentation=adaptive(Pipeline(), **c.ada) if c.ada.ramp else no_augmentation,
+  )
+  adam = partial(lazy_adam, c.optimizer.rate, b1=c.optimizer.b1, b2=c.optimizer.b2)
+  optimizers = {'generator': adam(every=c.path_length.every), 'discriminator': adam(every=c.r1.every)}
+  return gan_experiment(c, objective, data, optimizers=optimizers, reference=lambda: opened(c.reference))

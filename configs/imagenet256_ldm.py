@@ -17,9 +17,7 @@ import numpy as np
 import optax
 from ml_collections import ConfigDict
 
-from configs.dit_xl2_imagenet256 import NUM_CLASSES, evaluators, opened
-from jaxgen import ema, sharding
-from jaxgen.checkpoint import Policy
+from jaxgen.config_parts import imagenet_experiment, latents_or_noise
 from jaxgen.data.loader import Loader
 from jaxgen.experiment import Experiment
 from jaxgen.models.layers import remat
@@ -33,6 +31,9 @@ from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
+
+NUM_CLASSES = 1000
+SHOWN = (207, 360, 387, 974, 88, 979, 417, 279)  # classes in the grid
 
 
 def get_config() -> ConfigDict:
@@ -64,14 +65,12 @@ def get_config() -> ConfigDict:
 
 
 def build(c: ConfigDict) -> Experiment:
-  mesh, dtype = sharding.make_mesh(**c.mesh), jnp.dtype(c.dtype)
-  dataset, loaded = opened(c, 'vq-f4')
+  dataset, loaded = latents_or_noise(c, network='vq-f4', num_classes=NUM_CLASSES)
   data = Loader(dataset, batch_size=c.batch_size, seed=c.seed)
-  process = from_betas(np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2)
-  net = UNet(num_classes=NUM_CLASSES, style=IDDPM, dtype=dtype, remat=remat.policy(c.remat), **c.model)
-  learned = diffusion(
-    net,
-    process,
+  options = {'style': IDDPM, 'dtype': jnp.dtype(c.dtype), 'remat': remat.policy(c.remat)}
+  objective = diffusion(
+    UNet(num_classes=NUM_CLASSES, **options, **c.model),
+    from_betas(np.linspace(0.0015**0.5, 0.0195**0.5, 1000) ** 2),
     shape=data.spec['image'].shape[1:],
     parameterisation=parameterisation.eps,
     times=times.discrete(1000),
@@ -80,18 +79,11 @@ def build(c: ConfigDict) -> Experiment:
     conditioner=labels(NUM_CLASSES, drop_rate=c.drop_rate),
     limit=None,
   )
-  objective = latent(learned, loaded.net)
-  return Experiment(
-    objective=objective,
-    optimizers={'net': optax.adamw(c.learning_rate, weight_decay=0.01)},
-    averages={'net': ema.Average('net', ema.constant(c.ema))},
-    data=data,
-    steps=c.steps,
-    mesh=mesh,
-    seed=c.seed,
-    frozen={'autoencoder': loaded.frozen},
-    accumulate=c.accumulate,
-    log_every=c.log_every,
-    checkpoints=Policy(**c.checkpoint),
-    evaluators=evaluators(c, objective, loaded, mesh),
+  return imagenet_experiment(
+    c,
+    latent(objective, loaded.net),
+    data,
+    shown=SHOWN,
+    loaded=loaded,
+    optimizer=optax.adamw(c.learning_rate, weight_decay=0.01),
   )

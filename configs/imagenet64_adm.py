@@ -12,14 +12,11 @@ import jax.numpy as jnp
 import optax
 from ml_collections import ConfigDict
 
-from configs import cifar10_ddpm
 from jaxgen import ema
-from jaxgen.data.datasets.synthetic import synthetic
-from jaxgen.data.sources import source
+from jaxgen.config_parts import balanced_experiment, source_or_noise
 from jaxgen.experiment import Experiment
 from jaxgen.models import unet
 from jaxgen.models.layers import remat
-from jaxgen.objectives.base import Objective
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation, posterior, times
@@ -29,48 +26,50 @@ from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddpm import ddpm
 from jaxgen.samplers.sampler import Sampler
 
-NUM_CLASSES = 1000
-
 
 def get_config() -> ConfigDict:
-  c = cifar10_ddpm.get_config()
-  c.dataset, c.resolution = 'imagenet_resized/64x64', 64
-  c.steps = 540_000
-  c.batch_size = 2048
-  c.mesh = ConfigDict({'data': 1, 'fsdp': -1, 'tensor': 1})
-  c.dtype = 'bfloat16'
-  c.remat = 'full'
-  c.learning_rate = 3e-4
-  c.weight_decay = 0.05
-  c.flip = False
-  c.sampling.steps = 250
-  return c
+  return ConfigDict(
+    {
+      'seed': 0,
+      'dataset': 'imagenet_resized/64x64',  # or folder:PATH, ...; synthetic is noise, to time a step
+      'resolution': 64,
+      'data_dir': '',
+      'steps': 540_000,
+      'batch_size': 2048,
+      'mesh': {'data': 1, 'fsdp': -1, 'tensor': 1},
+      'dtype': 'bfloat16',
+      'remat': 'full',
+      'learning_rate': 3e-4,
+      'weight_decay': 0.05,
+      'ema': 0.9999,
+      'clip_norm': 1.0,
+      'flip': False,
+      'sampling': {'steps': 250, 'batch_size': 256},
+      'samples': {'every': 20_000, 'num': 64},
+      'fid': {'every': 100_000, 'num_samples': 50_000, 'batch_size': 128},  # num_samples=0 for none
+      'log_every': 100,
+      'checkpoint': {'every': 5000, 'keep': 2},
+    }
+  )
 
 
-def objective(c: ConfigDict, num_classes: int) -> Objective:
-  process = vp_cosine(1000)
-  return diffusion(
-    unet.adm(64, num_classes=num_classes, dtype=jnp.dtype(c.dtype), remat=remat.policy(c.remat)),
-    process,
+def build(c: ConfigDict) -> Experiment:
+  dataset = source_or_noise(c, num_classes=1000)
+  objective = diffusion(
+    unet.adm(64, num_classes=dataset.num_classes, dtype=jnp.dtype(c.dtype), remat=remat.policy(c.remat)),
+    vp_cosine(1000),
     shape=(c.resolution, c.resolution, 3),
     parameterisation=parameterisation.learned_variance(parameterisation.eps),
     times=times.discrete(1000),
     sampler=Sampler(partial(ddpm, variance=posterior.learned), grids.spaced(c.sampling.steps, 1000)),
     guide=(clip(),),
-    conditioner=labels(num_classes),
+    conditioner=labels(dataset.num_classes),
   )
-
-
-def build(c: ConfigDict) -> Experiment:
-  if c.dataset == 'synthetic':
-    dataset = synthetic((c.resolution, c.resolution, 3), num_classes=NUM_CLASSES)
-  else:
-    dataset = source(c.dataset, resolution=c.resolution, data_dir=c.data_dir)
-  return cifar10_ddpm.experiment(
+  return balanced_experiment(
     c,
-    objective(c, dataset.num_classes),
+    objective,
     dataset,
     optimizer=optax.adamw(c.learning_rate, weight_decay=c.weight_decay),
-    average=ema.constant(c.ema),
+    decay=ema.constant(c.ema),
     sampler=f'DDPM, {c.sampling.steps} steps, learned variance',
   )

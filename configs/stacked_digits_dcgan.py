@@ -12,7 +12,7 @@ minutes on one core: 873 of 1,000 modes in 26,000 images, KL 0.79 nats; the clas
 import optax
 from ml_collections import ConfigDict
 
-from configs import emoji_dcgan, emoji_stylegan2
+from jaxgen.config_parts import adams, gan_experiment, loader
 from jaxgen.data.dataset import Dataset, at_resolution
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.datasets.mnist import mnist
@@ -21,25 +21,44 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.stacked import stacked_modes
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.conv_classifier import ConvClassifier
-from jaxgen.objectives.base import Objective
+from jaxgen.models.dcgan import DCGANDiscriminator, DCGANGenerator
+from jaxgen.objectives.gan import losses as gan_losses
+from jaxgen.objectives.gan.augmentation import diff_augment, no_augmentation
 from jaxgen.objectives.gan.channel_classifier import NAME, with_channel_classifier
+from jaxgen.objectives.gan.gan import gan
 
 DIGITS = {'mnist': mnist, 'fashion_mnist': fashion_mnist}
 CLASSES = 10
 
 
 def get_config() -> ConfigDict:
-  c = emoji_dcgan.get_config()
-  c.dataset, c.resolution = 'stacked_digits', 32
-  c.digits = 'mnist'
-  c.num_images = 128_000
-  c.held_out = 1000
-  c.steps = 10_000
-  c.classifier = ConfigDict({'widths': (32, 64, 128), 'rate': 1e-3})
-  c.modes = ConfigDict({'num': 26_000, 'every': 2500})
-  c.samples.every = c.checkpoint.every = 2500
-  c.fid.num_samples = 0
-  return c
+  return ConfigDict(
+    {
+      'seed': 0,
+      'dataset': 'stacked_digits',
+      'digits': 'mnist',  # or fashion_mnist
+      'num_images': 128_000,
+      'held_out': 1000,
+      'resolution': 32,
+      'reference': 'train',  # the split that FID compares with
+      'flip': False,
+      'steps': 10_000,
+      'batch_size': 64,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'model': {'width': 32, 'latent': 100},
+      'diff_augment': False,
+      'dtype': 'float32',
+      'optimizer': {'rate': 2e-4, 'b1': 0.5, 'b2': 0.999},
+      'classifier': {'widths': (32, 64, 128), 'rate': 1e-3},
+      'ema': {'images': 0.0, 'ramp': 0.05},  # half-life; 0 for no average
+      'sampling': {'batch_size': 64},
+      'modes': {'num': 26_000, 'every': 2500},
+      'samples': {'every': 2500, 'num': 56},
+      'fid': {'every': 300, 'num_samples': 0, 'batch_size': 16},  # num_samples=0 for none
+      'log_every': 50,
+      'checkpoint': {'every': 2500, 'keep': 2},
+    }
+  )
 
 
 def opened(c: ConfigDict, split: str = 'train') -> Dataset:
@@ -48,23 +67,22 @@ def opened(c: ConfigDict, split: str = 'train') -> Dataset:
   return at_resolution(stacked(digits, num=num, seed=c.seed), c.resolution)
 
 
-def learn(c: ConfigDict, *, channels: int, num_classes: int) -> Objective:
-  unlabelled = emoji_dcgan.dcgan(c, channels=channels, num_classes=0)
-  return with_channel_classifier(unlabelled, classifier(c), num_classes=CLASSES)
-
-
-def classifier(c: ConfigDict) -> ConvClassifier:
-  return ConvClassifier(CLASSES, c.classifier.widths)
-
-
-def optimizers(c: ConfigDict) -> dict[str, optax.GradientTransformation]:
-  return emoji_dcgan.adams(c) | {NAME: optax.adam(c.classifier.rate)}
-
-
 def build(c: ConfigDict) -> Experiment:
-  made = emoji_stylegan2.build(c, learn=learn, optimizers=optimizers, opened=opened)
-  generate = make_generate(made.objective.sample, mesh=made.mesh, batch_size=c.sampling.batch_size)
-  counted = stacked_modes(
-    generate, classifier(c), mesh=made.mesh, held_out=opened(c, 'test'), num_classes=CLASSES, **c.modes
+  data = loader(c, opened(c))
+  unlabelled = gan(
+    DCGANGenerator(c.resolution, data.spec['image'].shape[-1], c.model.width, 0, dtype=c.dtype),
+    DCGANDiscriminator(c.model.width, 0, dtype=c.dtype),
+    latent=c.model.latent,
+    loss=gan_losses.non_saturating,
+    augmentation=diff_augment() if c.diff_augment else no_augmentation,
+    cond=(),
   )
-  return made._replace(evaluators=(*made.evaluators, counted))
+  classifier = ConvClassifier(CLASSES, c.classifier.widths)
+  objective = with_channel_classifier(unlabelled, classifier, num_classes=CLASSES)
+  optimizers = {**adams(c.optimizer), NAME: optax.adam(c.classifier.rate)}
+  stage = gan_experiment(c, objective, data, optimizers=optimizers, reference=lambda: opened(c, c.reference))
+  generate = make_generate(objective.sample, mesh=stage.mesh, batch_size=c.sampling.batch_size)
+  counted = stacked_modes(
+    generate, classifier, mesh=stage.mesh, held_out=opened(c, 'test'), num_classes=CLASSES, **c.modes
+  )
+  return stage._replace(evaluators=(*stage.evaluators, counted))

@@ -25,20 +25,24 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float64
 
+from jaxgen.typing import Array
+
+Decay = Callable[[Any], Array]  # the step (int32 scalar) -> the decay, a float32 scalar in [0, 1]
+
 
 class Average(NamedTuple):
   """A named average.
 
   Attributes:
     of: the key of `state.params` that is averaged.
-    decay: step (int32 scalar) to decay in [0, 1].
+    decay: decay at each step.
   """
 
   of: str
-  decay: Callable
+  decay: Decay
 
 
-def constant(decay: float) -> Callable:
+def constant(decay: float) -> Decay:
   """Eq. 2.
 
   Raises:
@@ -48,7 +52,7 @@ def constant(decay: float) -> Callable:
   return lambda step: jnp.float32(decay)
 
 
-def warmup(decay: float) -> Callable:
+def warmup(decay: float) -> Decay:
   """Eq. 3; raises as `constant`."""
   _check(decay)
   return lambda step: jnp.minimum(jnp.float32(decay), (1.0 + step) / (10.0 + step))
@@ -59,7 +63,7 @@ def _check(decay: float) -> None:
     raise ValueError(f"an average's decay is {decay}; it must be in [0, 1], such as 0.9999")
 
 
-def half_life(images: float, *, batch_size: int, ramp: float | None = None) -> Callable:
+def half_life(images: float, *, batch_size: int, ramp: float | None = None) -> Decay:
   """Eq. 4; with `ramp`, the half-life is at most that share of the images seen so far."""
 
   def decay(step):

@@ -299,6 +299,13 @@ def test_a_run_leaves_the_folder_that_the_design_says(trained):
   assert configs.load_run(trained, ['--config.steps=9'])[0].steps == 9
 
 
+def test_a_run_that_names_fields_its_config_has_lost_still_opens(tmp_path):
+  config, _ = configs.load_config('emoji_edm')
+  kept = {'name': 'emoji_edm', 'file': None, 'config': config.to_dict() | {'process': 'cosine', 'margin': 0.05}}
+  (tmp_path / 'config.json').write_text(json.dumps(kept))
+  assert configs.load_run(tmp_path)[0].to_dict() == config.to_dict()
+
+
 def test_a_damaged_config_of_a_run_is_one_line(tmp_path, capsys):
   (tmp_path / 'config.json').write_text('{"name": "emo')
   assert jaxgen('sample', '--run', tmp_path, '--out', tmp_path / 'a') == 2

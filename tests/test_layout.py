@@ -40,7 +40,7 @@ LEVELS = [
     'sweep',
     'compare',
   },
-  {'experiment', 'stage_setup', 'run', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
+  {'experiment', 'config_parts', 'stage_setup', 'run', 'train', 'sample', 'evaluate', 'bench', 'encode', 'plan'},
   {'configs'},
   {'cli'},
   {'__main__'},
@@ -144,6 +144,15 @@ def test_the_rule_sees_what_breaks_it(module, source):
 )
 def test_the_rule_allows_what_the_design_allows(module, source):
   assert list(violations(module, source)) == []
+
+
+def test_a_config_is_complete_or_changes_one_that_is():
+  bases = {
+    path.stem: {name.split('.')[1] for name in imported(ast.parse(path.read_text())) if part_of(name) == 'configs'}
+    for path in ROOT.glob('configs/*.py')
+  }
+  assert {name: of for name, of in bases.items() if len(of) > 1} == {}
+  assert {name: of for name, of in bases.items() if any(bases[base] for base in of)} == {}
 
 
 def test_there_is_no_drawer_for_everything():

@@ -19,8 +19,21 @@ from typing import Any
 
 from jaxgen.cli import trust
 
-# Fields that configs no longer have, and that changed no number; runs of former versions name them.
-_RETIRED = {'model.unroll'}
+# Fields that shipped configs no longer have, and that did nothing there; the runs of former versions name them.
+_RETIRED = {
+  'celebahq_progan': {'resolution', 'batch_size', 'steps'},
+  'emoji_classifier': {'drop_rate'},
+  'emoji_consistency': {'process', 'margin', 'drop_rate'},
+  'emoji_edm': {'process', 'margin'},
+  'emoji_mean_flow': {'process'},
+  'emoji_scm': {'process', 'margin', 'drop_rate'},
+  'emoji_shortcut': {'process', 'margin'},
+  'emoji_vdm': {'process', 'margin'},
+  'emoji_vqgan': {'kl'},
+  'fashion_mnist_consistency': {'process', 'margin', 'drop_rate'},
+  'fashion_mnist_mean_flow': {'process'},
+  'imagenet64_adm': {'warmup'},
+}
 
 
 def load_config(
@@ -89,7 +102,8 @@ def load_run(
   name = os.fspath(config or kept.get('file') or kept['name'])
   module = find_config(name) if config or trust_code else _find_trusted(name, workdir)
   made = _checked(module).get_config().lock()
-  _set(made, {field: value for field, value in flat(kept['config']).items() if field not in _RETIRED}, name)
+  retired = {'model.unroll'} | (_RETIRED.get(kept['name'], set()) if _is_shipped(module) else set())
+  _set(made, {field: value for field, value in flat(kept['config']).items() if field not in retired}, name)
   _parse(made, list(overrides), name)
   return made, module
 
