@@ -142,10 +142,14 @@ def where_all_are() -> str:
   return '; last seen: ' + ', '.join(f'{_name(i)} at {place!r}' for i, place in sorted(_places().items()))
 
 
-def fail(error: Exception) -> None:
+def fail(error: Exception, *, code: int = 1) -> None:
   """Ends this process and tells the others why, where there are others; a single process goes on to raise.
 
   A usual exit would wait for processes that wait for this one.
+
+  Args:
+    error: what went wrong.
+    code: exit code of all of them.
   """
   if not jax.distributed.is_initialized() or jax.process_count() == 1:
     return
@@ -158,8 +162,8 @@ def fail(error: Exception) -> None:
     time.sleep(heartbeat + _LOOK_SECONDS)
   why = f'{_name(jax.process_index())} failed: {" ".join(str(error).split()) or type(error).__name__}'
   with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first, or the coordinator is gone
-    _store().key_value_set('jaxgen/failed', why)
-  _end(why)
+    _store().key_value_set('jaxgen/failed', f'{code} {why}')
+  _end(why, code)
 
 
 def agreed_stop(signals: Signals) -> Callable[[], bool]:
@@ -247,15 +251,16 @@ def _end_when_another_fails() -> None:
       why = store.key_value_try_get('jaxgen/failed')
     except jax.errors.JaxRuntimeError:
       continue  # none has failed
-    _end(why)
+    code, _, why = why.partition(' ')
+    _end(why, int(code))
 
 
-def _end(why: str) -> None:
+def _end(why: str, code: int) -> None:
   print(f'jaxgen: {why}; ending this process', file=sys.stderr, flush=True)
   sys.stdout.flush()
   if is_first():
     time.sleep(2 * _LOOK_SECONDS)  # the store ends with this process: the others must have read it
-  os._exit(1)
+  os._exit(code)
 
 
 def _seconds(name: str, default: int) -> int:

@@ -48,6 +48,7 @@ class Experiment(NamedTuple):
     checkpoints: when to save and what to keep.
     stall_seconds: a run that makes no progress for this long, and for 20 times the median step, says where it hangs,
       saves if it can, and ends. None for no watching; the environment's JAXGEN_STALL_SECONDS goes before it.
+    learning_rates: `{params key: optax schedule}`, for the metrics alone; what the optimizers were made of.
     tokenize: prompts to the fields of a batch, such as {'text': int32 n k}, for models of text.
     begin: `(old, fresh) -> state`, the first state of a stage that follows another, made of that one's last and of a
       new one; by default what both have under one path and shape is carried over.
@@ -71,6 +72,7 @@ class Experiment(NamedTuple):
   log_every: int = 50
   checkpoints: Policy = Policy()
   stall_seconds: float | None = 1800.0
+  learning_rates: Mapping[str, optax.Schedule] = {}
   tokenize: Callable[[Sequence[str]], Mapping[str, np.ndarray]] | None = None
   begin: Callable[[TrainState, TrainState], TrainState] | None = None
   init_from: InitFrom | None = None

@@ -6,10 +6,12 @@ Optimizers are optax's, called plainly in the configs:
   optax.contrib.muon(rate, muon_weight_dimension_numbers=matrices)
 """
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
 
@@ -62,3 +64,21 @@ def lazy_adam(rate: float, *, b1: float, b2: float, every: int) -> optax.Gradien
   """
   ratio = every / (every + 1) if every > 1 else 1.0
   return optax.adam(rate * ratio, b1=b1**ratio, b2=b2**ratio)
+
+
+def learning_rates(schedules: Mapping[str, optax.Schedule], opt_state: Mapping[str, Any]) -> dict[str, float]:
+  """The rates of the last update, by metric: `learning_rate`, or `learning_rate/NAME` for several networks.
+
+  Args:
+    schedules: updates done to the rate, by the keys of `opt_state`.
+    opt_state: the optimizers' states, which count their updates.
+  """
+  values = {}
+  for name, schedule in schedules.items():
+    counts = optax.tree_utils.tree_get_all_with_path(opt_state[name], 'count')
+    if not counts:
+      raise ValueError(f'the optimizer of {name!r} counts no updates, so its learning rate is not known')
+    key = 'learning_rate' if len(schedules) == 1 else f'learning_rate/{name}'
+    done = max(int(jnp.max(count)) for _, count in jax.device_get(counts))
+    values[key] = float(np.asarray(schedule(jnp.int32(max(done - 1, 0)))))
+  return values

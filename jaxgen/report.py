@@ -16,7 +16,7 @@ from typing import Any
 
 from etils import epath
 
-from jaxgen import sweep
+from jaxgen import goodput, sweep
 from jaxgen.files import read_json_object, write_whole
 from jaxgen.metrics_file import read_metrics
 from jaxgen.terminal import duration
@@ -71,7 +71,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'WORKDIR': html.escape(str(workdir)),
     'STATUS': _status(step, total, status),
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
-    'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record)),
+    'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record, goodput.read(workdir))),
     'VOTES': _sweep(workdir / 'evaluation' / 'sweep.json') + _votes(workdir / 'votes'),
     'PROTOCOLS': _protocols(protocols),
     'CONFIG': _table(flat(_object(record.get('config')))),
@@ -169,7 +169,9 @@ def _status(step: int, total: int, status: Mapping[str, Any]) -> str:
   return f'<b>{state}</b>' + (f' <span>{step:,} steps</span>' if state == 'finished' else '') + f' <span>{when}</span>'
 
 
-def _tiles(series: Series, quality: Series, record: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _tiles(
+  series: Series, quality: Series, record: Mapping[str, Any], spent: Mapping[str, float]
+) -> Iterator[tuple[str, str, str]]:
   """Label, number and remark of each tile."""
   for name, points in quality.items():
     known = [value for _, value in points if value is not None]
@@ -188,6 +190,10 @@ def _tiles(series: Series, quality: Series, record: Mapping[str, Any]) -> Iterat
       yield 'waiting for input', f'{100 * known[-1]:.1f}%', f'most {100 * max(known):.1f}%'
   if trained := _training_seconds(series.get('step_seconds', [])):
     yield 'run time', duration(trained), 'of training'
+  if whole := sum(spent.values()):
+    others = sorted(((seconds, state) for state, seconds in spent.items() if state != 'step'), reverse=True)[:3]
+    remark = ', '.join(f'{state} {100 * seconds / whole:.1f}%' for seconds, state in others if seconds > 0.001 * whole)
+    yield 'goodput', f'{100 * spent["step"] / whole:.1f}%', remark
   seconds = sum(value or 0 for name, points in series.items() if name.endswith('/seconds') for _, value in points)
   if seconds:
     yield 'evaluations', duration(seconds), 'in all'

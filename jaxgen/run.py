@@ -13,6 +13,8 @@ from jaxgen.checkpoint import Checkpoints
 from jaxgen.distributed import Interrupted, Preempted
 from jaxgen.experiment import Experiment
 from jaxgen.frozen import frozen
+from jaxgen.goodput import Goodput
+from jaxgen.profiling import Tracer
 from jaxgen.signals import EXIT_CODES, Signals, leave
 from jaxgen.train_state import TrainState
 from jaxgen.watchdog import SAVE_SECONDS, Watchdog
@@ -35,6 +37,8 @@ class Run(NamedTuple):
     signals: what this process was told.
     stop: whether the run must save and end here; all processes call it as often.
     watchdog: told of all that the main thread comes to.
+    goodput: where the time goes.
+    tracer: traces steps, if that was asked for.
   """
 
   workdir: epath.Path
@@ -45,6 +49,8 @@ class Run(NamedTuple):
   signals: Signals
   stop: Callable[[], bool]
   watchdog: Watchdog
+  goodput: Goodput
+  tracer: Tracer
 
 
 FROZEN = 'frozen_'  # keys of the identity that hold the hashes of frozen networks
@@ -74,7 +80,7 @@ def save(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
   """Starts a checkpoint of all processes, after the metrics that go with it."""
   meet(run, f'the checkpoint of step {step}')
   run.writer.sync()
-  with run.watchdog.no_whole_state(SAVE_SECONDS):
+  with run.goodput.within('checkpoint'), run.watchdog.no_whole_state(SAVE_SECONDS):
     run.checkpoints.save(state, identity(stage, run.record))
 
 
@@ -85,7 +91,7 @@ def save_now(run: Run, stage: Experiment, state: TrainState) -> None:
 
 
 def wait_for_saves(run: Run) -> None:
-  with run.watchdog.no_whole_state(SAVE_SECONDS) as saved_by:
+  with run.goodput.within('checkpoint'), run.watchdog.no_whole_state(SAVE_SECONDS) as saved_by:
     run.checkpoints.wait()
     saved_by(None)
   run.signals.unsaved = False

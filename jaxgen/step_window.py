@@ -21,7 +21,7 @@ class StepWindow:
 
   def __init__(self, batch_size: int):
     self._batch_size = batch_size
-    self.own_seconds = 0.0
+    self.own_seconds = self.seconds = 0.0  # of the window that was read last: a step's own, and all
     self._slowest: str | None = None
     self._start()
 
@@ -64,7 +64,7 @@ class StepWindow:
     from clu.metrics import Average
 
     fetched = jax.device_get(self._metrics)
-    seconds = time.perf_counter() - self._since - self._paused
+    self.seconds = seconds = time.perf_counter() - self._since - self._paused
     values = {}
     for name in fetched[0]:
       mean = Average(

@@ -16,11 +16,14 @@ from typing import Any
 import jax
 from etils import epath
 
-from jaxgen import distributed, sharding
+from jaxgen import distributed, files, goodput, sharding
 from jaxgen import writer as writers
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.experiment import Experiment, as_stages, stage_of
+from jaxgen.goodput import Goodput
+from jaxgen.optimizers import learning_rates
+from jaxgen.profiling import Profile, Tracer, memory_if_full
 from jaxgen.run import (
   Run,
   RunError,
@@ -52,6 +55,7 @@ def train(
   record: Mapping[str, Any] | None = None,
   allow_changes: bool = False,
   signals: Signals | None = None,
+  profile: Profile | None = None,
 ) -> TrainState:
   """Trains until the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -61,6 +65,7 @@ def train(
     record: what is written as config.json: the config's name and its resolved values.
     allow_changes: go on although dataset, seed, batch size or config are not those of the checkpoint.
     signals: from `signals.listening`; SIGTERM and Ctrl-C are heard while this runs without it.
+    profile: steps to trace, and a port for profilers.
 
   Returns:
     The state after the last step.
@@ -75,7 +80,9 @@ def train(
   with contextlib.ExitStack() as stack:
     stack.enter_context(distributed.alone_in(workdir))
     signals = signals or stack.enter_context(listening(sigterm=not distributed.is_distributed()))
-    return _train(as_stages(experiment), epath.Path(workdir), dict(record or {}), allow_changes, signals)
+    stack.enter_context(memory_if_full(workdir))
+    stages = as_stages(experiment)
+    return _train(stages, epath.Path(workdir), dict(record or {}), allow_changes, signals, profile or Profile())
 
 
 def _train(
@@ -84,6 +91,7 @@ def _train(
   record: dict[str, Any],
   allow_changes: bool,
   signals: Signals,
+  profile: Profile,
 ) -> TrainState:
   checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
   start = checkpoints.recover()
@@ -96,8 +104,11 @@ def _train(
   watchdog = Watchdog(seconds=stall_seconds(stages[0]), end=end_stalled if signals.exits else None)
   signals.rescue = watchdog.rescue
   writer = writers.Writer(workdir, resume_step=start) if distributed.is_first() else writers.silent()
-  with writer, watchdog:
-    run = Run(workdir, record, total, writer, checkpoints, signals, distributed.agreed_stop(signals), watchdog)
+  clock = Goodput(workdir if distributed.is_first() else None, resume_step=start)
+  tracer = Tracer(profile, workdir)
+  with writer, watchdog, contextlib.closing(tracer):
+    stop = distributed.agreed_stop(signals)
+    run = Run(workdir, record, total, writer, checkpoints, signals, stop, watchdog, clock, tracer)
     for message in checkpoints.lost:
       writer.text(message)
     try:
@@ -126,7 +137,8 @@ def train_stages(run: Run, stages: Sequence[Experiment], start: int | None) -> T
     meet(run, f'the stage from step {begin}')
     abstract = abstract_state(stage)
     restored = functools.partial(run.checkpoints.restore, step=start) if state is None and start is not None else None
-    state = first_state(stage, abstract, resume=restored, previous=state)
+    with run.goodput.within('init' if restored is None else 'restore'):
+      state = first_state(stage, abstract, resume=restored, previous=state)
     if restored is not None:
       run.writer.text(f'Going on from step {start:,} of {run.total:,} in {run.workdir}')
     run.writer.config(run.record)  # not before the checkpoint is known to be of this config
@@ -147,12 +159,15 @@ def train_stage(
     evaluate(run, not_on_record(run, due(stage, step, run.total), step), stage, state, frozen, step)
   if step >= end:
     return state
-  step_fn = compiled(run, stage, abstract, frozen, step)
+  with run.goodput.within('compile'):
+    step_fn = compiled(run, stage, abstract, frozen, step)
   key = jax.random.key(stage.seed)
   window = StepWindow(stage.data.identity['batch_size'])
   batches = Waiting(stage.data.iterate(step, sharding.batch_sharding(stage.mesh)))
+  run.goodput.enter('step')
   with contextlib.closing(batches):
     while step < end:
+      run.tracer.step()
       batch = window.next(batches, functools.partial(while_waiting, run, stage, state, window, step))
       with run.watchdog.no_whole_state() as saved_by:
         state, metrics = step_fn(state, frozen, batch, jax.random.fold_in(key, step))
@@ -187,7 +202,7 @@ def while_waiting(run: Run, stage: Experiment, state: TrainState, window: StepWi
     return
   run.watchdog.leaves()
   if run.signals.unsaved:
-    record_window(run, window, stage, step)
+    record_window(run, window, stage, state, step)
     save(run, stage, state, step)
   leave_run(run, step, stalled)
 
@@ -209,7 +224,7 @@ def after_step(
   if logs or step % _MEET_EVERY == 0:
     window.waited_for_others(distributed.ready(f'step {step}'))
   if logs:
-    record_window(run, window, stage, step)
+    record_window(run, window, stage, state, step)
     check_finite(run, stage, state, step)
   with window.pause():
     if saves:
@@ -219,11 +234,14 @@ def after_step(
     evaluate(run, evaluators, stage, state, frozen, step)
 
 
-def record_window(run: Run, window: StepWindow, stage: Experiment, step: int) -> None:
+def record_window(run: Run, window: StepWindow, stage: Experiment, state: TrainState, step: int) -> None:
   """Writes and shows the metrics of the steps since the last line."""
   if window.is_empty:
     return
   values = window.read()
+  values |= learning_rates(stage.learning_rates, state.opt_state)
+  run.goodput.window(values['step_seconds'], values['input_wait'] * window.seconds)
+  values['goodput'] = run.goodput.share
   if bad := getattr(stage.data, 'bad_records', 0):  # a source of one's own need not count them
     values['bad_records'] = bad
   if jax.process_count() > 1 and (shared := distributed.share_seconds(window.own_seconds)):
@@ -233,6 +251,8 @@ def record_window(run: Run, window: StepWindow, stage: Experiment, step: int) ->
   if run.writer.failures:
     values['observer_failures'] = run.writer.failures
   run.writer.scalars(step, values)
+  kept = run.goodput.record(step)
+  run.writer.observe(goodput.NAME, lambda: files.write_whole(run.workdir / goodput.NAME, kept))
   shown = [name for name in values if name.endswith('loss')] + ['images_per_second', 'input_wait']
   run.writer.progress(step, run.total, {name: values[name] for name in shown if name in values})
 
@@ -270,7 +290,8 @@ def evaluate(
   for evaluator in evaluators:
     meet(run, f'{evaluator.name} at step {step}')
     began = time.perf_counter()
-    values = evaluator.run(Context(step, state, frozen, run.writer, run.workdir, pause))
+    with run.goodput.within('evaluation'):
+      values = evaluator.run(Context(step, state, frozen, run.writer, run.workdir, pause))
     seconds = time.perf_counter() - began
     run.writer.scalars(step, dict(values) | {_seconds_metric(evaluator): seconds})
     shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())

@@ -76,6 +76,29 @@ def test_failures_are_counted_over_requeues(site):
   assert not list(site.glob('*.failures'))  # a run that ends well forgets them
 
 
+@pytest.mark.parametrize('option', [['--workdir', 'a b/run'], ['--workdir=a b/run']])
+def test_failures_are_forgotten_after_a_new_checkpoint(site, option):
+  def fail(step=None):
+    if step is not None:
+      (site / 'a b' / 'run' / 'checkpoints' / str(step)).mkdir(parents=True)
+    return finished(slurm(site, *option, does='exit 3', JAXGEN_MAX_FAILURES='1'))[0]
+
+  assert [fail(), fail(4), fail(12)] == [0, 0, 0]
+  assert fail() == 3  # for the second time since checkpoint 12
+  assert (site / 'jaxgen-7.failures').read_text() == '2 12\n'
+
+
+HOSTILE = ['a b', '$(touch pwned)', '`touch pwned`', "'; touch pwned; '", '"; touch pwned; "', 'a\nb', '*', '-n', '\\']
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_a_hostile_name_is_one_word_in_a_job(site, name):
+  (site / 'bin' / 'srun').write_text('#!/usr/bin/env bash\nprintf "%s\\0" "$@" > "$LOG"\n')
+  assert finished(slurm(site, '--workdir', name, does='exit 3'))[0] == 0
+  assert (site / 'log').read_text().split('\0')[-3:] == ['--workdir', name, '']
+  assert not list(site.rglob('pwned'))
+
+
 def test_a_signal_to_the_script_waits_for_the_run_to_save(site):
   process = slurm(site, does='sleep 1; exit 75')
   for _ in range(200):
@@ -202,11 +225,25 @@ def test_a_jobset_fits_its_schema_and_says_what_was_asked():
     *['jaxgen', 'train', '--workdir', 'gs://b/runs/xl', '--config', 'x', '--config.mesh.data=2']
   ]
   assert {pair['name']: pair['value'] for pair in container['env']} == {
+    'JAXGEN_RESTARTS': '1',
     'JAX_COMPILATION_CACHE_DIR': 'gs://b/runs/compilation',
     'LIBTPU_INIT_ARGS': xla_flags.tpu_init_args('v5e'),
     'A': 'b=c',
   }
   assert container['resources']['limits'] == {'google.com/tpu': 4}
+
+
+@pytest.mark.parametrize('name', HOSTILE)
+def test_a_hostile_name_is_one_string_of_a_jobset(name):
+  """Kubernetes starts the command without a shell."""
+  argv = [*OPTIONS[:2], f'--image={name}', f'--bucket=gs://b/{name}', '--topology=v5e:4x4', f'--env=A={name}']
+  manifest = json.loads(gke(*argv, f'--service-account={name}', '--', f'--config.dataset={name}').stdout)
+  pod = manifest['spec']['replicatedJobs'][0]['template']['spec']['template']['spec']
+  (container,) = pod['containers']
+  assert (container['image'], pod['serviceAccountName']) == (name, name)
+  assert container['command'] == ['jaxgen', 'train']
+  assert container['args'] == ['--workdir', f'gs://b/{name}/xl', f'--config.dataset={name}']
+  assert {'name': 'A', 'value': name} in container['env']
 
 
 def test_preemption_is_free_and_failures_count():

@@ -56,7 +56,7 @@ def experiment(**changes: Any) -> Experiment:
     'averages': {'net': ema.Average('net', ema.constant(0.9))},
     'data': data,
     'steps': 12,
-    'mesh': sharding.make_mesh(data=2, fsdp=4),
+    'mesh': changes.get('mesh') or sharding.make_mesh(data=2, fsdp=4),
     'log_every': 2,
     'checkpoints': Policy(every=4, keep=2),
   }

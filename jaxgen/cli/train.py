@@ -1,7 +1,13 @@
-"""`jaxgen train`: trains a config, or goes on with the run in its folder."""
+"""`jaxgen train`: trains a config, or goes on with the run in its folder.
+
+With JAXGEN_RESTARTS set, as launchers that start a run again set it, a failure after a new checkpoint ends with 75: it
+is no more than a preemption, and is not counted against the failures that are made good.
+"""
 
 import argparse
+import os
 import sys
+import traceback
 
 from jaxgen.signals import Signals, listening
 
@@ -35,6 +41,10 @@ def main(argv: list[str]) -> int:
     parser.add_argument(
       f'--init-{kind}', metavar='PATTERN', action='append', default=[], help=f'{what}; may be repeated'
     )
+  parser.add_argument(
+    '--profile', type=int, default=0, metavar='STEPS', help='trace this many steps, for xprof, in the folder profile/'
+  )
+  parser.add_argument('--profile-port', type=int, metavar='PORT', help='port at which profilers may ask for a trace')
   args, overrides = parser.parse_known_args(argv)
 
   with listening(exits=True) as signals:  # before the imports, which take seconds
@@ -49,14 +59,17 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   from etils import epath
 
   from jaxgen import distributed
+  from jaxgen.checkpoint import newest_step
   from jaxgen.experiment import as_stages
   from jaxgen.init_from import InitFrom
+  from jaxgen.profiling import Profile
   from jaxgen.train import train
 
   distributed.start()
   about = record(config, module)
   remember(module)
   workdir = epath.Path(args.workdir or f'runs/{about["name"]}')
+  before = newest_step(workdir / 'checkpoints')
   try:
     stages = as_stages(module.build(config))
     if args.init_from:
@@ -65,13 +78,19 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
       about['init_from'] = args.init_from
     elif args.init_fresh or args.init_widened or args.init_unused:
       raise ValueError('--init-fresh, --init-widened and --init-unused go with --init-from PATH')
-    train(stages, workdir, record=about, allow_changes=args.allow_changes, signals=signals)
+    profile = Profile(args.profile, args.profile_port)
+    train(stages, workdir, record=about, allow_changes=args.allow_changes, signals=signals, profile=profile)
   except distributed.Preempted as stopped:
     print(f'jaxgen: {stopped}', file=sys.stderr)
     return stopped.exit_code
   except Exception as error:
-    distributed.fail(error)
-    raise
+    goes_on = bool(os.environ.get('JAXGEN_RESTARTS')) and newest_step(workdir / 'checkpoints') > before
+    distributed.fail(error, code=distributed.Preempted.exit_code if goes_on else 1)
+    if not goes_on:
+      raise
+    traceback.print_exc()
+    print('jaxgen: failed after a new checkpoint; the same command goes on from there', file=sys.stderr)
+    return distributed.Preempted.exit_code
   if distributed.is_first():
     print(f'Done. Open {workdir / "report.html"}')
   return 0
