@@ -16,8 +16,9 @@ from PIL import Image, ImageCms
 
 from jaxgen import data
 from jaxgen.cli import edit
+from jaxgen.cli.main import main
 from jaxgen.data import image as images
-from jaxgen.data import listing
+from jaxgen.data import listing, tfds_builder
 from jaxgen.data.image import center_crop, decode_image, image_endings, image_shape
 from jaxgen.data.npz import read_npz
 from jaxgen.metrics import folder
@@ -432,6 +433,22 @@ def test_what_a_killed_preparation_left_is_deleted_and_one_waits_for_another(tmp
     thread.join()
   assert [found.name for found in path.parent.iterdir()] == [path.name]
   assert data.image_folder(tmp_path / 'in', **options).num_examples == 2
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsys):
+  """As the library of ArrayRecord words it, from a disk of 64 kB."""
+  write(tmp_path / 'in' / 'a.png')
+
+  def fill(writer, path, examples):
+    pathlib.Path(path).touch()
+    raise RuntimeError(f'write() failed: No space left on device; writing {path}; at byte 65536')
+
+  monkeypatch.setattr(tfds_builder.SortedWriter, 'write', fill)
+  argv = ['data', 'prepare', 'image_folder', '--source', str(tmp_path / 'in'), '--size', '8']
+  assert main([*argv, '--data-dir', str(tmp_path / 'data')]) == 2
+  error = capsys.readouterr().err.splitlines()[-1]
+  assert error.startswith('jaxgen: error: the disk is full, and nothing of the data set is kept; free some space')
+  assert not list((tmp_path / 'data').rglob('incomplete.*'))
 
 
 # --- .npz

@@ -80,7 +80,7 @@ def prepare(
   place = None if source is None else pathlib.Path(source).expanduser()
   if place is not None:
     recipe = recipe._replace(origin=origin_of(place))
-  with _alone(path):
+  with alone(path):
     changed = path.exists() and recipe.origin not in ('', read_origin(path))
     if changed and progress:
       print(f'{path.parent.name} was made from other files than are there now; preparing it again', file=sys.stderr)
@@ -113,7 +113,7 @@ def read_origin(path: pathlib.Path) -> str:
 
 
 @contextlib.contextmanager
-def _alone(path: pathlib.Path) -> Iterator[None]:
+def alone(path: pathlib.Path) -> Iterator[None]:
   """Lets one process of this machine at a time prepare a dataset; what a killed one has left is deleted."""
   path.parent.parent.mkdir(parents=True, exist_ok=True)
   with (path.parent.parent / f'.{path.parent.name}.lock').open('w') as lock:

@@ -4,10 +4,12 @@ Nothing here needs TensorFlow: images are handed to TFDS as encoded bytes and ta
 """
 
 import contextlib
+import errno
 import hashlib
 import io
 import os
 import pathlib
+import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -102,8 +104,27 @@ def _with_png(example: Record) -> tuple[Record, bytes]:
 def write(recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, progress: bool) -> None:
   """Writes every split of the recipe as ArrayRecord files; `progress` shows a bar in a terminal."""
   tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads that do not happen
+  # TFDS prints of downloads that do not happen.
+  with contextlib.redirect_stdout(io.StringIO()), whole_or_nothing(data_dir / recipe.name):
     Builder(recipe, examples, data_dir, progress=progress).download_and_prepare()
+
+
+@contextlib.contextmanager
+def whole_or_nothing(folder: pathlib.Path) -> Iterator[None]:
+  """Writing of a data set, DATA_DIR/NAME, that leaves nothing behind when it fails.
+
+  Raises:
+    OSError: the disk is full; in one line, whatever library says it how.
+  """
+  try:
+    yield
+  except BaseException as error:
+    for left in folder.rglob('incomplete.*'):
+      shutil.rmtree(left, ignore_errors=True)
+    if 'No space left' in str(error):
+      what = 'the disk is full, and nothing of the data set is kept; free some space and prepare it again'
+      raise OSError(errno.ENOSPC, what, os.fspath(folder)) from error
+    raise
 
 
 class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -174,7 +195,7 @@ def write_arrays(
     features['label'] = tfds.features.ClassLabel(names=class_names)
   features |= {text: tfds.features.Text() for text in texts}
   tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()):  # TFDS prints of downloads that do not happen
+  with contextlib.redirect_stdout(io.StringIO()), whole_or_nothing(data_dir / name):
     ArrayBuilder(
       name, version, examples, data_dir, about=about, features=features, metadata=metadata
     ).download_and_prepare()

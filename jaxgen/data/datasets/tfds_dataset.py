@@ -12,7 +12,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
-from jaxgen.data.recipe import decode
+from jaxgen.data.recipe import alone, decode
 
 _SECONDS = 10  # until a server counts as out of reach
 
@@ -100,6 +100,8 @@ def prepare_tfds(
   """
   import tensorflow_datasets as tfds
 
+  from jaxgen.data.tfds_builder import whole_or_nothing
+
   directory = pathlib.Path(data_dir or default_data_dir()).expanduser()
   tfds.display_progress_bar(progress)
   mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
@@ -107,7 +109,8 @@ def prepare_tfds(
     builder = _builder(name, data_dir=directory, file_format='array_record')
     if not builder.is_prepared() or overwrite:
       _check_network(name, list(builder.url_infos))
-    builder.download_and_prepare(download_config=tfds.download.DownloadConfig(download_mode=mode))
+    with alone(pathlib.Path(builder.data_dir)), whole_or_nothing(directory / name.partition(':')[0]):
+      builder.download_and_prepare(download_config=tfds.download.DownloadConfig(download_mode=mode))
   except tfds.core.DatasetNotFoundError as error:
     raise ValueError(f'neither jaxgen nor TFDS knows a dataset {name!r}; see `jaxgen data list`') from error
   except ImportError as error:
