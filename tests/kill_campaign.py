@@ -1,0 +1,145 @@
+"""kill -9 at random moments, over and over: `python -m tests.kill_campaign KILLS [--seed N] [--tally FILE]`.
+
+A run of the toy experiment is killed and started again until a life reaches its end; then parameters, optimizer,
+averages, metrics and sample grids are compared, byte by byte, with those of a run that was never killed. Runs follow
+one another until there were KILLS kills. With a tally the result is appended to a file, whose sum is printed: a
+campaign goes on over several sittings.
+
+Lives are forks of one process that has imported all and touched no device, so one takes about a second.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import pathlib
+import random
+import signal
+import sys
+import tempfile
+import time
+import traceback
+
+import jax
+import numpy as np
+
+from jaxgen import sharding
+from jaxgen.checkpoint import Policy
+from jaxgen.evaluators.base import Context, Evaluator
+from jaxgen.metrics_file import read_metrics
+from jaxgen.train import train
+from tests import toys
+
+STEPS = 24
+_TIMES = {'step_seconds', 'images_per_second', 'input_wait', 'host_memory_gib', 'goodput', 'grid/seconds'}
+
+
+def _grid(context: Context) -> dict[str, float]:
+  """A picture of the parameters, and a number of them."""
+  kernel = np.asarray(context.state.params['net']['kernel'])
+  picture = np.uint8(255 / (1 + np.exp(-kernel))).reshape(1, *kernel.shape, 1)
+  context.writer.images(context.step, 'kernel', picture)
+  return {'norm': float(np.linalg.norm(kernel))}
+
+
+def _live(workdir: pathlib.Path, steps: int) -> None:
+  """One life: trains to the end, and leaves a digest of all that came out."""
+  mesh = sharding.make_mesh()
+  experiment = toys.experiment(
+    steps=steps, mesh=mesh, log_every=1, checkpoints=Policy(every=3, keep=2), evaluators=(Evaluator('grid', 4, _grid),)
+  )
+  state = jax.device_get(train(experiment, workdir))
+  digest = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(state):
+    digest.update(f'{path}'.encode() + np.asarray(leaf).tobytes())
+  for line in read_metrics(workdir / 'metrics.jsonl'):
+    digest.update(json.dumps({name: line[name] for name in sorted(line.keys() - _TIMES)}).encode())
+  for path in sorted((workdir / 'samples').iterdir()):
+    digest.update(path.name.encode() + path.read_bytes())
+  (workdir / 'digest').write_text(digest.hexdigest())
+
+
+def _fork(workdir: pathlib.Path, steps: int) -> int:
+  """Starts a life; its output goes to a file of the run."""
+  child = os.fork()
+  if child:
+    return child
+  code = 1
+  try:
+    workdir.mkdir(exist_ok=True)
+    log = os.open(workdir / 'log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    os.dup2(log, 1)
+    os.dup2(log, 2)
+    _live(workdir, steps)
+    code = 0
+  except BaseException:
+    traceback.print_exc()
+  finally:
+    sys.stdout.flush()
+    os._exit(code)
+
+
+def _ended(child: int, seconds: float) -> int | None:
+  """The exit code of a life that ended within these seconds; None for one that was killed."""
+  end = time.monotonic() + seconds
+  while time.monotonic() < end:
+    done, status = os.waitpid(child, os.WNOHANG)
+    if done:
+      return os.waitstatus_to_exitcode(status)
+    time.sleep(0.002)
+  os.kill(child, signal.SIGKILL)
+  _, status = os.waitpid(child, 0)
+  code = os.waitstatus_to_exitcode(status)
+  return None if code == -signal.SIGKILL else code  # it ended before it was killed
+
+
+def _whole(workdir: pathlib.Path, steps: int) -> float:
+  """A run that is never killed; returns its seconds."""
+  began = time.monotonic()
+  code = _ended(_fork(workdir, steps), 3600)
+  assert code == 0, (workdir / 'log.txt').read_text()[-3000:]
+  return time.monotonic() - began
+
+
+def campaign(kills: int, seed: int, steps: int, folder: pathlib.Path) -> dict[str, int]:
+  """Counts of kills, of runs that reached their end, and of those that ended otherwise than the whole one."""
+  moments, tally = random.Random(seed), {'kills': 0, 'runs': 0, 'different': 0, 'failed': 0}
+  seconds = _whole(folder / 'whole', steps)
+  wanted = (folder / 'whole' / 'digest').read_text()
+  while tally['kills'] < kills:
+    workdir = folder / f'run{tally["runs"]}'
+    code = None
+    while code is None:
+      left = kills - tally['kills']
+      code = _ended(_fork(workdir, steps), moments.uniform(0, 1.1 * seconds) if left else 3600)
+      tally['kills'] += code is None
+    tally['runs'] += 1
+    same = code == 0 and (workdir / 'digest').read_text() == wanted
+    tally['failed'] += code != 0
+    tally['different'] += code == 0 and not same
+    if not same:
+      print(f'{workdir}: {"other bytes" if code == 0 else f"ended with {code}"}', file=sys.stderr)
+      print((workdir / 'log.txt').read_text()[-2000:], file=sys.stderr)
+  return tally
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__.partition('\n')[0])
+  parser.add_argument('kills', type=int)
+  parser.add_argument('--seed', type=int, default=0)
+  parser.add_argument('--steps', type=int, default=STEPS)
+  parser.add_argument('--tally', type=pathlib.Path, help='file that the result is appended to')
+  options = parser.parse_args()
+  with tempfile.TemporaryDirectory() as folder:
+    tally = campaign(options.kills, options.seed, options.steps, pathlib.Path(folder))
+  print(json.dumps(tally))
+  if options.tally:
+    with options.tally.open('a') as file:
+      file.write(json.dumps({'seed': options.seed, 'steps': options.steps} | tally) + '\n')
+    lines = [json.loads(line) for line in options.tally.read_text().splitlines()]
+    print(json.dumps({'sittings': len(lines)} | {name: sum(line[name] for line in lines) for name in tally}))
+  sys.exit(tally['different'] + tally['failed'] > 0)
+
+
+if __name__ == '__main__':
+  main()
