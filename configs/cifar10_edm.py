@@ -1,4 +1,4 @@
-"""EDM on CIFAR-10 with class labels: DDPM++, preconditioning, 18 steps of Heun (Karras et al. 2022).
+"""EDM on CIFAR-10 with class labels: DDPM++, preconditioning, 18 steps of Heun, 35 network calls (Karras et al. 2022).
 
   jaxgen train --config cifar10_edm --config.data_dir=DIR
 
@@ -21,6 +21,7 @@ from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm, log_normal
 from jaxgen.samplers import grids
+from jaxgen.samplers.denoised import denoised
 from jaxgen.samplers.heun import heun
 from jaxgen.samplers.sampler import Sampler
 
@@ -58,7 +59,7 @@ def build(c: ConfigDict) -> Experiment:
     shape=(c.resolution, c.resolution, 3),
     parameterisation=partial(parameterisation.preconditioned, data_std=0.5),
     times=log_normal(),
-    sampler=Sampler(heun, grids.uniform(c.sampling.steps)),
+    sampler=Sampler(denoised(heun), grids.uniform(c.sampling.steps - 1)),
     conditioner=labels(dataset.num_classes),
   )
   return balanced_experiment(

@@ -13,7 +13,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from jaxgen.config_parts import PROCESSES, SAMPLERS, image_experiment, loader, muon_and_adam
+from jaxgen.config_parts import PROCESSES, SAMPLERS, image_experiment, loader, muon_and_adam, warmup_cosine
 from jaxgen.data.sources import source
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
@@ -70,4 +70,10 @@ def build(c: ConfigDict) -> Experiment:
     guide=(classifier_free(c.sampling.scale), clip()),
     conditioner=labels(num_classes, drop_rate=c.drop_rate),
   )
-  return image_experiment(c, objective, data, optimizers={'net': muon_and_adam(c.optimizer, steps=c.steps)})
+  return image_experiment(
+    c,
+    objective,
+    data,
+    optimizers={'net': muon_and_adam(c.optimizer, steps=c.steps)},
+    learning_rates={'net': warmup_cosine(c.optimizer.muon, warmup=c.optimizer.warmup, steps=c.steps)},
+  )

@@ -20,6 +20,7 @@ from jaxgen.processes import parameterisation, times
 from jaxgen.processes.edm import edm, log_normal
 from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import clip
+from jaxgen.samplers.denoised import denoised
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.heun import heun
 from jaxgen.samplers.sampler import Sampler
@@ -63,7 +64,7 @@ def build(c: ConfigDict) -> Experiment:
     shape=data.spec['image'].shape[1:],
     parameterisation=partial(parameterisation.preconditioned, data_std=c.data_std),
     times=log_normal(c.times.mean, c.times.std, draw=times.stratified),
-    sampler=Sampler(heun, grids.uniform(c.sampling.steps)),
+    sampler=Sampler(denoised(heun), grids.uniform(c.sampling.steps - 1)),
     guide=(classifier_free(c.sampling.scale), clip()),
     conditioner=labels(num_classes, drop_rate=c.drop_rate),
   )

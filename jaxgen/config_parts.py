@@ -184,7 +184,14 @@ def labels_in_turn(num_classes: int) -> Callable[[int], Cond]:
 # Experiments
 
 
-def image_experiment(c: ConfigDict, objective: Objective, data: Loader, *, optimizers: Optimizers) -> Experiment:
+def image_experiment(
+  c: ConfigDict,
+  objective: Objective,
+  data: Loader,
+  *,
+  optimizers: Optimizers,
+  learning_rates: Mapping[str, optax.Schedule] = {},
+) -> Experiment:
   """A small class-conditional diffusion or few-step model: a row of the grid for each class, FID with its labels."""
   mesh, dataset = sharding.make_mesh(**c.mesh), data.dataset
   evaluators = grid_and_fid(
@@ -203,6 +210,7 @@ def image_experiment(c: ConfigDict, objective: Objective, data: Loader, *, optim
   return Experiment(
     objective=objective,
     optimizers=optimizers,
+    learning_rates=learning_rates,
     averages={'net': ema.Average('net', ema.warmup(c.ema))},
     data=data,
     mesh=mesh,

@@ -25,6 +25,11 @@ SCHEDULERS = {
   'dpm_2m': diffusers.DPMSolverMultistepScheduler(**V, final_sigmas_type='zero'),
   'dpm_sde_2m': diffusers.DPMSolverMultistepScheduler(**V, final_sigmas_type='zero', algorithm_type='sde-dpmsolver++'),
   'unipc': diffusers.UniPCMultistepScheduler(**V, final_sigmas_type='zero'),
+  'unipc_3': diffusers.UniPCMultistepScheduler(**V, final_sigmas_type='zero', solver_order=3),
+  'deis_3': diffusers.DEISMultistepScheduler(**V, solver_order=3),
+  'lms': diffusers.LMSDiscreteScheduler(**V),
+  'ddim_clipped': diffusers.DDIMScheduler(**V, clip_sample=True),
+  'lcm': diffusers.LCMScheduler(**V, beta_schedule='linear', clip_sample=False),
   'flow': diffusers.FlowMatchEulerDiscreteScheduler(shift=3.0),
   'consistency': diffusers.CMStochasticIterativeScheduler(clip_denoised=False),
 }
@@ -37,6 +42,7 @@ def main(path: str) -> None:
   for name, scheduler in SCHEDULERS.items():
     arrays[name] = follow(name, scheduler, torch.tensor(start), torch.tensor(noise))
   arrays['flow_times'] = SCHEDULERS['flow'].sigmas.numpy()
+  arrays['lcm_times'] = np.append((SCHEDULERS['lcm'].timesteps.numpy() + 1) / 1000, 0).astype(np.float32)
   arrays['consistency_sigmas'] = SCHEDULERS['consistency'].sigmas.numpy()
   np.savez(path, **arrays)
 
@@ -48,7 +54,7 @@ def follow(name: str, scheduler, start: torch.Tensor, noise: torch.Tensor) -> np
   module = sys.modules[type(scheduler).__module__]
   module.randn_tensor = lambda *args, **kwargs: next(drawn)
   x = start * scheduler.init_noise_sigma if name == 'consistency' else start
-  if name in ('euler', 'heun'):
+  if name in ('euler', 'heun', 'lms'):
     x = start * (scheduler.sigmas[0] ** 2 + 1) ** 0.5
   seen = []
   for time in scheduler.timesteps:

@@ -179,11 +179,32 @@ def test_the_discriminator_learns_by_the_hinge_once_it_starts(plain, discriminat
 def test_codes_are_the_nearest(cosine):
   rng = np.random.default_rng(0)
   z, book = np.float32(rng.standard_normal((2, 3, 4, 5))), np.float32(rng.standard_normal((7, 5)))
-  codes = vq.nearest(jnp.asarray(z), jnp.asarray(book), cosine=cosine)
+  codes = jax.jit(lambda z: vq.nearest(z, book, cosine=cosine))(z)  # a codebook of NumPy, as weights are read
   unit = book / np.linalg.norm(book, axis=-1, keepdims=True) if cosine else book
   far = np.square(z[..., None, :] / (np.linalg.norm(z, axis=-1)[..., None, None] if cosine else 1) - unit).sum(-1)
   np.testing.assert_array_equal(codes.index, far.argmin(-1))
   np.testing.assert_allclose(codes.z, unit[far.argmin(-1)], rtol=1e-5)
+
+
+def test_vqgans_released_loss_can_be_set():
+  """`legacy`: |sg[z_q] - z|^2 + beta |z_q - sg[z]|^2, where the paper has beta before the other."""
+  net, key = _small_vq(codes=16), jax.random.key(0)
+  params = net.init(key, _x)['params']
+  z = net.apply({'params': params}, _x, method='encode')
+  apart = jnp.mean((z - vq.nearest(z, params['codebook']).z) ** 2)
+  made = {
+    'paper': bottleneck.codebook(),
+    'legacy': bottleneck.codebook(commitment=1.0, learning=0.25),
+  }
+  for through in made.values():
+    np.testing.assert_allclose(through.encode(net, params, {}, _x, key).loss, 1.25 * apart, rtol=1e-5)
+  pull = {
+    name: jax.grad(lambda book, t=through: t.encode(net, params | {'codebook': book}, {}, _x, key).loss)(
+      params['codebook']
+    )
+    for name, through in made.items()
+  }
+  np.testing.assert_allclose(pull['legacy'], 0.25 * pull['paper'], rtol=1e-4, atol=1e-9)
 
 
 def test_fsq_is_a_grid_with_every_code_and_passes_gradients_straight():

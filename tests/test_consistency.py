@@ -10,7 +10,7 @@ import optax
 import pytest
 
 from jaxgen.objectives import distances
-from jaxgen.objectives.few_step.consistency import consistency, num_intervals
+from jaxgen.objectives.few_step.consistency import average_of, consistency, num_intervals
 from jaxgen.processes.edm import edm
 from jaxgen.processes.process import expand
 from jaxgen.train_state import TrainState, init_state
@@ -99,6 +99,12 @@ def test_the_grid_doubles_on_schedule():
   assert counts == [10, 10, 20, 80, 1280, 1280]
 
 
+def test_a_grid_that_is_no_power_of_two_times_the_first_ends_at_the_last():
+  """iCT's (Song & Dhariwal 2024): K' = floor(K / (log2 floor(s1 / s0) + 1)), min(s0 2^floor(k / K'), s1)."""
+  counts = [int(num_intervals(jnp.int32(k), 800, first=10, last=150)) for k in (0, 162, 163, 651, 652, 799)]
+  assert counts == [10, 10, 20, 80, 150, 150]
+
+
 @pytest.mark.parametrize('distil', [False, True], ids=['training', 'distillation'])
 def test_one_step_learns_two_points(distil):
   steps = 500
@@ -120,6 +126,31 @@ def test_one_step_learns_two_points(distil):
   images = compiled(lambda keys: objective.sample(params, {}, {}, keys), jax.random.split(jax.random.key(2), 1024))
   assert 0.3 < np.mean(images > 0) < 0.7
   assert np.mean(np.abs(np.abs(images) - 0.8) < 0.3) > 0.6
+
+
+class Constant(nn.Module):
+  """F is one number everywhere."""
+
+  @nn.compact
+  def __call__(self, x, t, cond, *, train):
+    return jnp.broadcast_to(self.param('number', nn.initializers.zeros_init(), ()), x.shape)
+
+
+def test_the_target_may_be_an_average():
+  batch = {'image': jnp.zeros((8, 1, 1, 1))}
+  make = partial(consistency, Constant(), shape=(1, 1, 1), steps=8, first=16, last=16)
+  params, other = ({'net': {'number': jnp.float32(number)}} for number in (0.2, 0.7))
+
+  def loss(objective, ema):
+    state = TrainState(jnp.int32(0), jnp.int32(0), params, {}, ema, {})
+    return objective.phases[0].loss(params, state, {}, batch, jax.random.key(0))[0]
+
+  averaged = make(target=average_of('target'))
+  same, moved = loss(averaged, {'target': params['net']}), loss(averaged, {'target': other['net']})
+  np.testing.assert_allclose(same, loss(make(), {}), rtol=1e-6)
+  assert abs(moved - same) > 1e-3
+  with pytest.raises(ValueError, match="the average 'target'; the run keeps none"):
+    loss(averaged, {})
 
 
 def test_what_cannot_be_is_refused():

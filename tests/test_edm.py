@@ -1,16 +1,22 @@
 """EDM's process, preconditioning and training noise, against the formulas of its paper (Karras et al. 2022)."""
 
+import itertools
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from jax.experimental import io_callback
 
+from configs import cifar10_edm, emoji_edm
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.edm import edm, log_normal
 from jaxgen.processes.process import corrupt
 from jaxgen.processes.vp import vp_cosine
+from jaxgen.samplers import edm as edm_sampler
+from jaxgen.samplers import grids
+from jaxgen.samplers.sampler import Sampler
 from tests.analytic import compiled
 
 STD = 0.5
@@ -92,3 +98,70 @@ def test_training_noise_is_log_normal():
 def test_impossible_bounds_are_refused():
   with pytest.raises(ValueError, match='wanted 0 < sigma_min < sigma_max'):
     edm(sigma_min=1.0, sigma_max=0.5)
+
+
+def _algorithm_2(denoise, z, x, *, churn, s_min, s_max, noise, steps=18):
+  """Karras et al. 2022, Algorithm 2 (1 without churn), in float64: the sample and the number of network calls."""
+  low, high = 0.002 ** (1 / 7), 80.0 ** (1 / 7)
+  sigmas = np.append((high + np.arange(steps) / (steps - 1) * (low - high)) ** 7, 0)
+  x, calls = np.float64(x) * sigmas[0], 0
+  for i, (now, then) in enumerate(itertools.pairwise(sigmas)):
+    gamma = min(churn / steps, 2**0.5 - 1) if s_min <= now <= s_max else 0
+    raised = now + gamma * now
+    x = x + (raised**2 - now**2) ** 0.5 * noise * z[i]
+    slope = (x - denoise(x, raised)) / raised
+    x_s, calls = x + (then - raised) * slope, calls + 1
+    if then:
+      x_s, calls = x + (then - raised) * (slope + (x_s - denoise(x_s, then)) / then) / 2, calls + 1
+    x = x_s
+  return x, calls
+
+
+def _data(x, sigma):
+  """A network's x0, smooth in both."""
+  return 0.5 * np.sin(2 * x / (1 + sigma**2) ** 0.5) + 0.1 * np.log1p(sigma)
+
+
+def _sampled(sampler, process, x, monkeypatch, z=None):
+  calls, of_x0 = [], parameterisation.x0(process)
+  for module in [edm_sampler] if z is not None else []:
+    monkeypatch.setattr(module, 'step_noise', lambda keys, i, x: jnp.asarray(z)[i])
+
+  def denoise(x_t, t, cond):
+    io_callback(lambda: calls.append(1), None, ordered=True)
+    sigma = process.sigma(t).reshape(-1, 1)
+    return of_x0.predict(0.5 * jnp.sin(2 * x_t / (1 + sigma**2) ** 0.5) + 0.1 * jnp.log1p(sigma), x_t, t)
+
+  keys = jax.random.split(jax.random.key(0), len(x))
+  run = jax.jit(lambda x: sampler.solve(denoise, process, process.sigma(jnp.float32(1)) * x, sampler.times, keys=keys))
+  got = np.asarray(run(jnp.asarray(x)))
+  jax.effects_barrier()
+  return got, len(calls)
+
+
+@pytest.mark.parametrize('config', [cifar10_edm, emoji_edm])
+def test_the_configs_sample_as_the_paper_does(config, monkeypatch):
+  """The sampler that the config hands to its model, against Algorithm 1."""
+  c = config.get_config()
+  c.sampling.steps, c.fid.num_samples = 18, 0
+  c.dataset = 'synthetic' if config is cifar10_edm else c.dataset
+  objective = config.build(c).objective
+  x = np.random.default_rng(0).standard_normal((64, 1))
+  with jax.enable_x64(True):
+    got, calls = _sampled(objective.denoising.sampler, objective.denoising.process({}), x, monkeypatch)
+  want, wanted_calls = _algorithm_2(_data, np.zeros(18), x, churn=0, s_min=0, s_max=1e9, noise=1)
+  assert calls == wanted_calls == 35
+  np.testing.assert_allclose(got, want, atol=3e-5)  # the times are float32, which sigma takes to the power of 7
+
+
+@pytest.mark.parametrize('s_min', [0.0, 0.05])
+def test_the_sampler_with_churn_follows_the_papers_algorithm(s_min, monkeypatch):
+  draw = np.random.default_rng(0)
+  x, z = draw.standard_normal((64, 1)), draw.standard_normal((18, 64, 1))
+  options = {'churn': 40.0, 'noise': 1.003}
+  solve = partial(edm_sampler.edm, nu_min=s_min, nu_max=50.0, **options)
+  with jax.enable_x64(True):
+    got, calls = _sampled(Sampler(solve, grids.uniform(17)), edm(), x, monkeypatch, z)
+  want, wanted_calls = _algorithm_2(_data, z, x, s_min=s_min, s_max=50.0, **options)
+  assert calls == wanted_calls == 35
+  np.testing.assert_allclose(got, want, atol=3e-5)

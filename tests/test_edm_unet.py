@@ -132,6 +132,12 @@ def test_every_parameter_of_a_published_network_has_a_name(name):
   assert found == ({32, 16, 8} if isinstance(net, UNet) else {16})
 
 
+def test_adm_with_other_groups_than_edms_is_refused():
+  """EDM's norms of 64 features have 16 groups, models/unet.py's 32: the images would be 32% off without a word."""
+  with pytest.raises(ValueError, match="EDM's norm of 64 features has 16 groups, and this network 32"):
+    pretrained.original(ADM.clone(width=64), resolution=SIDE)
+
+
 def test_images_that_are_not_augmented_need_not_say_so():
   net, x = EDMUNet(width=8, multipliers=(1,), blocks=1, attention=(), augment=2), jnp.ones((1, 4, 4, 3))
 

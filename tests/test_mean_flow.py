@@ -16,7 +16,7 @@ from jaxgen.objectives.few_step.mean_flow import mean_flow, mean_flow_target
 from jaxgen.objectives.few_step.shortcut import shortcut, shortcut_target
 from jaxgen.processes import times
 from jaxgen.processes.parameterisation import x0
-from jaxgen.processes.process import expand
+from jaxgen.processes.process import expand, noise_like
 from jaxgen.samplers import grids
 from jaxgen.train_state import init_state, sampling_params
 from jaxgen.train_step import make_train_step
@@ -194,6 +194,34 @@ def test_a_network_that_is_differentiated_by_time_sees_it_unscaled(method, scale
   )
   once, twice = (o.sample({'net': {}}, {}, {}, keys) for o in (make(), make(time_scale=2 * scale)))
   np.testing.assert_allclose(once - twice, scale, rtol=1e-5)
+
+
+@pytest.mark.parametrize(('scale', 'kappa'), [(2.0, 0.0), (1.0, 0.5), (0.6, 0.7)])
+def test_the_guided_velocity_mixes_what_the_paper_mixes(scale, kappa):
+  """w v + k u(c) + (1 - w - k) u(null), for a network that puts out its label's number."""
+
+  class OfLabel(nn.Module):
+    @nn.compact
+    def __call__(self, x, t, cond, *, train):
+      return jnp.broadcast_to(jnp.array([0.3, -0.2, 0.9])[cond['label']].reshape(-1, 1, 1, 1), x.shape)
+
+  objective = mean_flow(
+    OfLabel(),
+    shape=(1, 1, 1),
+    times=times.uniform(),
+    jumps=grids.uniform(1),
+    different=0.0,
+    conditioner=labels(2),
+    scale=scale,
+    kappa=kappa,
+    power=0.0,
+  )
+  batch, key = {'image': jnp.full((4, 1, 1, 1), 0.1), 'label': jnp.array([0, 1, 0, 1])}, jax.random.key(0)
+  loss, _ = objective.phases[0].loss({'net': {}}, None, {}, batch, key)
+  v = noise_like(batch['image'], jax.random.split(key, 7)[3]) - batch['image']
+  told = jnp.array([0.3, -0.2])[batch['label']].reshape(-1, 1, 1, 1)
+  target = scale * v + kappa * told + (1 - scale - kappa) * 0.9
+  np.testing.assert_allclose(loss, jnp.mean((told - target) ** 2), rtol=1e-5)
 
 
 def test_what_cannot_be_is_refused():

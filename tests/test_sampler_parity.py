@@ -14,10 +14,12 @@ from jaxgen.processes.edm import edm as edm_process
 from jaxgen.processes.process import Prediction, Process, expand
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.vp import vp_linear
-from jaxgen.samplers import consistency, ddim, ddpm, dpm_solver, grids
+from jaxgen.samplers import consistency, ddim, ddpm, dpm_solver, exponential, grids
+from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.edm import edm
 from jaxgen.samplers.euler import euler
 from jaxgen.samplers.heun import heun
+from jaxgen.samplers.lms import lms
 from jaxgen.samplers.unipc import unipc
 
 GOLDEN = dict(np.load(pathlib.Path(__file__).parent / 'golden' / 'samplers.npz'))
@@ -61,6 +63,23 @@ CASES = {  # name: of diffusers' numbers, sampler, (process, denoiser, times)
   'dpm_2m': ('dpm_2m', dpm_solver.dpm_multistep, ON_VP),
   'dpm_sde_2m': ('dpm_sde_2m', partial(dpm_solver.dpm_multistep, eta=1.0), ON_VP),
   'unipc': ('unipc', unipc, ON_VP),
+  'unipc_3': ('unipc_3', partial(unipc, order=3), ON_VP),
+  'deis_3': (
+    'deis_3',
+    partial(dpm_solver.dpm_multistep, order=3, space=exponential.noise, second=None, lower_final_below=15),
+    (*ON_VP[:2], np.append(TRAILING[:-1], np.float32(0.001))),
+  ),
+  'lms': ('lms', lms, ON_VP),
+  'ddim_clipped': ('ddim_clipped', ddim.ddim, (VP, clipped(ON_VP[1], VP, keep_eps=True), TRAILING)),
+  'lcm': (
+    'lcm',
+    consistency.consistency,
+    (
+      VP,
+      parameterisation.denoiser(_network, VP, parameterisation.boundary(parameterisation.v)),
+      GOLDEN['lcm_times'],
+    ),
+  ),
   'flow': (
     'flow',
     euler,

@@ -35,7 +35,7 @@ ORDERS = {  # name: solver, order; UniPC's is that of its corrector
     for order in (1, 2, 3)
   },
   **{
-    f'unipc_{b.__name__}_{order}': (partial(unipc, order=order, second=b), order + 1)
+    f'unipc_{b.__name__}_{order}': (partial(unipc, order=order, second=b, lower_final_below=0), order + 1)
     for b in (exponential.bh1, exponential.bh2)
     for order in (1, 2, 3)
   },
@@ -85,12 +85,13 @@ def _weighted(nodes, differences, b):
   return sum(w * d for w, d in zip(weights, differences, strict=True))
 
 
-def _published(process, order, x, grid, denoise, b_of):
+def _published(process, order, x, grid, denoise, b_of, lower_final):
   """UniPC as its paper's algorithms 7 and 8 have it: in float64, with a linear system for the weights."""
   alpha, sigma = (np.asarray(f(jnp.asarray(grid)), np.float64) for f in (process.alpha, process.sigma))
   l, f = np.log(alpha / sigma), [denoise(x, grid[0])]
   for i in range(len(grid) - 1):
     h, p = l[i + 1] - l[i], min(order, i + 1)
+    p = min(p, len(grid) - 1 - i) if lower_final else p
     phi = [-np.expm1(-h)]  # m_0, m_1/h ... of Eq. 5
     for k in range(1, p + 1):
       phi.append(1 / math.factorial(k) * h**k - phi[-1])
@@ -106,18 +107,45 @@ def _published(process, order, x, grid, denoise, b_of):
     x = base + scale * _weighted([*ratios, 1.0], [*differences, f[-1] - f[i]], b)
 
 
-@pytest.mark.parametrize('order', [1, 2, 3])
-def test_unipc_follows_the_published_updates(order):
+@pytest.mark.parametrize(('order', 'lower_final'), [(1, True), (2, True), (3, True), (3, False)])
+def test_unipc_follows_the_published_updates(order, lower_final):
   process, grid, x = PROCESSES['vp_linear'], grids.uniform(7)[:-1], np.linspace(-1.5, 1.5, 8).reshape(-1, 1)
   with jax.enable_x64(True):
     smooth = lambda x_t, t: jnp.sin(2 * x_t) + t  # noqa: E731
     of_x0 = parameterisation.x0(process)
     denoise = lambda x_t, t, cond: of_x0.predict(smooth(x_t, t.reshape(-1, 1)), x_t, t)  # noqa: E731
     for second, b_of in ((exponential.bh1, lambda h, m_0: h), (exponential.bh2, lambda h, m_0: m_0)):
-      solver = partial(unipc, order=order, second=second)
+      solver = partial(unipc, order=order, second=second, lower_final_below=7 * lower_final)
       got = jax.jit(lambda x: solver(denoise, process, x, jnp.asarray(grid, jnp.float64)))(jnp.asarray(x))  # noqa: B023
-      want = _published(process, order, x, np.float64(grid), lambda x, t: np.asarray(smooth(x, t)), b_of)
+      want = _published(process, order, x, np.float64(grid), lambda x, t: np.asarray(smooth(x, t)), b_of, lower_final)
       np.testing.assert_allclose(got, want, atol=1e-10)
+
+
+@pytest.mark.parametrize(('order', 'steps'), [(2, 5), (3, 5), (3, 12)])
+def test_dpm_solver_ends_with_lower_orders_in_fewer_than_ten_steps(order, steps):
+  """DPM-Solver++(2M) and (3M) of the authors' code to a last time with noise, in float64."""
+  process, grid, x = PROCESSES['rectified_flow'], np.linspace(0.9, 0.1, steps + 1), np.linspace(-1.5, 1.5, 8)[:, None]
+  with jax.enable_x64(True):
+    of_x0 = parameterisation.x0(process)
+    denoise = lambda x_t, t, cond: of_x0.predict(jnp.sin(2 * x_t), x_t, t)  # noqa: E731
+    got = jax.jit(lambda x: dpm_multistep(denoise, process, x, grid, order=order))(jnp.asarray(x))
+    alpha, sigma, past = 1 - grid, grid, []
+    h = np.diff(np.log(alpha / sigma))
+    for i in range(steps):
+      p = min(order, i + 1, steps - i if steps < 10 else order)
+      past = [np.sin(2 * x), *past][:order]
+      x_s = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * np.expm1(-h[i]) * past[0]
+      if p == 2:
+        x_s -= alpha[i + 1] * np.expm1(-h[i]) / 2 * (past[0] - past[1]) * h[i] / h[i - 1]
+      if p == 3:  # a parabola through three predictions; the released code halves its second derivative
+        near, far = (h[i - 1] / h[i], (h[i - 1] + h[i - 2]) / h[i])
+        d1, d2 = (past[0] - past[1]) / near, (past[0] - past[2]) / far
+        slope, bend = (d1 * far - d2 * near) / (far - near), (d1 - d2) / (far - near) * -1
+        m1 = np.expm1(-h[i]) / h[i] + 1
+        m2 = 1 - 2 * m1 / h[i]
+        x_s += alpha[i + 1] * (slope * m1 + bend * -m2)
+      x = x_s
+  np.testing.assert_allclose(got, x, atol=1e-10)
 
 
 def test_the_sde_solver_of_order_2_follows_the_published_update():

@@ -88,6 +88,9 @@ def test_a_lowered_subset_of_kid_is_said():
   _, how = suite.measure(['kid'], features(0, num=300), reference(features(1)))
   assert how['kid_subset_size'] == 300
   assert 'for want of 1000 images' in how['kid_note']
+  values, how = suite.measure(['kid'], features(0, num=300), reference(features(1, num=300)))
+  assert how['kid_subset_size'] == 150  # of 300 both, all subsets would be one, and its deviation a rounding error
+  assert values['kid_deviation'] > 1e-9
   assert 'kid_note' not in suite.measure(['kid'], features(0), reference(features(1)))[1]
 
 

@@ -267,7 +267,7 @@ def embed(table: nn.Embed, ids: Int[Array, 'b k'], rows: Float[Array, 'r d'] | N
   if rows is None:
     return table(ids)
   new = ids >= table.num_embeddings
-  learned = rows.astype(jnp.float32)[jnp.where(new, ids - table.num_embeddings, 0)]
+  learned = jnp.asarray(rows, jnp.float32)[jnp.where(new, ids - table.num_embeddings, 0)]
   return jnp.where(new[..., None], learned, table(jnp.where(new, 0, ids)))
 
 

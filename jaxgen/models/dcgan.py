@@ -81,7 +81,8 @@ class DCGANGenerator(nn.Module):
   ) -> Float[Array, 'b h w c']:
     label = None
     if self.num_classes:
-      label = self.param('labels', nn.initializers.normal(1.0), (self.num_classes, self.embedding))[cond['label']]
+      label = self.param('labels', nn.initializers.normal(1.0), (self.num_classes, self.embedding))
+      label = jnp.asarray(label)[cond['label']]
     times = doublings(self.resolution)
     features = self.width << (times - 1)
     x = Linear(16 * features, use_bias=False, kernel_init=_normal, dtype=self.dtype, name='in')(z)

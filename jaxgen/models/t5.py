@@ -85,7 +85,7 @@ class T5Encoder(nn.Module):
     tokens = ids.shape[1]
     x = nn.Embed(self.vocabulary, self.width, embedding_init=_normal(1.0), name='token_embed')(ids)
     table = self.param('relative_bias', _normal(self.width**-0.5), (self.buckets, self.heads), jnp.float32)
-    bias = table.astype(jnp.float32)[relative_buckets(tokens, self.buckets, self.max_distance)]  # l k n
+    bias = jnp.asarray(table, jnp.float32)[relative_buckets(tokens, self.buckets, self.max_distance)]  # l k n
     allowed = None if mask is None else mask.astype(bool)
     stack = nn.scan(
       Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=nn.broadcast, length=self.depth

@@ -158,7 +158,7 @@ def initial_codebook(cosine: bool) -> Callable[..., Array]:
 
 def nearest(z: Float[Array, 'b h w d'], codebook: Float[Array, 'k d'], *, cosine: bool = False) -> Codes:
   """Eq. 1. With `cosine` the vectors of the codes have length 1, as `direction(z)` has."""
-  codebook = direction(codebook) if cosine else codebook
+  codebook = jnp.asarray(direction(codebook) if cosine else codebook)  # NumPy's own cannot be indexed under jit
   flat = z.reshape(-1, z.shape[-1])
   dots = jnp.dot(flat, codebook.T, precision=jax.lax.Precision.HIGHEST)  # n k
   # |z|^2 is the same for all codes, and so are the lengths of directions.

@@ -148,8 +148,24 @@ def original(net: Net, *, resolution: int, channels: int = 3) -> Layout:
     net: the network; NCSN++ has the frequencies of its weights, of `with_frequencies`.
     resolution: side of the images it was trained on, which is part of the tensors' names.
     channels: of these images.
+
+  Raises:
+    ValueError: EDM's network of this shape has other groups in its norms.
   """
+  if isinstance(net, UNet):
+    _check_groups(net)
   return Layout(net, _leaves(net, resolution, channels), {}, fixed=_fixed(net, resolution))
+
+
+def _check_groups(net: UNet) -> None:
+  """EDM's norms have min(32, features / 4) groups; models/unet.py has one number for all."""
+  for multiplier in net.multipliers:
+    features = int(multiplier * net.width)
+    if net.groups != min(32, features // 4):
+      raise ValueError(
+        f"EDM's norm of {features} features has {min(32, features // 4)} groups, and this network {net.groups}; its "
+        'weights would make other images. Only levels of 128 features or more can be exchanged'
+      )
 
 
 def _fixed(net: Net, resolution: int) -> dict[str, np.ndarray]:

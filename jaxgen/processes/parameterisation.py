@@ -26,6 +26,11 @@ deviation d and r = s/a, the noise of x_t/a, the network sees a x_t of variance 
 
 so a uniform weighting of F's error is EDM's of x0's, (r^2 + d^2) / (r d)^2. Of VP with d = 1, F is -v.
 
+`boundary` mixes the x0 of any of them with x_t, so that it is x_t itself where the network's time is 0, as consistency
+models need; LCM (Luo et al. 2023) does it with T = 10 network_time and d = 0.5:
+
+  (11)  x0' = c_skip x_t + c_out x0,   c_skip = d^2 / (T^2 + d^2),   c_out = T / sqrt(T^2 + d^2)
+
 Learned variance (Nichol & Dhariwal 2021): `learned_variance` wraps any of them for a network with twice the channels.
 """
 
@@ -136,6 +141,37 @@ def preconditioned(process: Process, *, data_std: float = 0.5, margin: float = M
     return jax.lax.rsqrt((process.alpha(t) * data_std) ** 2 + process.sigma(t) ** 2)
 
   return Parameterisation(predict, target, scale_input=scale_input)
+
+
+def boundary(parameterisation: Parameterise, *, data_std: float = 0.5, scale: float = 10.0) -> Parameterise:
+  """Eq. 11 on top of what the network predicts; LCM is `boundary(eps)`, sampled by samplers/consistency.py.
+
+  Args:
+    parameterisation: the meaning of the network's output.
+    data_std: d.
+    scale: T over the network's time.
+  """
+
+  def bounded(process: Process) -> Parameterisation:
+    inner, of_x0 = parameterisation(process), x0(process)
+
+    def coefficients(t: Array, like: Array) -> tuple[Array, Array]:
+      time = expand(scale * process.network_time(t), like)
+      return data_std**2 / (time**2 + data_std**2), time * jax.lax.rsqrt(time**2 + data_std**2)
+
+    def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
+      prediction, (skip, out) = inner.predict(output, x_t, t), coefficients(t, x_t)
+      return of_x0.predict(skip * x_t + out * prediction.x0, x_t, t)
+
+    def target(x0: Float[Array, 'b ...'], eps: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Array:
+      (a, s), (skip, out) = _coefficients(process, t, x0), coefficients(t, x0)
+      x_t = a * x0 + s * eps
+      within = of_x0.predict((x0 - skip * x_t) / out, x_t, t)
+      return inner.target(within.x0, within.eps, t)
+
+    return inner._replace(predict=predict, target=target)
+
+  return bounded
 
 
 def learned_variance(parameterisation: Parameterise) -> Parameterise:

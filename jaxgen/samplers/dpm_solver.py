@@ -17,7 +17,8 @@ eta = 1 is SDE-DPM-Solver++ (order 1 of it is DDPM's ancestral sampling), eta = 
 orders 1 and 2; order 3 has smaller errors on a Gaussian, but is not proven to be of more than order 2.
 
 Multistep starts with lower orders: the first step is DDIM, whose error is h^2. To see order 3 as a whole, the first two
-steps have to be shorter than the others. A step to sigma = 0 or from alpha = 0 is always DDIM's.
+steps have to be shorter than the others. Runs of fewer than ten steps also end with lower orders, 2 and then 1,
+as in the authors' code. A step to sigma = 0 or from alpha = 0 is always DDIM's.
 
 Differs from Lu et al.'s released multistep of order 3, which takes half of the second derivative and is of order 2.
 """
@@ -47,6 +48,7 @@ def dpm_multistep(
   space: Space = data,
   eta: float = 0.0,
   second: exponential.Second | None = bh2,
+  lower_final_below: float = 10,
 ) -> Float[Array, 'b ...']:
   """Samples from `x` at times[0] to times[-1], one network call a step.
 
@@ -55,6 +57,7 @@ def dpm_multistep(
     space: exponential.data (DPM-Solver++) or exponential.noise (DPM-Solver).
     eta: in [0, 1]; 1 is the SDE variant, for exponential.data.
     second: the weights of order 2: exponential.bh2 as published ("midpoint"), or None for exact ones ("heun").
+    lower_final_below: a run of fewer steps than this ends with lower orders; 0 for the full order.
   """
   exponential.check_order(order, 'dpm_multistep')
   if not 0 <= eta <= 1:
@@ -67,7 +70,12 @@ def dpm_multistep(
   ratio = (alpha[:-1] * sigma[1:] / (alpha[1:] * sigma[:-1])) ** eta
   of_eps, std = sigma[1:] * ratio, sigma[1:] * jnp.sqrt(jnp.maximum(1 - ratio**2, 0.0))
   of_past = exponential.past_weights(
-    exponential.half_log_snr(process, times), order, space.sign, stretch=1 + eta, second=second
+    exponential.half_log_snr(process, times),
+    order,
+    space.sign,
+    stretch=1 + eta,
+    second=second,
+    lower_final=len(times) - 1 < lower_final_below,
   )
   of_past = of_past * space.factor(alpha[1:], sigma[1:])[:, None]
 

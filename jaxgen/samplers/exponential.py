@@ -144,6 +144,7 @@ def past_weights(
   ends: tuple[Float[Array, ''], ...] = (),
   stretch: float = 1.0,
   second: Second | None = None,
+  lower_final: bool = False,
 ) -> Float[Array, 'n-1 m']:
   """The weights of a multistep method: one row for each step, first of `ends`, then of the order - 1 last predictions.
 
@@ -157,6 +158,7 @@ def past_weights(
     ends: nodes that are always there: (1,) for a corrector.
     stretch: multiplies h in the exponents, not in the nodes: 1 for an ODE, more for an SDE.
     second: B of Eq. 7.
+    lower_final: the order falls to 1 towards the last step, as it rises from 1 at the first.
   """
   is_regular, steps = regular(l), jnp.arange(len(l) - 1)
   h = jnp.where(is_regular, l[1:] - l[:-1], 1.0)
@@ -165,6 +167,8 @@ def past_weights(
   for back in range(1, order):
     there = jnp.maximum(steps - back, 0)
     step_was = is_regular & (steps >= back) & is_regular[there]
+    if lower_final:
+      step_was &= steps < len(steps) - back
     available.append(step_was & available[-1] if available else step_was)
     nodes.append(jnp.where(available[-1], (l[there] - l[:-1]) / h, -float(back)))
   used = sum((a.astype(jnp.int32) for a in available), jnp.zeros_like(steps))

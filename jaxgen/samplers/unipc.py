@@ -9,8 +9,12 @@ With f_i = x0 at (y_i, t_i), and w of Eq. 3 of samplers/exponential.py for the s
 f_{i+1} is that of the predicted y_{i+1}, and serves the next step as well: one network call a step. A sum of one term
 takes the weights of B(h), which is bh1 or bh2; longer ones do not depend on it.
 
-Corrected order is order + 1. The last step is only predicted, and the first steps have lower orders.
+Corrected order is order + 1. The last step is only predicted. The first steps have lower orders, and so have the last,
+as in the authors' code: the predictor is of order 2 in the step before the last, and of order 1 in the last.
 """
+
+import math
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -32,21 +36,25 @@ def unipc(
   keys: Key[Array, ' b'] | None = None,
   order: int = 2,
   second: exponential.Second = bh2,
+  lower_final_below: float = math.inf,
 ) -> Float[Array, 'b ...']:
   """Integrates from `x` at times[0] to times[-1], one network call a step.
 
   Args:
     order: 1 to 3, of the predictor.
     second: B(h), exponential.bh1 or exponential.bh2.
+    lower_final_below: a run of fewer steps than this ends with lower orders; 0 for the full order.
   """
   exponential.check_order(order, 'unipc')
   times = jnp.asarray(times)
+  lower_final = len(times) - 1 < lower_final_below
   l, alpha, sigma = exponential.half_log_snr(process, times), process.alpha(times), process.sigma(times)
   one = jnp.ones((), l.dtype)
+  past = partial(exponential.past_weights, second=second, lower_final=lower_final)
   of_x = sigma[1:] / sigma[:-1]
   of_f = alpha[1:] - alpha[:-1] * of_x
-  forward = of_x, of_f, alpha[1:, None] * exponential.past_weights(l, order, data.sign, second=second)
-  back = of_x, of_f, alpha[1:, None] * exponential.past_weights(l, order, data.sign, ends=(one,), second=second)
+  forward = of_x, of_f, alpha[1:, None] * past(l, order, data.sign)
+  back = of_x, of_f, alpha[1:, None] * past(l, order, data.sign, ends=(one,))
   # The corrector belongs to the step before; before the first step, it leaves x as it is.
   back = [jnp.concatenate([jnp.full_like(a[:1], first), a[:-1]]) for a, first in zip(back, (1, 0, 0), strict=True)]
 

@@ -78,11 +78,12 @@ class StyleGenerator(nn.Module):
 
   Attributes:
     synthesis: `(ws, noise) -> images`, a module that has `num_styles`.
-    width: width of z and w.
+    width: width of w; that of z is the caller's.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
     layers: number of layers of the mapping.
     mixing: probability of style mixing when training.
     mean_decay: decay of the running mean of w.
+    mapping_rate: relative learning rate of the mapping.
   """
 
   synthesis: nn.Module
@@ -91,9 +92,10 @@ class StyleGenerator(nn.Module):
   layers: int = 8
   mixing: float = 0.9
   mean_decay: float = 0.995
+  mapping_rate: float = 0.01
 
   def setup(self):
-    self.mapping = Mapping(self.width, self.layers, self.num_classes)
+    self.mapping = Mapping(self.width, self.layers, self.num_classes, self.mapping_rate)
     self.mean = self.variable('statistics', 'w_mean', jnp.zeros, (self.width,))
 
   @property

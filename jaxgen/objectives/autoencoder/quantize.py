@@ -11,7 +11,11 @@ A codebook (van den Oord et al. 2017), e the code's vector, sg a stopped gradien
 
   (2)  z_q = z + sg[e - z],   L = beta mean |z - sg[e]|^2 + mean |sg[z] - e|^2
 
-or, without the last term, moving averages of what each code was chosen for (App. A.1 there):
+VQGAN's released loss (`legacy` there) has beta before the other term: `codebook(commitment=1.0, learning=0.25)`. Its
+reconstruction is a mean over all values, as here; where released losses of latent diffusion sum over an image's values,
+errors and KL alike, weights stay as they are: here both are divided by the same number.
+
+Without the last term of Eq. 2, moving averages of what each code was chosen for (App. A.1 there):
 
   (3)  N <- g N + (1 - g) n,   m <- g m + (1 - g) sum z,   e = m / N
 
@@ -89,8 +93,13 @@ def gaussian(weight: float, *, side: int, free_bits: float = 0.0) -> Bottleneck:
   return Bottleneck(lambda params: (params, {}), encode, generate)
 
 
-def codebook(*, commitment: float = 0.25) -> Bottleneck:
-  """Eq. 2, the codebook trained by its gradient; or FSQ, if that is what the network has."""
+def codebook(*, commitment: float = 0.25, learning: float = 1.0) -> Bottleneck:
+  """Eq. 2, the codebook trained by its gradient; or FSQ, if that is what the network has.
+
+  Args:
+    commitment: beta of Eq. 2, which pulls the vectors to their codes.
+    learning: weight of the last term, which pulls the codes to the vectors.
+  """
 
   def encode(net: VQModel, params: Params, extra: dict[str, Any], images: Array, key: Array) -> Code:
     z: Any = net.apply({'params': params}, images, method='encode')
@@ -102,7 +111,7 @@ def codebook(*, commitment: float = 0.25) -> Bottleneck:
     commit = jnp.mean((z - jax.lax.stop_gradient(codes.z)) ** 2)
     learn = jnp.mean((jax.lax.stop_gradient(z) - codes.z) ** 2)
     metrics = {'commitment': commit, **usage(codes.index, net.codes)}
-    return Code(straight_through(z, codes.z), commitment * commit + learn, params, metrics)
+    return Code(straight_through(z, codes.z), commitment * commit + learning * learn, params, metrics)
 
   return Bottleneck(lambda params: (params, {}), encode, _no_prior)
 

@@ -6,12 +6,13 @@ On the paths of EDM's process, x_t = x0 + sigma(t) eps, with the data's standard
        c_skip = d^2 / ((sigma - sigma_min)^2 + d^2),   c_out = d (sigma - sigma_min) / sqrt(sigma^2 + d^2)
   (2)  L = E w(t) rho(f(x_t, t), sg f(x_s, s)),   s the time before t on a grid of N uniform times
   (3)  training: x_s = x0 + sigma(s) eps, of the same noise;  distillation: one Heun step of a teacher's ODE from x_t
-  (4)  N = min(first 2^floor(k / K'), last) + 1 at step k,  K' = floor(steps / (log2(last / first) + 1))
+  (4)  N = min(first 2^floor(k / K'), last) + 1 at step k,  K' = floor(steps / (log2 floor(last / first) + 1))
   (5)  w = 1 / (sigma(t) - sigma(s)),   rho: pseudo-Huber, or another of objectives/distances.py
   (6)  log sigma(s) ~ N(-1.1, 2^2), within the grid and rounded down to it
 
-Eqs. 4 to 6 are iCT's (Song and Dhariwal 2024); its target network is the network itself, without an average. A uniform
-grid of t is the papers' grid of sigma. Sampling, in one step or more: samplers/consistency.py.
+Eqs. 4 to 6 are iCT's (Song and Dhariwal 2024); its target network is the network itself, without an average. For
+distillation Song et al. take an average for f(x_s, s): `target`. A uniform grid of t is the papers' grid of sigma.
+Sampling, in one step or more: samplers/consistency.py.
 """
 
 import math
@@ -36,9 +37,11 @@ from jaxgen.samplers import consistency as sampling
 from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.sampler import Sampler
+from jaxgen.train_state import TrainState
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
 Teacher = Callable[[Any], Denoiser]  # frozen -> denoise
+Target = Callable[[TrainState], dict[str, Any]]  # the parameters of f(x_s, s), such as `average_of('target')`
 
 
 def consistency(
@@ -52,6 +55,7 @@ def consistency(
   last: int = 1280,
   times: tuple[float, ...] = (1.0,),
   teacher: Teacher | None = None,
+  target: Target | None = None,
   distance: Distance = pseudo_huber,
   conditioner: Conditioner = unconditional,
   weights: Weights = own,
@@ -68,6 +72,7 @@ def consistency(
     first, last: intervals of the grid at the start and at the end.
     times: at which `sample` calls f, falling from 1; one for each step.
     teacher: `frozen -> denoise` of a diffusion model to distil; None trains from data alone.
+    target: gives the parameters of f(x_s, s); None for the network's own.
     distance: rho of Eq. 2.
     conditioner, weights, limit: as in `diffusion`.
   """
@@ -90,8 +95,10 @@ def consistency(
     cond, _ = conditioner.dropped(params, frozen, batch, drop_key=drop_key, encode_key=encode_key)
     x_t = corrupt(process, x0, eps, t)
     x_s = corrupt(process, x0, eps, s) if teacher is None else _heun(teacher(frozen), process, x_t, t, s, cond)
-    f = function(params, frozen, cond, train=True, rngs={'dropout': dropout_key})
-    now, earlier = f(x_t, t), jax.lax.stop_gradient(f(x_s, s))
+    rngs = {'dropout': dropout_key}
+    f = function(params, frozen, cond, train=True, rngs=rngs)
+    f_target = function(target(state), frozen, cond, train=True, rngs=rngs) if target else f
+    now, earlier = f(x_t, t), jax.lax.stop_gradient(f_target(x_s, s))
     each = distance(frozen, now, earlier) / (process.sigma(t) - process.sigma(s))  # Eq. 5
     return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean((now - earlier) ** 2)})
 
@@ -115,6 +122,20 @@ def consistency(
   return Objective(init_of(network, shape, conditioner), phases, sampled(denoising), denoising, conditioner)
 
 
+def average_of(name: str) -> Target:
+  """A target that is the average `name` of the network, which the run must keep:
+
+  averages={'target': Average('net', ema.constant(0.95))},  target=average_of('target')
+  """
+
+  def target(state: TrainState) -> dict[str, Any]:
+    if name not in state.ema:
+      raise ValueError(f'the target is the average {name!r}; the run keeps {sorted(state.ema) or "none"}')
+    return state.params | {'net': state.ema[name]}
+
+  return target
+
+
 def _function(apply: Apply, process: Process, data_std: float, cond: Cond) -> Callable[[Array, Array], Array]:
   """f of Eq. 1."""
 
@@ -131,7 +152,7 @@ def _function(apply: Apply, process: Process, data_std: float, cond: Cond) -> Ca
 
 def num_intervals(step: Int[Array, ''], steps: int, *, first: int, last: int) -> Int[Array, '']:
   """N - 1 of Eq. 4."""
-  length = max(1, math.floor(steps / (math.floor(math.log2(last / first)) + 1)))
+  length = max(1, math.floor(steps / (math.log2(last // first) + 1)))
   doublings = jnp.minimum(step // length, math.ceil(math.log2(last / first)))
   return jnp.minimum(first * 2**doublings, last)
 

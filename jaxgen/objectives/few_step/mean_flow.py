@@ -9,6 +9,10 @@ Eq. 1 is differentiated along the path, with sg the stopped gradient:
 
   (3)  u = sg(v - (t - r) du/dt),   du/dt = v du/dx + du/dt at fixed x     (one forward-mode pass)
 
+Guidance is learned with the target (their Eq. 19, and its appendix): v becomes
+
+  (4)  w v + k u(x_t, t, t | c) + (1 - w - k) u(x_t, t, t | null),   of the effective scale w / (1 - k)
+
 A network is told s t as its time, and s (t - r) as cond['interval'], s the `time_scale`. As a denoiser it is
 u(x_t, t, t), and u(x_t, t, r) to whom tells it r as cond[END]; x0 and eps are then the ends of the straight line
 through x_t along u. Its output is u, or by another parameterisation what says where that line ends: of x0,
@@ -53,6 +57,7 @@ def mean_flow(
   conditioner: Conditioner = unconditional,
   weights: Weights = own,
   scale: float = 1.0,
+  kappa: float = 0.0,
   power: float = 1.0,
   time_scale: float = 1.0,
   parameterisation: Parameterise = velocity,
@@ -67,8 +72,9 @@ def mean_flow(
     jumps: the sampler's times, from 1 to 0: `grids.uniform(1)` for one step.
     different: share of the images with r < t; the others learn v.
     conditioner, weights: as in `diffusion`.
-    scale: guidance that the network learns to contain: v becomes scale v + (1 - scale) u(x_t, t, t | null), where the
-      condition is not dropped, so that a guided image costs no second pass.
+    scale: w of Eq. 4, guidance that the network learns to contain where the condition is not dropped, so that a guided
+      image costs no second pass.
+    kappa: k of Eq. 4, in [0, 1); where it is not 0, a training step has one more pass.
     power: p of the adaptive weight sg(1 / (|error|^2 + 1e-3)^p); 0 is the squared error.
     time_scale: s; a network that sees the 1000 t of diffusion has a du/dt a thousand times as large, and diverges.
     parameterisation: the meaning of the network's output; one with a margin where it is singular.
@@ -79,6 +85,8 @@ def mean_flow(
   conditioner.check()
   if not 0 <= different <= 1:
     raise ValueError(f'different is {different}; it is a share of the images, in [0, 1]')
+  if not 0 <= kappa < 1:
+    raise ValueError(f'kappa is {kappa}; it is in [0, 1), and the effective guidance is scale / (1 - kappa)')
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     keys = jax.random.split(key, 7)
@@ -91,9 +99,10 @@ def mean_flow(
     x_t, v = corrupt(FLOW, x0, eps, t), eps - x0
     cond, dropped = conditioner.dropped(params, frozen, batch, drop_key=keys[4], encode_key=keys[6])
     rngs = {'dropout': keys[5]}
-    if scale != 1 and conditioner.nullable:
+    if (scale != 1 or kappa) and conditioner.nullable:
       unguided = jump_of(params, frozen, conditioner.without(params, frozen, cond), train=False)(x_t, t, t)
-      guided = scale * v + (1 - scale) * jax.lax.stop_gradient(unguided)
+      told = jump_of(params, frozen, cond, train=False)(x_t, t, t) if kappa else jnp.zeros_like(v)
+      guided = scale * v + jax.lax.stop_gradient(kappa * told + (1 - scale - kappa) * unguided)  # Eq. 4
       v = jnp.where(expand(dropped, x_t), v, guided)
     u, target = mean_flow_target(jump_of(params, frozen, cond, train=True, rngs=rngs), x_t, v, t, r)
     error = sum_per_image((u - target) ** 2)
