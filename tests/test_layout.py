@@ -36,6 +36,8 @@ LEVELS = [
     'image_grid',
     'vote',
     'step_window',
+    'goodput',
+    'profiling',
     'watchdog',
     'sweep',
     'compare',

@@ -37,11 +37,10 @@ from jaxgen.samplers import consistency as sampling
 from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.sampler import Sampler
-from jaxgen.train_state import TrainState
 from jaxgen.typing import Array, Batch, Cond, Float, Int, Key
 
 Teacher = Callable[[Any], Denoiser]  # frozen -> denoise
-Target = Callable[[TrainState], dict[str, Any]]  # the parameters of f(x_s, s), such as `average_of('target')`
+Target = Callable[[Any], dict[str, Any]]  # state -> the parameters of f(x_s, s), such as `average_of('target')`
 
 
 def consistency(
@@ -128,7 +127,7 @@ def average_of(name: str) -> Target:
   averages={'target': Average('net', ema.constant(0.95))},  target=average_of('target')
   """
 
-  def target(state: TrainState) -> dict[str, Any]:
+  def target(state: Any) -> dict[str, Any]:
     if name not in state.ema:
       raise ValueError(f'the target is the average {name!r}; the run keeps {sorted(state.ema) or "none"}')
     return state.params | {'net': state.ema[name]}
