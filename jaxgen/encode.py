@@ -1,7 +1,7 @@
-"""Encodes the images of a data set once, so that training reads latents: `jaxgen data encode` as a library call.
+"""Encodes the images of a dataset once, so that training reads latents: `jaxgen data encode` as a library call.
 
 Batches go over the mesh; the first process keeps them (data/datasets/latents.py). What a batch becomes is a function of
-(data set, autoencoder, batch size, its number), so a run that was killed ends with the bytes of one that was not.
+(dataset, autoencoder, batch size, its number), so a run that was killed ends with the bytes of one that was not.
 """
 
 import pathlib
@@ -37,17 +37,17 @@ def encode(
   data_dir: str | pathlib.Path | None = None,
   report: Report = lambda message: None,
 ) -> pathlib.Path:
-  """Writes a data set of latents, from where an earlier call was stopped; returns its folder.
+  """Writes a dataset of latents, from where an earlier call was stopped; returns its folder.
 
   Args:
-    datasets: splits of one data set.
+    datasets: splits of one dataset.
     autoencoder: whose latents; its parameters may be placed on the mesh already.
-    name: of the data set that is written.
+    name: name of the dataset that is written.
     mesh: the batch is split over it.
     batch_size: images at a time.
     flips: also the mirrored images, as records of their own.
     samples: one draw of the latents, rather than their means and standard deviations.
-    data_dir: the folder of prepared data sets.
+    data_dir: the folder of prepared datasets.
     report: told what is done.
 
   Raises:

@@ -91,7 +91,7 @@ def measure(
   """Any metrics of a run, from one set of samples. A killed call goes on from what it has in `folder`.
 
   Args:
-    trained: from `sample.restore`.
+    trained: the parameters that `sample.restore` returns.
     folder: where features, samples and result.json are kept.
     samples: which samples.
     metrics: names of `suite.METRICS`.

@@ -28,13 +28,13 @@ class Experiment(NamedTuple):
   """One stage of a run.
 
   Attributes:
-    objective: what is learned.
+    objective: the objective to train.
     optimizers: `{params key: optax transformation}`.
     averages: `{name: ema.Average}`; one named like its network is what is sampled.
     data: a `data.loader.Loader`: the batch of step s is a function of (dataset, seed, s).
     steps: train steps of this stage.
-    mesh: from `sharding.make_mesh`.
-    seed: of the initial parameters and of every step's randomness.
+    mesh: the mesh, made by `sharding.make_mesh`.
+    seed: seed of the initial parameters and of every step's randomness.
     rules: sharding rules of the state, by path.
     frozen: networks that are used, not trained: an argument of the step, each leaf sharded over `fsdp`. Trees of
       arrays, or `frozen.Frozen` to read them late and in a dtype of their own.
@@ -86,7 +86,7 @@ def chosen(choices: Mapping[str, T], name: str, *, field: str) -> T:
   """What a field of a config names.
 
   Args:
-    choices: by name.
+    choices: the choices, by name.
     name: the field's value.
     field: its own name, as in `--config.FIELD`.
 

@@ -34,7 +34,7 @@ class InitFrom(NamedTuple):
     fresh: patterns of parameters that start as they would without it, whatever the source has.
     widened: patterns of parameters that may be larger than the source's: what they share is copied, the rest is zero.
     unused: patterns of the source's arrays that have no place here.
-    average: of a run: which average; None for each network's own, 'none' for the parameters themselves.
+    average: which average of a run; None for each network's own, 'none' for the parameters themselves.
   """
 
   path: str | os.PathLike
@@ -83,7 +83,7 @@ def from_source(path: str | os.PathLike, *, name: str = 'net', average: str | No
   """A frozen network from a run or from published weights, for `Experiment.frozen`.
 
   Args:
-    path, average: as for `read`.
+    path, average: as in `read`.
     name: the network of the run.
     dtype: dtype of its floating-point arrays on the devices.
   """

@@ -51,9 +51,9 @@ def restore(
   """Reads what is sampled with; optimizer state is not read.
 
   Args:
-    experiment: what the run's config builds.
+    experiment: the Experiment that the run's config builds.
     workdir: the run's folder.
-    step: of the checkpoint; the newest by default.
+    step: step of the checkpoint; the newest by default.
     average: sample with this average of `state.ema`; 'none' is the parameters themselves, and 'power:0.08' the power
       function's average of that relative standard deviation, reconstructed from those that the checkpoints hold
       (ema.py). By default each network with an average of its own name is sampled with that.
@@ -114,7 +114,7 @@ def conditioning(stage: Experiment, num: int, *, given: Mapping[str, Any] | None
   """The condition of `num` images, as host arrays.
 
   Args:
-    stage: of a run; its conditioner says what can be given.
+    stage: a stage of a run; its conditioner says what can be given.
     num: images.
     given: values by field, such as {'label': [0, 3]}, which the images take in turn; other fields are those of the
       training data's first records.
@@ -169,13 +169,13 @@ def sample(
   """Makes `num` images, on every process.
 
   Args:
-    trained: from `restore`.
+    trained: the parameters that `restore` returns.
     cond: host arrays of `num` rows each; see `conditioning`.
     num: images.
     seed: seed of their noise.
     batch_size: images at a time; by default 64, or what the mesh asks for.
     sample_fn: one of generation/ in place of the objective's `sample`.
-    inputs: what `sample_fn` takes beside the condition, as host arrays of `num` rows each: an image, a mask.
+    inputs: other inputs of `sample_fn` than the condition, as host arrays of `num` rows each: an image, a mask.
   """
   mesh = trained.stage.mesh
   batch_size = batch_size or -(-min(num, 64) // mesh.size) * mesh.size

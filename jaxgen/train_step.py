@@ -44,7 +44,7 @@ def make_train_step(
   """Returns `step(state, frozen, batch, key) -> (state, metrics)`, pure, to be jitted by the caller.
 
   Args:
-    objective: what is learned.
+    objective: the objective to train.
     optimizers: one optax transformation for each key of `state.params`.
     averages: the named averages to keep.
     accumulate: micro-batches in a batch; activations take the memory of one of them. Each draws its own randomness.

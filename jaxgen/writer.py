@@ -141,7 +141,7 @@ class Writer:
 
     Args:
       step: the step of the weights that made them.
-      name: what they are, e.g. 'samples'.
+      name: their name, such as 'samples'.
       images: 1 or 3 channels.
       rows: a label for each row of the grid, which divide the images evenly; a near-square grid without.
     """

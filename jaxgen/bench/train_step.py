@@ -43,7 +43,7 @@ def bench_train_step(
   """Times the train step of an experiment's first stage, cycle by cycle, on its own data.
 
   Args:
-    experiment: what `build(config)` returns.
+    experiment: the Experiment that `build(config)` returns.
     steps: steps to time, after `warmup` more; both are rounded up to whole cycles.
     peer: runs a cycle of another program and returns its seconds. It is called after each cycle; the ratio is the
       median of the cycles' own ratios, which holds on a machine that is busy with other things.

@@ -88,7 +88,7 @@ def load_run(
 
   Args:
     workdir: the run's folder.
-    overrides: as for `load_config`.
+    overrides: as in `load_config`.
     config: path or bare name of the config to use in place of the one that the folder names; its code runs.
     trust_code: also run code that the user has not trained with.
 

@@ -88,7 +88,7 @@ def sample_captions(dataset: Dataset, *, number: int, seed: int = 0, describe: D
   """Descriptions of records spread over a dataset, to make a vocabulary from.
 
   Args:
-    dataset: with captions, or with what `describe` makes them from.
+    dataset: a dataset with captions, or with the fields that `describe` makes them from.
     number: how many; a record may be described more than once.
     seed: seed of the choices.
     describe: chooses the text.

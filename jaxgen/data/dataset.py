@@ -28,8 +28,8 @@ class Dataset(NamedTuple):
   """One split of a dataset.
 
   Attributes:
-    name: for messages and file names.
-    split: as TFDS writes it: 'train', 'test', 'train[:100]', 'train+test'.
+    name: name in messages and files.
+    split: a split as TFDS writes it: 'train', 'test', 'train[:100]', 'train+test'.
     source: random access to raw records.
     decode: raw record to {'image': float32 h w c in [-1, 1]} and, where the dataset has them,
       {'label': int32 scalar, 'caption': str, ...}. A ValueError or OSError says that the record is bad.

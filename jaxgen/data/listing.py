@@ -76,7 +76,7 @@ class Listing(NamedTuple):
   """The images of a source by split, and what was not taken.
 
   Attributes:
-    tree: what they are in.
+    tree: the folder or archive that holds them.
     splits: the images of each split; {'train': all} where no folders are named so.
     skipped: how many files were not taken, by the endings of their names.
   """

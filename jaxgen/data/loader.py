@@ -46,9 +46,9 @@ class Loader:
   ):
     """
     Args:
-      dataset: what to read.
+      dataset: dataset to read.
       batch_size: images in the global batch, over all processes.
-      seed: of the order and the flips, in [0, 2**32).
+      seed: seed of the order and the flips, in [0, 2**32).
       shuffle: a new permutation for each epoch, else the dataset's own order.
       flip: mirrors each image left to right with probability 1/2.
       transform: (decoded record, rng) to record, after the cache, so that what it chooses by `rng` (a phrasing, a
@@ -56,7 +56,7 @@ class Loader:
         afterwards do not enter the batch.
       transform_name: name of the transform in the loader's identity, with what it depends on (a vocabulary's hash).
       cache: keeps decoded records in memory, before the transform; for datasets that fit.
-      threads: that decode; one for each core, at most 16, when None.
+      threads: number of threads that decode; one for each core, at most 16, when None.
       prefetch: batches made ready before they are asked for.
       max_bad_records: records that this process may find unreadable before it stops with an error.
     """
@@ -115,7 +115,7 @@ class Loader:
 
     Args:
       start_step: number of the first batch.
-      sharding: of the batch axis; the same for every field.
+      sharding: sharding of the batch axis, the same for every field.
 
     Raises:
       ValueError: the batch does not divide over the devices.

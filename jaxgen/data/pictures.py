@@ -16,9 +16,9 @@ class Picture(NamedTuple):
   """One image before it is read.
 
   Attributes:
-    where: what it is called in messages.
+    where: its name in messages.
     read: gives its encoded bytes; a ValueError says that it has none.
-    fields: what else its record holds: 'label', 'caption'.
+    fields: further fields of its record: 'label', 'caption'.
   """
 
   where: str
@@ -32,7 +32,7 @@ def examples(
   """Decodes and crops, on all cores and in order.
 
   Args:
-    pictures: what to read.
+    pictures: pictures to read.
     size: size of the images, as `decode_image` takes it.
     max_bad_images: unreadable ones that are left out, with a warning each.
 

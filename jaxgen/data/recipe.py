@@ -28,9 +28,9 @@ class Recipe(NamedTuple):
 
   Attributes:
     name: also the folder's name and the word after `jaxgen data prepare`.
-    version: of the recipe; raise it when the prepared records would differ.
+    version: version of the recipe; raise it when the prepared records would differ.
     about: one line for `jaxgen data list`.
-    license: of the images.
+    license: licence of the images.
     image_shape: h w c.
     examples: original files (None: in the package) to the examples of each split, {'image': uint8 h w c,
       'label': int, 'caption': str, ...}. It looks for the files when called, not when the first example is asked for.
@@ -38,7 +38,7 @@ class Recipe(NamedTuple):
     texts: names of the fields that are text.
     origin: changes with the original files and the options that the records depend on; empty where they cannot change.
     integers: shapes of the fields that are arrays of int32.
-    notes: what else is kept with the dataset and enters its fingerprint, asked for when it is written.
+    notes: further facts that are kept with the dataset and enter its fingerprint; called when it is written.
   """
 
   name: str
@@ -129,8 +129,8 @@ def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
 
   Args:
     path: its folder, DATA_DIR/NAME/VERSION.
-    split: as TFDS writes it.
-    command: what follows `jaxgen data prepare` to make it; its name when empty.
+    split: a split as TFDS writes it.
+    command: arguments of `jaxgen data prepare` that make it; its name when empty.
 
   Raises:
     FileNotFoundError: it is not prepared; the message has the command.

@@ -53,7 +53,7 @@ def source(spec: str, split: str = 'train', *, resolution: int = 0, data_dir: st
 
   Args:
     spec: one of the forms above.
-    split: as TFDS writes it; of one's own images without test images, any split is 'train', with a warning.
+    split: a split as TFDS writes it; of one's own images without test images, any split is 'train', with a warning.
     resolution: side of the images; larger ones are cropped and resized, smaller ones of named datasets get a border.
       0 for images as they are.
     data_dir: the folder of prepared datasets.

@@ -32,7 +32,7 @@ ORIGIN = 'origin'  # key of the metadata, beside those of the splits
 class SortedWriter(tfds_writer.ExampleWriter):
   """Writes each record's fields in the order of their names.
 
-  Protobuf leaves the order of a map's fields open, and every process has another one: the same data set, written
+  Protobuf leaves the order of a map's fields open, and every process has another one: the same dataset, written
   again, would have other bytes.
   """
 
@@ -179,11 +179,11 @@ def write_arrays(
   """Writes a dataset of arrays as ArrayRecord files in DATA_DIR/NAME/VERSION.
 
   Args:
-    name, version: of the dataset.
-    examples: of each split.
+    name, version: name and version of the dataset.
+    examples: number of examples of each split.
     data_dir: the folder of prepared datasets.
     about: one line.
-    shapes: of the float16 arrays by field.
+    shapes: shapes of the float16 arrays by field.
     class_names: names of the field 'label'; empty for no such field.
     texts: names of the fields that are text.
     metadata: kept in the folder.

@@ -28,7 +28,7 @@ def attributes(
   """Samples images for held-out prompts and asks a classifier what they show.
 
   Args:
-    generate: from `make_generate`.
+    generate: the function that `make_generate` returns.
     predict: `(context, images)` to a value of each attribute, int [n a], of float images in [-1, 1].
     mesh: the mesh `generate` was made for.
     cond: conditioning of the images, as host arrays: the prompts' token ids.

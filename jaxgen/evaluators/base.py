@@ -37,7 +37,7 @@ class Evaluator(NamedTuple):
   """Something to look at now and then.
 
   Attributes:
-    name: of its files and clocks.
+    name: name of its files and clocks.
     every: interval in steps; it also runs after the last one.
     run: Context -> scalars by name.
     check: called before training; raises where the evaluator cannot run, for want of weights for instance.

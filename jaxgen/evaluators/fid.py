@@ -1,4 +1,4 @@
-"""FID in the loop: images drawn from the averaged parameters against a data set's statistics.
+"""FID in the loop: images drawn from the averaged parameters against a dataset's statistics.
 
 Every process ends with all features, so statistics are the same numbers on each, whatever the number of devices; image
 i depends on (params, cond_i, seed, i) alone, so the batch size does not matter either.
@@ -49,16 +49,16 @@ def fid(
   """Fréchet Inception Distance to a dataset, written with its protocol to protocols.json.
 
   Args:
-    generate: from `make_generate`.
+    generate: the function that `make_generate` returns.
     dataset: the reference; its statistics are computed once and kept.
     mesh: the mesh `generate` was made for.
     cond: conditioning of the samples, as host arrays of `num_samples` rows: the labels' distribution.
     num_samples: 50,000 for a number that compares with the literature.
     every: interval in steps.
     batch_size: reference images at a time.
-    protocol: what else the number depends on, for people: labels, sampler, guidance.
-    seed: of the noise.
-    prefix: of the name: 'r' of what an autoencoder restores.
+    protocol: further facts that the number depends on: labels, sampler, guidance.
+    seed: seed of the noise.
+    prefix: prefix of the name: 'r' for reconstructions of an autoencoder.
 
   Raises:
     ValueError: too few samples, or reference images at a time that do not divide over the mesh.

@@ -45,11 +45,11 @@ def held_out_loss(
     mesh: a batch is split over it.
     every: interval in steps.
     batch_size: images at a time.
-    times: in (0, 1).
-    num: of the dataset's first images; None for all.
+    times: times in (0, 1).
+    num: number of images, the dataset's first ones; None for all.
     cond: the fields of the dataset that the network is told.
     seed: seed of the noise.
-    name: of the numbers.
+    name: name of the numbers.
 
   Raises:
     ValueError: no times, or one outside of (0, 1).

@@ -34,10 +34,10 @@ def likelihood(
     mesh: a batch is split over it.
     every: interval in steps.
     batch_size: images at a time.
-    num: of the dataset's first images; None for all.
+    num: number of images, the dataset's first ones; None for all.
     cond: the fields of the dataset that the network is told.
-    seed: of the noise; image i has the key fold_in(key(seed), i) whatever the batch size.
-    name: of its clock.
+    seed: seed of the noise; image i has the key fold_in(key(seed), i) whatever the batch size.
+    name: name of its clock.
   """
   sharding.check_batch_size(batch_size, mesh)
   place, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)

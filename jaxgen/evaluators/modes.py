@@ -28,16 +28,16 @@ def modes(
   """Counts the modes that samples reach: metrics/modes.py.
 
   Args:
-    generate: from `make_generate`.
+    generate: the function that `make_generate` returns.
     mode_of: `(context, images)` to the mode of each of the float images `n h w c`, -1 for none.
     mesh: the mesh `generate` was made for.
-    num_modes: of the data.
+    num_modes: number of modes of the data.
     cond: conditioning of the `num` images, as host arrays.
     num: samples.
     every: interval in steps.
-    share: of a mode's fair part that it needs to count; 0 asks for a single sample.
-    seed: of the noise.
-    name: of its numbers.
+    share: share of its fair part that a mode needs to count; 0 asks for a single sample.
+    seed: seed of the noise.
+    name: name of its numbers.
   """
 
   def run(context: Context) -> dict[str, float]:
@@ -62,14 +62,14 @@ def collapse(
   """Warns when the images are all but one: when their deviation falls below `threshold` of the data's.
 
   Args:
-    generate: from `make_generate`.
+    generate: the function that `make_generate` returns.
     mesh: the mesh it was made for.
     cond: conditioning of the `num` images; of one class where the classes differ.
-    images: of the data, to compare with.
+    images: images of the data, to compare with.
     num: samples.
     every: interval in steps.
     threshold: see above.
-    seed: of the noise.
+    seed: seed of the noise.
   """
 
   spread = deviation(images)

@@ -109,7 +109,7 @@ def collect(
   """Features of `num` samples, those in `shards` and the rest, which are drawn.
 
   Args:
-    shards: what is there already, on the first process; what is drawn is added.
+    shards: samples that are there already, on the first process; new ones are added.
     keep: sees every image that is drawn, as 8 bits on the host.
     went_on: is told how many there are.
   """
@@ -184,7 +184,7 @@ def quality(
   """Chosen metrics against a dataset, each written with its protocol to protocols.json.
 
   Args:
-    generate: from `make_generate`.
+    generate: the function that `make_generate` returns.
     dataset: the reference.
     metrics: names of `suite.METRICS`.
     mesh: the mesh `generate` was made for.
@@ -192,9 +192,9 @@ def quality(
     num_samples: samples; a number of 50,000 compares with the literature.
     every: interval in steps.
     batch_size: reference images at a time.
-    protocol: what else the numbers depend on: labels, sampler, guidance.
+    protocol: further facts that the numbers depend on: labels, sampler, guidance.
     seed: seed of the noise.
-    name: of its clock.
+    name: name of its clock.
 
   Raises:
     ValueError: an unknown metric, or reference images at a time that do not divide over the mesh.

@@ -4,7 +4,7 @@
   restored         images for the evaluator `fid`: its number is then the reconstruction FID (rFID)
   keep             WORKDIR/autoencoder, with the scaling of its latents computed from data (models/latents.py)
 
-All go over a data set's first images, in its own order, with the averaged parameters; latents are their means.
+All go over a dataset's first images, in its own order, with the averaged parameters; latents are their means.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -90,10 +90,10 @@ def reconstruction(
     mesh: a batch is split over it.
     every: interval in steps.
     batch_size: images at a time.
-    num: of the data set's first images.
-    shown: of these in samples/NAME_STEP.png: rows of images, each above the row of what came back.
+    num: number of images, the dataset's first ones.
+    shown: number of these in samples/NAME_STEP.png: rows of images, each above the row of its reconstructions.
     columns: images in a row.
-    name: of the picture and the clock.
+    name: name of the picture and the clock.
 
   LPIPS is reported where `frozen['lpips']` has AlexNet.
   """
@@ -133,7 +133,7 @@ def reconstruction(
 
 
 def restored(net: Any, dataset: Dataset, *, mesh: jax.sharding.Mesh, batch_size: int) -> Generate:
-  """What comes back of the data set's first images, for `fid(generate, ...)`; neither cond nor seed matters."""
+  """What comes back of the dataset's first images, for `fid(generate, ...)`; neither cond nor seed matters."""
 
   @jax.jit
   def run(params, images):
@@ -165,11 +165,11 @@ def keep(
 
   Args:
     net: the autoencoder's network.
-    dataset: what shift and scale are computed from.
-    mesh, every, batch_size: as for `reconstruction`.
-    num: of the data set's first images.
+    dataset: dataset that shift and scale are computed from.
+    mesh, every, batch_size: as in `reconstruction`.
+    num: number of images, the dataset's first ones.
     by_channel: a shift and a scale for each channel; else one for all, as Stable Diffusion has.
-    name: of the folder.
+    name: name of the folder.
   """
   everywhere = sharding.replicated(mesh)
   num = min(num, dataset.num_examples)

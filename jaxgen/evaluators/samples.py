@@ -41,14 +41,14 @@ def samples(
   """Saves samples/NAME_STEP.png from the averaged parameters.
 
   Args:
-    generate: from `make_generate`.
+    generate: the function that `make_generate` returns.
     mesh: the mesh it was made for.
     cond: conditioning of the `num` images, as host arrays.
     num: images in the grid.
     every: interval in steps.
-    seed: of the noise.
+    seed: seed of the noise.
     rows: a label for each row of the grid; None for a near-square grid.
-    name: of the files.
+    name: name of the files.
 
   Raises:
     ValueError: no images, or rows that do not divide them.

@@ -36,15 +36,15 @@ def stacked_modes(
   """Counts modes with `NAME` of objectives/gan/channel_classifier.py.
 
   Args:
-    generate: from `make_generate`.
+    generate: the function that `make_generate` returns.
     net: the classifier.
     mesh: the mesh `generate` was made for.
     held_out: stacked images that are not trained on, for the classifier's accuracy on a channel.
-    num_classes: of a channel.
+    num_classes: number of classes of a channel.
     every: interval in steps.
     num: samples.
-    seed: of the noise.
-    name: of its numbers.
+    seed: seed of the noise.
+    name: name of its numbers.
   """
   classify = jax.jit(
     lambda params, images: jnp.argmax(channel_logits(net, params, images), axis=-1), out_shardings=replicated(mesh)

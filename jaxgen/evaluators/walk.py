@@ -32,9 +32,9 @@ def walk(
     latents: `key -> latents` of one walk's frames (generation/gan_latents.py).
     every: interval in steps.
     columns: walks.
-    frames_per_second: of the file.
-    seed: of the walks.
-    name: of the files.
+    frames_per_second: frames per second of the file.
+    seed: seed of the walks.
+    name: name of the files.
   """
   run_frame = jax.jit(lambda params, z: to_uint8(draw(params, z)))
 

@@ -85,18 +85,18 @@ def project(
   """Eq. 3; jit it for speed.
 
   Args:
-    generator: with styles.
+    generator: a generator with styles.
     params: as `sampling_params` returns them.
     target: x, in [-1, 1].
-    key: of the draws.
+    key: key of the samples.
     distance: `(images, images) -> distances`, such as LPIPS.
-    cond: of the one image, if the generator has labels.
+    cond: condition of the one image, if the generator has labels.
     each_layer: W+, else W.
-    steps: of Adam.
+    steps: steps of Adam.
     rate: the learning rate; it rises over the first 5% of the steps and falls over the last quarter.
-    samples: of w, to know its spread.
-    disturbance: of w, in its standard deviations, at the start.
-    noise_weight: of r.
+    samples: samples of w, which give its standard deviation.
+    disturbance: disturbance of w, in its standard deviations, at the start.
+    noise_weight: weight of r.
   """
   made, cond = variables(params), cond or {}
   z_key, start_key, noise_key = jax.random.split(key, 3)

@@ -45,7 +45,7 @@ def log_likelihood(
     x0: continuous data.
     times: a sampler's grid, from 1 to 0; it is walked backwards.
     cond: the images' conditioning.
-    keys: of the images' probes.
+    keys: keys of the images' probes.
     probes: w of Eq. 4 for each image; more lower the variance of the estimate, never its mean.
   """
   draw = lambda key: jax.random.rademacher(key, (probes, *x0.shape[1:]), jnp.float32)  # noqa: E731

@@ -35,7 +35,7 @@ def accuracy(predicted: Attributes, truth: Attributes, *, names: Sequence[str]) 
   Args:
     predicted: a value for each attribute.
     truth: the values asked for, -1 where an attribute was left open or cannot be seen.
-    names: of the attributes.
+    names: names of the attributes.
 
   Raises:
     ValueError: the shapes differ, or the truth tells nothing.

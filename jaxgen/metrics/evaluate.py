@@ -35,9 +35,9 @@ def evaluate(
     reference: the real images likewise, or an .npz of their statistics, of which ADM's has images too. None for metrics
       that need none.
     metrics: names of `suite.METRICS`.
-    extract: from `named_features`.
+    extract: the function that `named_features` returns.
     batch_size: images that are decoded at a time.
-    logits: from features to logits, for the Inception Score.
+    logits: function from features to logits, for the Inception Score.
     report: gets a line of progress now and then.
 
   Raises:

@@ -29,12 +29,12 @@ def feature_extractor(
   """Returns `extract(images)`: float32 Inception features, on every process, of images in [-1, 1].
 
   Args:
-    params: of `inception.load()`; they are placed once.
+    params: parameters that `inception.load()` returns; they are placed once.
     batch_size: host arrays are cut into batches of this many images. A global array is one batch.
-    resize: to 299 x 299.
-    network: of the resized input, `inception.network` by default; `network_with_spatial` for sFID as well.
-    batch_sharding, replicated: of `jaxgen.sharding`, for more than one device. A host array must then be the
-      same on every process.
+    resize: resizes images to 299 x 299.
+    network: network of the resized images; `network_with_spatial` gives the features of sFID, too.
+    batch_sharding, replicated: shardings from `jaxgen.sharding`, for more than one device. A host array must then be
+      the same on every process.
 
   Each image's features are its own: neither the batch, nor its padding, nor the devices change them beyond
   floating-point reassociation. The network is compiled for few shapes only, whatever sizes the images have.
@@ -74,9 +74,9 @@ def named_features(extract: Extract | None, distances: Extract | None, needs: se
   """Feeds images once to each network that is needed.
 
   Args:
-    extract: from `feature_extractor`; with `network_with_spatial` where `needs` has 'spatial'.
-    distances: from `neighbour_distances`, where `needs` has 'lpips'.
-    needs: from `suite.needs`.
+    extract: the function that `feature_extractor` returns; with `network_with_spatial` where `needs` has 'spatial'.
+    distances: the function that `neighbour_distances` returns, where `needs` has 'lpips'.
+    needs: names of features, from `suite.needs`.
   """
 
   def run(images: Any) -> dict[str, np.ndarray]:

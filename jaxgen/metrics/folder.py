@@ -20,10 +20,10 @@ class Images(NamedTuple):
   """Images that can be decoded one by one.
 
   Attributes:
-    where: what they are in.
+    where: the folder or archive that holds them.
     names: names of the images, sorted.
     decode: name to the image, RGB; a ValueError says that it cannot be decoded.
-    skipped: what beside them was not taken: `; skipped 3 files (.mp4: 3)`, or nothing.
+    skipped: files that were left out: `; skipped 3 files (.mp4: 3)`, or nothing.
   """
 
   where: Path

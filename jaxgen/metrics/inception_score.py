@@ -18,7 +18,7 @@ def inception_score(logits: Float[np.ndarray, 'n k'], *, splits: int = 10, seed:
   """Eq. 1.
 
   Args:
-    logits: of the samples.
+    logits: logits of the samples.
     splits: parts whose mean and deviation are given.
     seed: seed of the order in which samples are dealt to the parts, as torch-fidelity does: samples that come sorted by
       class make parts of one class each. None keeps the order.

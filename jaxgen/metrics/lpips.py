@@ -33,7 +33,7 @@ class Layer(NamedTuple):
     width: features of its output.
     size: side of its kernel.
     pool: side of the window of the maximum before it, moved by 2; 0 for none.
-    stride, padding: of the convolution.
+    stride, padding: stride and padding of the convolution.
     compared: whether Eq. 2 has its output.
   """
 
@@ -68,7 +68,7 @@ class Lpips(NamedTuple):
 
   Attributes:
     params: `{network: {'conv_0': {'kernel', 'bias'}, ..., 'head_0': {'kernel'}, ...}}`.
-    hash: of all of them.
+    hash: hash of all of them.
   """
 
   params: Params
@@ -129,7 +129,7 @@ def lpips(
   """Eq. 2 for each pair of images in [-1, 1]; gray ones as three equal channels.
 
   Args:
-    params: of `load`, or of one that trains on it only `{network: ...}`.
+    params: parameters that `load` returns; one network of them, `{network: ...}`, is enough.
     a, b: the images.
     network: 'alexnet', as papers report it, or 'vgg16', as losses use it.
   """

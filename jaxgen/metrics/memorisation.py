@@ -25,7 +25,7 @@ class Memorisation(NamedTuple):
     share: samples whose ratio is below the threshold.
     ratios: Eq. 1 of each sample.
     nearest: number of each sample's nearest training image.
-    distances: to that image.
+    distances: distances to that image.
   """
 
   share: float

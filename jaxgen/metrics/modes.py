@@ -41,9 +41,9 @@ def coverage(modes: Int[np.ndarray, ' n'], *, num_modes: int, share: float = 0.1
   """Counts.
 
   Args:
-    modes: of each sample; -1 for none.
+    modes: modes of each sample; -1 for none.
     num_modes: M.
-    share: of a mode's fair part that it needs to count as covered; 0 asks for a single sample.
+    share: share of its fair part that a mode needs to count as covered; 0 asks for a single sample.
   """
   counts = np.bincount(modes[modes >= 0], minlength=num_modes)
   reached = counts.sum()

@@ -46,11 +46,11 @@ def perceptual_path_length(
     latents: `keys -> latents`, one for each key: z, or the w of a mapping.
     draw: `(latents, keys) -> images`; the same keys, so the same noise, at both places.
     distance: `(images, images) -> distances`.
-    key: of the draws.
+    key: key of the samples.
     num: pairs; 100,000 is the papers'.
     batch_size: pairs at a time.
     between: p.
-    eps: of Eq. 1.
+    eps: eps of Eq. 1.
     ends: t = 0, else t ~ U(0, 1).
   """
 

@@ -55,7 +55,8 @@ class WinRate(NamedTuple):
     interval: Eq. 1 at `effective` votes.
     votes: how many there are.
     effective: Eq. 2.
-    p_value: of the hypothesis that both sides are equal, two-sided; p < 0.05 where the 95% interval leaves out 1/2.
+    p_value: two-sided p-value of the hypothesis that both sides are equal; below 0.05 where the 95% interval leaves
+      out 1/2.
   """
 
   interval: Interval
@@ -88,7 +89,7 @@ def win_rate(
 
   Args:
     scores: 1 where the vote prefers this side, 0 where the other, 1/2 for a tie.
-    pairs: what was judged, by number.
+    pairs: the judged pairs, by number.
     raters: who judged, by number.
   """
   share, n = float(np.mean(scores)) if len(scores) else 0.0, len(scores)
@@ -194,10 +195,10 @@ def bradley_terry_intervals(
   Args:
     first, second: contenders of each vote, by number.
     scores: 1 where `first` is preferred, 0 where `second`, 1/2 for a tie.
-    pairs, raters: as for `win_rate`.
+    pairs, raters: as in `win_rate`.
     contenders: how many there are.
-    prior: as for `bradley_terry`.
-    resamples: of the bootstrap.
+    prior: as in `bradley_terry`.
+    resamples: number of resamples of the bootstrap.
     seed: seed of the bootstrap.
   """
   rng = np.random.default_rng(seed)

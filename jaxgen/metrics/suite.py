@@ -32,7 +32,7 @@ class Reference(NamedTuple):
   """What samples are compared with.
 
   Attributes:
-    features: of the reference images; {} where only their statistics are known.
+    features: features of the reference images; {} where only their statistics are known.
     moments: mean and covariance by the name of the features.
   """
 
@@ -52,8 +52,8 @@ class Metric(NamedTuple):
 
   Attributes:
     measure: (samples' features, reference, logits) -> numbers and protocol.
-    features: what it needs of the samples.
-    of_reference: what it needs of the reference: 'features', 'moments' or 'nothing'.
+    features: features that it needs of the samples.
+    of_reference: what the reference has to give: 'features', 'moments' or 'nothing'.
     named_by_number: the numbers' names say how many samples they are of, since their value depends on it.
   """
 

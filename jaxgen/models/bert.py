@@ -56,7 +56,7 @@ class Bert(nn.Module):
     width, hidden: features of a token, and within the MLP.
     depth, heads: number of blocks, attention heads.
     vocabulary, context, segments: numbers of tokens in the table, of positions, of kinds of tokens.
-    eps: of the norms.
+    eps: eps of the norms.
     dtype: dtype of activations; parameters are float32.
   """
 

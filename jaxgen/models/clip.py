@@ -111,7 +111,7 @@ class CLIPText(nn.Module):
     vocabulary: number of tokens in the table.
     context: the longest sequence.
     end_of_text: id of the token that `pooled` is read at.
-    activation: of the MLP.
+    activation: activation of the MLP.
     dtype: dtype of activations; parameters are float32.
   """
 
@@ -138,7 +138,7 @@ class CLIPText(nn.Module):
     """Encodes captions.
 
     Args:
-      ids: of tokens. Those from `vocabulary` on are `rows`.
+      ids: ids of tokens. Those from `vocabulary` on are `rows`.
       mask: tokens that are attended to, beside the causal mask; Stable Diffusion's models have none.
       rows: embeddings of new tokens, such as textual inversion learns.
       skip: number of last blocks that `hidden` and `normed` leave out.
@@ -170,7 +170,7 @@ class CLIPVision(nn.Module):
     width, depth, heads: features of a token, number of blocks, attention heads.
     projection: features of Eq. 5; 0 for none.
     hidden: features within the MLP; 0 for 4 widths.
-    activation: of the MLP.
+    activation: activation of the MLP.
     dtype: dtype of activations; parameters are float32.
   """
 

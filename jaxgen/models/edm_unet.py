@@ -46,7 +46,7 @@ class Stage(NamedTuple):
 
   Attributes:
     name: `LEVEL_block0`, `LEVEL_down`, ...
-    features: that it puts out.
+    features: number of features of its output.
     attend: whether attention follows the block.
     resize: -1 halves the image, 1 doubles it.
     reads: whether a skip connection from the encoder is concatenated to its input.

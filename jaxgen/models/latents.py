@@ -31,7 +31,8 @@ class Autoencoder(NamedTuple):
   """A trained autoencoder.
 
   Attributes:
-    net: with the methods `posterior` and `restore`, `factor`, `channels` of images, `channels_of_latents` and `dtype`.
+    net: a network with the methods `posterior` and `restore`, and the fields `factor`, `channels` (of images),
+      `channels_of_latents` and `dtype`.
     params: parameters of the network.
     scaling: scaling of its latents.
     hash: hash of its weights.

@@ -75,7 +75,7 @@ class R3GANGenerator(nn.Module):
 
   Attributes:
     widths: features at 4x4, 8x8, ...; the last is at the images' size.
-    blocks: at each size.
+    blocks: number of blocks at each size.
     group: features of a group of the 3x3 convolutions.
     channels: number of channels of the images.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
@@ -115,7 +115,7 @@ class R3GANDiscriminator(nn.Module):
 
   Attributes:
     widths: features at the images' size, half of it, ... 4x4.
-    blocks: at each size.
+    blocks: number of blocks at each size.
     group: features of a group of the 3x3 convolutions.
     num_classes: labels are 0 to num_classes - 1, and the logit is a product with a label's embedding; 0 for none.
     dtype: dtype of activations.

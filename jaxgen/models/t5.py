@@ -58,7 +58,7 @@ class T5Encoder(nn.Module):
     width, hidden: features of a token, and within the MLP.
     depth, heads, head_size: number of blocks, attention heads, features of a head; heads * head_size need not be width.
     vocabulary: number of tokens.
-    buckets, max_distance: of the relative positions.
+    buckets, max_distance: number of buckets and largest distance of the relative positions.
     dtype: dtype of activations, but for the residual, norms and softmax, which are float32, as are the parameters.
   """
 
@@ -77,7 +77,7 @@ class T5Encoder(nn.Module):
     """Encodes text.
 
     Args:
-      ids: of tokens; 1 ends a text, 0 pads it.
+      ids: ids of tokens; 1 ends a text, 0 pads it.
       mask: tokens that are attended to. PixArt and DeepFloyd pass it; Stable Diffusion 3 and Flux do not.
     """
     if jnp.dtype(self.dtype) == jnp.float16:

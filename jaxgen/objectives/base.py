@@ -69,7 +69,7 @@ class Denoising(NamedTuple):
     sampler: solver and times.
     shape: shape of what the denoiser sees of one image.
     limit: samples are clipped to [-limit, limit]; None for latents.
-    guide: what wraps the denoiser for sampling, the innermost first.
+    guide: wrappers of the denoiser for sampling, the innermost first.
     encode: `(frozen, images) -> x0`.
     decode: `(frozen, x0) -> images`, float32 in [-1, 1].
     show: sees every predicted x0, decoded, on the host: samplers/preview.py.
@@ -103,7 +103,7 @@ class Objective(NamedTuple):
       `state.params` (usually averaged) with `state.extra`, if there is any, as 'extra'; `cond` the fields of
       `conditioner`; `keys` one for each image.
     denoising: the parts of `sample`, if it denoises, so that images can be edited and watched too.
-    conditioner: what a sample can be told.
+    conditioner: conditions of a sample.
   """
 
   init: InitFn

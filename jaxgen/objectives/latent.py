@@ -2,7 +2,7 @@
 
   latent(objective, net) -> objective
 
-The inner objective sees latents, drawn anew at each step from what the data set stores (models/latents.py, Eq. 1), as
+The inner objective sees latents, drawn anew at each step from what the dataset stores (models/latents.py, Eq. 1), as
 images; its samples are decoded (Eq. 2 there), and images to be edited are encoded, as the mean. The autoencoder's
 arrays are `frozen["autoencoder"]`. Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models".
 """
@@ -18,7 +18,7 @@ from jaxgen.models.tiles import decode_tiled
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.typing import Array, Batch, Float, Key
 
-STORED = ('image', 'std')  # fields of a data set of latents: means and standard deviations, or samples alone
+STORED = ('image', 'std')  # fields of a dataset of latents: means and standard deviations, or samples alone
 
 
 def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> Objective:

@@ -33,7 +33,7 @@ class Chip(NamedTuple):
       under the published capacity.
     bandwidth: bandwidth of that memory, byte/s.
     interconnect: byte/s that a chip can send to its neighbours in a slice: half of the bidirectional sum of its links.
-    network: between slices, byte/s that a chip can send.
+    network: bandwidth between slices, in byte/s that one chip can send.
     devices: JAX devices on a chip.
     source: where the numbers are published.
   """

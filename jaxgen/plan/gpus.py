@@ -24,7 +24,7 @@ class Gpu(NamedTuple):
     lanes: float32 operations that one of these begins in a cycle.
     clock: their clock rate, GHz.
     shared: memory that a multiprocessor's threads share; a block may have all but 1 KiB of it.
-    cache: on the chip.
+    cache: bytes of cache on the chip.
     memory: the GPU's memory.
     bandwidth: bandwidth of that memory, byte/s.
   """

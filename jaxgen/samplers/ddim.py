@@ -29,7 +29,7 @@ def ddim(
   """Samples from `x` at times[0] to times[-1], one network call a step.
 
   Args:
-    eta: in [0, 1], the share of DDPM's noise.
+    eta: share of DDPM's noise, in [0, 1].
   """
   if not 0 <= eta <= 1:
     raise ValueError(f'eta is {eta}; it goes from 0 (deterministic) to 1 (as noisy as DDPM)')

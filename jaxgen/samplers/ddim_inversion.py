@@ -28,7 +28,7 @@ def ddim_inversion(
   """Takes `x` from times[-1] back to times[0], 1 + repeats network calls a step.
 
   Args:
-    repeats: of Eq. 2 towards its fixed point; 0 is the usual inversion.
+    repeats: number of iterations of Eq. 2 towards its fixed point; 0 is the usual inversion.
 
   Returns:
     Images at times[0], for `ddim(denoise, process, ..., times)`.

@@ -55,7 +55,7 @@ def dpm_multistep(
   Args:
     order: 1 to 3.
     space: exponential.data (DPM-Solver++) or exponential.noise (DPM-Solver).
-    eta: in [0, 1]; 1 is the SDE variant, for exponential.data.
+    eta: share of noise, in [0, 1]; 1 is the SDE variant, for exponential.data.
     second: the weights of order 2: exponential.bh2 as published ("midpoint"), or None for exact ones ("heun").
     lower_final_below: a run of fewer steps than this ends with lower orders; 0 for the full order.
   """

@@ -41,7 +41,7 @@ class Space(NamedTuple):
 
   Attributes:
     of: picks it from a prediction.
-    sign: of h in the exponents of Eqs. 3 and 5.
+    sign: sign of h in the exponents of Eqs. 3 and 5.
     factor: `(alpha_s, sigma_s) -> c` of Eq. 3.
   """
 

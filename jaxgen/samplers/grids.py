@@ -62,8 +62,8 @@ def log_snr(process: Process, steps: int, *, start: float = 1.0, end: float = 1e
   """Eq. 7: from `start` to `end` in `steps - 1` steps, and one to t = 0.
 
   Args:
-    process: in which log(alpha/sigma) is finite at both; rectified flow and cosine have none at start=1.
-    steps: in all.
+    process: a process in which log(alpha/sigma) is finite at both; rectified flow and cosine have none at start=1.
+    steps: number of steps in all.
     start: the first time.
     end: the last time before 0.
   """

@@ -114,8 +114,8 @@ def guided(
 
   Args:
     denoise: `(x_t, t, cond) -> Prediction`.
-    terms: from the least told condition on. Terms at the start whose scale is the Python number 1, and terms without
-      entries (of data without labels), cost nothing.
+    terms: terms of the sum, the weakest condition first. Terms at the start whose scale is the Python number 1, and
+      terms without entries (of data without labels), cost nothing.
     interval: guide only at these times; the network is called unguided, at its own cost, while no image is inside.
     combine: `extrapolated`, or `rescaled` or `zero_star` of a process.
 
@@ -186,7 +186,7 @@ def autoguided(
   Args:
     denoise: `(x_t, t, cond) -> Prediction`.
     weak: the weaker network's denoiser; it is called with the same condition.
-    scale, interval, combine: as for `guided`.
+    scale, interval, combine: as in `guided`.
   """
 
   def guide(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:

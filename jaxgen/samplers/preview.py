@@ -29,7 +29,7 @@ def watched(
   Args:
     denoise: `(x_t, t, cond) -> Prediction`.
     show: called on the host with t and x0; over several devices not necessarily in the order of time.
-    view: what is shown of x0, on the device: a decoder, or fewer pixels.
+    view: function on the device from x0 to the image that is shown: a decoder, or fewer pixels.
     go_on: asked on the host before each call of the network. Once it answers False, the network rests and the sampler
       runs out at no cost; what it returns then means nothing, and the last x0 that was shown is the result.
   """

@@ -33,7 +33,7 @@ def summary(path: Path, *, everyone: bool = False, confidence: float = 0.95) -> 
   Args:
     path: the study's file.
     everyone: count raters who failed attention checks as well.
-    confidence: of the intervals.
+    confidence: confidence of the intervals.
   """
   with study.connect(path) as db:
     meta, votes = study.read_meta(db), study.votes(db)

@@ -36,7 +36,7 @@ def make_app(path: Path, *, key: str | None = None, loopback: bool = True, log: 
 
   Args:
     path: the study's file.
-    key: what somebody who joins must bring; None lets everybody join who reaches the page.
+    key: secret that a rater has to give to join; with None, everybody who reaches the page may join.
     loopback: answer only to requests that name this machine, so that no other site's page can vote here.
     log: gets a line for each thing that the study's owner should know.
   """

@@ -69,9 +69,9 @@ class Shown(NamedTuple):
   """What a rater sees next.
 
   Attributes:
-    token: of the assignment.
-    question, prompt: what is asked; no prompt where there is none.
-    images: from left to right.
+    token: token of the assignment.
+    question, prompt: the question, and the prompt of the images, empty if they have none.
+    images: images from left to right.
     done, total: assignments that have a vote, and all.
   """
 

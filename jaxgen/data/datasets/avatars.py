@@ -103,7 +103,7 @@ def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = 
   """The recipe of avatars with these options.
 
   Args:
-    options: what to draw.
+    options: options of the drawing.
     data_dir: the folder of prepared datasets, where part files are kept; `default_data_dir()` when None.
 
   Raises:
@@ -272,7 +272,7 @@ def draw(style: Style, choice: Choice, *, size: int, seed: str) -> UInt8[np.ndar
 
   Args:
     style: the style.
-    choice: what it shows.
+    choice: the chosen parts.
     size: height and width.
     seed: seed of what no attribute names, such as the places of stars.
   """

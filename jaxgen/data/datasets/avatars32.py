@@ -87,7 +87,7 @@ def pack(splits: dict[str, Dataset], path: pathlib.Path) -> None:
   """Writes the file from the prepared dataset: how the package's own was made.
 
   Args:
-    splits: for each split, its records of `avatars(split, options=Options(size=32))`.
+    splits: records of each split of `avatars(split, options=Options(size=32))`.
     path: the file to write.
   """
   rows = [

@@ -100,8 +100,8 @@ class Phrases(NamedTuple):
   Attributes:
     adjectives: before the noun, in order.
     noun: noun for the figure.
-    with_: what it has.
-    wearing: what it wears.
+    with_: the things that it has.
+    wearing: the clothes that it wears.
     behind: the background; '' for none.
   """
 

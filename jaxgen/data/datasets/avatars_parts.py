@@ -124,7 +124,7 @@ class Style(NamedTuple):
     kind: which grammar its captions follow: person, critter, plant, planet, robot or face.
     nouns: words that name the style in a caption.
     bound: two attributes; a tenth of their pairs of words is held out from training.
-    parts: what is chosen.
+    parts: the chosen parts.
     tints: attribute -> colours.
     base: words of attributes that no part sets.
     fixed: options of dicebear that are always the same.

@@ -28,7 +28,7 @@ def gaussians25(split: str = 'train', *, num: int = 100_000, seed: int = 0) -> D
   Args:
     split: 'train' or 'test', which are independent.
     num: points.
-    seed: of the points.
+    seed: seed of the points.
 
   Raises:
     ValueError: no such split.

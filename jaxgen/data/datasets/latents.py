@@ -1,4 +1,4 @@
-"""A data set of an autoencoder's latents, of images that were encoded once: `jaxgen data encode`.
+"""A dataset of an autoencoder's latents, of images that were encoded once: `jaxgen data encode`.
 
 A record is {'image': float16 h w z, 'std': float16 h w z, 'label': ...}: the mean and the standard deviation of the
 latents before their scaling (models/latents.py), or one sample and no 'std'. It is not the variance, of which float16
@@ -31,13 +31,13 @@ TEXT = 'caption'
 def latents(
   name: str, split: str = 'train', *, autoencoder: str, data_dir: str | pathlib.Path | None = None
 ) -> Dataset:
-  """Opens a data set of latents.
+  """Opens a dataset of latents.
 
   Args:
-    name: as `jaxgen data encode` was told, such as 'emoji32_latents'.
-    split: as TFDS writes it.
+    name: the name that `jaxgen data encode` was given, such as 'emoji32_latents'.
+    split: a split as TFDS writes it.
     autoencoder: the hash of the one in use.
-    data_dir: the folder of prepared data sets, also gs://BUCKET/FOLDER.
+    data_dir: the folder of prepared datasets, also gs://BUCKET/FOLDER.
 
   Raises:
     FileNotFoundError: it is not there.
@@ -84,7 +84,7 @@ def _decode(record: Record) -> Record:
 
 
 class Writer:
-  """Writes batches of latents, and the data set when all are there.
+  """Writes batches of latents, and the dataset when all are there.
 
   Batches are known by their number; `has` says which need not be made. Only one process may write.
   """
@@ -100,12 +100,12 @@ class Writer:
   ):
     """
     Args:
-      name: of the data set.
-      identity: what the latents depend on, as JSON: 'autoencoder', its hash, among it. Batches that an earlier run left
-        for another identity are thrown away.
+      name: name of the dataset.
+      identity: everything that the latents depend on, as JSON, with the hash of the 'autoencoder'. Batches of an
+        earlier run with another identity are deleted.
       batches: how many there are of each split.
       class_names: the labels' names.
-      data_dir: the folder of prepared data sets.
+      data_dir: the folder of prepared datasets.
 
     Raises:
       ValueError: it is in a bucket.
@@ -122,7 +122,7 @@ class Writer:
 
   @property
   def done(self) -> bool:
-    """Whether the data set is there already, with this identity.
+    """Whether the dataset is there already, with this identity.
 
     Raises:
       ValueError: it is there with another.
@@ -157,7 +157,7 @@ class Writer:
       np.savez(file, **arrays)
 
   def finish(self) -> pathlib.Path:
-    """Writes the data set, and deletes the batches; returns its folder."""
+    """Writes the dataset, and deletes the batches; returns its folder."""
     from jaxgen.data import tfds_builder
 
     split = next(iter(self.batches))

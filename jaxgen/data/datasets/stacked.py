@@ -17,10 +17,10 @@ def stacked(dataset: Dataset, *, num: int = 128_000, seed: int = 0, channels: in
   """Eq. 1, of any dataset of gray images with labels.
 
   Args:
-    dataset: what is stacked.
+    dataset: dataset whose images are stacked.
     num: images.
-    seed: of what is drawn.
-    channels: of an image.
+    seed: seed of the choice of images.
+    channels: number of channels of an image.
 
   Raises:
     ValueError: the dataset has colours or no labels.

@@ -33,8 +33,8 @@ def tfds_dataset(
   """Opens a dataset of TFDS.
 
   Args:
-    name: as for `tfds.load`: 'NAME', 'NAME/CONFIG', 'NAME/CONFIG:VERSION'.
-    split: as TFDS writes it.
+    name: a name as `tfds.load` takes it: 'NAME', 'NAME/CONFIG', 'NAME/CONFIG:VERSION'.
+    split: a split as TFDS writes it.
     size: crops and resizes to size x size as ADM does; None where all images have one size already.
     image: name of the image field, `image` in the batch.
     label: name of the label field, `label` in the batch; None for none.

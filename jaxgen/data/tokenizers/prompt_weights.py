@@ -28,7 +28,7 @@ class Weighted(NamedTuple):
 
   Attributes:
     text: the piece; None for BREAK.
-    weight: what its tokens are multiplied by.
+    weight: factor of its tokens.
   """
 
   text: str | None

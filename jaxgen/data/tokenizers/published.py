@@ -32,7 +32,7 @@ def clip(merges: bytes, *, pad: int | None = None, length: int = CLIP_LENGTH) ->
   Args:
     merges: OpenCLIP's `bpe_simple_vocab_16e6.txt.gz`, or its text, or a `merges.txt` of transformers.
     pad: id of padding; the end's own id when None (CLIP L), 0 for Stable Diffusion 2 and SDXL's second encoder.
-    length: of a row.
+    length: length of a row.
 
   Raises:
     ValueError: the file has too few merges, or `tokenizers` is not installed.
@@ -75,7 +75,7 @@ def t5(tokenizer_json: bytes, *, length: int) -> Tokenizer:
 
   Args:
     tokenizer_json: `tokenizer.json` of transformers.
-    length: of a row; 77 for DeepFloyd, 120 for PixArt, 256 for SD3, 512 for Flux.
+    length: length of a row; 77 for DeepFloyd, 120 for PixArt, 256 for SD3, 512 for Flux.
   """
   core = _from_json(tokenizer_json, 'Unigram')
   end, pad = _id(core, '</s>'), _id(core, '<pad>')
@@ -89,7 +89,7 @@ def wordpiece(tokenizer_json: bytes, *, length: int) -> Tokenizer:
 
   Args:
     tokenizer_json: `tokenizer.json` of transformers.
-    length: of a row.
+    length: length of a row.
   """
   core = _from_json(tokenizer_json, 'WordPiece')
   start, end, pad = (_id(core, token) for token in ('[CLS]', '[SEP]', '[PAD]'))
@@ -101,8 +101,8 @@ def from_folder(folder: str | pathlib.Path, *, length: int | None = None) -> Tok
   """The tokenizer in a folder of a published pipeline, such as `tokenizer_2` of SDXL.
 
   Args:
-    folder: with tokenizer_config.json and vocab.json and merges.txt (CLIP) or tokenizer.json (T5, BERT).
-    length: of a row; the folder's `model_max_length` when None.
+    folder: a folder with tokenizer_config.json and vocab.json and merges.txt (CLIP) or tokenizer.json (T5, BERT).
+    length: length of a row; the folder's `model_max_length` when None.
 
   Raises:
     FileNotFoundError: a file is missing.

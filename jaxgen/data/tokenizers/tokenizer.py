@@ -28,7 +28,7 @@ class Tokenizer(NamedTuple):
   """Text to token ids.
 
   Attributes:
-    name: for messages.
+    name: name in messages.
     pieces: a text's ids, without those of Eq. 1 that stand around and behind them.
     length: k of Eq. 1.
     start: id before the pieces; None for none.

@@ -28,7 +28,7 @@ def words(vocabulary: Sequence[str], *, length: int) -> Tokenizer:
 
   Args:
     vocabulary: each once, in lower case.
-    length: of the rows.
+    length: length of the rows.
 
   Raises:
     ValueError: a word is there twice, or the length is none.
@@ -64,7 +64,7 @@ def from_captions(captions: Sequence[str], *, length: int | None = None, at_leas
 
   Args:
     captions: the texts.
-    length: of the rows; that of the longest caption when None.
+    length: length of the rows; of the longest caption when None.
     at_least: how often a word must occur.
 
   Raises:

@@ -41,10 +41,10 @@ def stack(
   Args:
     module: the one that has the stack; the parameters are its `name`.
     block: makes a block, `block()`: a module with `(x, *shared) -> x`, or `(x, *shared, each_i) -> x`.
-    x: what goes from block to block, an array or several.
+    x: the carry from block to block, an array or several.
     shared: given to every block.
     depth: number of blocks.
-    name: of the parameters.
+    name: name of the parameters.
     each: arrays with an axis in front for the `stop - start` blocks, such as the residuals of a control branch.
     remat: policy of `jax.checkpoint` for each block; None keeps everything.
     start, stop: the blocks that run; None for the last.

@@ -67,8 +67,8 @@ def autoencoder(
   """Trains `net`, an AutoencoderKL or a VQModel.
 
   Args:
-    net: with methods `encode` and `decode`.
-    bottleneck: what is between them, and what it costs.
+    net: a network with methods `encode` and `decode`.
+    bottleneck: bottleneck between the two, and its loss.
     pixels: the error of Eq. 1.
     perceptual: w_p; where it is not 0, `frozen['lpips']` holds LPIPS's parameters, of its `judge` at least.
     judge: the network of LPIPS: 'vgg16' or, at a fraction of the cost, 'alexnet'.

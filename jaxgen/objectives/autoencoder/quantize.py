@@ -38,9 +38,9 @@ class Code(NamedTuple):
   """What the bottleneck made of a batch.
 
   Attributes:
-    z: for the decoder.
+    z: latents for the decoder.
     loss: the bottleneck's cost.
-    params: of the whole network, the codebook included.
+    params: parameters of the whole network, the codebook included.
     metrics: scalars.
     extra: entries of `state.extra` to replace.
   """
@@ -70,8 +70,8 @@ def gaussian(weight: float, *, side: int, free_bits: float = 0.0) -> Bottleneck:
   """Eq. 1.
 
   Args:
-    weight: of the KL: beta of a VAE, 1e-6 of latent diffusion's.
-    side: of the grid of latents, for drawing from the prior.
+    weight: weight of the KL: beta of a VAE, 1e-6 in latent diffusion.
+    side: side of the grid of latents, to sample from the prior.
     free_bits: nats for each latent.
   """
 
@@ -164,7 +164,7 @@ def move(
     z: the batch's vectors.
     index: the code that each chose.
     key: draws the vectors of revived codes.
-    decay, revive, cosine: as for `moving_codebook` and VQModel.
+    decay, revive, cosine: as in `moving_codebook` and VQModel.
   """
   codes = len(book['counts'])
   chose = jax.nn.one_hot(index, codes)  # a product adds up in one order; scattered additions do not on a GPU

@@ -61,12 +61,12 @@ def diffusion(
     sampler: solver and times, such as `Sampler(euler, uniform(50))`.
     loss_in: the space of the loss, if not the parameterisation's own.
     weighting: multiplies the squared error in the space of the loss.
-    conditioner: what the network is told; `labels(10, drop_rate=0.1)` for classes.
+    conditioner: conditions of the network; `labels(10, drop_rate=0.1)` for classes.
     weights: the tree that the network is applied with.
     weight_map: entry of the batch that multiplies the squared error, of an image (b) or of each pixel (b h w 1);
       a batch without 'weight' has weight 1.
     vlb_weight: lambda of Eq. 2, for a parameterisation that learns a variance.
-    guide: what wraps the denoiser when sampling, the innermost first: `(classifier_free(4.0), clip(1.0))`.
+    guide: wrappers of the denoiser when sampling, the innermost first: `(classifier_free(4.0), clip(1.0))`.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
   conditioner.check()

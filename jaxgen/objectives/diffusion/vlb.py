@@ -52,11 +52,11 @@ def bound(
 
   Args:
     denoise: the model.
-    process: with `num_steps`.
+    process: a process with `num_steps`.
     x0: 8-bit images in [-1, 1].
     cond: the images' conditioning.
-    keys: of the images.
-    variance: of the model's reverse steps.
+    keys: keys of the images.
+    variance: variance of the model's reverse steps.
   """
   steps = _num_steps(process)
 

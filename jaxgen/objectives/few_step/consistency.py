@@ -64,12 +64,12 @@ def consistency(
 
   Args:
     net: `(c_in x, network_time, cond, *, train) -> F`.
-    shape: of one image, `(h, w, c)`.
+    shape: shape of one image, `(h, w, c)`.
     steps: steps of the run, over which Eq. 4 goes from `first` to `last`.
     process: `edm(...)`, its default if None; alpha must be 1.
     data_std: d of Eq. 1.
     first, last: intervals of the grid at the start and at the end.
-    times: at which `sample` calls f, falling from 1; one for each step.
+    times: times at which `sample` calls f, falling from 1; one for each step.
     teacher: `frozen -> denoise` of a diffusion model to distil; None trains from data alone.
     target: gives the parameters of f(x_s, s); None for the network's own.
     distance: rho of Eq. 2.

@@ -83,8 +83,8 @@ def progressive(
     net, process, shape, parameterisation, loss_in, weighting, conditioner, limit: as in `diffusion`. A loss on eps
       alone says nothing where alpha = 0; the paper's is on x0, with `weighting.truncated_snr`.
     steps: N, of the student; t is i/N for i = 1 ... N.
-    distance: of x0 from x0~, added to the squared error; of objectives/distances.py.
-    guide_teacher: what wraps the teacher, such as `(classifier_free(3.0),)` in the first of several stages: its
+    distance: a distance of objectives/distances.py between x0 and x0~, added to the squared error.
+    guide_teacher: wrappers of the teacher, such as `(classifier_free(3.0),)` in the first of several stages: its
       guidance is learned, and later stages and sampling go without.
   """
   if steps < 1:
@@ -162,11 +162,11 @@ def paired(
   Args:
     net, process, shape, parameterisation, times, sampler, loss_in, conditioner, limit: as in `diffusion`.
     teacher: G, a sampler without noise, such as `Sampler(euler, uniform(25))`.
-    distance: of x0 from G(eps), added to the squared error; of objectives/distances.py.
+    distance: a distance of objectives/distances.py between x0 and G(eps), added to the squared error.
     pool: pairs that are kept.
     fresh: new pairs of a step, in place of the oldest, with conditions of the batch.
-    guide: what wraps the student's denoiser when sampling.
-    guide_teacher: what wraps the teacher for G, such as `(classifier_free(3.0), clip())`.
+    guide: wrappers of the student's denoiser when sampling.
+    guide_teacher: wrappers of the teacher for G, such as `(classifier_free(3.0), clip())`.
   """
   if not 1 <= fresh <= pool:
     raise ValueError(f'{fresh} fresh pairs for a pool of {pool}; wanted at least one, and a pool that holds them')

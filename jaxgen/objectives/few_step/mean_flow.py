@@ -67,7 +67,7 @@ def mean_flow(
 
   Args:
     net: `(x_t, time, cond, *, train) -> u` that reads `cond['interval']`, such as `DiT(interval=True)`.
-    shape: of one image, `(h, w, c)`.
+    shape: shape of one image, `(h, w, c)`.
     times: drawn twice for each image; the later is t, the earlier r.
     jumps: the sampler's times, from 1 to 0: `grids.uniform(1)` for one step.
     different: share of the images with r < t; the others learn v.

@@ -57,11 +57,11 @@ def scm(
 
   Args:
     net: `(x / d, network_time, cond, *, train) -> F`.
-    shape: of one image, `(h, w, c)`.
+    shape: shape of one image, `(h, w, c)`.
     process: `trig_flow(data_std=d)`; if None, one whose network is told the angle o, as Lu & Song have it.
     data_std: d.
-    times: of training; `trig_flow.log_normal(data_std=d)` if None.
-    sample_times: at which `sample` calls f, falling from 1; one for each step.
+    times: time sampler of training; `trig_flow.log_normal(data_std=d)` if None.
+    sample_times: times at which `sample` calls f, falling from 1; one for each step.
     warmup: steps in which the second part of Eq. 3 comes in.
     teacher: `frozen -> denoise` of a diffusion model of `process` to distil; None trains from data alone.
     conditioner, weights, limit: as in `diffusion`.

@@ -73,7 +73,7 @@ def perceptual_backbone(judge: str = 'alexnet', *, side: int | None = None) -> B
   """LPIPS's features for a ProjectedDiscriminator; `frozen['lpips']` holds its parameters.
 
   Args:
-    judge, side: as of `distances.perceptual`.
+    judge, side: as in `distances.perceptual`.
   """
 
   def apply(frozen: Any, images: Float[Array, 'b h w c']) -> tuple[Float[Array, 'b _ _ _'], ...]:

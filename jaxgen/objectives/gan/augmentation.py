@@ -23,7 +23,7 @@ class Augmentation(NamedTuple):
   """What the objective calls T.
 
   Attributes:
-    init: what it keeps in `state.extra['augmentation']`, before the first step.
+    init: initial value of `state.extra['augmentation']`.
     apply: `(kept, step, images, key) -> images`.
     update: `(kept, step, real logits) -> kept`, after each of the discriminator's steps.
     metrics: `(kept, step) -> scalars by name`.
@@ -44,9 +44,9 @@ def adaptive(
   """Eq. 1.
 
   Args:
-    pipeline: what happens with probability p.
-    target: of r_t.
-    interval: in steps, between two changes of p.
+    pipeline: augmentations, each applied with probability p.
+    target: value that r_t is held at.
+    interval: steps between two changes of p.
     ramp: images in which p can go from 0 to 1.
     start: p before the first step.
   """

@@ -26,9 +26,9 @@ def with_channel_classifier(objective: Objective, net: nn.Module, *, num_classes
   """`objective`, with `net` trained on the images' channels.
 
   Args:
-    objective: of any kind; the batch has the 'label' of datasets/stacked.py.
+    objective: any objective; the batch has the 'label' of datasets/stacked.py.
     net: `(x, t, cond, *, train) -> logits` of gray images, such as `ConvClassifier`; t is 0 and cond empty.
-    num_classes: of a channel.
+    num_classes: number of classes of a channel.
   """
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:

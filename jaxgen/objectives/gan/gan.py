@@ -137,10 +137,10 @@ def gan(
   Args:
     generator, discriminator: see the module's docstring.
     latent: size of z.
-    loss: of gan_losses.py.
-    generator_penalties, discriminator_penalties: of regularizers.py.
-    augmentation: of augmentation.py.
-    backbone: such as `adversarial.perceptual_backbone`.
+    loss: a loss of gan/losses.py.
+    generator_penalties, discriminator_penalties: penalties of gan/regularizers.py.
+    augmentation: an augmentation of gan/augmentation.py.
+    backbone: frozen features that the discriminator sees, such as `adversarial.perceptual_backbone`.
     cond: names of the batch's entries that the networks see, such as ('label',).
     scheduled: step to scalars by name that they see in the same place, such as {'fade': ...}; samples are drawn with
       those of the last step.

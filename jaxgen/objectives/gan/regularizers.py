@@ -34,7 +34,7 @@ class DiscriminatorPenalty(NamedTuple):
   """Eqs. 1 to 4.
 
   Attributes:
-    name: of the metric, and of the phase if lazy.
+    name: name of the metric, and of the phase if lazy.
     value: `(judge, real, fake, step, key) -> penalties`, one for each image.
     every: interval in steps.
   """
@@ -48,8 +48,8 @@ class GeneratorPenalty(NamedTuple):
   """Eq. 5.
 
   Attributes:
-    name: of the phase, the metric, and the entry of `state.extra`.
-    init: what it keeps there, before the first step.
+    name: name of the phase, the metric, and the entry of `state.extra`.
+    init: initial value of that entry.
     value: `(generator, variables, kept, z, cond, keys) -> (penalties, metrics, kept)`.
     every: interval in steps.
   """
@@ -103,7 +103,7 @@ def path_length(weight: float = 2.0, *, every: int = 4, decay: float = 0.01, shr
   """Eq. 5, for a generator with `styles` and `images` (StyleGAN2's).
 
   Args:
-    weight: of the penalty.
+    weight: weight of the penalty.
     every: interval in steps.
     decay: how far a moves towards each batch's mean.
     shrink: the batch is this many times smaller.
