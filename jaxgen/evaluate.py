@@ -127,7 +127,7 @@ def measure(
     extract=networks.extract,
     shards=shards,
     keep=None if keep is None else keep(folder / 'samples') if first else lambda number, images: None,
-    went_on=lambda done: report(f'{min(done, num):,} of {num:,} samples'),
+    progress=lambda done: report(f'{min(done, num):,} of {num:,} samples'),
   )
   if samples.save == 'npz' and array.exists() and first:
     quality.npz_of(array, folder / 'samples.npz')
@@ -164,7 +164,7 @@ def _reference(
     about=networks.protocol | {'needs': sorted(suite.needs(metrics))},
     batch_size=batch_size,
     mesh=trained.stage.mesh,
-    went_on=lambda done: report(f'{done:,} of {dataset.num_examples:,} images of {dataset.name}, once'),
+    progress=lambda done: report(f'{done:,} of {dataset.num_examples:,} images of {dataset.name}, once'),
   )
   how = {'reference': f'{dataset.name} ({dataset.split})', 'reference_fingerprint': dataset.fingerprint}
   return found, how | {'reference_samples': dataset.num_examples}

@@ -253,7 +253,7 @@ def test_a_weight_map_weighs_images_and_pixels():
   assert 0 < half < whole
   np.testing.assert_allclose(large, half, rtol=1e-4)  # of images eight pixels wide, for latents of two
   named = _objective(weight_map='mask')
-  with pytest.raises(ValueError, match="weight_map names 'mask', which the batch has not"):
+  with pytest.raises(ValueError, match="weight_map names 'mask', which the batch does not have"):
     named.phases[0].loss(params, None, FROZEN, batch, key)
 
 

@@ -196,7 +196,7 @@ def test_the_network_sees_the_fields_of_the_conditioner():
 
 def test_a_condition_that_the_batch_has_not_is_named():
   objective = _objective(Fixed(lambda x, t, cond: x), conditioner=Conditioner({'text': Field(0)}))
-  with pytest.raises(ValueError, match=r"is told \['text'\], which the batch has not; it has \['image', 'label'\]"):
+  with pytest.raises(ValueError, match=r"wants \['text'\], which the batch does not have; it has \['image', 'label'\]"):
     objective.init(jax.random.key(0), {}, {'image': jnp.ones((2, 1, 1, 1)), 'label': jnp.zeros(2)})
 
 

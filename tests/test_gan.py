@@ -259,6 +259,6 @@ def test_clipped_and_lazy_optimizers():
 
 def test_a_condition_that_the_batch_lacks_is_refused():
   objective = toys.objective(cond=('label',))
-  with pytest.raises(ValueError, match=r"cond names \['label'\], which the batch has not; it has \['image'\]"):
+  with pytest.raises(ValueError, match=r"cond names \['label'\], which the batch does not have; it has \['image'\]"):
     objective.init(jax.random.key(0), {}, toys.batch())
   assert no_augmentation.init() == {}

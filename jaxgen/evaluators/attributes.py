@@ -78,4 +78,4 @@ def _images(
   for batch, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num):
     yield np.asarray(gather(batch))[:count]
     done += count
-    context.went_on('attributes', done, num)
+    context.progress('attributes', done, num)

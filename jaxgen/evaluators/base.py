@@ -1,4 +1,4 @@
-"""What runs beside training: an evaluator is a name, an interval and a function of the run's state."""
+"""Evaluators run during training: each is a name, an interval and a function of the run's state."""
 
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -9,7 +9,7 @@ from jaxgen.train_state import TrainState
 
 
 class Context(NamedTuple):
-  """What an evaluator sees.
+  """The arguments of an evaluator.
 
   Attributes:
     step: train steps done.
@@ -27,14 +27,14 @@ class Context(NamedTuple):
   workdir: epath.Path
   pause: Callable[[], None] = lambda: None
 
-  def went_on(self, work: str, done: int, total: int) -> None:
-    """Call it between pieces of long work: shows how far that is; raises when the run has been told to stop."""
+  def progress(self, work: str, done: int, total: int) -> None:
+    """Shows how much of long work is done; call it between pieces. Raises when the run has been told to stop."""
     self.writer.working(f'{work}: {min(done, total):,} of {total:,}')
     self.pause()
 
 
 class Evaluator(NamedTuple):
-  """Something to look at now and then.
+  """A measurement that is repeated during training.
 
   Attributes:
     name: name of its files and clocks.

@@ -101,7 +101,7 @@ def fid(
     extract, statistics = _rgb(extractors[0]), FeatureStatistics()
     for images, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num_samples):
       statistics.update(extract(images)[:count])
-      context.went_on(name, statistics.n, num_samples)
+      context.progress(name, statistics.n, num_samples)
     moments = kept[0]
     return {} if moments is None else {name: frechet_distance(statistics.finalize(), moments)}
 
@@ -126,7 +126,7 @@ def _moments(dataset: Dataset, extract, batch_size: int, mesh: jax.sharding.Mesh
     for batch in batches:
       mask = np.asarray(jax.device_put(batch['mask'], sharding.replicated(mesh)))
       statistics.update(extract(batch['image'])[mask])
-      context.went_on(f'features of {dataset.name}, once', statistics.n, dataset.num_examples)
+      context.progress(f'features of {dataset.name}, once', statistics.n, dataset.num_examples)
   return statistics.finalize()
 
 

@@ -60,7 +60,7 @@ def likelihood(
         part, meant = totals(params, context.frozen, batch, np.int32(first))
         sums = {key: sums.get(key, 0.0) + float(value) for key, value in part.items()}
         count += int(meant)
-        context.went_on(name, count, num)
+        context.progress(name, count, num)
     if not count:
       raise ValueError(f'no image of {dataset.name} ({dataset.split}) can be read, so it has no likelihood')
     return {key: value / count for key, value in sums.items()}

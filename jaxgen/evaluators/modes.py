@@ -96,4 +96,4 @@ def _images(generate: Generate, context: Context, mesh, cond, seed: int, num: in
   for batch, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num):
     yield np.asarray(gather(batch))[:count]
     done += count
-    context.went_on('modes', done, num)
+    context.progress('modes', done, num)

@@ -104,14 +104,14 @@ def collect(
   extract: NamedExtract,
   shards: Shards,
   keep: Keep | None = None,
-  went_on: Callable[[int], None] = lambda done: None,
+  progress: Callable[[int], None] = lambda done: None,
 ) -> suite.Features:
-  """Features of `num` samples, those in `shards` and the rest, which are drawn.
+  """Features of `num` samples: those in `shards`, and new ones for the rest.
 
   Args:
     shards: samples that are there already, on the first process; new ones are added.
-    keep: sees every image that is drawn, as 8 bits on the host.
-    went_on: is told how many there are.
+    keep: called with every new image, as 8 bits on the host.
+    progress: called with the number of samples so far.
   """
   done = written = distributed.agree(len(shards))
   if done < num:
@@ -126,7 +126,7 @@ def collect(
       if done - written >= _SHARD:
         shards.flush()
         written = done
-      went_on(done)
+      progress(done)
   return {name: values[:num] for name, values in shards.arrays().items()}
 
 
@@ -137,7 +137,7 @@ def dataset_reference(
   about: Mapping[str, Any],
   batch_size: int,
   mesh: jax.sharding.Mesh,
-  went_on: Callable[[int], None] = lambda done: None,
+  progress: Callable[[int], None] = lambda done: None,
 ) -> suite.Reference:
   """Features of every record of a dataset, kept under ~/.cache/jaxgen/features (JAXGEN_HOME) for the next time.
 
@@ -157,7 +157,7 @@ def dataset_reference(
       for batch in batches:
         mask = np.asarray(jax.device_put(batch['mask'], sharding.replicated(mesh)))
         shards.add({name: values[mask] for name, values in extract(batch['image']).items()})
-        went_on(len(shards))
+        progress(len(shards))
     shards.flush()
     if distributed.is_first():
       whole.touch()
@@ -216,7 +216,7 @@ def quality(
           about=made.protocol,
           batch_size=batch_size,
           mesh=mesh,
-          went_on=lambda done: context.went_on(f'features of {dataset.name}, once', done, dataset.num_examples),
+          progress=lambda done: context.progress(f'features of {dataset.name}, once', done, dataset.num_examples),
         )
       )
     samples = collect(
@@ -229,7 +229,7 @@ def quality(
       mesh=mesh,
       extract=made.extract,
       shards=Shards(None, about={}),
-      went_on=lambda done: context.went_on(name, done, num_samples),
+      progress=lambda done: context.progress(name, done, num_samples),
     )
     if not distributed.is_first():
       return {}

@@ -121,7 +121,7 @@ def reconstruction(
       totals = part if totals is None else jax.tree.map(np.add, totals, part)
       if first < shown:
         pictures.append((to_host(batch['image'], mesh), to_host(x_hat, mesh)))
-      context.went_on(name, first + batch_size, num)
+      context.progress(name, first + batch_size, num)
     assert totals is not None
     sums, of_latents, count = totals
     if not count:
@@ -185,7 +185,7 @@ def keep(
     params, totals = whole(sampling_params(context.state)), np.float64(0)
     for first, batch in _batches(dataset, batch_size, mesh, num):
       totals = totals + np.asarray([np.broadcast_to(v, net.channels_of_latents) for v in moments(params, batch, first)])
-      context.went_on(name, first + batch_size, num)
+      context.progress(name, first + batch_size, num)
     scaling = scaling_of(*np.asarray(totals, np.float64), by_channel=by_channel)
     host = jax.device_get(jax.device_put(params, jax.tree.map(lambda _: everywhere, params)))
     if distributed.is_first():

@@ -62,7 +62,7 @@ def samples(
     for batch, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num):
       images.append(to_host(batch, mesh)[:count])
       done += count
-      context.went_on(name, done, num)
+      context.progress(name, done, num)
     context.writer.images(context.step, name, np.concatenate(images), rows=rows)
     return {}
 

@@ -45,7 +45,7 @@ def walk(
     for place in range(paths.shape[1]):
       images = np.asarray(run_frame(params, paths[:, place]))
       frames.append(np.concatenate(list(images), axis=1))
-      context.went_on(name, place + 1, paths.shape[1])
+      context.progress(name, place + 1, paths.shape[1])
     if jax.process_index() == 0:
       path = context.workdir / 'samples' / f'{name}_{context.step:08d}.webp'
       write_animation(path, np.stack(frames), frames_per_second=frames_per_second)

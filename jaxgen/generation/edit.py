@@ -2,7 +2,7 @@
 
   (1)  x_t = alpha(t) x0 + sigma(t) eps at a chosen time t, the strength; then any sampler from there
 
-What the noise left of the image stays; the rest is sampled again.
+What remains of the image under the noise is kept; the rest is sampled again.
 """
 
 import jax.numpy as jnp
@@ -46,7 +46,7 @@ def sdedit(
     solve: a solver, such as `euler`.
     denoise, process, times, cond: the solver's; of `times`, those below `strength` are used.
     x0: images in [-1, 1].
-    strength: time in (0, 1]: 1 keeps next to nothing.
+    strength: time in (0, 1]; 1 keeps almost nothing.
     keys: one for each image.
   """
   if not 0 < strength <= 1:

@@ -34,7 +34,7 @@ class Projection(NamedTuple):
 
 
 def variables(params: dict[str, Any]) -> dict[str, Any]:
-  """The generator's variables of what `sampling_params` returns."""
+  """The generator's variables in the parameters that `sampling_params` returns."""
   return {'params': params['generator'], **params['extra']['generator']}
 
 

@@ -6,8 +6,8 @@ from jaxgen.typing import Array, Cond, Float, Key
 
 
 def reconstructed(d: Denoising, *, repeats: int = 0) -> SampleFn:
-  """`(params, frozen, cond, keys, *, image) -> images`: to the noise and back, by DDIM without guidance, at the walk's
-  times."""
+  """`(params, frozen, cond, keys, *, image) -> images`: inverts to noise and samples again, by DDIM without guidance,
+  at the walk's times."""
   (_, times), inverse = walk_of(d), d.inverse
   if inverse is None:
     raise ValueError(

@@ -41,7 +41,7 @@ def log_likelihood(
 
   Args:
     denoise: the model; it is differentiated in forward mode.
-    process: any.
+    process: any process.
     x0: continuous data.
     times: a sampler's grid, from 1 to 0; it is walked backwards.
     cond: the images' conditioning.
@@ -93,7 +93,7 @@ def bits_per_dimension(
   keys: Key[Array, ' b'],
   probes: int = 1,
 ) -> Float[Array, ' b']:
-  """Of 8-bit images in [-1, 1].  # Eq. 5"""
+  """Bits per dimension of 8-bit images in [-1, 1].  # Eq. 5"""
   noise_keys, probe_keys = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
   within = jax.vmap(lambda key: jax.random.uniform(key, x0.shape[1:], minval=-0.5, maxval=0.5))(noise_keys)
   nats = log_likelihood(denoise, process, x0 + BIN * within, times=times, cond=cond, keys=probe_keys, probes=probes)

@@ -1,4 +1,4 @@
-"""What is learned: an objective is data, a NamedTuple of pure functions.
+"""Objectives: what is trained, and how samples are made from it. An objective is data, a NamedTuple of pure functions.
 
 The train step knows nothing else of a method: it runs the phases in order, and each phase differentiates
 some subtrees of the parameters. A GAN has two phases, a diffusion model one; a regulariser that runs every
@@ -26,7 +26,7 @@ SampleFn = Callable[..., Array]  # (params, frozen, cond, keys) -> images, float
 
 
 class Aux(NamedTuple):
-  """What a loss says besides its value: scalars to log, and the entries of `state.extra` it replaces."""
+  """What a loss returns besides its value: scalars to log, and the entries of `state.extra` that it replaces."""
 
   metrics: Mapping[str, Array] = {}
   extra: Mapping[str, Any] = {}
@@ -60,23 +60,23 @@ class Phase(NamedTuple):
 
 
 class Denoising(NamedTuple):
-  """How a denoiser makes images, in parts: `sampled` puts them together, and generation/ puts them together otherwise.
+  """The parts of sampling with a denoiser: `sampled` joins them to make images, generation/ joins them for other uses.
 
   Attributes:
     process: `params -> process` that the denoiser undoes.
     denoiser: `(params, frozen) -> denoise`, without guidance.
-    condition: encodes the fields that the network is told; see `Conditioner.told`.
+    condition: encodes the conditions of the network; see `Conditioner.told`.
     sampler: solver and times.
-    shape: shape of what the denoiser sees of one image.
+    shape: shape of one image's x0, as the denoiser sees it.
     limit: samples are clipped to [-limit, limit]; None for latents.
     guide: wrappers of the denoiser for sampling, the innermost first.
     encode: `(frozen, images) -> x0`.
     decode: `(frozen, x0) -> images`, float32 in [-1, 1].
-    show: sees every predicted x0, decoded, on the host: samplers/preview.py.
-    walk: a sampler whose steps may be taken one by one, and again, for inpainting and inversion; None for DDPM at the
-      sampler's times.
+    show: called on the host with every predicted x0, decoded: samplers/preview.py.
+    walk: a sampler whose steps can be taken one at a time and repeated, for inpainting and inversion; None for DDPM at
+      the sampler's times.
     inverse: finds the noise of an image, as `ddim_inversion` does; None where the denoiser's x0 is the end of a path
-      rather than a mean of the data, which says nothing of the path's direction.
+      rather than a mean of the data, which does not give the path's direction.
   """
 
   process: Callable[[dict[str, Any]], Process]
@@ -94,7 +94,7 @@ class Denoising(NamedTuple):
 
 
 class Objective(NamedTuple):
-  """A way to learn a generator.
+  """A way to train a generator.
 
   Attributes:
     init: `(key, frozen, batch) -> {'params': {name: tree}, 'extra': {name: tree}}`; `frozen` and `batch` give shapes.
@@ -154,5 +154,5 @@ def split_keys(keys: Key[Array, ' b']) -> tuple[Key[Array, ' b'], Key[Array, ' b
 
 
 def walk_of(d: Denoising) -> Sampler:
-  """The sampler that inpainting and inversion go by."""
+  """The sampler of inpainting and inversion."""
   return Sampler(ddpm, np.asarray(d.sampler.times, np.float32)) if d.walk is None else d.walk

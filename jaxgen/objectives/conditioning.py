@@ -1,7 +1,7 @@
-"""Conditions: what a network is told beside x_t and t, how it is encoded, and how it is dropped.
+"""Conditions: the inputs of a network beside x_t and t, how they are encoded, and how they are dropped.
 
 A batch holds the conditions as they are stored, such as labels, token ids or images: one entry a *field*. An encoder
-makes of them the entries of `cond` that the network reads; for labels it is the identity. Encoding happens once in a
+turns them into the entries of `cond` that the network reads; for labels it is the identity. Encoding happens once in a
 train step, and once before a sampler's loop.
 
   Conditioner(
@@ -10,7 +10,7 @@ train step, and once before a sampler's loop.
     encode=encode_text,
   )
 
-A field without a null is always told. A null may be trained: it is then a function of the parameters.
+A field without a null is always given. A null may be trained: it is then a function of the parameters.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -28,15 +28,16 @@ from jaxgen.typing import Array, Bool, Cond, Int, Key
 
 # (params, frozen, fields, keys) -> cond; it encodes the fields that it is given, and image i by itself
 Encode = Callable[[dict[str, Any], Any, dict[str, Array], Key[Array, ' b']], Cond]
-# (params, frozen, batch, keys) -> cond, and what says nothing in place of its fields
+# (params, frozen, batch, keys) -> cond, and the null condition
 Condition = Callable[[dict[str, Any], Any, dict[str, Array], Key[Array, ' b']], tuple[Cond, Without]]
 
 
 class Field(NamedTuple):
-  """One entry of a batch that the network is told.
+  """One entry of a batch that is a condition of the network.
 
   Attributes:
-    null: the value that says nothing, of one image's shape, or `params -> value` if it is trained; None: always told.
+    null: the value that stands for no condition, of one image's shape, or `params -> value` if it is trained; None for
+      a field that is always given.
     encoded: the null stands for the encoder's output (SDXL's zeros), not for its input (SD's empty prompt). It is the
       entry of the field's name, or a mapping of entries.
   """
@@ -51,10 +52,10 @@ def as_stored(params: dict[str, Any], frozen: Any, fields: dict[str, Array], key
 
 
 class Conditioner(NamedTuple):
-  """What a network is told.
+  """The conditions of a network.
 
   Attributes:
-    fields: the entries of a batch that are told.
+    fields: the entries of a batch that are conditions.
     drops: probability of each exclusive event in training, by the fields that are replaced by their nulls in it.
     encode: makes the entries of `cond` from fields. A null that is not `encoded` goes through it alone, so it has to
       take any of the fields without the others.
@@ -91,13 +92,13 @@ class Conditioner(NamedTuple):
     """The fields of a batch."""
     missing = sorted(set(self.fields) - set(batch))
     if missing:
-      raise ValueError(f'the network is told {missing}, which the batch has not; it has {sorted(batch)}')
+      raise ValueError(f'the network wants {missing}, which the batch does not have; it has {sorted(batch)}')
     return {name: batch[name] for name in self.fields}
 
   def told(
     self, params: dict[str, Any], frozen: Any, batch: Mapping[str, Array], keys: Key[Array, ' b']
   ) -> tuple[Cond, Without]:
-    """The whole condition of a batch, for sampling, and what says nothing in place of its fields."""
+    """The whole condition of a batch, for sampling, and the null condition."""
     cond = self.encode(params, frozen, self.select(batch), keys)
     return cond, lambda names: self.nulls(params, frozen, names or self.nullable)
 
@@ -131,7 +132,7 @@ class Conditioner(NamedTuple):
     return cond, everything
 
   def nulls(self, params: dict[str, Any], frozen: Any, names: Sequence[str]) -> Cond:
-    """The entries of `cond` that say nothing in place of the named fields, of one image's shape or with a batch axis
+    """The entries of `cond` for the nulls of the named fields, of one image's shape or with a batch axis
     of 1."""
     always = sorted(set(names) - set(self.nullable))
     if always:
@@ -164,7 +165,7 @@ unconditional = Conditioner()
 
 
 def labels(num_classes: int, *, drop_rate: float = 0.0) -> Conditioner:
-  """Class labels 0 ... num_classes - 1 under 'label', the null label num_classes; without classes, nothing is told."""
+  """Class labels 0 ... num_classes - 1 under 'label', the null label num_classes; no condition without classes."""
   if not num_classes:
     return unconditional
   return Conditioner({'label': Field(num_classes)}, {('label',): drop_rate} if drop_rate else {})
@@ -191,7 +192,7 @@ def trained_text(encoder: nn.Module, *, length: int, drop_rate: float = 0.0) -> 
 
 
 def always(*names: str) -> Conditioner:
-  """Fields that are told as they are stored, and never dropped."""
+  """Fields that are given as they are stored, and never dropped."""
   return Conditioner({name: Field() for name in names})
 
 

@@ -1,4 +1,4 @@
-"""How far images are from what they should be, as losses ask it: `(frozen, a, b) ->` a number for each image.
+"""Distances between images, for losses: `(frozen, a, b) ->` a number for each image.
 
 (1)  pseudo-Huber  sqrt(|a - b|^2 + c^2) - c,   c = 0.00054 sqrt(D) of D values: iCT, Song & Dhariwal 2024
 (2)  perceptual    LPIPS(a, b) of metrics/lpips.py: Song et al. 2023
@@ -29,7 +29,7 @@ def perceptual(judge: str = 'vgg16', *, side: int | None = None) -> Distance:
 
   Args:
     judge: the network of LPIPS: 'vgg16' or, at a fraction of the cost, 'alexnet'.
-    side: images are resized to this many pixels a side first: its networks learned from 224. None for as they are.
+    side: images are first resized to this many pixels a side; its networks were trained on 224. None for no resizing.
   """
 
   def distance(frozen: Any, a: Float[Array, 'b h w c'], b: Float[Array, 'b h w c']) -> Float[Array, ' b']:
@@ -39,6 +39,6 @@ def perceptual(judge: str = 'vgg16', *, side: int | None = None) -> Distance:
 
 
 def judged(images: Float[Array, 'b h w c'], side: int | None) -> Float[Array, 'b s s 3']:
-  """Images as LPIPS's networks see them: of three channels, gray ones too, and of `side` pixels a side."""
+  """Images as LPIPS's networks take them: with three channels, also gray ones, and `side` pixels a side."""
   images = jnp.broadcast_to(images, (*images.shape[:3], 3))
   return images if side is None else jax.image.resize(images, (len(images), side, side, 3), 'bilinear')

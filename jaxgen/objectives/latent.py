@@ -1,10 +1,11 @@
-"""Learning on an autoencoder's latents: the one place that knows of them.
+"""Training on an autoencoder's latents: the only place that knows of them.
 
   latent(objective, net) -> objective
 
-The inner objective sees latents, drawn anew at each step from what the dataset stores (models/latents.py, Eq. 1), as
-images; its samples are decoded (Eq. 2 there), and images to be edited are encoded, as the mean. The autoencoder's
-arrays are `frozen["autoencoder"]`. Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models".
+The inner objective takes latents for images; at each step they are sampled from the stored means and standard
+deviations (models/latents.py, Eq. 1); its samples are decoded (Eq. 2 there), and images to be edited are encoded, as
+the mean. The autoencoder's arrays are `frozen["autoencoder"]`. Rombach et al. 2022, "High-Resolution Image Synthesis
+with Latent Diffusion Models".
 """
 
 from typing import Any
@@ -25,7 +26,7 @@ def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> 
   """`objective`, on latents.
 
   Args:
-    objective: learns to make arrays of the latents' shape.
+    objective: an objective for arrays of the latents' shape.
     net: the autoencoder's network; `Experiment.frozen` is `{'autoencoder': autoencoder.frozen}`.
     tile: decodes large images in tiles of this many latents a side; None for all at once.
   """

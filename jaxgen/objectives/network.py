@@ -2,7 +2,7 @@
 
   weights(params, frozen) -> tree
 
-By default the tree is params['net']. Of adapters, params hold what is added and frozen holds the base; `weights` joins
+By default the tree is params['net']. With adapters, params hold the additions and frozen the base; `weights` joins
 them. This is the only place that asks for the tree.
 """
 
@@ -36,7 +36,7 @@ class Network(NamedTuple):
   weights: Weights = own
 
   def init(self, key: Key[Array, ''], shape: tuple[int, ...], cond: dict[str, Any]) -> Params:
-    """Its first parameters, for images of `shape` and conditions shaped like `cond` (arrays or shapes) of any batch."""
+    """Its initial parameters, for images of `shape` and conditions like `cond` (arrays or shapes) of any batch."""
     like = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), cond)
     variables: Any = self.net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), like, train=False)
     return variables['params']

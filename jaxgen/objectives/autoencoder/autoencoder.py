@@ -1,11 +1,11 @@
-"""Autoencoders: an image goes through a bottleneck and comes back.
+"""Autoencoders: an encoder, a bottleneck and a decoder are trained to reconstruct images.
 
   (1)  L_rec = mean |x - x_hat|^p + w_p LPIPS(x, x_hat)
   (2)  L = L_rec + L_bottleneck + w_a lambda L_adv,   L_adv = - mean D(x_hat)
   (3)  lambda = |grad L_rec| / (|grad L_adv| + 1e-4),  gradients to the decoder's last kernel, lambda <= 1e4
   (4)  L_D = mean [relu(1 - D(x)) + relu(1 + D(x_hat))] / 2
 
-w_a is 0 in the first `start` steps, in which D learns nothing either. Bottlenecks are in quantize.py: a Gaussian with
+In the first `start` steps w_a is 0, and D is not trained. Bottlenecks are in quantize.py: a Gaussian with
 its KL makes this a VAE (Kingma & Welling 2014) or AutoencoderKL (Rombach et al. 2022), a codebook VQ-VAE (van den Oord
 et al. 2017), both with the adversary VQGAN (Esser et al. 2021), whose Eqs. 3 and 4 are.
 
@@ -37,7 +37,7 @@ class Adversary(NamedTuple):
   Attributes:
     net: `images -> logits`, such as models/patchgan.py's.
     weight: w_a.
-    start: the first step at which it takes part.
+    start: the first step of adversarial training.
     adaptive: Eq. 3; else lambda is 1.
   """
 
@@ -104,7 +104,7 @@ def autoencoder(
       weight = jnp.where(state.step >= adversary.start, adversary.weight * scale, 0.0)
       total, gradient = total + weight * judged, gradient + weight * towards  # Eq. 2
       metrics |= {'adversarial': judged, 'adversarial_weight': weight}
-    # The value of Eq. 2, with its gradient to the image, which was needed for Eq. 3 and is not computed again.
+    # The value of Eq. 2 with the gradient to the image that Eq. 3 has computed already.
     through = jnp.sum(jax.lax.stop_gradient(gradient) * x_hat)
     total = jax.lax.stop_gradient(total - through) + through + code.loss
     return total, Aux({'loss': total, **metrics, **code.metrics}, code.extra)

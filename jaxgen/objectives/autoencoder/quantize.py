@@ -1,11 +1,11 @@
-"""What an autoencoder passes an image through, and what that costs.
+"""Bottlenecks of autoencoders, and their losses.
 
 A Gaussian (Kingma & Welling 2014), per value of the image so that it compares with a mean error:
 
   (1)  z = mean + std eps,   L = w sum_j max(KL_j, free bits) / values of an image
 
 where KL_j of a latent is averaged over the batch and over the places of its channel, and free bits (in nats; Kingma et
-al. 2016, "Inverse Autoregressive Flow") leave what is below them alone.
+al. 2016, "Inverse Autoregressive Flow") leave KLs below them alone.
 
 A codebook (van den Oord et al. 2017), e the code's vector, sg a stopped gradient:
 
@@ -15,12 +15,12 @@ VQGAN's released loss (`legacy` there) has beta before the other term: `codebook
 reconstruction is a mean over all values, as here; where released losses of latent diffusion sum over an image's values,
 errors and KL alike, weights stay as they are: here both are divided by the same number.
 
-Without the last term of Eq. 2, moving averages of what each code was chosen for (App. A.1 there):
+Without the last term of Eq. 2, moving averages of the vectors that chose each code (App. A.1 there):
 
   (3)  N <- g N + (1 - g) n,   m <- g m + (1 - g) sum z,   e = m / N
 
 A code with N below `revive` takes a vector of the batch (Dhariwal et al. 2020, "Jukebox"); all do at the first step.
-FSQ (Mentzer et al. 2024) has nothing to learn and costs nothing.
+FSQ (Mentzer et al. 2024) has no codebook to train and no loss.
 """
 
 from collections.abc import Callable, Mapping
@@ -35,11 +35,11 @@ from jaxgen.typing import Array, Float, Int, Key, Metrics, Params
 
 
 class Code(NamedTuple):
-  """What the bottleneck made of a batch.
+  """The output of a bottleneck for a batch.
 
   Attributes:
     z: latents for the decoder.
-    loss: the bottleneck's cost.
+    loss: loss of the bottleneck.
     params: parameters of the whole network, the codebook included.
     metrics: scalars.
     extra: entries of `state.extra` to replace.
@@ -53,7 +53,7 @@ class Code(NamedTuple):
 
 
 class Bottleneck(NamedTuple):
-  """A way to pass.
+  """A bottleneck.
 
   Attributes:
     init: the network's parameters -> (those trained by gradients, `state.extra`).
@@ -122,7 +122,7 @@ def moving_codebook(*, commitment: float = 0.25, decay: float = 0.99, revive: fl
   Args:
     commitment: beta of Eq. 2.
     decay: g of Eq. 3.
-    revive: codes chosen less often than this, for a batch, take another vector.
+    revive: codes that are chosen less often than this, per batch, take another vector.
   """
 
   def init(params: Params) -> tuple[Params, dict[str, Any]]:
@@ -157,13 +157,13 @@ def move(
   revive: float,
   cosine: bool,
 ) -> dict[str, Array]:
-  """Eq. 3, and the revival of what is not used: the codebook after a batch.
+  """Eq. 3, and the revival of unused codes: the codebook after a batch.
 
   Args:
     book: vectors k d, counts k, sums k d.
     z: the batch's vectors.
     index: the code that each chose.
-    key: draws the vectors of revived codes.
+    key: key of the vectors of revived codes.
     decay, revive, cosine: as in `moving_codebook` and VQModel.
   """
   codes = len(book['counts'])
@@ -186,7 +186,7 @@ def usage(index: Int[Array, '...'], codes: int) -> Metrics:
 
 
 def _no_prior(net: Any, params: Params, keys: Array) -> Array:
-  raise ValueError('an autoencoder of codes draws no images by itself; train a generator on its latents')
+  raise ValueError('an autoencoder of codes cannot sample images by itself; train a generator on its latents')
 
 
 def whole(params: dict[str, Any]) -> Params:

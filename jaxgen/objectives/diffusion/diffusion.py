@@ -183,7 +183,7 @@ def _as_seen(weight: Float[Array, 'b ...'], like: Float[Array, 'b ...']) -> Floa
 def map_of(batch: Batch, name: str) -> Array | None:
   """The weight map of a batch; one under another name than 'weight' has to be there."""
   if name != 'weight' and name not in batch:
-    raise ValueError(f'weight_map names {name!r}, which the batch has not; it has {sorted(batch)}')
+    raise ValueError(f'weight_map names {name!r}, which the batch does not have; it has {sorted(batch)}')
   return batch.get(name)
 
 

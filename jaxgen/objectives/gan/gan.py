@@ -3,17 +3,17 @@
   (1)  L_G = E g(D(T(x)), D(T(G(z))))  + penalties,   z ~ N(0, 1)
   (2)  L_D = E d(D(T(x)), D(T(G(z))))  + penalties,   G held fixed
 
-with (d, g) one of gan_losses.py, penalties of regularizers.py and T an augmentation of augmentation.py that everything
-the discriminator sees goes through. Each is a phase: first the generator's, then the discriminator's, lazy penalties
+with (d, g) one of losses.py, penalties of regularizers.py and T an augmentation of augmentation.py, applied to all
+images that the discriminator sees. Each is a phase: first the generator's, then the discriminator's, lazy penalties
 after the phase of their network. Goodfellow et al. 2014, "Generative Adversarial Nets".
 
 Networks are Flax modules, `generator(z, cond, *, keys, train) -> images` and `discriminator(images, cond, *, train) ->
-logits`, one for each image or several. Whatever collections they have besides parameters (running statistics, the mean
-of w, power iterations) are `state.extra['generator']` and `['discriminator']`; the phase that trains a network moves
+logits`, one for each image or several. Their collections besides parameters (running statistics, the mean
+of w, power iterations) are `state.extra['generator']` and `['discriminator']`; the phase that trains a network updates
 its own. Statistics over the batch are global under jit: those of all devices.
 
 Projected (Sauer et al. 2021, "Projected GANs Converge Faster"): the discriminator sees a frozen network's features in
-place of images, which the generator does not fool by small changes.
+place of images, which small changes do not fool.
 
 Unrolled (Metz et al. 2017): the generator's loss is against the discriminator after k more updates of Eq. 2 by its
 optimizer, on the same images, and is differentiated through them.
@@ -44,7 +44,7 @@ class Unroll(NamedTuple):
 
   Attributes:
     steps: k above.
-    optimizer: the discriminator's, which goes on from its state. Adam has derivatives only with an `eps_root`
+    optimizer: the discriminator's, which continues from its state. Adam has derivatives only with an `eps_root`
       above 0.
   """
 
@@ -56,7 +56,7 @@ class Backbone(NamedTuple):
   """A frozen network before the discriminator.
 
   Attributes:
-    apply: `(frozen, images) ->` what the discriminator sees, any tree.
+    apply: `(frozen, images) -> input of the discriminator`, any tree.
     shapes: images to a tree of arrays of those shapes; their values do not matter.
   """
 
@@ -74,7 +74,7 @@ class Game(NamedTuple):
     generator, discriminator: Flax modules.
     latent: size of z.
     cond: the entries of a batch that both networks see.
-    scheduled: step to what else is in the condition.
+    scheduled: step -> further entries of the condition.
     augmentation: T.
     backbone: see Backbone.
     frozen: its networks, within a loss.
@@ -93,11 +93,11 @@ class Game(NamedTuple):
     """The entries of a batch that the networks see."""
     missing = sorted(set(self.cond) - set(batch))
     if missing:
-      raise ValueError(f'cond names {missing}, which the batch has not; it has {sorted(batch)}')
+      raise ValueError(f'cond names {missing}, which the batch does not have; it has {sorted(batch)}')
     return {name: batch[name] for name in self.cond}
 
   def latents(self, keys: Key[Array, ' b']) -> tuple[Float[Array, 'b z'], Key[Array, ' b']]:
-    """Of each image: z, and a key for what else the generator draws."""
+    """z of each image, and a key for the generator's other randomness."""
     z_keys, other = jnp.moveaxis(jax.vmap(jax.random.split)(keys), 1, 0)
     return sharding.split_batch(image_noise(z_keys, (self.latent,))), sharding.split_batch(other)
 
@@ -142,8 +142,8 @@ def gan(
     augmentation: an augmentation of gan/augmentation.py.
     backbone: frozen features that the discriminator sees, such as `adversarial.perceptual_backbone`.
     cond: names of the batch's entries that the networks see, such as ('label',).
-    scheduled: step to scalars by name that they see in the same place, such as {'fade': ...}; samples are drawn with
-      those of the last step.
+    scheduled: step -> further scalars of the condition by name, such as {'fade': ...}; samples are made with those of
+      the last step.
     generator_every: discriminator updates for each of the generator.
     unroll: see Unroll; None does not look ahead.
   """
@@ -247,7 +247,7 @@ def _lazy_discriminator(rules: Game, penalty: DiscriminatorPenalty) -> Phase:
 
 
 def _lazy_generator(game: Game, penalty: GeneratorPenalty, generator_every: int) -> Phase:
-  """A phase of its own whatever its interval, since it draws a batch of its own."""
+  """A phase of its own whatever its interval, since it makes a batch of its own."""
 
   def lazy(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Array, Aux]:
     cond, num = game.condition(batch) | game.scheduled(state.step), len(batch['image'])

@@ -1,4 +1,4 @@
-"""The games that GANs play: what the discriminator and the generator minimise, given logits.
+"""Losses of GANs: what the discriminator and the generator minimise, given logits.
 
 With r and f the logits of a real and of a generated image, s softplus:
 
@@ -10,9 +10,9 @@ With r and f the logits of a real and of a generated image, s softplus:
   Wasserstein       f - r                                -f                       (5)  Arjovsky et al. 2017
   relativistic      s(f - r)                             s(r - f)                 (6)  Jolicoeur-Martineau 2019, R3GAN
 
-Eq. 5 wants a discriminator whose slope is bounded: `optimizers.clipped` or a gradient penalty (regularizers.py). In
-Eq. 6 each real image meets the generated one of its place in the batch. A loss that does not read `r` costs no forward
-pass of it: what nothing depends on is not compiled.
+Eq. 5 wants a discriminator whose slope is bounded: `optimizers.clipped` or a gradient penalty (regularizers.py). In Eq.
+6 each real image is paired with the generated one of its place in the batch. A loss that does not read `r` costs no
+forward pass of it: XLA removes it.
 """
 
 from collections.abc import Callable
@@ -42,10 +42,10 @@ relativistic = GanLoss(lambda r, f: _softplus(f - r), lambda r, f: _softplus(r -
 
 
 def heuristics(real: Array, fake: Array) -> dict[str, Array]:
-  """What to watch: mean logits and mean signs.
+  """Numbers to watch: mean logits and mean signs.
 
   The sign on real images is the overfitting heuristic r_t of Karras et al. 2020 (ADA): 0 where the discriminator cannot
-  tell, 1 where it knows every training image.
+  tell real from generated, 1 where it knows every training image.
   """
   return {
     'real_logit': jnp.mean(real),

@@ -1,4 +1,4 @@
-"""What is added to a GAN's losses to keep the game stable.
+"""Regularisers: terms of a GAN's losses that keep its training stable.
 
 Of the discriminator D, x real, x^ generated, both as they are before augmentation:
 
@@ -12,7 +12,7 @@ Of the generator, with J the Jacobian of the image in w and y normal noise (Karr
   path length   weight (|J^T y| - a)^2,   |J^T y| the root mean square over layers, a its moving mean        (5)
 
 A regulariser that runs every k-th step is a phase of its own, an optimizer update whose loss is k times the penalty,
-so that the mean force stays (lazy regularisation); with k = 1 it is a term of its network's loss.
+so that its mean gradient stays the same (lazy regularisation); with k = 1 it is a term of its network's loss.
 """
 
 import math
@@ -26,7 +26,7 @@ from jaxgen.models.layers.styles import random_noise
 from jaxgen.processes.process import sum_per_image
 from jaxgen.typing import Array, Cond, Float, Key
 
-Judge = Callable[[Array], Array]  # images -> logits, without a state to move
+Judge = Callable[[Array], Array]  # images -> logits, without a state to update
 Schedule = float | Callable[[Array], Array]  # a number, or a function of the step
 
 
@@ -65,7 +65,7 @@ def at(schedule: Schedule, step: Array) -> Array:
 
 
 def squared_slope(judge: Judge, images: Float[Array, 'b ...']) -> Float[Array, ' b']:
-  """|grad D|^2 of each image; through what the images of a batch share, that of their sum."""
+  """|grad D|^2 of each image; where the images of a batch share statistics, of the sum of their logits."""
   return sum_per_image(jax.grad(lambda x: jnp.sum(judge(x)))(images) ** 2)
 
 
