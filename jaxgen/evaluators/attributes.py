@@ -25,7 +25,7 @@ def attributes(
   seed: int = 0,
   name: str = 'attributes',
 ) -> Evaluator:
-  """Samples images for held-out prompts and asks a classifier what they show.
+  """Samples images for held-out prompts and classifies what they show.
 
   Args:
     generate: the function that `make_generate` returns.

@@ -17,7 +17,7 @@ class Context(NamedTuple):
     frozen: the frozen networks.
     writer: `writer.Writer`; silent on every process but the first.
     workdir: the run's folder.
-    pause: raises when the run has been told to stop.
+    pause: raises when the run has to stop.
   """
 
   step: int
@@ -28,7 +28,7 @@ class Context(NamedTuple):
   pause: Callable[[], None] = lambda: None
 
   def progress(self, work: str, done: int, total: int) -> None:
-    """Shows how much of long work is done; call it between pieces. Raises when the run has been told to stop."""
+    """Shows how much of long work is done; call it between pieces. Raises when the run has to stop."""
     self.writer.working(f'{work}: {min(done, total):,} of {total:,}')
     self.pause()
 

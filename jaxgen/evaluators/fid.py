@@ -1,4 +1,4 @@
-"""FID in the loop: images drawn from the averaged parameters against a dataset's statistics.
+"""FID during training: images of the averaged parameters against a dataset's statistics.
 
 Every process ends with all features, so statistics are the same numbers on each, whatever the number of devices; image
 i depends on (params, cond_i, seed, i) alone, so the batch size does not matter either.

@@ -1,6 +1,6 @@
 """The loss on held-out images at fixed noise and fixed times, each time apart.
 
-The training loss is noisy because times are drawn, and its mean over times hides what happens: it may fall at high
+The training loss is noisy because times are random, and its mean over times hides what happens: it may fall at high
 noise while it rises, by overfitting, at low noise. Here image i has the noise of fold_in(key(seed), i) at every
 evaluation, and
 
@@ -47,7 +47,7 @@ def held_out_loss(
     batch_size: images at a time.
     times: times in (0, 1).
     num: number of images, the dataset's first ones; None for all.
-    cond: the fields of the dataset that the network is told.
+    cond: the fields of the dataset that are conditions of the network.
     seed: seed of the noise.
     name: name of the numbers.
 

@@ -35,7 +35,7 @@ def likelihood(
     every: interval in steps.
     batch_size: images at a time.
     num: number of images, the dataset's first ones; None for all.
-    cond: the fields of the dataset that the network is told.
+    cond: the fields of the dataset that are conditions of the network.
     seed: seed of the noise; image i has the key fold_in(key(seed), i) whatever the batch size.
     name: name of its clock.
   """

@@ -1,7 +1,8 @@
-"""Any metrics of metrics/suite.py from one set of samples: drawn once, and fed to each feature network once.
+"""Any metrics of metrics/suite.py from one set of samples, which are made once and pass through each feature network
+once.
 
 What is made is kept in shards (metrics/shards.py) where a folder is given, so that a killed evaluation goes on: image i
-depends on (params, cond_i, seed, i) alone, and the first that is missing is the next to be drawn.
+depends on (params, cond_i, seed, i) alone, and the first that is missing is the next to be made.
 """
 
 import functools
@@ -33,7 +34,7 @@ Keep = Callable[[int, UInt8[np.ndarray, 'b h w c']], None]  # the number of the 
 
 
 class Networks(NamedTuple):
-  """The feature networks that some metrics need, and what they are.
+  """The feature networks of some metrics, and their names.
 
   Attributes:
     extract: images to features by name.

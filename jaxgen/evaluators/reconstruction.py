@@ -1,4 +1,4 @@
-"""How an autoencoder in training brings images back, what its latents carry, and the autoencoder as a folder to use.
+"""Evaluators of an autoencoder: its reconstructions, its latents, and the autoencoder as a folder to use.
 
   reconstruction   PSNR, SSIM, LPIPS (AlexNet), the KL of each channel or the use of the codes, and pairs side by side
   restored         images for the evaluator `fid`: its number is then the reconstruction FID (rFID)
@@ -31,7 +31,7 @@ FOLDER = 'autoencoder'  # in the run's folder
 
 
 class Latents(NamedTuple):
-  """What there is to say of the latents of a kind of autoencoder.
+  """Statistics of the latents of one kind of autoencoder.
 
   Attributes:
     sums: `(net, params, images, mask) -> tree of sums over the images of the batch`.
@@ -81,7 +81,7 @@ def reconstruction(
   columns: int = 8,
   name: str = 'reconstruction',
 ) -> Evaluator:
-  """Compares images with what comes back of them.
+  """Compares images with their reconstructions.
 
   Args:
     net: the autoencoder's network.
@@ -125,7 +125,7 @@ def reconstruction(
     assert totals is not None
     sums, of_latents, count = totals
     if not count:
-      raise ValueError(f'no image of {dataset.name} ({dataset.split}) can be read, so none can come back')
+      raise ValueError(f'no image of {dataset.name} ({dataset.split}) can be read, so none can be reconstructed')
     _show(context, name, pictures, min(shown, num) // columns * columns, columns)
     return {key: float(value / count) for key, value in sums.items()} | latents.report(of_latents, int(count))
 
@@ -133,7 +133,7 @@ def reconstruction(
 
 
 def restored(net: Any, dataset: Dataset, *, mesh: jax.sharding.Mesh, batch_size: int) -> Generate:
-  """What comes back of the dataset's first images, for `fid(generate, ...)`; neither cond nor seed matters."""
+  """Reconstructions of the dataset's first images, for `fid(generate, ...)`; neither cond nor seed matters."""
 
   @jax.jit
   def run(params, images):
@@ -143,7 +143,9 @@ def restored(net: Any, dataset: Dataset, *, mesh: jax.sharding.Mesh, batch_size:
     params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
   ) -> Iterator[tuple[Array, int]]:
     if num > dataset.num_examples:
-      raise ValueError(f'{dataset.name} ({dataset.split}) has {dataset.num_examples} images; {num} cannot come back')
+      raise ValueError(
+        f'{dataset.name} ({dataset.split}) has {dataset.num_examples} images; {num} cannot be reconstructed'
+      )
     for first, batch in _batches(dataset, batch_size, mesh, num):
       yield run(whole(params), batch['image']), min(batch_size, num - first)
 

@@ -1,4 +1,4 @@
-"""A grid of samples, drawn from the same noise each time, so that a person can watch each image form."""
+"""A grid of samples from the same noise each time, which shows each image form during training."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any

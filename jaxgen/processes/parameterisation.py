@@ -1,4 +1,4 @@
-"""Parameterisations: what number a network puts out, and what it says about the data and the noise.
+"""Parameterisations: what a network predicts, and the x0 and eps that follow from it.
 
 With a = alpha(t), s = sigma(t), their rates a', s', and x_t = a x0 + s eps, each member is a `target` of (x0, eps)
 and its inverse given x_t, `predict`:
@@ -50,8 +50,8 @@ class Parameterisation(NamedTuple):
   Attributes:
     predict: `(output, x_t, t) -> Prediction`.
     target: `(x0, eps, t) ->` the output of a perfect network.
-    learns_variance: the network appends as many channels again, which are Prediction.variance.
-    scale_input: `t ->` what x_t is multiplied by before the network sees it.
+    learns_variance: the network has twice the channels; the second half is Prediction.variance.
+    scale_input: `t -> factor` of x_t in the network's input.
   """
 
   predict: Callable[[Array, Array, Array], Prediction]
@@ -65,7 +65,7 @@ Apply = Callable[[Array, Array, Cond], Array]  # a network with its parameters: 
 
 
 def eps(process: Process, *, margin: float | None = None) -> Parameterisation:
-  """The network predicts the noise (Ho et al. 2020); says nothing of the data where alpha = 0."""
+  """The network predicts the noise (Ho et al. 2020); gives no x0 where alpha = 0."""
   if margin is None:
     margin = 0.0 if process.num_steps else MARGIN
 
@@ -77,7 +77,7 @@ def eps(process: Process, *, margin: float | None = None) -> Parameterisation:
 
 
 def x0(process: Process, *, margin: float = MARGIN) -> Parameterisation:
-  """The network predicts the data; says nothing of the noise where sigma = 0."""
+  """The network predicts the data; gives no eps where sigma = 0."""
 
   def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
     a, s = _coefficients(process, jnp.maximum(t, margin), x_t)
@@ -121,7 +121,7 @@ def velocity(process: Process, *, margin: float = MARGIN) -> Parameterisation:
 
 
 def preconditioned(process: Process, *, data_std: float = 0.5, margin: float = MARGIN) -> Parameterisation:
-  """The network predicts F of Eq. 10; says nothing of the noise where sigma = 0, nor of the data where alpha = 0."""
+  """The network predicts F of Eq. 10; gives no eps where sigma = 0 and no x0 where alpha = 0."""
 
   def coefficients(t: Array, like: Array) -> tuple[Array, Array, Array, Array]:
     a, s = _coefficients(process, jnp.clip(t, margin, 1 - margin), like)

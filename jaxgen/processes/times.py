@@ -1,6 +1,6 @@
 """Time samplers: at which t a batch is trained, `(key, batch_size) -> t`, float32 [b] in [0, 1].
 
-A sampler is a quantile function of uniform numbers u, so each can be drawn independently or stratified:
+A sampler is a quantile function of uniform numbers u, so each can be sampled independently or stratified:
 
   (1)  independent  u_i ~ U[0, 1)
   (2)  stratified   u_i = (i + r)/b mod 1, one r ~ U[0, 1) for the batch: each stratum is hit once, which lowers the
@@ -16,7 +16,7 @@ bins; with L_i the losses that were last seen in bin i, up to ten of them,
 
   (7)  p_i ~ sqrt(mean L_i^2),   mixed with a uniform share of 0.001;   weight = 1 / (n p_i)
 
-Until every bin has ten, the draw is uniform. The losses are a state, which the objective keeps: `Importance`.
+Until every bin has ten, sampling is uniform. The losses are a state that the objective keeps: `Importance`.
 
 Differs from IDDPM: of two images in one bin of one batch, the last is remembered.
 

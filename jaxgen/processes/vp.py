@@ -27,7 +27,7 @@ import numpy as np
 from jaxgen.processes.process import Process
 from jaxgen.typing import Array, Float
 
-TIME_SCALE = 1000.0  # what the network sees of a continuous t: the range of DDPM's k
+TIME_SCALE = 1000.0  # the network's time for a continuous t: the range of DDPM's k
 OFFSET = 0.008  # e of Eq. 3
 
 

@@ -6,7 +6,7 @@ An error in one space is an error in any other times a number that depends on t 
   (2)  |d v|^2        = ((alpha^2 + sigma^2) / sigma)^2 |d x0|^2           (snr + 1 for VP)
   (3)  |d velocity|^2 = ((alpha sigma' - alpha' sigma) / sigma)^2 |d x0|^2  (1 / sigma^2 for rectified flow)
 
-so a weighting means nothing without its space. `uniform` is 1 in whatever space the loss is taken. The others are
+so a weighting depends on the space of the loss. `uniform` is 1 in whatever space the loss is taken. The others are
 weights of the *x0* loss, as their papers give them:
 
   (4)  snr            snr: the plain eps loss, written for x0

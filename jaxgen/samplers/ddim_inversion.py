@@ -5,7 +5,7 @@
 
 Eq. 2 with y = x_s, u = s is the usual inversion (Dhariwal & Nichol 2021, appendix F): DDIM's own step upwards, whose
 reconstruction has an error of order 1. Its fixed point, y = x_t, u = t, inverts Eq. 1 to the last digit; it is found by
-repeating Eq. 2 (Pan et al. 2023). A step from sigma = 0 starts with u = t as well: there eps cannot be told from x.
+repeating Eq. 2 (Pan et al. 2023). A step from sigma = 0 starts with u = t as well: there eps is undefined.
 """
 
 import jax

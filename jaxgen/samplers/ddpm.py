@@ -29,7 +29,7 @@ def ddpm(
   """Samples from `x` at times[0] to times[-1], one network call a step.
 
   Args:
-    variance: posterior.small, posterior.large, or posterior.learned of a network that learns it.
+    variance: posterior.small, posterior.large, or posterior.learned for a network that predicts it.
   """
   keys, times = required(keys, 'ddpm'), jnp.asarray(times)
 

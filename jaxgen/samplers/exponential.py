@@ -18,7 +18,7 @@ corrector). One node has cheaper weights of the same order, which DPM-Solver and
 
   (7)  w = B(h)/(2 r):   bh1  B = h,   bh2  B = m_0
 
-l is infinite at sigma = 0 and at alpha = 0, and float32 says little of its last digits before that. A step that touches
+l is infinite at sigma = 0 and at alpha = 0, and float32 is imprecise close to them. A step that touches
 |l| > LIMIT is DDIM's, which needs no l.
 """
 
@@ -101,7 +101,7 @@ def weights(
     h: lengths of the steps.
     nodes: the r_j, different from each other and from 0.
     sign: -1 for data, 1 for noise.
-    second: B of Eq. 7, if there is a single node and it shall not be exact.
+    second: B of Eq. 7, if there is a single node and Eq. 7 should not be exact.
   """
   m = moments(h, len(nodes) + 1, sign)
   if second is not None and len(nodes) == 1:

@@ -85,7 +85,7 @@ def rescaled(process: Process, amount: float = 0.7, combine: Combine = extrapola
 
 
 def zero_star(process: Process, zero_init: float = 0.0) -> Combine:
-  """CFG-Zero*: a less told velocity is fitted to the more told one before it is subtracted.
+  """CFG-Zero*: the velocity with the weaker condition is fitted to the other one before it is subtracted.
 
   Args:
     process: the process whose velocity is guided.
@@ -110,7 +110,7 @@ def zero_star(process: Process, zero_init: float = 0.0) -> Combine:
 def guided(
   denoise: Denoiser, terms: Sequence[Term], *, interval: Interval | None = None, combine: Combine = extrapolated
 ) -> Denoiser:
-  """Guides a denoiser away from its own less told predictions, in one network call for all of them.
+  """Guides a denoiser away from its predictions with weaker conditions, in one network call for all of them.
 
   Args:
     denoise: `(x_t, t, cond) -> Prediction`.
@@ -125,7 +125,7 @@ def guided(
   terms = tuple(itertools.dropwhile(lambda term: _is_one(term.scale), (term for term in terms if term.less)))
 
   def guide(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
-    predictions = _all_told(denoise, [term.less for term in terms], x_t, t, cond)
+    predictions = _all_predictions(denoise, [term.less for term in terms], x_t, t, cond)
     return combine(predictions, [_weight(term.scale, t, x_t, interval) for term in terms], x_t, t)
 
   return _inside(interval, denoise, guide) if terms else denoise
@@ -158,8 +158,8 @@ def compositional(
   """A sum of terms, for the `guide` of an objective.
 
   Args:
-    scales: w_i by the fields that c_{i-1} lacks, from the least told on: `{('image', 'text'): 1.5, ('text',): 7.5}` for
-      InstructPix2Pix.
+    scales: w_i by the fields that c_{i-1} lacks, the weakest condition first: for InstructPix2Pix
+      `{('image', 'text'): 1.5, ('text',): 7.5}`.
     interval, combine: as in `classifier_free`.
   """
 
@@ -205,7 +205,7 @@ def classifier_guided(
   interval: Interval | None = None,
   margin: float = 1e-3,
 ) -> Denoiser:
-  """Guides a denoiser towards what a classifier of noisy images recognises.
+  """Guides a denoiser towards the class of a classifier of noisy images.
 
   Args:
     denoise: `(x_t, t, cond) -> Prediction`.
@@ -250,7 +250,7 @@ def _fill(entry: Any, value: Array) -> Array:
   return jnp.broadcast_to(entry.reshape((1,) * (value.ndim - entry.ndim) + entry.shape), value.shape)
 
 
-def _all_told(
+def _all_predictions(
   denoise: Denoiser, less: Sequence[Mapping[str, Any]], x_t: Array, t: Array, cond: Cond
 ) -> list[Prediction]:
   """The predictions for c_0 ... c_n, from one call on n + 1 times the batch.

@@ -5,7 +5,7 @@
   (3)  x_s = x_t + (alpha_s - alpha_t) (x0 + x0_y)/2 + (sigma_s - sigma_t) (eps + eps_y)/2,   x0_y, eps_y at (y, s)
 
 Under rectified flow this is Heun on the velocity, under a process with alpha = 1 it is EDM's (Karras et al. 2022,
-Algorithm 1). Order 2. A step to sigma = 0 is Euler's, as in EDM: there eps cannot be told from x.
+Algorithm 1). Order 2. A step to sigma = 0 is Euler's, as in EDM: there eps cannot be separated from x.
 """
 
 import jax

@@ -1,7 +1,7 @@
 """Watching a sampler while it runs, and stopping it, without leaving the device's loop.
 
 A watched denoiser is a denoiser, so it goes to any sampler and under or over any guidance. Over guidance it shows what
-the sampler sees; under guidance, what guidance mixes. The callbacks run on the host while the device goes on.
+the sampler sees; under guidance, the guided one. The callbacks run on the host while the device continues.
 """
 
 from collections.abc import Callable

@@ -55,7 +55,7 @@ class Sampler(NamedTuple):
   times: Float[np.ndarray, ' n']
 
 
-# Names of fields -> the entries of `cond` that say nothing in their place (objectives/conditioning.py); () stands for
+# Names of fields -> the entries of `cond` for their nulls (objectives/conditioning.py); () stands for
 # all fields that have a null.
 Without = Callable[[Sequence[str]], Cond]
 

@@ -4,8 +4,8 @@
 
   guided_by_classifier(objective, net) -> objective
 
-The wrapped objective has one more network, 'classifier', with a phase of its own, and its samples are drawn from
-p(x) p(y | x)^(scale - 1): samplers/guidance.py, Eq. 4. The model may know nothing of the label.
+The wrapped objective has one more network, 'classifier', with a phase of its own, and its samples come from
+p(x) p(y | x)^(scale - 1): samplers/guidance.py, Eq. 4. The model itself may be unconditional.
 """
 
 from typing import Any

@@ -3,14 +3,14 @@
   (1)  L = E_{x0, eps, t} [ w(t) mean |F(x_hat) - F(x)|^2 ],   x_t = alpha(t) x0 + sigma(t) eps
 
 F is the space of the loss (eps, x0, v or velocity); x_hat is the network's prediction, and x what a perfect network's
-output would be read as. The network may predict in one space and be judged in another (`loss_in`), as in JiT.
+output would be read as. The network may predict in one space and have its loss in another (`loss_in`), as in JiT.
 
 If the parameterisation learns a variance, the bound of objectives/diffusion/vlb.py trains it (IDDPM, Nichol & Dhariwal
 2021), with the mean held fixed; T times the mean of its terms estimates the bound if t is uniform, or weighed as if:
 
   (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
 
-What the network is told, and how it is dropped for classifier-free guidance: objectives/conditioning.py. Times, noise
+Conditions, and how they are dropped for classifier-free guidance: objectives/conditioning.py. Times, noise
 and drops follow from the step's key, whatever the devices the batch lies on.
 """
 

@@ -72,7 +72,7 @@ def vdm(
     width: width of the schedule's network.
     every: steps between two updates of the schedule.
     parameterisation: the meaning of the network's output.
-    times: uniform, independent or stratified; Eq. 3 is for uniform times alone.
+    times: uniform times, independent or stratified, as Eq. 3 asks.
   """
   schedule, network = Monotone(*ends, width=width), Network(net, weights)
   conditioner.check()

@@ -4,10 +4,11 @@ With s = t - 1/T, q the true reverse step given x0, and p the model's:
 
   (1)  L_t = KL(q(x_s | x_t, x0) || p(x_s | x_t))            t > 1/T
   (2)  L_0 = -log p(x0 | x_t)                                t = 1/T: the mass in each 8-bit pixel's bin
-  (3)  L_T = KL(q(x_1 | x0) || N(0, I))                      the prior; nothing to learn
+  (3)  L_T = KL(q(x_1 | x0) || N(0, I))                      the prior, a constant
   (4)  -log p(x0) <= L_0 + sum L_t + L_T
 
-The model's mean is posterior_mean of its x0; its variance is posterior.learned, or small or large where it learns none.
+The model's mean is posterior_mean of its x0; its variance is posterior.learned, or small or large where it predicts
+none.
 """
 
 import math
@@ -48,7 +49,7 @@ def bound(
   keys: Key[Array, ' b'],
   variance: posterior.Variance = posterior.learned,
 ) -> Bound:
-  """Every term of Eq. 4, each with one draw of x_t: as many passes of the denoiser as the process has steps.
+  """Every term of Eq. 4, each with one sample of x_t: one pass of the denoiser for each step of the process.
 
   Args:
     denoise: the model.
@@ -99,7 +100,7 @@ def vlb_estimate(
   t: Float[Array, ' b'],
   weight: Float[Array, ' b'],
 ) -> Float[Array, '']:
-  """The sum of Eqs. 1 and 2 from one term of each image, whose t is drawn with probability 1 / (T weight)."""
+  """The sum of Eqs. 1 and 2 from one term of each image, whose t has the probability 1 / (T weight)."""
   return _num_steps(process) * jnp.mean(weight * vlb_term(process, prediction, x0, x_t, t))
 
 

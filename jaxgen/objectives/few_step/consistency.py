@@ -169,7 +169,7 @@ def _neighbours(key: Key[Array, ''], num: int, process: Process, intervals: Arra
 
 
 def _heun(denoise: Denoiser, process: Process, x: Array, t: Array, s: Array, cond: Cond) -> Array:
-  """One step of dx = eps dsigma from t to s; the denoiser is not asked where there is no noise."""
+  """One step of dx = eps dsigma from t to s; the denoiser is not called where there is no noise."""
   width = expand(process.sigma(s) - process.sigma(t), x)
   eps = denoise(x, t, cond).eps
   later = denoise(x + width * eps, jnp.maximum(s, MARGIN), cond).eps

@@ -1,9 +1,9 @@
 """Students of an earlier stage of the run: progressive distillation, Reflow, and one step in place of a sampler.
 
-A stage that learns from the stage before it begins with `of_last_stage` (Experiment.begin): what that stage would be
+A stage that distils the stage before it begins with `of_last_stage` (Experiment.begin): what that stage would be
 sampled with becomes the student's first parameters and `state.extra['teacher']`, so a checkpoint holds it.
 
-`progressive` (Salimans & Ho 2022, Algorithm 2): one DDIM step of the student, of N, does what two of the teacher, of
+`progressive` (Salimans & Ho 2022, Algorithm 2): one DDIM step of the student, of N, replaces two of the teacher, of
 2 N, do. From z_t, t one of the student's times, the teacher goes to m = t - 1/(2 N) and to s = t - 1/N, and
 
   (1)  x0~ = (z_s - (sigma_s/sigma_t) z_t) / (alpha_s - (sigma_s/sigma_t) alpha_t)
@@ -15,12 +15,12 @@ is the x0 with which DDIM takes z_t to z_s; it takes the place of the data in th
   (2)  x_t = alpha_t G(eps) + sigma_t eps
 
 of a rectified flow at all times this is Reflow (Liu et al. 2022), whose straight lines cross less, so that its paths
-need fewer steps; at t = 1 alone, a student of one step (Luhman & Luhman 2021). The pairs are drawn while training: each
+need fewer steps; at t = 1 alone, a student of one step (Luhman & Luhman 2021). The pairs are made during training: each
 step adds `fresh` to a pool in `state.extra`, from which its batch is taken.
 
 A student that cannot reach its target is a blur by squared errors; a perceptual distance may be added to them.
 
-Differs from Luhman & Luhman and Liu et al.: they draw all pairs before training, which is a pool that never changes.
+Differs from Luhman & Luhman and Liu et al.: they make all pairs before training, a pool that never changes.
 """
 
 from collections.abc import Callable, Sequence
@@ -48,7 +48,7 @@ from jaxgen.typing import Array, Batch, Float, Key
 
 
 def of_last_stage(old: Any, fresh: Any) -> Any:
-  """The first state of a stage that learns from the one before: all of it fresh, but for the networks.
+  """The first state of a stage that distils the one before: new but for the networks.
 
   Args:
     old: the state after the last stage.
@@ -77,11 +77,11 @@ def progressive(
   guide_teacher: Sequence[Guide] = (),
   limit: float | None = 1.0,
 ) -> Objective:
-  """Trains `net` to do in `steps` DDIM steps what the stage before does in twice as many.
+  """Trains `net` to sample in `steps` DDIM steps as the stage before does in twice as many.
 
   Args:
     net, process, shape, parameterisation, loss_in, weighting, conditioner, limit: as in `diffusion`. A loss on eps
-      alone says nothing where alpha = 0; the paper's is on x0, with `weighting.truncated_snr`.
+      alone is undefined where alpha = 0; the paper's is on x0, with `weighting.truncated_snr`.
     steps: N, of the student; t is i/N for i = 1 ... N.
     distance: a distance of objectives/distances.py between x0 and x0~, added to the squared error.
     guide_teacher: wrappers of the teacher, such as `(classifier_free(3.0),)` in the first of several stages: its

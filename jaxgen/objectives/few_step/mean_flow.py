@@ -13,10 +13,10 @@ Guidance is learned with the target (their Eq. 19, and its appendix): v becomes
 
   (4)  w v + k u(x_t, t, t | c) + (1 - w - k) u(x_t, t, t | null),   of the effective scale w / (1 - k)
 
-A network is told s t as its time, and s (t - r) as cond['interval'], s the `time_scale`. As a denoiser it is
-u(x_t, t, t), and u(x_t, t, r) to whom tells it r as cond[END]; x0 and eps are then the ends of the straight line
-through x_t along u. Its output is u, or by another parameterisation what says where that line ends: of x0,
-u = (x_t - x0) / t, and one step from noise is the output itself.
+The network's time is s t, and cond['interval'] is s (t - r), with s the `time_scale`. As a denoiser it is u(x_t, t, t),
+or u(x_t, t, r) where cond[END] is r; x0 and eps are then the ends of the straight line through x_t along u. Its output
+is u, or another parameterisation of the end of that line: of x0, u = (x_t - x0) / t, and one step from noise is the
+output itself.
 """
 
 from collections.abc import Callable
@@ -68,11 +68,11 @@ def mean_flow(
   Args:
     net: `(x_t, time, cond, *, train) -> u` that reads `cond['interval']`, such as `DiT(interval=True)`.
     shape: shape of one image, `(h, w, c)`.
-    times: drawn twice for each image; the later is t, the earlier r.
+    times: sampled twice for each image; the later is t, the earlier r.
     jumps: the sampler's times, from 1 to 0: `grids.uniform(1)` for one step.
-    different: share of the images with r < t; the others learn v.
+    different: share of the images with r < t; the others train v.
     conditioner, weights: as in `diffusion`.
-    scale: w of Eq. 4, guidance that the network learns to contain where the condition is not dropped, so that a guided
+    scale: w of Eq. 4, guidance that is distilled into the network where the condition is not dropped, so that a guided
       image costs no second pass.
     kappa: k of Eq. 4, in [0, 1); where it is not 0, a training step has one more pass.
     power: p of the adaptive weight sg(1 / (|error|^2 + 1e-3)^p); 0 is the squared error.
@@ -121,7 +121,7 @@ def mean_flow(
 
 
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:
-  """u and what Eq. 3 wants it to be."""
+  """u and its target of Eq. 3."""
   ones, zeros = jnp.ones_like(t), jnp.zeros_like(r)
   with attention.unfused():
     u, along = jax.jvp(jump, (x_t, t, r), (v, ones, zeros))
@@ -129,7 +129,7 @@ def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tu
 
 
 def jump_of_network(network: Network, scale: float, parameterisation: Parameterise) -> JumpOf:
-  """The velocity of a jump, from a network that is told `scale` times the time and the interval."""
+  """The velocity of a jump, from a network whose inputs are `scale` times the time and the interval."""
   space = parameterisation(FLOW)
 
   def jump_of(params: dict[str, Any], frozen: Any, cond: Cond, **kwargs: Any) -> Jump:
@@ -146,7 +146,7 @@ def jump_of_network(network: Network, scale: float, parameterisation: Parameteri
 
 
 def init_jumps(network: Network, shape: tuple[int, ...], conditioner: Conditioner) -> InitFn:
-  """`Objective.init` of a network that is told the interval of a jump beside its condition."""
+  """`Objective.init` of a network with the interval of a jump beside its condition."""
 
   def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Array) -> Cond:
     return {**conditioner.encode(params, frozen, fields, keys), 'interval': jnp.zeros(len(keys))}
@@ -163,7 +163,7 @@ def jumping(
   cond: Cond | None = None,
   keys: Key[Array, ' b'] | None = None,
 ) -> Float[Array, 'b ...']:
-  """A solver that tells the denoiser where each step ends.  # Eq. 2"""
+  """A solver that gives the denoiser the end of each step.  # Eq. 2"""
 
   def step(x: Array, t_r: tuple[Array, Array]) -> tuple[Array, None]:
     t, r = (jnp.full(x.shape[:1], time) for time in t_r)

@@ -58,7 +58,7 @@ def scm(
   Args:
     net: `(x / d, network_time, cond, *, train) -> F`.
     shape: shape of one image, `(h, w, c)`.
-    process: `trig_flow(data_std=d)`; if None, one whose network is told the angle o, as Lu & Song have it.
+    process: `trig_flow(data_std=d)`; if None, one whose network takes the angle o, as in Lu & Song.
     data_std: d.
     times: time sampler of training; `trig_flow.log_normal(data_std=d)` if None.
     sample_times: times at which `sample` calls f, falling from 1; one for each step.

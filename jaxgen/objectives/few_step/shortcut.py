@@ -51,7 +51,7 @@ def shortcut(
 
   Args:
     net, shape, jumps, conditioner, weights, time_scale, parameterisation, limit: as in `mean_flow`; jumps of 1, 1/2,
-      1/4, ... are the trained ones, and nothing is differentiated by t.
+      1/4, ... are the trained ones, and there is no derivative by t.
     finest: a power of two; jumps of 1/finest are taken at interval 0.
     bootstrap_every: one image in this many trains the self-consistency target (Eq. 1), which the average of the
       network's name predicts where there is one.
