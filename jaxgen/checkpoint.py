@@ -40,11 +40,13 @@ class Policy(NamedTuple):
     every: steps between two checkpoints; the last step is always saved.
     keep: how many of the newest stay.
     keep_every: steps that are multiples of this stay for good; None for none.
+    best: name of a metric, lower is better, whose best model is kept in RUN/best (best.py); None for none.
   """
 
   every: int = 1000
   keep: int = 2
   keep_every: int | None = None
+  best: str | None = 'fid'
 
 
 class CheckpointError(RuntimeError):

@@ -8,17 +8,20 @@ import sys
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import distributed
+from jaxgen import distributed, sharding
 from jaxgen import writer as writers
 from jaxgen.evaluators import quality
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.files import write_whole
-from jaxgen.metrics import suite
+from jaxgen.metrics import inception, suite
+from jaxgen.metrics.evaluate import evaluate as metrics_of
 from jaxgen.metrics.evaluate import read_reference
+from jaxgen.metrics.folder import Images
 from jaxgen.metrics.shards import Shards
 from jaxgen.sample import Trained
 
@@ -58,6 +61,37 @@ def evaluate(
       writer.scalars(trained.step, values)
       results[evaluator.name] = dict(values)
   return results
+
+
+def compare(
+  images: pathlib.Path | Images,
+  reference: pathlib.Path | Images | None,
+  *,
+  metrics: Sequence[str],
+  batch_size: int | None = None,
+  resize: inception.Resize = inception.tf1_bilinear,
+  report: Callable[[str], None] = lambda message: None,
+) -> dict[str, Any]:
+  """Any metrics of images against others, and their `protocol`; see `metrics.evaluate.evaluate`.
+
+  Args:
+    batch_size: images at a time; 16 for each device by default.
+    resize: how images come to the 299x299 of Inception.
+  """
+  mesh = sharding.make_mesh()
+  batch_size = 16 * jax.device_count() if batch_size is None else batch_size
+  sharding.check_batch_size(batch_size, mesh)
+  networks = quality.load_networks(metrics, batch_size=batch_size, mesh=mesh, resize=resize)
+  found = metrics_of(
+    images,
+    reference,
+    metrics=metrics,
+    extract=networks.extract,
+    batch_size=batch_size,
+    logits=networks.logits,
+    report=report,
+  )
+  return found.metrics | {'protocol': found.protocol | networks.protocol}
 
 
 class Samples(NamedTuple):

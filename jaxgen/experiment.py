@@ -115,7 +115,8 @@ def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment
     raise ValueError('a run needs at least one Experiment, got none; build() must return one')
   for stage in stages:
     counts = {name: getattr(stage, name) for name in ('steps', 'accumulate', 'log_every', 'max_bad_steps')}
-    counts |= {f'checkpoints.{name}': value for name, value in stage.checkpoints._asdict().items()}
+    policy = stage.checkpoints
+    counts |= {f'checkpoints.{name}': getattr(policy, name) for name in ('every', 'keep', 'keep_every')}
     counts |= {f'every of {evaluator.name}': evaluator.every for evaluator in stage.evaluators}
     for name, value in counts.items():
       if value is not None and value < 1:

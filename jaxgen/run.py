@@ -9,6 +9,7 @@ import jax
 from etils import epath
 
 from jaxgen import distributed, report
+from jaxgen.best import Best
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.distributed import Interrupted, Preempted
 from jaxgen.experiment import Experiment
@@ -34,6 +35,7 @@ class Run(NamedTuple):
     total: steps of all stages.
     writer: writes the folder; silent on every process but the first.
     checkpoints: the run's checkpoints.
+    best: keeps the best model.
     signals: what this process was told.
     stop: whether the run must save and end here; all processes call it as often.
     watchdog: told of all that the main thread comes to.
@@ -46,6 +48,7 @@ class Run(NamedTuple):
   total: int
   writer: Writer
   checkpoints: Checkpoints
+  best: Best
   signals: Signals
   stop: Callable[[], bool]
   watchdog: Watchdog
@@ -82,6 +85,15 @@ def save(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
   run.writer.sync()
   with run.goodput.within('checkpoint'), run.watchdog.no_whole_state(SAVE_SECONDS):
     run.checkpoints.save(state, identity(stage, run.record))
+
+
+def save_best(run: Run, stage: Experiment, state: TrainState, step: int, values: Mapping[str, float]) -> None:
+  """Keeps the model of an evaluation that is better than all before; called before its values are on record."""
+  if not run.best.is_better(values):
+    return
+  meet(run, f'the best model, of step {step}')
+  with run.goodput.within('checkpoint'), run.watchdog.no_whole_state(SAVE_SECONDS):
+    run.best.save(state, identity(stage, run.record), values)
 
 
 def save_now(run: Run, stage: Experiment, state: TrainState) -> None:

@@ -7,21 +7,23 @@ other batches, gives the same ones.
 import functools
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import ema, sharding, stage_setup
+from jaxgen import best, ema, sharding, stage_setup
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.generate import make_generate, to_host
 from jaxgen.experiment import Experiment, as_stages, stage_of
+from jaxgen.generation import negative
 from jaxgen.objectives.base import Denoising, SampleFn
 from jaxgen.train_state import TrainState, sampling_params
 from jaxgen.typing import UInt8
 
 Cond = dict[str, np.ndarray]
+Step = int | Literal['best']
 
 
 class Trained(NamedTuple):
@@ -45,7 +47,7 @@ def restore(
   experiment: Experiment | Sequence[Experiment],
   workdir: str | os.PathLike,
   *,
-  step: int | None = None,
+  step: Step | None = None,
   average: str | None = None,
 ) -> Trained:
   """Reads what is sampled with; optimizer state is not read.
@@ -53,7 +55,7 @@ def restore(
   Args:
     experiment: the Experiment that the run's config builds.
     workdir: the run's folder.
-    step: step of the checkpoint; the newest by default.
+    step: step of the checkpoint, or 'best' for the model with the lowest FID (best.py); the newest by default.
     average: sample with this average of `state.ema`; 'none' is the parameters themselves, and 'power:0.08' the power
       function's average of that relative standard deviation, reconstructed from those that the checkpoints hold
       (ema.py). By default each network with an average of its own name is sampled with that.
@@ -64,7 +66,8 @@ def restore(
     CheckpointError: it is damaged, or of another network.
   """
   stages = as_stages(experiment)
-  checkpoints = Checkpoints(epath.Path(workdir) / 'checkpoints', None)
+  folder, step = (best.FOLDER, None) if step == 'best' else ('checkpoints', step)
+  checkpoints = Checkpoints(epath.Path(workdir) / folder, None)
   try:
     step = checkpoints.latest() if step is None else step
     stage = stages[stage_of(stages, step or 0)]
@@ -131,6 +134,41 @@ def conditioning(stage: Experiment, num: int, *, given: Mapping[str, Any] | None
   return {name: taken[name] if name in taken else rows[name] for name in fields}
 
 
+def class_numbers(labels: Sequence[str | int], names: Sequence[str]) -> list[int]:
+  """Numbers of classes that are given by name or number; 'all' is each of them.
+
+  Raises:
+    ValueError: a label is no class.
+  """
+  if 'all' in labels:
+    return list(range(len(names)))
+  numbers = []
+  for label in labels:
+    text = str(label)
+    if text in names:
+      numbers.append(list(names).index(text))
+    elif text.isdecimal() and int(text) < len(names):
+      numbers.append(int(text))
+    else:
+      known = ', '.join(f'{i} {name!r}' for i, name in enumerate(names[:50])) or 'none'
+      raise ValueError(f'label {label!r} is no class of this run; its classes are {known}')
+  return numbers
+
+
+def prompt_fields(stage: Experiment, prompts: Sequence[str]) -> dict[str, np.ndarray]:
+  """The fields of a batch that prompts stand for.
+
+  Raises:
+    ValueError: the model reads no text.
+  """
+  if not prompts:
+    return {}
+  if stage.tokenize is None:
+    told = ', '.join(map(repr, stage.objective.conditioner.fields)) or 'nothing'
+    raise ValueError(f'this model reads no text, so it takes no prompt; it is told {told}')
+  return dict(stage.tokenize(prompts))
+
+
 def denoising(trained: Trained) -> Denoising:
   """`parts_of` the stage that a run was in."""
   return parts_of(trained.stage)
@@ -151,9 +189,20 @@ def parts_of(stage: Experiment) -> Denoising:
   return parts
 
 
+def away_from_prompt(stage: Experiment, text: str) -> Denoising:
+  """`parts_of` a stage, with guidance away from a text."""
+  said = {name: rows[0] for name, rows in prompt_fields(stage, [text]).items()}
+  return negative.away_from(parts_of(stage), stage.objective.conditioner, said)
+
+
 def noise_key(seed: int) -> Any:
   """The key of the first image of `sample(..., seed=seed)`."""
   return jax.random.fold_in(jax.random.key(seed), 0)
+
+
+def batch_for(num: int, mesh: jax.sharding.Mesh) -> int:
+  """How many of `num` images are made at a time, unless something else is asked for."""
+  return -(-min(num, 64) // mesh.size) * mesh.size
 
 
 def sample(
@@ -178,7 +227,7 @@ def sample(
     inputs: other inputs of `sample_fn` than the condition, as host arrays of `num` rows each: an image, a mask.
   """
   mesh = trained.stage.mesh
-  batch_size = batch_size or -(-min(num, 64) // mesh.size) * mesh.size
+  batch_size = batch_for(num, mesh) if batch_size is None else batch_size
   sharding.check_batch_size(batch_size, mesh)
   generate = make_generate(sample_fn or trained.stage.objective.sample, mesh=mesh, batch_size=batch_size)
   batches = generate(trained.params, trained.frozen, cond, seed=seed, num=num, inputs=inputs or {})

@@ -17,8 +17,9 @@ import jax
 from etils import epath
 
 from jaxgen import distributed, files, goodput, sharding
-from jaxgen import writer as writers
+from jaxgen.best import Best
 from jaxgen.checkpoint import Checkpoints
+from jaxgen.destination import Destination
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.experiment import Experiment, as_stages, stage_of
 from jaxgen.goodput import Goodput
@@ -34,6 +35,7 @@ from jaxgen.run import (
   leave_run,
   meet,
   save,
+  save_best,
   save_now,
   stall_seconds,
   wait_for_saves,
@@ -44,6 +46,7 @@ from jaxgen.stage_setup import abstract_state, compile_step, first_state, place_
 from jaxgen.step_window import StepWindow
 from jaxgen.train_state import TrainState
 from jaxgen.watchdog import Waiting, Watchdog
+from jaxgen.writer import Writer, silent
 
 _MEET_EVERY = 16  # steps between two meetings of the processes, at most: devices take about 32 before the host waits
 
@@ -56,6 +59,7 @@ def train(
   allow_changes: bool = False,
   signals: Signals | None = None,
   profile: Profile | None = None,
+  writers: Sequence[Destination] = (),
 ) -> TrainState:
   """Trains until the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -66,6 +70,7 @@ def train(
     allow_changes: go on although dataset, seed, batch size or config are not those of the checkpoint.
     signals: from `signals.listening`; SIGTERM and Ctrl-C are heard while this runs without it.
     profile: steps to trace, and a port for profilers.
+    writers: other places that metrics and pictures go to, such as `destination.wandb('project')`.
 
   Returns:
     The state after the last step.
@@ -81,8 +86,8 @@ def train(
     stack.enter_context(distributed.alone_in(workdir))
     signals = signals or stack.enter_context(listening(sigterm=not distributed.is_distributed()))
     stack.enter_context(memory_if_full(workdir))
-    stages = as_stages(experiment)
-    return _train(stages, epath.Path(workdir), dict(record or {}), allow_changes, signals, profile or Profile())
+    stages, folder = as_stages(experiment), epath.Path(workdir)
+    return _train(stages, folder, dict(record or {}), allow_changes, signals, profile or Profile(), writers)
 
 
 def _train(
@@ -92,6 +97,7 @@ def _train(
   allow_changes: bool,
   signals: Signals,
   profile: Profile,
+  others: Sequence[Destination],
 ) -> TrainState:
   checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
   start = checkpoints.recover()
@@ -103,18 +109,20 @@ def _train(
   distributed.ready('the start of the run')
   watchdog = Watchdog(seconds=stall_seconds(stages[0]), end=end_stalled if signals.exits else None)
   signals.rescue = watchdog.rescue
-  writer = writers.Writer(workdir, resume_step=start) if distributed.is_first() else writers.silent()
+  writer = Writer(workdir, resume_step=start, others=others) if distributed.is_first() else silent()
   clock = Goodput(workdir if distributed.is_first() else None, resume_step=start)
   tracer = Tracer(profile, workdir)
   with writer, watchdog, contextlib.closing(tracer):
     stop = distributed.agreed_stop(signals)
-    run = Run(workdir, record, total, writer, checkpoints, signals, stop, watchdog, clock, tracer)
+    best = Best(workdir, stages[0].checkpoints.best, resumes=start is not None)
+    run = Run(workdir, record, total, writer, checkpoints, best, signals, stop, watchdog, clock, tracer)
     for message in checkpoints.lost:
       writer.text(message)
     try:
       state = train_stages(run, stages, start)
       wait_for_saves(run)
     except BaseException as error:
+      best.close()
       checkpoints.close()
       write_report(run)
       if isinstance(error, OSError) and error.errno == errno.ENOSPC:
@@ -122,6 +130,7 @@ def _train(
           f'the disk of {workdir} is full: free some space and start again, the run goes on {checkpoints.going_on()}'
         ) from error
       raise
+    best.close()
     checkpoints.close()
     write_report(run)
   distributed.ready('the end of the run')
@@ -293,6 +302,7 @@ def evaluate(
     with run.goodput.within('evaluation'):
       values = evaluator.run(Context(step, state, frozen, run.writer, run.workdir, pause))
     seconds = time.perf_counter() - began
+    save_best(run, stage, state, step, values)
     run.writer.scalars(step, dict(values) | {_seconds_metric(evaluator): seconds})
     shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
     run.writer.text(f'step {step:,}  {evaluator.name} took {seconds:.1f} s  {shown}'.rstrip())

@@ -15,6 +15,7 @@ Training relies on metrics.jsonl alone, which is written at once and whose error
 (observers.py): a full disk, a hung file system or a closed terminal costs a warning and a count, `failures`.
 """
 
+import functools
 import json
 import math
 import os
@@ -31,6 +32,7 @@ import numpy as np
 from etils import epath
 
 from jaxgen import files
+from jaxgen.destination import Destination
 from jaxgen.event_files import EventFiles
 from jaxgen.image_grid import grid, save_png
 from jaxgen.metrics_file import MetricsFile
@@ -50,18 +52,27 @@ class Writer:
     resume_step: the step the run goes on from; records of later steps are dropped. None is a new run, which
       drops all of them.
     stream: where text and progress go, in place of standard output.
+    others: other places that metrics and pictures go to.
 
   Raises:
     OSError: metrics.jsonl cannot be written; so does `scalars`.
   """
 
-  def __init__(self, workdir: str | os.PathLike | None, *, resume_step: int | None = None, stream: Any = None):
+  def __init__(
+    self,
+    workdir: str | os.PathLike | None,
+    *,
+    resume_step: int | None = None,
+    stream: Any = None,
+    others: Sequence[Destination] = (),
+  ):
     self._workdir = folder = None if workdir is None else epath.Path(workdir)
     if folder is None:
       return
     self._screen = Observers(lambda text: None)
     self._console = Console(stream or sys.stdout, lambda act: self._screen.call('the console', act))
     self._observers = Observers(self.text)
+    self._others = tuple(others)
     self._resumes = resume_step is not None
     last = -1 if resume_step is None else resume_step
     folder.mkdir(parents=True, exist_ok=True)
@@ -89,6 +100,8 @@ class Writer:
       return
     text = json.dumps({**config, 'environment': environment()}, indent=2, default=repr)
     self.observe('config.json', lambda: self._write_config(text), wait=True)
+    for other in self._others:
+      self.observe(other.name, functools.partial(other.start, os.fspath(self._workdir), json.loads(text)))
 
   def _write_config(self, text: str) -> None:
     assert self._workdir is not None
@@ -113,6 +126,8 @@ class Writer:
     self._metrics.add(step, numbers)
     finite = {name: value for name, value in numbers.items() if math.isfinite(value)}
     self.observe('tensorboard', lambda: self._events.scalars(step, finite))
+    for other in self._others:
+      self.observe(other.name, functools.partial(other.scalars, step, numbers))
 
   def on_record(self, step: int) -> set[str]:
     """Names of the metrics that an earlier process recorded at a step."""
@@ -151,6 +166,8 @@ class Writer:
     path = self._workdir / 'samples' / f'{name}_{step:08d}.png'
     self.observe('samples', lambda: save_png(path, picture), wait=True)  # before a record says that it was made
     self.observe('tensorboard', lambda: self._events.image(step, name, picture))
+    for other in self._others:
+      self.observe(other.name, functools.partial(other.image, step, name, picture))
 
   def text(self, text: str, *, name: str | None = None, shown: bool = True) -> None:
     """Prints lines above the progress line, if they are to be shown; with a name, keeps them as NAME.txt."""
@@ -198,6 +215,8 @@ class Writer:
       return
     self._metrics.close()
     self.observe('tensorboard', self._events.close)
+    for other in self._others:
+      self.observe(other.name, other.close)
     self._observers.close(_CLOSE_SECONDS)
     if self._observers.failures:
       self.text(f'{self._observers.failures} writes that only observe failed, were late or were dropped')

@@ -57,13 +57,39 @@ TPU_FLAGS: dict[str, dict[str, str]] = {
 def set_defaults() -> None:
   """Adds to the environment what it does not set of the above; no effect once JAX has started."""
   flags = os.environ.get('XLA_FLAGS', '').split()
-  names = {flag.partition('=')[0] for flag in flags}
-  missing = [flag for flag in CPU_FLAGS if flag.partition('=')[0] not in names]
-  os.environ['XLA_FLAGS'] = ' '.join([*flags, *missing])
+  os.environ['XLA_FLAGS'] = ' '.join([*flags, *_missing(flags)])
   devices = _fake_devices(flags)
   if devices > 1:
     os.environ.setdefault('NPROC', str(THREADS_PER_DEVICE * devices))
   keep_freed_memory()
+
+
+def require() -> None:
+  """Adds `CPU_FLAGS` to the environment; called when jaxgen is imported.
+
+  Raises:
+    RuntimeError: JAX has started on CPUs alone, without them.
+  """
+  flags = os.environ.get('XLA_FLAGS', '').split()
+  missing = _missing(flags)
+  if missing and _started_on_cpus():
+    raise RuntimeError(
+      f'JAX has started without {missing[0]}, and without it some programs of the CPU are wrong: import jaxgen before '
+      f'the first computation, or set XLA_FLAGS={missing[0]}'
+    )
+  if missing:
+    os.environ['XLA_FLAGS'] = ' '.join([*flags, *missing])
+
+
+def _missing(flags: list[str]) -> list[str]:
+  names = {flag.partition('=')[0] for flag in flags}
+  return [flag for flag in CPU_FLAGS if flag.partition('=')[0] not in names]
+
+
+def _started_on_cpus() -> bool:
+  """Whether JAX has its devices already, and they are CPUs; asking JAX itself would start it."""
+  bridge = sys.modules.get('jax._src.xla_bridge')
+  return set(getattr(bridge, '_backends', ())) == {'cpu'}
 
 
 def keep_freed_memory() -> bool:

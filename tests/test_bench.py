@@ -8,7 +8,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgen import sharding, train
+from jaxgen import sharding, stage_setup
 from jaxgen.bench import peer, programs, sampler, start, train_step
 from jaxgen.cli import bench as command
 from tests import tiny_config, toys
@@ -39,7 +39,7 @@ def test_flops_of_a_step_are_those_of_its_two_products(result):
 
 def test_peak_memory_holds_at_least_the_state_of_a_device(result):
   state = toys.experiment()
-  shapes = train.abstract_state(state)
+  shapes = stage_setup.abstract_state(state)
   held = sum(np.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize for x in jax.tree.leaves(shapes))
   assert result['peak_bytes'] >= held
 
@@ -53,7 +53,7 @@ def test_a_phase_that_runs_rarely_counts_rarely():
   experiment = toys.experiment()
   phase = experiment.objective.phases[0]._replace(every=4)
   rare = experiment._replace(objective=experiment.objective._replace(phases=(phase,)))
-  shapes = train.abstract_state(experiment)
+  shapes = stage_setup.abstract_state(experiment)
   assert train_step.model_flops(rare, shapes, {}) * 4 == train_step.model_flops(experiment, shapes, {})
 
 

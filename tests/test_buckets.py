@@ -177,7 +177,7 @@ def test_the_whole_loop_runs_with_its_folder_in_a_bucket(bucket, tmp_path, monke
     asked.append(os.fspath(directory))
     return Checkpoints(tmp_path / 'checkpoints', policy)
 
-  monkeypatch.setattr('jaxgen.train.Checkpoints', checkpoints)
+  monkeypatch.setattr(importlib.import_module('jaxgen.train'), 'Checkpoints', checkpoints)
   state = train(toys.experiment(steps=8), 'gs://mine/c')
   assert asked == ['gs://mine/c/checkpoints']
   again = train(toys.experiment(steps=8), 'gs://mine/c')

@@ -1,6 +1,7 @@
 """The `jaxgen` program: start-up, mistakes, configs and overrides, and training and sampling through it."""
 
 import errno
+import importlib
 import json
 import os
 import pathlib
@@ -346,8 +347,8 @@ def test_a_grid_is_one_picture(trained, tmp_path):
 @pytest.mark.parametrize(
   ('options', 'message'),
   [
-    (('--label', 'green'), "--label 'green' is no class of this run; its classes are 0 'dark', 1 'light'"),
-    (('--label', '2'), "--label '2' is no class"),
+    (('--label', 'green'), "label 'green' is no class of this run; its classes are 0 'dark', 1 'light'"),
+    (('--label', '2'), "label '2' is no class"),
     (('--step', '3'), 'no checkpoint of step 3'),
     (('--ema', 'slow'), "no average named 'slow'; this run keeps ['net', 'wide'], none and power:WIDTH"),
     (('--ema', 'power:wide'), "average 'power:wide' is not understood; wanted power:WIDTH"),
@@ -401,13 +402,14 @@ def test_a_mistake_in_build_is_one_line_and_leaves_no_folder(tmp_path, capsys):
 
 
 def test_a_preempted_run_exits_75(tmp_path, capsys, monkeypatch):
-  from jaxgen import distributed, train
+  from jaxgen import distributed
 
-  def preempted(experiment, workdir, *, record, allow_changes, signals):
+  def preempted(experiment, workdir, *, record, allow_changes, signals, profile, writers):
+    assert not writers
     assert (workdir, record['name'], allow_changes) == (pathlib.Path('runs/tiny_config'), 'tiny_config', True)
     raise distributed.Preempted('stopped at step 7')
 
-  monkeypatch.setattr(train, 'train', preempted)
+  monkeypatch.setattr(importlib.import_module('jaxgen.train'), 'train', preempted)
   assert jaxgen('train', '--config', TINY, '--allow-changes') == 75
   assert capsys.readouterr().err == 'jaxgen: stopped at step 7\n'
 

@@ -8,7 +8,7 @@ from etils import epath
 from PIL import Image
 from test_gan_networks import random_variables
 
-from jaxgen import sharding
+from jaxgen import animation, sharding
 from jaxgen.evaluators import modes as mode_evaluators
 from jaxgen.evaluators import walk as walks
 from jaxgen.evaluators.base import Context
@@ -135,13 +135,13 @@ def _context(tmp_path, params=None):
 def test_animations_hold_every_frame(tmp_path, suffix):
   frames = np.random.default_rng(0).integers(0, 256, (5, 8, 12, 3), dtype=np.uint8)
   path = epath.Path(tmp_path) / 'samples' / f'a{suffix}'
-  walks.write_animation(path, frames, frames_per_second=10)
+  animation.write(path, frames, frames_per_second=10)
   with Image.open(path) as file:
     assert file.n_frames == 5
     file.seek(3)
     assert suffix == '.gif' or (np.asarray(file.convert('RGB')) == frames[3]).all()
   with pytest.raises(ValueError, match=r'an animation is a \.webp, \.png, \.gif file'):
-    walks.write_animation(path.with_suffix('.jpg'), frames, frames_per_second=10)
+    animation.write(path.with_suffix('.jpg'), frames, frames_per_second=10)
 
 
 def test_the_walk_evaluator_draws_each_frame_from_the_averaged_parameters(tmp_path):

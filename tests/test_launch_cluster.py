@@ -306,7 +306,7 @@ def test_the_image_copies_what_is_there_and_all_that_is_installed():
   extras = re.search(r'^ARG EXTRAS=(.+)$', text, re.MULTILINE)[1]
   assert all(f"'{extra}':" in (ROOT / 'setup.py').read_text() for extra in extras.split(','))
   assert '--constraint launch/constraints.txt' in text and 'ENTRYPOINT ["jaxgen"]' in text
-  assert re.findall(r'^USER (.+)$', text, re.MULTILINE)[-1:] == ['jaxgen']  # not root
+  assert re.findall(r'^USER (.+)$', text, re.MULTILINE)[-1:] == ['10001']  # not root
 
 
 def test_the_skypilot_file_is_marked_untested_and_its_commands_are_shell():

@@ -12,7 +12,7 @@ import optax
 import pytest
 from jax.experimental.compilation_cache import compilation_cache
 
-from jaxgen import ema, sharding, train
+from jaxgen import ema, sharding, stage_setup
 from jaxgen.bench.programs import FixedBatch
 from jaxgen.experiment import Experiment, as_stages
 from jaxgen.models import unet
@@ -81,8 +81,8 @@ def test_a_fully_sharded_step_sends_parameters_and_no_activations(name):
     1,
     sharding.make_mesh(data=1, fsdp=8),
   )
-  abstract = train.abstract_state(stage)
-  program = programs.parse(train.compile_step(stage, abstract, {}).as_text())
+  abstract = stage_setup.abstract_state(stage)
+  program = programs.parse(stage_setup.compile_step(stage, abstract, {}).as_text())
   sent = sum(programs.sent(collective, [0] * 8)[0] for collective in programs.collectives(program, 8))
   size = 4 * sum(leaf.size for leaf in jax.tree.leaves(abstract.params))
   print(f'{name}: {sent / 1e6:.2f} MB sent, {4 * size * 7 / 8 / 1e6:.2f} MB expected')
@@ -121,7 +121,7 @@ def test_no_array_is_gathered_for_want_of_a_way(name, mesh, data_dir, monkeypatc
   for stage in stages(name, mesh, data_dir):
     if name in WITHOUT_TENSOR and mesh['tensor'] > 1:
       with pytest.raises(ValueError, match='mesh tensor=2 splits no parameter'):
-        train.abstract_state(stage)
+        stage_setup.abstract_state(stage)
     else:
-      train.compile_step(stage, train.abstract_state(stage), abstract_frozen(stage))
+      stage_setup.compile_step(stage, stage_setup.abstract_state(stage), abstract_frozen(stage))
   assert 'Involuntary full rematerialization' not in capfd.readouterr().err

@@ -383,14 +383,14 @@ def test_prepare_evaluate_and_edit_see_the_same(tmp_path):
   data.prepare_image_folder(tmp_path / 'in', size=32, data_dir=tmp_path / 'data')
   prepared = data.image_folder(tmp_path / 'in', size=32, data_dir=tmp_path / 'data').read(0)['image']
   (evaluated,) = folder.image_batches(folder.open_images(tmp_path / 'in'), batch_size=1)
-  edited = edit._images(tmp_path / 'in', (32, 32, 3), 2)
-  one = edit._images(tmp_path / 'in' / 'a.jpg', (32, 32, 3), 1)
+  edited = edit.read_images(tmp_path / 'in', (32, 32, 3), 2)
+  one = edit.read_images(tmp_path / 'in' / 'a.jpg', (32, 32, 3), 1)
   for seen in (prepared, evaluated[0], edited[1], one[0]):
     np.testing.assert_array_equal(seen, prepared)
     assert seen[2, 2, 2] > 0.9 and seen[2, 2, 0] < -0.9  # blue above
   (tmp_path / 'bad.png').write_bytes(b'no')
   with pytest.raises(ValueError, match=r'bad\.png cannot be decoded'):
-    edit._images(tmp_path / 'bad.png', (32, 32, 3), 1)
+    edit.read_images(tmp_path / 'bad.png', (32, 32, 3), 1)
 
 
 def test_a_folder_that_changed_is_prepared_again(tmp_path, capsys):
@@ -488,3 +488,36 @@ def test_another_npz_is_refused(tmp_path, arrays, message):
   (tmp_path / 'a.npz').write_bytes(whole[:-30])
   with pytest.raises(ValueError, match=r'cannot be read as an \.npz'):
     read_npz(tmp_path / 'a.npz')
+
+
+def _jpegs():
+  """JPEGs of many kinds by name."""
+  rng = np.random.default_rng(0)
+  pixels = rng.integers(0, 255, (31, 45, 3), np.uint8)
+  made = {}
+  for name, mode, options in (
+    ('plain', 'RGB', {}),
+    ('gray', 'L', {}),
+    ('cmyk', 'CMYK', {}),
+    ('progressive', 'RGB', {'progressive': True}),
+    ('whole_colours', 'RGB', {'subsampling': 0}),
+    ('turned', 'RGB', {'exif': b'Exif\0\0MM\0*\0\0\0\x08\0\x01\x01\x12\0\x03\0\0\0\x01\0\x06\0\0\0\0\0\0'}),
+  ):
+    file = io.BytesIO()
+    Image.fromarray(pixels).convert(mode).save(file, 'JPEG', **options)
+    made[name] = file.getvalue()
+  made['with_bytes_behind'] = made['plain'] + b'more'
+  return made
+
+
+def test_simplejpeg_gives_the_pixels_of_pillow(monkeypatch):
+  pytest.importorskip('simplejpeg')
+  fast = {(name, size): decode_image(data, size=size) for name, data in _jpegs().items() for size in (None, 16)}
+  monkeypatch.setattr(images, '_simplejpeg', lambda: None)
+  for (name, size), pixels in fast.items():
+    np.testing.assert_array_equal(pixels, decode_image(_jpegs()[name], size=size), err_msg=name)
+
+
+def test_a_cut_jpeg_is_refused_with_simplejpeg_too():
+  with pytest.raises(ValueError, match='not a readable image'):
+    decode_image(_jpegs()['plain'][:600])

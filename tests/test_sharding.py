@@ -310,7 +310,7 @@ import sys
 from jaxgen import xla_flags
 xla_flags.set_defaults()
 import numpy as np, optax
-from jaxgen import ema, sharding, train
+from jaxgen import ema, sharding, stage_setup
 from jaxgen.bench.programs import FixedBatch
 from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT
@@ -333,7 +333,7 @@ stage = Experiment(
   FixedBatch({'image': np.zeros((16, 8, 8, 4), 'f'), 'label': np.zeros(16, 'i')}), 1,
   sharding.make_mesh(**dict(zip(('data', 'fsdp', 'sequence', 'tensor'), map(int, sizes)))),
   rules=() if rules == 'known' else ((rules, (None, 'fsdp')),))
-train.compile_step(stage, train.abstract_state(stage), {})
+stage_setup.compile_step(stage, stage_setup.abstract_state(stage), {})
 """
 
 

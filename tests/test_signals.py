@@ -62,7 +62,8 @@ if place == 'data':
     return hooked(self)
   Batches.__next__ = late
 if place == 'step':
-  from jaxgen import train
+  import importlib
+  train = importlib.import_module('jaxgen.train')
   compiled = train.compiled
   def slow(*args):
     step, n = compiled(*args), []

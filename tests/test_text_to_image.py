@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen import sample
 from jaxgen.cli import prompts
 from jaxgen.data.tokenizers.tokenizer import encode_all
 from jaxgen.data.tokenizers.words import words
@@ -137,14 +138,14 @@ def _stage(objective, tokenize=None):
 
 def test_a_model_of_labels_takes_no_prompt():
   with pytest.raises(ValueError, match="reads no text, so it takes no prompt; it is told 'label'"):
-    prompts.fields(_stage(_objective(conditioner=labels(3))), ['a cat'])
+    sample.prompt_fields(_stage(_objective(conditioner=labels(3))), ['a cat'])
 
 
 @pytest.mark.parametrize('text', ['a\0b', 'x' * 1_000_001])
 def test_text_that_is_none_is_refused(text):
   stage = _stage(_objective(), lambda texts: {'text': encode_all(TOKENIZER, texts)})
   with pytest.raises(ValueError, match=r'NUL byte|at most 100,000'):
-    prompts.fields(stage, [text])
+    sample.prompt_fields(stage, [text])
 
 
 def test_a_negative_prompt_needs_guidance():

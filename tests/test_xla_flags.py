@@ -14,8 +14,7 @@ from jaxgen import xla_flags
 _SCRIPT = """
 import sys
 sys.path.insert(0, sys.argv[1])
-from jaxgen import xla_flags
-xla_flags.set_defaults()
+import jaxgen
 assert 'jax' not in sys.modules
 import jax, jax.numpy as jnp, numpy as np
 x, g = (np.random.default_rng(0).standard_normal(s).astype('f') for s in ((3, 16, 32), (192, 3, 16, 32)))
@@ -44,6 +43,17 @@ def _error(flags):
 
 def test_flags_are_accepted_and_a_vmapped_layer_norm_is_right():
   assert _error('') < 1e-4
+
+
+def test_importing_jaxgen_after_jax_has_started_without_them_is_refused_in_one_line():
+  root = os.path.dirname(os.path.dirname(__file__))
+  env = {name: value for name, value in os.environ.items() if not name.startswith(('JAX_', 'XLA_'))}
+  env |= {'JAX_PLATFORMS': 'cpu', 'PYTHONPATH': root}
+  code = 'import jax; jax.devices()\nimport jaxgen'
+  result = subprocess.run([sys.executable, '-c', code], env=env, capture_output=True, text=True, timeout=120)
+  assert result.stderr.splitlines()[-1].startswith(f'RuntimeError: JAX has started without {xla_flags.CPU_FLAGS[0]}')
+  code = f'import os; os.environ["XLA_FLAGS"] = "{xla_flags.CPU_FLAGS[0]}"\n{code}'
+  subprocess.run([sys.executable, '-c', code], env=env, check=True, timeout=120)
 
 
 def test_flags_that_the_user_set_stay(monkeypatch):

@@ -50,11 +50,16 @@ def load_config(
   """
   module = _checked(find_config(name))
   config = module.get_config().lock()
-  if isinstance(overrides, Mapping):
-    _set(config, overrides, str(name))
-  else:
-    _parse(config, list(overrides), str(name))
+  change(config, overrides, name=str(name))
   return config, module
+
+
+def change(config: Any, overrides: Mapping[str, Any] | Sequence[str], *, name: str) -> None:
+  """Changes fields of a config: `{'steps': 100}`, or arguments `['--config.steps=100']`."""
+  if isinstance(overrides, Mapping):
+    _set(config, overrides, name)
+  else:
+    _parse(config, list(overrides), name)
 
 
 def record(config: Any, module: types.ModuleType) -> dict[str, Any]:
@@ -77,9 +82,16 @@ def add_trust_options(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def step(text: str) -> Any:
+  """The value of --step: a number, or 'best'."""
+  if text != 'best' and not text.isdecimal():
+    raise argparse.ArgumentTypeError(f'{text!r} is no step; wanted a number, or best')
+  return text if text == 'best' else int(text)
+
+
 def load_run(
   workdir: str | os.PathLike,
-  overrides: Sequence[str] = (),
+  overrides: Mapping[str, Any] | Sequence[str] = (),
   *,
   config: str | os.PathLike | None = None,
   trust_code: bool = False,
@@ -104,7 +116,7 @@ def load_run(
   made = _checked(module).get_config().lock()
   retired = {'model.unroll'} | (_RETIRED.get(kept['name'], set()) if _is_shipped(module) else set())
   _set(made, {field: value for field, value in flat(kept['config']).items() if field not in retired}, name)
-  _parse(made, list(overrides), name)
+  change(made, overrides, name=name)
   return made, module
 
 
@@ -119,7 +131,10 @@ def _read_record(workdir: str | os.PathLike) -> dict[str, Any]:
   except ValueError as error:
     raise ValueError(f'{path} is damaged ({error}); write it again, as the same run of `jaxgen train` does') from error
   if not isinstance(kept, dict) or not {'name', 'config'} <= kept.keys():
-    raise ValueError(f'{path} names no config; the run was not started from one')
+    raise ValueError(
+      f'{path} names no config, since the run was started from Python; jaxgen.load_run({str(workdir)!r}, '
+      'experiment=...) takes the Experiment that it was trained with'
+    )
   named = kept.get('file') or kept['name']
   if not isinstance(named, str) or '\0' in named or not isinstance(kept['config'], dict):
     raise ValueError(f'{path} is damaged: its config is named {named!r:.80}')

@@ -61,13 +61,13 @@ def chosen(
   if args.previews is not None:
     parts = parts._replace(show=_saver(args.previews))
   file = args.edit or args.inpaint or args.invert
-  inputs, shape = {}, _image_shape(parts, trained.frozen)
+  inputs, shape = {}, image_shape(parts, trained.frozen)
   if file is not None:
-    inputs = {'image': _images(file, shape, args.num)}
+    inputs = {'image': read_images(file, shape, args.num)}
   if args.edit is not None:
     return edit.edited(parts, strength=args.strength), cond, inputs
   if args.inpaint is not None:
-    inputs |= {'mask': (1 - _images(args.mask, (*shape[:2], 1), args.num)) / 2}
+    inputs |= {'mask': (1 - read_images(args.mask, (*shape[:2], 1), args.num)) / 2}
     repeats = 10 if args.repeats is None else args.repeats
     return inpaint.inpainted(parts, repeats=repeats), cond, inputs
   if args.invert is not None:
@@ -79,7 +79,7 @@ def chosen(
   return sampled(parts), cond, {}
 
 
-def _image_shape(parts: Any, frozen: Any) -> tuple[int, ...]:
+def image_shape(parts: Any, frozen: Any) -> tuple[int, ...]:
   """The shape of one image, which is decoded where the denoiser sees latents."""
   import jax
   import jax.numpy as jnp
@@ -87,8 +87,8 @@ def _image_shape(parts: Any, frozen: Any) -> tuple[int, ...]:
   return jax.eval_shape(parts.decode, frozen, jnp.zeros((1, *parts.shape))).shape[1:]
 
 
-def _images(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:
-  """`num` images of that shape in [-1, 1]: the file, or a folder's files in turn."""
+def read_images(path: pathlib.Path, shape: tuple[int, ...], num: int | None) -> np.ndarray:
+  """`num` images of that shape in [-1, 1]: the file, or a folder's files in turn; each once without `num`."""
   import numpy as np
 
   from jaxgen.data.image import to_float
@@ -103,7 +103,7 @@ def _images(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:
   tree = open_file(path) if path.is_file() and path.suffix.lower() != '.zip' else open_tree(path)
   names = image_names(tree)[0][:num]
   images = [to_float(read_image(tree, name, channels=channels, size=height)) for name in names]
-  return np.stack([images[i % len(images)] for i in range(num)])
+  return np.stack([images[i % len(images)] for i in range(len(images) if num is None else num)])
 
 
 def _saver(folder: pathlib.Path):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxgen.cli.config import add_trust_options, load_run
+from jaxgen.cli.config import step as step_of
 
 # Of metrics/suite.py, written out so that --help needs no JAX; a test compares them.
 _NAMES: tuple[str, ...] = (
@@ -47,7 +48,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   run = parser.add_argument_group('a run')
   run.add_argument('--run', help="the run's folder")
   run.add_argument('--only', action='append', metavar='NAME', help='this evaluator; may be repeated (default: all)')
-  run.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
+  run.add_argument('--step', type=step_of, help="of the checkpoint, or 'best' by FID (default: the newest)")
   run.add_argument('--ema', help="the average to evaluate, 'none', or 'power:WIDTH' (default: own)")
   run.add_argument('--out', help='folder of grids, metrics.jsonl and protocols.json (default: RUN/evaluation)')
   run.add_argument('--num', type=int, help='samples to measure with --metrics (default: 50000)')
@@ -79,6 +80,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.error('wanted --run RUN, or --images A --reference B')
   if options.run is None and options.reference is None and not set(_names(options)) <= _WITHOUT_REFERENCE:
     parser.error('--images and --reference go together')
+  if options.num is not None and options.num < 2:
+    parser.error(f'--num is {options.num}; it must be 2 or more')
   if options.run is None and overrides:
     parser.error(f'unexpected {" ".join(overrides)}')
   return options, overrides
@@ -90,12 +93,13 @@ def _evaluate_run(options: argparse.Namespace, overrides: list[str]) -> dict[str
 
   from etils import epath
 
-  from jaxgen import distributed, evaluate, sample
+  from jaxgen import distributed, sample
+  from jaxgen.evaluate import evaluate
 
   distributed.start()
   trained = sample.restore(module.build(config), options.run, step=options.step, average=options.ema)
   out = epath.Path(options.out or epath.Path(options.run) / 'evaluation')
-  metrics = evaluate.evaluate(trained, out, only=options.only or ())
+  metrics = evaluate(trained, out, only=options.only or ())
   if not distributed.is_first():
     return None
   found = {name: value for values in metrics.values() for name, value in values.items()}
@@ -140,10 +144,10 @@ def _measure_point(
   more = [f'--config.{name}={value}' for name, value in fields.items()]
   config, module = load_run(options.run, [*overrides, *more], config=options.config, trust_code=options.trust)
   average = setting.get('ema', options.ema)
-  step = int(setting['step']) if 'step' in setting else options.step
+  step = step_of(setting['step']) if 'step' in setting else options.step
   trained = sample.restore(module.build(config), options.run, step=step, average=average)
-  num = options.num or 50_000
-  batch_size = options.batch_size or -(-min(num, 64) // trained.stage.mesh.size) * trained.stage.mesh.size
+  num = 50_000 if options.num is None else options.num
+  batch_size = sample.batch_for(num, trained.stage.mesh) if options.batch_size is None else options.batch_size
   name = '_'.join(f'{key.rpartition(".")[2]}={value}' for key, value in setting.items()) or 'samples'
   about = {
     'run': str(Path(options.run).resolve()),
@@ -180,31 +184,20 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
-  import jax
-
-  from jaxgen import sharding
-  from jaxgen.evaluators.quality import load_networks
+  from jaxgen.evaluate import compare
   from jaxgen.metrics import inception
-  from jaxgen.metrics.evaluate import evaluate
 
-  mesh = sharding.make_mesh()
-  batch_size = options.batch_size or 16 * jax.device_count()
-  sharding.check_batch_size(batch_size, mesh)
-  resize = {'tf1_bilinear': inception.tf1_bilinear, 'pil_bicubic': inception.pil_bicubic}[options.resize]
-  names = _names(options)
-  networks = load_networks(names, batch_size=batch_size, mesh=mesh, resize=resize)
-  evaluation = evaluate(
+  found = compare(
     options.images,
     options.reference,
-    metrics=names,
-    extract=networks.extract,
-    batch_size=batch_size,
-    logits=networks.logits,
+    metrics=_names(options),
+    batch_size=options.batch_size,
+    resize={'tf1_bilinear': inception.tf1_bilinear, 'pil_bicubic': inception.pil_bicubic}[options.resize],
     report=_report if sys.stderr.isatty() else lambda message: None,
   )
   if sys.stderr.isatty():
     print('\r\x1b[K', end='', file=sys.stderr)
-  return evaluation.metrics | {'protocol': evaluation.protocol | networks.protocol}
+  return found
 
 
 def _report(message: str) -> None:

@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
-
-if TYPE_CHECKING:
-  import numpy as np
+from typing import Any
 
 _SCALE = 'sampling.scale'  # the field of a config that is the guidance scale
 
@@ -48,20 +44,6 @@ def read(args: argparse.Namespace) -> list[str]:
   return prompts
 
 
-def fields(stage: Any, prompts: Sequence[str]) -> dict[str, np.ndarray]:
-  """The fields of a batch that prompts stand for.
-
-  Raises:
-    ValueError: the model reads no text.
-  """
-  if not prompts:
-    return {}
-  if stage.tokenize is None:
-    told = ', '.join(map(repr, stage.objective.conditioner.fields)) or 'nothing'
-    raise ValueError(f'this model reads no text, so it takes no prompt; it is told {told}')
-  return dict(stage.tokenize(prompts))
-
-
 def negated(args: argparse.Namespace, stage: Any, config: Any) -> Any:
   """The objective's sampling with --negative in place of no text; None where it is not given."""
   if args.negative is None:
@@ -70,7 +52,5 @@ def negated(args: argparse.Namespace, stage: Any, config: Any) -> Any:
   if scale is not None and scale <= 1:
     raise ValueError(f'--negative has no effect at guidance {scale:g}; give --guidance a value above 1')
   from jaxgen import sample
-  from jaxgen.generation.negative import away_from
 
-  said = {name: rows[0] for name, rows in fields(stage, [args.negative]).items()}
-  return away_from(sample.parts_of(stage), stage.objective.conditioner, said)
+  return sample.away_from_prompt(stage, args.negative)

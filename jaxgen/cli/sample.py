@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxgen.cli import edit, output, prompts
-from jaxgen.cli.config import add_trust_options, load_run
+from jaxgen.cli.config import add_trust_options, load_run, step
 
 
 def main(argv: list[str]) -> int:
@@ -28,9 +28,8 @@ def main(argv: list[str]) -> int:
   distributed.start()
   trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
   names = trained.stage.data.class_names
-  labels = _labels(args.label, names)
-  given = {} if labels is None else {'label': np.asarray(labels, np.int32)}
-  given |= prompts.fields(trained.stage, words)
+  given = {} if args.label is None else {'label': np.asarray(sample.class_numbers(args.label, names), np.int32)}
+  given |= sample.prompt_fields(trained.stage, words)
   cond = sample.conditioning(trained.stage, args.num, given=given)
   parts = prompts.negated(args, trained.stage, config)
   sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts)
@@ -66,31 +65,13 @@ def _parser() -> argparse.ArgumentParser:
     '(default: as in the training data)',
   )
   parser.add_argument('--seed', type=int, default=0, help='seed of the noise (default: 0)')
-  parser.add_argument('--step', type=int, help='of the checkpoint (default: the newest)')
+  parser.add_argument('--step', type=step, help="of the checkpoint, or 'best' by FID (default: the newest)")
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
   prompts.add_options(parser)
   edit.add_options(parser)
   add_trust_options(parser)
   return parser
-
-
-def _labels(labels: Sequence[str] | None, names: Sequence[str]) -> list[int] | None:
-  """Class numbers of names or numbers."""
-  if labels is None:
-    return None
-  if 'all' in labels:
-    return list(range(len(names)))
-  numbers = []
-  for label in labels:
-    if label in names:
-      numbers.append(list(names).index(label))
-    elif label.isdecimal() and int(label) < len(names):
-      numbers.append(int(label))
-    else:
-      known = ', '.join(f'{i} {name!r}' for i, name in enumerate(names[:50])) or 'none'
-      raise ValueError(f'--label {label!r} is no class of this run; its classes are {known}')
-  return numbers
 
 
 def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[str], words: Sequence[str]) -> None:

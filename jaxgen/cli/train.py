@@ -45,6 +45,9 @@ def main(argv: list[str]) -> int:
     '--profile', type=int, default=0, metavar='STEPS', help='trace this many steps, for xprof, in the folder profile/'
   )
   parser.add_argument('--profile-port', type=int, metavar='PORT', help='port at which profilers may ask for a trace')
+  parser.add_argument(
+    '--wandb', metavar='PROJECT', help='send metrics and pictures to Weights & Biases too (pip install jaxgen[wandb])'
+  )
   args, overrides = parser.parse_known_args(argv)
 
   with listening(exits=True) as signals:  # before the imports, which take seconds
@@ -58,7 +61,7 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
 
   from etils import epath
 
-  from jaxgen import distributed
+  from jaxgen import destination, distributed
   from jaxgen.checkpoint import newest_step
   from jaxgen.experiment import as_stages
   from jaxgen.init_from import InitFrom
@@ -66,6 +69,7 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   from jaxgen.train import train
 
   distributed.start()
+  writers = [destination.wandb(args.wandb)] if args.wandb and distributed.is_first() else []
   about = record(config, module)
   remember(module)
   workdir = epath.Path(args.workdir or f'runs/{about["name"]}')
@@ -78,8 +82,15 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
       about['init_from'] = args.init_from
     elif args.init_fresh or args.init_widened or args.init_unused:
       raise ValueError('--init-fresh, --init-widened and --init-unused go with --init-from PATH')
-    profile = Profile(args.profile, args.profile_port)
-    train(stages, workdir, record=about, allow_changes=args.allow_changes, signals=signals, profile=profile)
+    train(
+      stages,
+      workdir,
+      record=about,
+      allow_changes=args.allow_changes,
+      signals=signals,
+      profile=Profile(args.profile, args.profile_port),
+      writers=writers,
+    )
   except distributed.Preempted as stopped:
     print(f'jaxgen: {stopped}', file=sys.stderr)
     return stopped.exit_code

@@ -53,24 +53,30 @@ def _convert(file: Path, folder: Path, network: str, part: str | None) -> None:
 
 
 def _list() -> None:
-  from jaxgen.pretrained import weights
+  from jaxgen.pretrained import hub, weights
 
   for name, entry in weights.REGISTRY.items():
     path = weights.stored(name)
     print(f'{name:12}{entry.description}\n{"":12}{path if path.exists() else "not here yet; from"}')
     for source in entry.sources:
       print(f'{"":14}{source.name}: {source.description}')
+  print("\nPublished models of the Hugging Face Hub, by name too (pip install 'jaxgen[hub]'):\n")
+  for name, model in hub.MODELS.items():
+    used = f'; --config {model.config} --init-from' if model.config else ''
+    print(f'{name:18}{model.description}: {model.repository}, {model.licence}, about {model.megabytes:,} MB{used}')
+    print(f'{"":18}{hub.stored(name) if hub.is_here(name) else "not here yet"}')
 
 
 def _get(name: str, source: Path | None) -> None:
-  from jaxgen.pretrained import weights
+  from jaxgen.pretrained import hub, weights
 
   live = sys.stderr.isatty()
 
   def report(message: str) -> None:
     print(f'\r\x1b[K{message}' if live else message, end='' if live else '\n', file=sys.stderr, flush=True)
 
-  path = weights.get(name, source=source, report=report)
+  published = name in hub.MODELS and source is None
+  path = hub.fetch(name, report=report) if published else weights.get(name, source=source, report=report)
   if live:
     print('\r\x1b[K', end='', file=sys.stderr)
   print(path)

@@ -6,7 +6,8 @@ Files hold uint8 in [0, 255]; networks see float32 in [-1, 1]:
 
 This is the one decoder of training data, of folders that are evaluated, and of images that are edited. An image comes
 out as a viewer shows it: turned as its EXIF orientation says, transparency on white, the first frame of an animation,
-gray of 16 bits or floats scaled to 8 bits.
+gray of 16 bits or floats scaled to 8 bits. With simplejpeg (the extra `jpeg`) JPEGs are decoded twice as fast, to the
+same pixels.
 
 The crop is the one of ADM (Dhariwal & Nichol, 2021, https://arxiv.org/abs/2105.05233): halve with a box filter while
 the short side is at least twice the wanted size, resize the short side to it with a bicubic filter, cut the centre.
@@ -14,8 +15,9 @@ the short side is at least twice the wanted size, resize the short side to it wi
 
 from __future__ import annotations
 
+import functools
 import io
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -61,8 +63,10 @@ def decode_image(
   try:
     with Image.open(io.BytesIO(data), formats=_rasters()) as image:
       _fit_in_memory(image, size)
-      image.load()  # some formats say only then what they hold
-      image = _turned(_to_mode(image, 'RGB' if channels == 3 else 'L'), _orientation(image))
+      pixels = _by_simplejpeg(data, image)
+      if pixels is None:
+        image.load()  # some formats say only then what they hold
+      image = _turned(_to_mode(pixels or image, 'RGB' if channels == 3 else 'L'), _orientation(image))
   except UnidentifiedImageError as error:
     raise ValueError('not a readable image: of no known raster format') from error
   except Exception as error:  # Pillow's plugins raise about anything on a damaged file.
@@ -166,6 +170,31 @@ def _fit_in_memory(image: Image.Image, size: int | tuple[int, int] | None) -> No
     image.draft(None, (2 * width, 2 * height))  # only JPEG's decoder can; 1/2, 1/4 or 1/8
   if image.width * image.height > MAX_PIXELS:
     raise ValueError(f'{image.width}x{image.height} pixels; an image may have {MAX_PIXELS:,}')
+
+
+def _by_simplejpeg(data: bytes, image: Image.Image) -> Image.Image | None:
+  """The pixels of a JPEG, those of Pillow in half the time; None for others, damaged ones, and without simplejpeg."""
+  from PIL import Image
+
+  decode = _simplejpeg()
+  if decode is None or image.format != 'JPEG' or image.mode not in ('RGB', 'L'):
+    return None
+  try:
+    pixels = decode(data, colorspace='RGB' if image.mode == 'RGB' else 'GRAY')
+  except ValueError:  # Pillow says what is wrong, or that it is not
+    return None
+  if pixels.shape[:2] != (image.height, image.width):  # to be decoded at a part of its size
+    return None
+  return Image.fromarray(pixels if image.mode == 'RGB' else pixels[..., 0])
+
+
+@functools.cache
+def _simplejpeg() -> Any:
+  try:
+    from simplejpeg import decode_jpeg
+  except ModuleNotFoundError:
+    return None
+  return decode_jpeg
 
 
 def _orientation(image: Image.Image) -> int:

@@ -1,18 +1,15 @@
 """A walk between latents, as a file that moves: how a generator's images turn into one another."""
 
-import io
 from collections.abc import Callable
 
 import jax
 import numpy as np
-from etils import epath
-from PIL import Image
 
+from jaxgen import animation
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import to_uint8
-from jaxgen.files import write_whole
 from jaxgen.train_state import sampling_params
-from jaxgen.typing import Array, UInt8
+from jaxgen.typing import Array
 
 
 def walk(
@@ -48,24 +45,7 @@ def walk(
       context.progress(name, place + 1, paths.shape[1])
     if jax.process_index() == 0:
       path = context.workdir / 'samples' / f'{name}_{context.step:08d}.webp'
-      write_animation(path, np.stack(frames), frames_per_second=frames_per_second)
+      animation.write(path, np.stack(frames), frames_per_second=frames_per_second)
     return {}
 
   return Evaluator(name, every, run)
-
-
-def write_animation(path: epath.Path, frames: UInt8[np.ndarray, 'f h w c'], *, frames_per_second: int) -> None:
-  """An animated WebP, PNG or GIF, by the path's suffix, which plays for ever; complete or not there.
-
-  Raises:
-    ValueError: another suffix.
-  """
-  formats = {'.webp': 'WEBP', '.png': 'PNG', '.gif': 'GIF'}
-  if path.suffix not in formats:
-    raise ValueError(f'{path.name}: an animation is a {", ".join(formats)} file')
-  first, *rest = [Image.fromarray(frame[..., 0] if frame.shape[-1] == 1 else frame) for frame in frames]
-  data, duration = io.BytesIO(), round(1000 / frames_per_second)
-  options = {'lossless': True} if path.suffix == '.webp' else {}
-  first.save(data, formats[path.suffix], save_all=True, append_images=rest, duration=duration, loop=0, **options)
-  path.parent.mkdir(parents=True, exist_ok=True)
-  write_whole(path, data.getvalue())

@@ -1,0 +1,8 @@
+"""Uses of a trained model beside drawing from noise; each takes an objective's `denoising` and returns a way to sample.
+
+from jaxgen.generation.edit import edited                        # an image, with noise and sampled again
+from jaxgen.generation.inpaint import inpainted
+from jaxgen.generation.interpolate import interpolated
+from jaxgen.generation.invert import reconstructed
+from jaxgen.generation import gan_latents                        # walks, mixing, truncation and projection of StyleGANs
+"""

@@ -19,8 +19,8 @@ class Evaluation(NamedTuple):
 
 
 def evaluate(
-  images: Path,
-  reference: Path | None,
+  images: Path | Images,
+  reference: Path | Images | None,
   *,
   metrics: Sequence[str],
   extract: NamedExtract,
@@ -31,7 +31,7 @@ def evaluate(
   """The metrics of images against a reference.
 
   Args:
-    images: the generated images: a folder, a .zip of one, or an .npz of samples.
+    images: the generated images: a folder, a .zip of one, an .npz of samples, or opened images.
     reference: the real images likewise, or an .npz of their statistics, of which ADM's has images too. None for metrics
       that need none.
     metrics: names of `suite.METRICS`.
@@ -44,19 +44,23 @@ def evaluate(
     FileNotFoundError, ValueError: images or statistics that are missing, damaged or too few.
   """
   suite.check_names(metrics)
-  opened = open_images(images.expanduser())  # before the reference, so that a mistake shows at once
+  opened = images if isinstance(images, Images) else open_images(images)  # before the reference: a mistake shows early
   real, count = read_reference(reference, metrics=metrics, extract=extract, batch_size=batch_size, report=report)
   samples = features_of(opened, extract, batch_size, report=report)
   values, how = suite.measure(metrics, samples, real, logits=logits)
   protocol: dict[str, Any] = {
-    'images': str(images),
+    'images': str(opened.where),
     'samples': len(opened.names),
-  } | ({} if reference is None else {'reference': str(reference), 'reference_samples': count})
+  } | ({} if reference is None else {'reference': _where(reference), 'reference_samples': count})
   return Evaluation(values, protocol | how)
 
 
+def _where(reference: Path | Images) -> str:
+  return str(reference.where if isinstance(reference, Images) else reference)
+
+
 def read_reference(
-  path: Path | None,
+  path: Path | Images | None,
   *,
   metrics: Sequence[str],
   extract: NamedExtract,
@@ -73,6 +77,8 @@ def read_reference(
     return suite.Reference({}, {}), None
   if path is None:
     raise ValueError(f'{", ".join(metrics)} compare with a reference; give one (--reference)')
+  if isinstance(path, Images):
+    return _reference_of(path, {}, extract, batch_size, report)
   path = path.expanduser()
   moments = statistics_files.read_all(path) if statistics_files.has_statistics(path) else {}
   if moments and ('features' not in wanted or holds_statistics(path)):
@@ -82,7 +88,14 @@ def read_reference(
     return suite.Reference({}, moments), moments['pool'].n
   if path.suffix == '.npz' and path.exists() and holds_statistics(path):
     statistics_files.read(path)  # says what is wrong
-  features = features_of(open_images(path), extract, batch_size, report=report)
+  return _reference_of(open_images(path), moments, extract, batch_size, report)
+
+
+def _reference_of(
+  images: Images, moments: dict[str, Any], extract: NamedExtract, batch_size: int, report: Callable[[str], None]
+) -> tuple[suite.Reference, int]:
+  """The features of images, with what moments are known of them."""
+  features = features_of(images, extract, batch_size, report=report)
   names = [name for name in ('pool', 'spatial') if name in features]
   moments = {name: suite.moments_of(features[name]) for name in names} | moments
   return suite.Reference(features, moments), len(features[names[0]])

@@ -51,6 +51,11 @@ def open_images(path: Path) -> Images:
   return Images(path, names, functools.partial(read_image, tree), skipped_text(skipped))
 
 
+def array_images(images: UInt8[np.ndarray, 'n h w c']) -> Images:
+  """Images of an array in memory."""
+  return Images(Path('an array'), [str(i) for i in range(len(images))], lambda name: _rgb(images[int(name)]))
+
+
 def image_batches(images: Images, *, batch_size: int) -> Iterator[Float[np.ndarray, 'b h w 3']]:
   """Batches of images of one size each, in [-1, 1].
 

@@ -9,11 +9,13 @@ from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.objectives.conditioning import Condition, Conditioner, unconditional
+from jaxgen.processes.parameterisation import Parameterise
 from jaxgen.processes.process import Denoiser, Process, image_noise
 from jaxgen.samplers import preview
 from jaxgen.samplers.ddim_inversion import ddim_inversion
@@ -75,6 +77,7 @@ class Denoising(NamedTuple):
     show: called on the host with every predicted x0, decoded: samplers/preview.py.
     walk: a sampler whose steps can be taken one at a time and repeated, for inpainting and inversion; None for DDPM at
       the sampler's times.
+    predicts: meaning of the network's output, such as `parameterisation.eps`; None where it has no single one.
     inverse: finds the noise of an image, as `ddim_inversion` does; None where the denoiser's x0 is the end of a path
       rather than a mean of the data, which does not give the path's direction.
   """
@@ -90,6 +93,7 @@ class Denoising(NamedTuple):
   decode: Callable[[Any, Array], Array] = lambda frozen, x0: x0
   show: preview.Show | None = None
   walk: Sampler | None = None
+  predicts: Parameterise | None = None
   inverse: Callable[..., Array] | None = ddim_inversion
 
 
@@ -104,6 +108,7 @@ class Objective(NamedTuple):
       `conditioner`; `keys` one for each image.
     denoising: the parts of `sample`, if it denoises, so that images can be edited and watched too.
     conditioner: conditions of a sample.
+    networks: Flax modules by their key in params, for exports and for the uses of a GAN's generator.
   """
 
   init: InitFn
@@ -111,6 +116,7 @@ class Objective(NamedTuple):
   sample: SampleFn
   denoising: Denoising | None = None
   conditioner: Conditioner = unconditional
+  networks: Mapping[str, nn.Module] = {}
 
 
 def sampled(d: Denoising) -> SampleFn:

@@ -64,5 +64,6 @@ def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> 
     init=init,
     phases=tuple(on_latents(phase) for phase in objective.phases),
     sample=sample,
+    networks={**objective.networks, 'autoencoder': net},
     denoising=None if parts is None else parts._replace(encode=encoded, decode=decoded),
   )

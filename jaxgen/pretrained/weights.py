@@ -210,7 +210,9 @@ def stored(name: str) -> Path:
     ValueError: no such name.
   """
   if name not in REGISTRY:
-    raise ValueError(f'no weights are called {name!r}; there are: {", ".join(REGISTRY)}')
+    raise ValueError(
+      f'no weights are called {name!r}; there are: {", ".join(REGISTRY)}, and the models of `jaxgen weights list`'
+    )
   return folder() / f'{name}.safetensors'
 
 

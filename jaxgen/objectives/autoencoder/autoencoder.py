@@ -127,7 +127,7 @@ def autoencoder(
   phases = (Phase('autoencoder', 'autoencoder', loss),)
   if adversary is not None:
     phases += (Phase('discriminator', 'discriminator', discriminate),)
-  return Objective(init, phases, sample)
+  return Objective(init, phases, sample, networks={'autoencoder': net})
 
 
 def _reconstruction(

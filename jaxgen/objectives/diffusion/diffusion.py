@@ -112,6 +112,7 @@ def diffusion(
     shape=shape,
     limit=limit,
     guide=tuple(guide),
+    predicts=parameterisation,
   )
   extra = {'times': times.init()} if isinstance(times, Importance) else {}
   return Objective(
@@ -120,6 +121,7 @@ def diffusion(
     sample=sampled(denoising),
     denoising=denoising,
     conditioner=conditioner,
+    networks={'net': net},
   )
 
 

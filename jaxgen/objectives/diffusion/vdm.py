@@ -127,7 +127,7 @@ def vdm(
     guide=tuple(guide),
   )
   phases = Phase('vdm', trained(conditioner), loss), Phase('schedule', 'schedule', spread, every)
-  return Objective(init, phases, sampled(denoising), denoising, conditioner)
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
 
 
 def _bits(y: Callable[[Array], Array], t: Float[Array, ' b'], error: Float[Array, 'b ...']) -> Float[Array, ' b']:

@@ -118,7 +118,8 @@ def consistency(
     inverse=None,
   )
   phases = (Phase('consistency', trained(conditioner), loss),)
-  return Objective(init_of(network, shape, conditioner), phases, sampled(denoising), denoising, conditioner)
+  init = init_of(network, shape, conditioner)
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
 
 
 def average_of(name: str) -> Target:

@@ -117,7 +117,8 @@ def mean_flow(
 
   denoising = denoising_by_jumps(jump_of, shape, conditioner, jumps, limit)
   phases = (Phase('mean_flow', trained(conditioner), loss),)
-  return Objective(init_jumps(network, shape, conditioner), phases, sampled(denoising), denoising, conditioner)
+  init = init_jumps(network, shape, conditioner)
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
 
 
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:

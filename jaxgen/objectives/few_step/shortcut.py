@@ -96,7 +96,8 @@ def shortcut(
 
   denoising = denoising_by_jumps(jump_of, shape, conditioner, jumps, limit)
   phases = (Phase('shortcut', trained(conditioner), loss),)
-  return Objective(init_jumps(network, shape, conditioner), phases, sampled(denoising), denoising, conditioner)
+  init = init_jumps(network, shape, conditioner)
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
 
 
 def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:

@@ -180,7 +180,8 @@ def gan(
     Phase('discriminator', 'discriminator', d_loss),
     *lazy_d,
   )
-  return Objective(init, phases, sample, conditioner=always(*cond))
+  networks = {'generator': generator, 'discriminator': discriminator}
+  return Objective(init, phases, sample, conditioner=always(*cond), networks=networks)
 
 
 def _generator_loss(rules: Game, loss: GanLoss, unroll: Unroll | None) -> LossFn:

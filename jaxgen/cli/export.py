@@ -1,0 +1,96 @@
+"""`jaxgen export`: a run's model as a folder for others, with a model card."""
+
+import argparse
+import pathlib
+from typing import Any
+
+from jaxgen.cli.config import add_trust_options, load_run, step
+
+
+def main(argv: list[str]) -> int:
+  args, overrides = _parser().parse_known_args(argv)
+  if args.num < 1:
+    raise ValueError(f'--num is {args.num}; it must be 1 or more')
+  if args.out.exists() and any(args.out.iterdir()) and not (args.out / 'README.md').exists():
+    raise ValueError(f'{args.out} holds files that are no export of jaxgen; give another --out')
+  config, module = load_run(args.run, overrides, config=args.config, trust_code=args.trust)
+
+  from etils import epath
+
+  from jaxgen import distributed, export, sample
+
+  distributed.start()
+  if args.stablehlo:
+    export.check_program()
+  trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
+  made = export.networks(trained, epath.Path(args.out))
+  cond = sample.conditioning(trained.stage, args.num)
+  if args.stablehlo:
+    export.program(trained, epath.Path(args.out), cond, num=args.num, platforms=args.platforms.split(','))
+    made = made._replace(program=True)
+  _write_card(args, trained, made, cond)
+  layouts = ', '.join(f'{name}/ ({layout})' for name, layout in made.networks.items())
+  pipeline = f'; diffusers.{made.pipeline} loads it' if made.pipeline else ''
+  print(f'{args.out}: {layouts}{", sampler.stablehlo" if made.program else ""}, README.md{pipeline}')
+  return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = argparse.ArgumentParser(
+    prog='jaxgen export',
+    description="Writes a run's averaged networks with a model card: as diffusers keeps them where it can load them, "
+    'else as safetensors; with --stablehlo the whole sampler too.',
+    epilog="Any field of the run's config can be changed, e.g. --config.sampling.steps=10",
+    allow_abbrev=False,
+  )
+  parser.add_argument('run', help="the run's folder")
+  parser.add_argument('--out', type=pathlib.Path, required=True, help='the folder to write')
+  parser.add_argument('--step', type=step, help="of the checkpoint, or 'best' by FID (default: the newest)")
+  parser.add_argument('--ema', help="the average to export, 'none', or 'power:WIDTH' (default: own)")
+  parser.add_argument('--num', type=int, default=16, help='images on the card, and of one call of the program (16)')
+  parser.add_argument('--stablehlo', action='store_true', help='the sampler as a program of jax.export, for serving')
+  parser.add_argument('--platforms', default='cpu,cuda,tpu', help='what the program may run on (cpu,cuda,tpu)')
+  add_trust_options(parser)
+  return parser
+
+
+def _write_card(args: argparse.Namespace, trained: Any, made: Any, cond: Any) -> None:
+  import jax
+  from etils import epath
+
+  from jaxgen import sample, writer
+  from jaxgen.files import read_json_object, write_whole
+  from jaxgen.metrics_file import read_metrics
+  from jaxgen.model_card import model_card
+
+  run = epath.Path(args.run)
+  images = sample.sample(trained, cond, num=args.num)
+  writer.save_png(args.out / 'samples.png', writer.grid(images))
+  metrics = run / 'metrics.jsonl'
+  trees = {name: tree for name, tree in trained.params.items() if name != 'extra'}
+  card = model_card(
+    record=read_json_object(run / 'config.json') or {},
+    provenance=_provenance(run, trained.stage.data.dataset),
+    metrics=read_metrics(metrics) if metrics.exists() else [],
+    protocols=read_json_object(run / 'protocols.json') or {},
+    exported=made,
+    step=trained.step,
+    sizes={name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in trees.items()},
+    fields={name: rows.shape for name, rows in cond.items()},
+    num=args.num,
+  )
+  write_whole(args.out / 'README.md', card)
+
+
+def _provenance(run: Any, dataset: Any) -> dict[str, Any]:
+  """What is known of the training data; records that name no licence are counted and not opened one by one."""
+  from jaxgen.data import licences
+  from jaxgen.files import read_json_object
+
+  if kept := read_json_object(run / 'provenance.json'):
+    return kept
+  if next(licences.origins(dataset)).licence:
+    return licences.provenance(dataset)
+  records = dataset.num_examples
+  about = {'dataset': dataset.name, 'split': dataset.split, 'records': records}
+  return about | {'licences': {'none named': records}, 'attributions': []}

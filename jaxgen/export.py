@@ -1,0 +1,212 @@
+"""What a run has learned, as a folder for others, with a model card.
+
+  README.md               the model card: data, training, numbers with how they were measured, a grid, how to use it
+  samples.png
+  NAME/                   each network: as diffusers keeps it, or by jaxgen's own names in `model.safetensors`
+  model_index.json, scheduler/, vae/      where diffusers has a pipeline for the whole
+  sampler.stablehlo       the whole sampler as one program of jax.export, for serving without jaxgen, and its arrays,
+  sampler.safetensors     where it is asked for
+
+The program is `(arrays, fields, seed) -> uint8 images`, of one number of images.
+"""
+
+import dataclasses
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from etils import epath
+
+from jaxgen import sharding
+from jaxgen.evaluators.generate import to_uint8
+from jaxgen.files import write_whole
+from jaxgen.models.dit import DiT
+from jaxgen.models.latents import Scaling
+from jaxgen.models.unet import UNet
+from jaxgen.objectives.base import Denoising
+from jaxgen.pretrained import folder as folders
+from jaxgen.pretrained import published, safetensors_file, schedulers
+from jaxgen.pretrained.layout import Meta, Pretrained
+from jaxgen.processes.process import Process
+from jaxgen.sample import Trained
+
+_LEARNS_ONLY = ('discriminator',)  # what training alone has a use for
+PLATFORMS = ('cpu', 'cuda', 'tpu')
+
+
+class Exported(NamedTuple):
+  """What a folder holds.
+
+  Attributes:
+    networks: by name, the layout that each is in: 'diffusers' or 'safetensors'.
+    pipeline: the pipeline of diffusers that loads the folder, if there is one.
+    program: whether the sampler is there as a program.
+  """
+
+  networks: Mapping[str, str]
+  pipeline: str | None = None
+  program: bool = False
+
+
+def networks(trained: Trained, out: epath.Path) -> Exported:
+  """Writes each network of a run, and what makes a pipeline of diffusers of them."""
+  stage, params = trained.stage, trained.params
+  pipeline = _pipeline(trained)
+  names = pipeline.folders if pipeline else {}
+  made = {}
+  for name, tree in params.items():
+    if name == 'extra' or name in _LEARNS_ONLY:
+      continue
+    state = params.get('extra', {}).get(name, {})
+    place = names.get(name, name)
+    made[place] = _network(out / place, stage.objective.networks.get(name), tree, state, trained)
+  if pipeline:
+    _write_pipeline(out, pipeline, trained)
+    made |= {'vae': 'diffusers'} if 'vae' in pipeline.index else {}
+  return Exported(made, pipeline.index['_class_name'] if pipeline else None)
+
+
+def _network(out: epath.Path, net: Any, tree: Any, state: Any, trained: Trained) -> str:
+  """One network, in its published layout if there is one, with the name of the layout."""
+  if type(net) in published.WRITERS and not state:
+    try:
+      published.save(Pretrained(net, jax.device_get(tree), Meta({'sample_size': _side(trained)})), out)
+      return 'diffusers'
+    except ValueError:  # of options that the published network has not
+      pass
+  arrays = {'params': tree} | dict(state) if state else tree
+  out.mkdir(parents=True, exist_ok=True)
+  about = {'network': type(net).__name__, 'fields': _fields(net)}
+  safetensors_file.write(out / 'model.safetensors', flat(arrays), metadata={'format': 'jaxgen'})
+  write_whole(out / 'config.json', json.dumps(about, indent=2, default=repr) + '\n')
+  return 'safetensors'
+
+
+def _fields(net: Any) -> dict[str, Any]:
+  if not dataclasses.is_dataclass(net):
+    return {}
+  hidden = ('parent', 'name')  # of Flax
+  return {field.name: getattr(net, field.name) for field in dataclasses.fields(net) if field.name not in hidden}
+
+
+def _side(trained: Trained) -> int:
+  parts = trained.stage.objective.denoising
+  return parts.shape[0] if parts else trained.stage.data.spec['image'].shape[1]
+
+
+def flat(tree: Any) -> dict[str, np.ndarray]:
+  """A tree of arrays as `{'blocks/mlp/in/kernel': array}`, on the host."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+class _Pipeline(NamedTuple):
+  """A pipeline of diffusers: model_index.json, the folders of networks by their names here, and the schedule."""
+
+  index: dict[str, Any]
+  folders: dict[str, str]
+  schedule: schedulers.Schedule
+
+
+def _pipeline(trained: Trained) -> _Pipeline | None:
+  """The pipeline of diffusers that makes what a run makes, if there is one."""
+  objective, parts = trained.stage.objective, trained.stage.objective.denoising
+  net = objective.networks.get('net')
+  schedule = None if parts is None else schedule_of(parts, trained.params)
+  if parts is None or schedule is None or not isinstance(net, UNet | DiT) or set(trained.params) != {'net'}:
+    return None
+  scheduler = {'scheduler': ['diffusers', schedule.scheduler]}
+  decodes = 'autoencoder' in trained.frozen
+  if isinstance(net, UNet) and not net.num_classes and not net.transformer and not net.learn_sigma and not decodes:
+    index = {'_class_name': 'DDPMPipeline', 'unet': ['diffusers', 'UNet2DModel']} | scheduler
+    return _Pipeline(index, {'net': 'unet'}, schedule)
+  if isinstance(net, DiT) and net.num_classes and decodes and 'autoencoder' in objective.networks:
+    index = {'_class_name': 'DiTPipeline', 'transformer': ['diffusers', 'DiTTransformer2DModel']} | scheduler
+    names = dict(enumerate(trained.stage.data.class_names))
+    index |= {'vae': ['diffusers', 'AutoencoderKL'], 'id2label': {str(i): name for i, name in names.items()}}
+    return _Pipeline(index, {'net': 'transformer'}, schedule)
+  return None
+
+
+def _write_pipeline(out: epath.Path, pipeline: _Pipeline, trained: Trained) -> None:
+  schedulers.save(out / 'scheduler', pipeline.schedule)
+  if 'vae' in pipeline.index:
+    frozen = jax.device_get(trained.frozen['autoencoder'])
+    scaling = Scaling(np.asarray(frozen['shift']), np.asarray(frozen['scale']))
+    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), frozen['params'])
+    net = trained.stage.objective.networks['autoencoder']
+    published.save(Pretrained(net, params, Meta(scaling=scaling)), out / 'vae')
+  folders.write_config(out / 'model_index.json', pipeline.index)  # last of all: a folder that has it is whole
+
+
+def schedule_of(parts: Denoising, params: Mapping[str, Any]) -> schedulers.Schedule | None:
+  """The schedule under diffusers' names, for a process of discrete times and a network that predicts eps, x0 or v."""
+  process = parts.process(dict(params))
+  steps = process.num_steps
+  if steps is None or parts.predicts is None:
+    return None
+  t = (np.arange(steps, dtype=np.float32) + 1) / steps
+  if not np.allclose(process.network_time(jnp.asarray(t)), np.arange(steps), atol=0.01):
+    return None
+  kind = _prediction_type(parts, process)
+  alphas = np.asarray(process.alpha(jnp.asarray(t)), np.float64) ** 2
+  betas = 1 - alphas / np.append(1.0, alphas[:-1])
+  ends = {'beta_start': float(f'{betas[0]:.3g}'), 'beta_end': float(f'{betas[-1]:.3g}')}
+  for name in ('linear', 'scaled_linear', 'squaredcos_cap_v2'):
+    made = schedulers.Schedule(steps, name, prediction_type=kind or '', scheduler='DDPMScheduler')
+    made = made if name == 'squaredcos_cap_v2' else made._replace(**ends)
+    same = np.asarray(schedulers.process(made).alpha(jnp.asarray(t)), np.float64) ** 2
+    if kind and np.allclose(same, alphas, rtol=1e-3, atol=1e-5):
+      return made
+  return None
+
+
+def _prediction_type(parts: Denoising, process: Process) -> str | None:
+  """diffusers' name of what the network predicts, read off from what a perfect one would."""
+  assert parts.predicts is not None
+  space, t, one, zero = parts.predicts(process), jnp.full(1, 0.5), jnp.ones((1, 1)), jnp.zeros((1, 1))
+  of_data, of_noise = (float(space.target(x0, eps, t)[0, 0]) for x0, eps in ((one, zero), (zero, one)))
+  a, s = float(process.alpha(t)[0]), float(process.sigma(t)[0])
+  known = {'epsilon': (0.0, 1.0), 'sample': (1.0, 0.0), 'v_prediction': (-s, a)}
+  return next((name for name, pair in known.items() if np.allclose(pair, (of_data, of_noise), atol=1e-5)), None)
+
+
+def check_program() -> None:
+  """Raises ValueError where jax.export has nothing to write a program with."""
+  if importlib.util.find_spec('flatbuffers') is None:
+    raise ValueError("a program of jax.export needs flatbuffers: pip install 'jaxgen[stablehlo]'")
+
+
+def program(
+  trained: Trained, out: epath.Path, cond: Mapping[str, np.ndarray], *, num: int, platforms: Sequence[str] = PLATFORMS
+) -> None:
+  """Writes the sampler as one program that needs JAX alone, and the arrays that it takes.
+
+  Args:
+    trained: from `sample.restore`.
+    out: the folder.
+    cond: fields of `num` images; their values do not matter.
+    num: images that one call makes.
+    platforms: what it may run on.
+  """
+  check_program()
+  objective = trained.stage.objective
+  tree = {'params': trained.params, 'frozen': trained.frozen}
+  leaves, structure = jax.tree_util.tree_flatten_with_path(tree)
+  names = [sharding.path_name(path) for path, _ in leaves]
+
+  def run(arrays: dict[str, Any], fields: dict[str, Any], seed: Any) -> Any:
+    made = jax.tree.unflatten(structure, [arrays[name] for name in names])
+    root = jax.random.key(seed)
+    keys = jax.vmap(lambda i: jax.random.fold_in(root, i))(jnp.arange(num))
+    return to_uint8(objective.sample(made['params'], made['frozen'], fields, keys))
+
+  arrays = {name: np.asarray(leaf) for name, (_, leaf) in zip(names, leaves, strict=True)}
+  like = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape, a.dtype), (arrays, dict(cond)))
+  exported = jax.export.export(jax.jit(run), platforms=platforms)(*like, jax.ShapeDtypeStruct((), jnp.uint32))
+  safetensors_file.write(out / 'sampler.safetensors', arrays, metadata={'format': 'jax.export'})
+  write_whole(out / 'sampler.stablehlo', bytes(exported.serialize()))

@@ -1,0 +1,229 @@
+"""`jaxgen export`, and what a StyleGAN is used for: on models that were saved untrained."""
+
+import json
+import pathlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from etils import epath
+from PIL import Image
+from safetensors.numpy import load_file
+
+from jaxgen import animation, export, sample, stage_setup
+from jaxgen.checkpoint import Checkpoints, Policy
+from jaxgen.cli import config as configs
+from jaxgen.cli.main import main
+from jaxgen.experiment import as_stages
+from jaxgen.models.unet import DDPM, UNet
+from jaxgen.objectives.base import Objective
+from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.pretrained import published, schedulers
+from jaxgen.processes import parameterisation, times
+from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.processes.vp import vp_cosine, vp_linear
+from jaxgen.run import identity
+from jaxgen.samplers import grids
+from jaxgen.samplers.ddim import ddim
+from jaxgen.samplers.sampler import Sampler
+
+TESTS = pathlib.Path(__file__).parent
+DENOISER, STYLES = TESTS / 'tiny_diffusion.py', TESTS / 'tiny_styles.py'
+
+
+@pytest.fixture(scope='module', autouse=True)
+def one_process():
+  from jaxgen import distributed
+
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(distributed, 'start', lambda: None)
+    yield
+
+
+def untrained(path, folder):
+  """The folder of a run that is saved before its first step."""
+  config, module = configs.load_config(path)
+  stage = as_stages(module.build(config))[0]
+  about = configs.record(config, module)
+  checkpoints = Checkpoints(folder / 'checkpoints', Policy())
+  checkpoints.save(stage_setup.initial_state(stage, stage_setup.abstract_state(stage)), identity(stage, about))
+  checkpoints.wait()
+  checkpoints.close()
+  (folder / 'config.json').write_text(json.dumps(about, default=repr))
+  return folder
+
+
+@pytest.fixture(scope='module')
+def exported(tmp_path_factory):
+  """A run of a denoiser, and its export with a program."""
+  folder = untrained(DENOISER, tmp_path_factory.mktemp('runs') / 'denoiser')
+  (folder / 'metrics.jsonl').write_text('{"step": 0, "fid_256": 12.5}\n{"step": 9, "fid_256": 1.0}\n')
+  (folder / 'protocols.json').write_text('{"fid_256": {"samples": 256, "reference_hash": "x"}}')
+  out = folder.parent / 'made'
+  options = ('--config', str(DENOISER), '--num', '8', '--stablehlo', '--platforms', 'cpu')
+  assert main(['export', str(folder), '--out', str(out), *options]) == 0
+  return folder, out
+
+
+def test_the_program_makes_the_runs_samples_without_jaxgen(exported):
+  folder, out = exported
+  program = jax.export.deserialize(bytearray((out / 'sampler.stablehlo').read_bytes()))
+  labels = np.arange(8, dtype=np.int32) % 2
+  images = program.call(load_file(out / 'sampler.safetensors'), {'label': labels}, np.uint32(3))
+  config, module = configs.load_run(folder, config=DENOISER)
+  trained = sample.restore(module.build(config), folder)
+  np.testing.assert_array_equal(images, sample.sample(trained, {'label': labels}, num=8, seed=3))
+
+
+def test_the_card_says_what_it_is_and_how_good_at_that_step(exported):
+  _, out = exported
+  card = (out / 'README.md').read_text()
+  assert card.startswith('---\nlibrary_name: jaxgen\n')
+  assert '2 records of flat (train)' in card
+  assert '| fid_256 | 12.5 | samples 256 |' in card
+  assert "program.call(arrays, {'label': np.zeros([8], np.int32)}, np.uint32(0))" in card
+  assert (out / 'samples.png').exists()
+  network = json.loads((out / 'net' / 'config.json').read_text())
+  assert network['network'] == 'Pull'
+  assert load_file(out / 'net' / 'model.safetensors')['level'].tolist() == [np.float32(0.2)] * 2
+
+
+def test_a_folder_of_other_files_is_refused(exported, tmp_path, capsys):
+  (tmp_path / 'mine.txt').write_text('x')
+  assert main(['export', str(exported[0]), '--out', str(tmp_path)]) == 2
+  assert 'holds files that are no export of jaxgen' in capsys.readouterr().err
+
+
+def _trained(objective: Objective) -> sample.Trained:
+  config, module = configs.load_config(DENOISER)
+  stage = as_stages(module.build(config))[0]._replace(objective=objective)
+  batch = {'image': jnp.zeros((1, 8, 8, 3)), 'label': jnp.zeros(1, jnp.int32)}
+  made = objective.init(jax.random.key(0), {}, batch)
+  leaves, tree = jax.tree.flatten(made['params'])
+  keys = jax.random.split(jax.random.key(1), len(leaves))
+  noisy = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
+  state = sample.TrainState(np.int32(7), np.int32(0), jax.tree.unflatten(tree, noisy), {}, {}, {})
+  return sample.Trained(stage, state, {})
+
+
+def _unet(process, predicts) -> Objective:
+  return diffusion(
+    UNet(width=8, multipliers=(1, 2), blocks=1, attention=(), groups=4, style=DDPM),
+    process,
+    shape=(8, 8, 3),
+    parameterisation=predicts,
+    times=times.uniform(),
+    sampler=Sampler(ddim, grids.uniform(2)),
+  )
+
+
+def test_an_unconditional_unet_is_a_pipeline_of_diffusers(tmp_path):
+  trained = _trained(_unet(vp_linear(1000), parameterisation.eps))
+  made = export.networks(trained, epath.Path(tmp_path))
+  assert made == export.Exported({'unet': 'diffusers'}, 'DDPMPipeline')
+  schedule = schedulers.load(tmp_path / 'scheduler')
+  assert (schedule.beta_schedule, schedule.beta_start, schedule.beta_end) == ('linear', 1e-4, 0.02)
+  back = published.load(tmp_path / 'unet')
+  for ours, theirs in zip(jax.tree.leaves(trained.params['net']), jax.tree.leaves(back.params), strict=True):
+    np.testing.assert_array_equal(ours, theirs)
+
+  diffusers = pytest.importorskip('diffusers')
+  torch = pytest.importorskip('torch')
+  pipeline = diffusers.DDPMPipeline.from_pretrained(tmp_path)
+  x, t = np.random.default_rng(0).standard_normal((2, 3, 8, 8), np.float32), np.array([3, 700])
+  with torch.no_grad():
+    wanted = pipeline.unet(torch.from_numpy(x), torch.from_numpy(t)).sample.numpy()
+  net = trained.stage.objective.networks['net']
+  got = net.apply({'params': trained.params['net']}, x.transpose(0, 2, 3, 1), t, {}, train=False)
+  np.testing.assert_allclose(np.asarray(got).transpose(0, 3, 1, 2), wanted, atol=2e-5)
+  process = trained.stage.objective.denoising.process({})
+  alphas = np.asarray(process.alpha((jnp.arange(1000) + 1) / 1000)) ** 2
+  np.testing.assert_allclose(pipeline.scheduler.alphas_cumprod.numpy(), alphas, atol=1e-6)
+  assert pipeline(num_inference_steps=2, output_type='np').images.shape == (1, 8, 8, 3)
+
+
+@pytest.mark.parametrize(
+  ('process', 'predicts', 'wanted'),
+  [
+    (vp_linear(1000), parameterisation.v, ('linear', 'v_prediction')),
+    (vp_cosine(1000), parameterisation.x0, ('squaredcos_cap_v2', 'sample')),
+    (vp_cosine(), parameterisation.eps, None),  # of continuous times
+    (rectified_flow(), parameterisation.velocity, None),
+  ],
+)
+def test_a_schedule_is_known_by_its_numbers(process, predicts, wanted):
+  parts = _unet(process, predicts).denoising
+  found = export.schedule_of(parts, {})
+  assert (found and (found.beta_schedule, found.prediction_type)) == wanted
+
+
+@pytest.fixture(scope='module')
+def styles(tmp_path_factory):
+  return untrained(STYLES, tmp_path_factory.mktemp('styles') / 'run')
+
+
+def _run(command, styles, out, *options):
+  return main([command, '--run', str(styles), '--config', str(STYLES), '--out', str(out), *options])
+
+
+def test_mixing_has_both_parents_at_its_ends(styles, tmp_path):
+  for layer, parent in ((0, 'column'), (4, 'row')):
+    out = tmp_path / f'{layer}.png'
+    assert _run('mix', styles, out, '--coarse', '0,1', '--fine', '5-6', '--layer', str(layer)) == 0
+    cells = _cells(out, 3)
+    assert cells[1][1].tolist() == (cells[0][1] if parent == 'column' else cells[1][0]).tolist()
+    assert (cells[1][1] != cells[2][2]).any()
+
+
+def _cells(path, columns):
+  """The images of a grid, by row and column."""
+  picture = np.asarray(Image.open(path))
+  side = (picture.shape[1] - 2) // columns
+  return [
+    [picture[2 + r * side : (r + 1) * side, 2 + c * side : (c + 1) * side] for c in range(columns)]
+    for r in range((picture.shape[0] - 2) // side)
+  ]
+
+
+def test_at_psi_0_all_images_are_the_mean(styles, tmp_path):
+  assert _run('truncate', styles, tmp_path / 'psi.png', '--seeds', '0-2', '--psi', '1,0', '--label', 'light') == 0
+  picture = np.asarray(Image.open(tmp_path / 'psi.png'))[:, -(3 * 66 + 2) :]
+  bottom = [picture[-66:-2, 2 + 66 * i : 66 * (i + 1)] for i in range(3)]
+  assert (bottom[0] == bottom[1]).all()
+  assert (picture[2:66, 2:66] != picture[2:66, 68:132]).any()
+
+
+def test_a_walk_is_an_animation_of_its_frames(styles, tmp_path):
+  assert _run('walk', styles, tmp_path / 'walk.webp', '--seeds', '0,1', '--frames', '3') == 0
+  assert Image.open(tmp_path / 'walk.webp').n_frames == 6
+
+
+def test_a_projection_leaves_its_latents(styles, tmp_path):
+  Image.fromarray(np.full((8, 8, 3), 200, np.uint8)).save(tmp_path / 'target.png')
+  options = ('--distance', 'pixels', '--steps', '3', '--samples', '16', str(tmp_path / 'target.png'))
+  assert _run('project', styles, tmp_path / 'found', *options) == 0
+  found = np.load(tmp_path / 'found' / 'latents.npz')
+  assert found['ws'].shape == (4, 8)
+  assert found['distances'].shape == (3,)
+  assert (tmp_path / 'found' / 'target_and_projection.png').exists()
+
+
+def test_mistakes_are_one_line(exported, styles, tmp_path, capsys):
+  folder, _ = exported
+  options = ['--run', str(folder), '--config', str(DENOISER), '--out', str(tmp_path / 'x.png')]
+  assert main(['truncate', *options]) == 2
+  assert 'has no generator; project, mix, walk and truncate are for StyleGANs' in capsys.readouterr().err
+  assert _run('mix', styles, tmp_path / 'x.png', '--layer', '9') == 2
+  assert 'this generator has 4 layers' in capsys.readouterr().err
+  assert _run('walk', styles, tmp_path / 'x.avi') == 2
+  assert '--out is' in capsys.readouterr().err
+
+
+def test_an_mp4_plays_in_full(tmp_path):
+  ffmpeg = pytest.importorskip('imageio_ffmpeg')
+  frames = np.random.default_rng(0).integers(0, 255, (5, 8, 8, 3), np.uint8)
+  animation.write(epath.Path(tmp_path / 'x.mp4'), frames, frames_per_second=5)
+  reader = ffmpeg.read_frames(str(tmp_path / 'x.mp4'))
+  assert next(reader)['size'] == (256, 256)
+  assert sum(1 for _ in reader) == 5
