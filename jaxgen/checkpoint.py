@@ -15,6 +15,7 @@ import functools
 import logging
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -30,6 +31,7 @@ from jaxgen.train_state import TrainState
 
 PARTS = ('params', 'ema', 'opt_state', 'extra')
 MODEL = ('params', 'ema', 'extra')
+_FORMER_EDM = re.compile(r'(block\d+|up|down|in\d)/(norm2|qkv|proj)/')  # these are in `attention/` now
 _COMMIT_FILES = ('commit_success.txt', '_CHECKPOINT_METADATA')  # Orbax writes them after the digests
 
 
@@ -268,7 +270,7 @@ class Checkpoints:
         raise CheckpointError(
           f'checkpoint {step} in {self.directory} is of another network or optimizer: {len(different)} arrays '
           f'differ, first {name}/{key}: got {have.get(key, "none")}, wanted {want.get(key, "none")}; '
-          'use the config that made this run, or another --workdir'
+          + _remedy(different, have)
         )
 
   def _read_error(self, step: int, error: Exception) -> CheckpointError:
@@ -313,6 +315,13 @@ def newest_step(directory: str | os.PathLike) -> int:
 def _is_not_orbax(record: logging.LogRecord) -> bool:
   """Orbax tells of every file that it writes, and with a traceback of each error that `save` and `wait` raise."""
   return 'orbax' not in record.pathname
+
+
+def _remedy(different: Sequence[str], have: Mapping[str, Any]) -> str:
+  """What to do about a checkpoint whose arrays differ from those of the config."""
+  if any(_FORMER_EDM.search(key) for key in different if key in have):
+    return 'an older jaxgen wrote it, whose EDM U-Net had no module `attention`: use a version before commit efd0106'
+  return 'use the config that made this run, or another --workdir'
 
 
 def _shapes(tree: Any) -> dict[str, tuple[int, ...]]:

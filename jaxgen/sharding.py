@@ -8,11 +8,11 @@ Axes of the mesh, slowest first:
             all keys (context parallelism), for images too large for one device.
   tensor    heads and hidden units are split.
 
-A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest
-dimension that divides goes over `fsdp`, unless it embeds a condition. Rules stand beside the networks: `RULES` of the
-network's module, which `models/rules.py` collects, so that no config repeats them. Paths are joined with '/', and a
-parameter, its Adam moments and its average end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them.
-This is the only module that writes a PartitionSpec.
+A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest dimension
+that divides goes over `fsdp`. Rules stand beside the networks: `RULES` of the network's or the layer's module, which
+`models/rules.py` collects, so that no config repeats them. Paths are joined with '/', and a parameter, its Adam moments
+and its average end alike (`.../blocks/mlp/up/kernel`), so one pattern covers all of them. This is the only module that
+writes a PartitionSpec.
 """
 
 import contextlib
@@ -35,9 +35,6 @@ BATCH_AXES = ('data', 'fsdp')
 _inside_by_features: contextvars.ContextVar[bool] = contextvars.ContextVar('inside_by_features', default=False)
 _devices: contextvars.ContextVar[Sequence[Any] | None] = contextvars.ContextVar('devices', default=None)
 
-# What embeds a condition is small, and whole on each device: were it split, the partitioner would move its result and
-# its gradient, `b d`, between images and features, and would have to gather them.
-_WHOLE = re.compile(r'(^|/)((time|label|interval)_embed/|labels$)')
 # (pattern, axes): for each dimension of the leaf an axis, several, None for whole, or `...` for open. Of the open ones,
 # and beside them of those whose axes have size 1, the largest that divides goes over `fsdp`. The first rule that
 # divides holds.
@@ -273,7 +270,7 @@ def _leaf_axes(name: str, shape: Sequence[int], mesh: Mesh, rules: Sequence[Rule
       f'{name} of shape {tuple(shape)} does not divide over {", ".join(_undivided(shape, mesh, axes))} '
       f'by the rule {pattern!r} -> {axes}; change config.mesh or the rule'
     )
-  chosen = None if _WHOLE.search(name) else _over_fsdp(shape, mesh.shape['fsdp'], range(len(shape)))
+  chosen = _over_fsdp(shape, mesh.shape['fsdp'], range(len(shape)))
   return tuple('fsdp' if i == chosen else None for i in range(len(shape)))
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
-from jaxgen import digests
+from jaxgen import checkpoint, digests
 from jaxgen.checkpoint import CheckpointError, Checkpoints, Policy
 from jaxgen.metrics_file import read_metrics
 from jaxgen.train import abstract_state, train
@@ -173,3 +173,10 @@ def test_two_damages_of_one_step_are_both_kept(run):
   assert checkpoints.recover() == 8
   assert (run / 'checkpoints' / '12.damaged.1').exists()
   checkpoints.close()
+
+
+def test_a_checkpoint_of_a_former_edm_unet_names_the_version_to_use():
+  old = {f'net/enc_16x16_block0/{name}/kernel': (8,) for name in ('conv0', 'qkv', 'proj')}
+  new = {'net/enc_16x16_block0/attention/qkv/kernel': (8,)}
+  assert 'before commit efd0106' in checkpoint._remedy([*old, *new], old)
+  assert 'use the config' in checkpoint._remedy([*old, *new], new)

@@ -124,7 +124,7 @@ def test_a_rule_covers_a_parameter_its_moments_and_its_average(state):
 
 
 def test_what_embeds_a_condition_is_whole(state):
-  net = sharding.shard_tree(state, sharding.make_mesh(data=1, fsdp=8)).params['net']
+  net = sharding.shard_tree(state, sharding.make_mesh(data=1, fsdp=8), known=RULES).params['net']
   embedded = jax.tree.leaves([net['time_embed'], net['label_embed']])
   assert all(place.is_fully_replicated for place in embedded)
   assert not net['blocks']['modulation']['kernel'].is_fully_replicated

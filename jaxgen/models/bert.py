@@ -9,6 +9,7 @@ Devlin et al. 2019, "BERT: Pre-training of Deep Bidirectional Transformers"; Eq.
 "Sentence-BERT"; Wang et al. 2020, "MiniLM".
 """
 
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -17,6 +18,7 @@ import jax.numpy as jnp
 from jaxgen.models.clip import Mlp, exact_gelu, unit
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.stack import stack
 from jaxgen.sharding import Rule
 from jaxgen.typing import Array, Bool, Float, Int
 
@@ -88,10 +90,7 @@ class Bert(nn.Module):
     kinds = nn.Embed(self.segments, self.width, embedding_init=_normal, name='segment_embed')
     x += kinds(jnp.zeros_like(ids) if segments is None else segments)
     x = _norm(self.eps, self.dtype, 'norm_in')(x)  # Eq. 1
-    stack = nn.scan(
-      Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=nn.broadcast, length=self.depth
-    )
-    x, _ = stack(self.heads, self.hidden, self.eps, self.dtype, name='blocks')(x, mask)
+    x = stack(self, partial(Block, self.heads, self.hidden, self.eps, self.dtype), x, mask, depth=self.depth)
     pooled = jnp.tanh(Linear(self.width, dtype=self.dtype, kernel_init=_normal, name='pooler')(x[:, 0]))  # Eq. 3
     weights = mask.astype(jnp.float32)[..., None]
     mean = (x.astype(jnp.float32) * weights).sum(1) / jnp.maximum(weights.sum(1), 1)
@@ -99,7 +98,7 @@ class Bert(nn.Module):
 
 
 class Block(nn.Module):
-  """Eq. 2; a scan's body, so it returns a pair."""
+  """Eq. 2."""
 
   heads: int
   hidden: int
@@ -107,11 +106,11 @@ class Block(nn.Module):
   dtype: Any
 
   @nn.compact
-  def __call__(self, x: Float[Array, 'b l d'], mask: Bool[Array, 'b l']) -> tuple[Float[Array, 'b l d'], None]:
+  def __call__(self, x: Float[Array, 'b l d'], mask: Bool[Array, 'b l']) -> Float[Array, 'b l d']:
     attention = Attention(self.heads, dtype=self.dtype, qkv_init=_normal, out_init=_normal, name='attention')
     x = _norm(self.eps, self.dtype, 'norm1')(x + attention(x, mask=mask))
     mlp = Mlp(self.hidden, exact_gelu, _normal, self.dtype, name='mlp')
-    return _norm(self.eps, self.dtype, 'norm2')(x + mlp(x)), None
+    return _norm(self.eps, self.dtype, 'norm2')(x + mlp(x))
 
 
 def minilm(*, dtype: Any = jnp.float32) -> Bert:

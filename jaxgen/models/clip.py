@@ -13,6 +13,7 @@ Radford et al. 2021, "Learning Transferable Visual Models From Natural Language 
 
 import functools
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -22,6 +23,7 @@ import numpy as np
 
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.stack import stack
 from jaxgen.sharding import Rule
 from jaxgen.typing import Array, Bool, Float, Int
 
@@ -288,25 +290,21 @@ def preprocess(images: Float[Array, 'b h w 3'], *, size: int = 224) -> Float[Arr
 
 
 class Block(nn.Module):
-  """Eq. 3; a scan's body: carries the tokens, those `skip` blocks before the end, and the number of the block."""
+  """Eq. 3."""
 
   heads: int
   hidden: int
   depth: int
-  skip: int
   activation: Activation
   dtype: Any
 
   @nn.compact
-  def __call__(self, carry: tuple[Array, Array, Array], mask: Array | None) -> tuple[tuple[Array, Array, Array], None]:
-    x, kept, i = carry
-    kept = jnp.where(i == self.depth - self.skip, x, kept)
+  def __call__(self, x: Float[Array, 'b l d'], mask: Array | None) -> Float[Array, 'b l d']:
     init, out = _normal(x.shape[-1] ** -0.5), _normal((2 * self.depth * x.shape[-1]) ** -0.5)
     h = _norm(self.dtype, 'norm1')(x)
     x = x + Attention(self.heads, dtype=self.dtype, qkv_init=init, out_init=out, name='attention')(h, mask=mask)
     h = _norm(self.dtype, 'norm2')(x)
-    x = x + Mlp(self.hidden, self.activation, out, self.dtype, name='mlp')(h)
-    return (x, kept, i + 1), None
+    return x + Mlp(self.hidden, self.activation, out, self.dtype, name='mlp')(h)
 
 
 def _blocks(
@@ -315,13 +313,10 @@ def _blocks(
   """The last tokens, and those before the last `skip` blocks; call it inside a compact module."""
   if not 0 <= skip <= tower.depth:
     raise ValueError(f'skip is {skip}; this tower has {tower.depth} blocks')
-  stack = nn.scan(
-    Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=nn.broadcast, length=tower.depth
-  )
   hidden = tower.hidden or 4 * tower.width
-  blocks = stack(tower.heads, hidden, tower.depth, skip, tower.activation, tower.dtype, name='blocks')
-  (x, kept, _), _ = blocks((x, x, jnp.int32(0)), mask)
-  return x, kept if skip else x
+  block = partial(Block, tower.heads, hidden, tower.depth, tower.activation, tower.dtype)
+  kept = stack(tower, block, x, mask, depth=tower.depth, stop=tower.depth - skip)
+  return stack(tower, block, kept, mask, depth=tower.depth, start=tower.depth - skip), kept
 
 
 class Mlp(nn.Module):

@@ -20,9 +20,11 @@ from jaxgen.models.layers.batch_norm import BatchStatisticsNorm
 from jaxgen.models.layers.convolution import convolve_transposed
 from jaxgen.models.layers.critics import MinibatchDiscrimination, conv, label_projection
 from jaxgen.models.layers.linear import Linear, biased
+from jaxgen.sharding import Rule
 from jaxgen.typing import Array, Cond, Float, Key
 
 _normal = nn.initializers.normal(0.02)
+RULES: tuple[Rule, ...] = ((r'(^|/)labels$', (None, None)),)  # whole, as other embeddings of conditions
 
 
 def doublings(side: int) -> int:

@@ -6,7 +6,8 @@ A stage tries the rules of its Experiment first, then these (`jaxgen.sharding`).
 """
 
 from jaxgen import sharding
-from jaxgen.models import dit, edm_unet, mmdit, projected, unet
+from jaxgen.models import dcgan, dit, edm_unet, mmdit, projected, unet
+from jaxgen.models.layers import embedding
 
 RULES: tuple[sharding.Rule, ...] = (
   *dit.RULES,
@@ -14,4 +15,6 @@ RULES: tuple[sharding.Rule, ...] = (
   *unet.RULES,
   *edm_unet.RULES,
   *projected.RULES,
+  *dcgan.RULES,
+  *embedding.RULES,
 )

@@ -15,6 +15,7 @@ Activations may be bfloat16; the residual x, norms and softmax are float32 alway
 """
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import flax.linen as nn
@@ -23,6 +24,7 @@ import numpy as np
 
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
+from jaxgen.models.layers.stack import stack
 from jaxgen.sharding import Rule
 from jaxgen.typing import Array, Bool, Float, Int
 
@@ -87,16 +89,13 @@ class T5Encoder(nn.Module):
     table = self.param('relative_bias', _normal(self.width**-0.5), (self.buckets, self.heads), jnp.float32)
     bias = jnp.asarray(table, jnp.float32)[relative_buckets(tokens, self.buckets, self.max_distance)]  # l k n
     allowed = None if mask is None else mask.astype(bool)
-    stack = nn.scan(
-      Block, variable_axes={'params': 0}, split_rngs={'params': True}, in_axes=nn.broadcast, length=self.depth
-    )
-    blocks = stack(self.heads, self.head_size, self.hidden, self.dtype, name='blocks')
-    x, _ = blocks(x.astype(jnp.float32), bias.transpose(2, 0, 1)[None], allowed)
+    block = partial(Block, self.heads, self.head_size, self.hidden, self.dtype)
+    x = stack(self, block, x.astype(jnp.float32), bias.transpose(2, 0, 1)[None], allowed, depth=self.depth)
     return _norm(jnp.float32, 'norm_out')(x).astype(self.dtype)  # Eq. 5
 
 
 class Block(nn.Module):
-  """Eq. 2; a scan's body, so it returns a pair."""
+  """Eq. 2."""
 
   heads: int
   head_size: int
@@ -106,7 +105,7 @@ class Block(nn.Module):
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b l d'], bias: Float[Array, '1 n l l'], mask: Bool[Array, 'b l'] | None
-  ) -> tuple[Float[Array, 'b l d'], None]:
+  ) -> Float[Array, 'b l d']:
     out = _normal((self.heads * self.head_size) ** -0.5)
     attention = Attention(
       self.heads, self.head_size, scale=1.0, qkv_bias=False, out_bias=False, qkv_init=_qkv_init(self.head_size),
@@ -114,7 +113,7 @@ class Block(nn.Module):
     )  # fmt: skip
     x = x + attention(_norm(self.dtype, 'norm1')(x), mask=mask, bias=bias).astype(jnp.float32)
     x = x + Mlp(self.hidden, self.dtype, name='mlp')(_norm(self.dtype, 'norm2')(x)).astype(jnp.float32)
-    return x, None
+    return x
 
 
 class Mlp(nn.Module):

@@ -24,6 +24,7 @@ import jax.numpy as jnp
 from jaxgen.objectives import distances
 from jaxgen.objectives.autoencoder.quantize import Bottleneck
 from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.weight_map import map_of, masked, weighted
 from jaxgen.typing import Array, Batch, Float, Key, Params
 
 _LARGEST = 1e4
@@ -96,7 +97,8 @@ def autoencoder(
     last = _last_kernel(code.params)
     x_hat, pull = jax.vjp(lambda kernel: _decode(net, _with_last_kernel(code.params, kernel), code.z), last)
     fixed = jax.lax.stop_gradient(x_hat)
-    (error, metrics), gradient = jax.value_and_grad(partial(reconstruction, frozen, x), has_aux=True)(fixed)
+    compare = partial(reconstruction, frozen, x, map_of(batch))
+    (error, metrics), gradient = jax.value_and_grad(compare, has_aux=True)(fixed)
     total = error
     if adversary is not None:
       judged, towards = jax.value_and_grad(partial(_fooling, adversary, params['discriminator']))(fixed)
@@ -131,13 +133,14 @@ def autoencoder(
 
 
 def _reconstruction(
-  frozen: Any, x: Array, x_hat: Array, *, pixels: Pixels, perceptual: float, judge: str
+  frozen: Any, x: Array, weight: Array | None, x_hat: Array, *, pixels: Pixels, perceptual: float, judge: str
 ) -> tuple[Array, dict[str, Array]]:
   """Eq. 1."""
-  error = jnp.mean(pixels(x, x_hat))
+  error = jnp.mean(weighted(pixels(x, x_hat), weight))
   metrics = {'pixels': error}
   if perceptual:
-    metrics['lpips'] = jnp.mean(distances.perceptual(judge)(frozen, x, x_hat))
+    a, b, factor = masked(x, x_hat, weight)
+    metrics['lpips'] = jnp.mean(factor * distances.perceptual(judge)(frozen, a, b))
     error = error + perceptual * metrics['lpips']
   return error, metrics
 

@@ -25,9 +25,10 @@ from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sam
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.vlb import vlb_estimate
 from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, Parameterise, denoiser
-from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, noise_like
+from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, noise_like
 from jaxgen.processes.times import Importance, TimeSampler
 from jaxgen.samplers.sampler import Guide, Sampler
 from jaxgen.typing import Array, Batch, Float, Key, Metrics
@@ -165,28 +166,8 @@ def squared_error(
   of images or of pixels of any resolution, multiplies the squares.
   """
   error = (space.target(prediction.x0, prediction.eps, t) - space.target(perfect.x0, perfect.eps, t)) ** 2
-  if weight is not None:
-    error *= _as_seen(weight.astype(jnp.float32), error)
+  error = weighted(error, weight)
   return jnp.mean(error, axis=tuple(range(1, error.ndim)))
-
-
-def _as_seen(weight: Float[Array, 'b ...'], like: Float[Array, 'b ...']) -> Float[Array, 'b ...']:
-  """A weight of images, or of pixels at the resolution of `like`: latents take the mean of theirs."""
-  if weight.ndim != like.ndim:
-    return expand(weight, like)
-  if weight.shape[1:-1] == like.shape[1:-1]:
-    return weight
-  (b, h, w, c), (_, small_h, small_w, _) = weight.shape, like.shape
-  if h % small_h or w % small_w:
-    raise ValueError(f'a weight map of {h}x{w} for a network that sees {small_h}x{small_w}; use a multiple of that')
-  return weight.reshape(b, small_h, h // small_h, small_w, w // small_w, c).mean((2, 4))
-
-
-def map_of(batch: Batch, name: str) -> Array | None:
-  """The weight map of a batch; one under another name than 'weight' has to be there."""
-  if name != 'weight' and name not in batch:
-    raise ValueError(f'weight_map names {name!r}, which the batch does not have; it has {sorted(batch)}')
-  return batch.get(name)
 
 
 def by_time(each: Float[Array, ' b'], t: Float[Array, ' b']) -> Metrics:

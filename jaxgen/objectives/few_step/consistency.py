@@ -29,6 +29,7 @@ from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import init_of, trained
 from jaxgen.objectives.distances import Distance, pseudo_huber
 from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.weight_map import map_of, masked
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
 from jaxgen.processes.parameterisation import Apply
@@ -98,7 +99,8 @@ def consistency(
     f = function(params, frozen, cond, train=True, rngs=rngs)
     f_target = function(target(state), frozen, cond, train=True, rngs=rngs) if target else f
     now, earlier = f(x_t, t), jax.lax.stop_gradient(f_target(x_s, s))
-    each = distance(frozen, now, earlier) / (process.sigma(t) - process.sigma(s))  # Eq. 5
+    a, b, factor = masked(now, earlier, map_of(batch))
+    each = factor * distance(frozen, a, b) / (process.sigma(t) - process.sigma(s))  # Eq. 5
     return jnp.mean(each), Aux({'intervals': jnp.float32(intervals), 'error': jnp.mean((now - earlier) ** 2)})
 
   def denoiser(params: dict[str, Any], frozen: Any) -> Denoiser:

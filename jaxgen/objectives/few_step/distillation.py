@@ -35,6 +35,7 @@ from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import by_time, diffusion, squared_error
 from jaxgen.objectives.distances import Distance
 from jaxgen.objectives.network import Network
+from jaxgen.objectives.weight_map import map_of, masked
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes import weighting as weightings
@@ -115,9 +116,11 @@ def progressive(
     target = progressive_target(lambda z, t: teacher(z, t, cond), process, z_t, t, steps)
     perfect = of_x0.predict(jax.lax.stop_gradient(target), z_t, t)
     prediction = denoiser_of(params, frozen, train=True, rngs={'dropout': dropout_key})(z_t, t, cond)
-    each = weighting(process, t) * squared_error(judged, prediction, perfect, t)
+    weight = map_of(batch)
+    each = weighting(process, t) * squared_error(judged, prediction, perfect, t, weight)
     if distance is not None:
-      each += distance(frozen, prediction.x0, perfect.x0)
+      student, teachers, factor = masked(prediction.x0, perfect.x0, weight)
+      each += factor * distance(frozen, student, teachers)
     return jnp.mean(each), Aux(by_time(each, t))
 
   return base._replace(init=_with_teacher(base.init), phases=(Phase('progressive', 'net', loss),))

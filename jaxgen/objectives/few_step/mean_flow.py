@@ -32,6 +32,7 @@ from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sam
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import init_of, trained
 from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, noise_like, sum_per_image
 from jaxgen.processes.rectified_flow import rectified_flow
@@ -105,8 +106,9 @@ def mean_flow(
       guided = scale * v + jax.lax.stop_gradient(kappa * told + (1 - scale - kappa) * unguided)  # Eq. 4
       v = jnp.where(expand(dropped, x_t), v, guided)
     u, target = mean_flow_target(jump_of(params, frozen, cond, train=True, rngs=rngs), x_t, v, t, r)
-    error = sum_per_image((u - target) ** 2)
-    weight = jax.lax.stop_gradient((error + 1e-3) ** -power)
+    squares = (u - target) ** 2
+    weight = jax.lax.stop_gradient((sum_per_image(squares) + 1e-3) ** -power)  # of the error without a weight map
+    error = sum_per_image(weighted(squares, map_of(batch)))
     squared = error / x0[0].size
     metrics = {
       'loss': jnp.mean(squared),  # the weighted one is near 1 all the time

@@ -28,6 +28,7 @@ from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import diffusion, trained
 from jaxgen.objectives.few_step.consistency import Teacher
 from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes import trig_flow
 from jaxgen.processes.parameterisation import preconditioned
 from jaxgen.processes.process import Process, corrupt, expand, noise_like, sum_per_image
@@ -103,7 +104,8 @@ def scm(
     output, g = tangent(output_of, x_t, t, x0, eps, data_std=data_std, share=share)
     size = jnp.sqrt(sum_per_image(g * g))
     wanted = jax.lax.stop_gradient(output - g / expand(size + 0.1, g))
-    return jnp.mean((output - wanted) ** 2), Aux({'tangent': jnp.mean(size) / math.sqrt(g[0].size)})  # Eq. 4
+    squares = weighted((output - wanted) ** 2, map_of(batch))
+    return jnp.mean(squares), Aux({'tangent': jnp.mean(size) / math.sqrt(g[0].size)})  # Eq. 4
 
   assert base.denoising is not None
   denoising = base.denoising._replace(walk=Sampler(consistency, grids.fine(grid)), inverse=None)

@@ -29,6 +29,7 @@ from jaxgen.objectives.few_step.mean_flow import (
   mean_where,
 )
 from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import corrupt, expand, noise_like, sum_per_image
 from jaxgen.typing import Array, Batch, Cond, Float, Key
@@ -90,7 +91,7 @@ def shortcut(
     target = jax.lax.stop_gradient(jnp.where(expand(taught, x0), spread, eps - x0))
     r = jnp.where(taught, t - length, t)
     u = jump_of(params, frozen, cond, train=True, rngs={'dropout': keys[3]})(x_t, t, r)
-    squared = sum_per_image((u - target) ** 2) / x0[0].size
+    squared = sum_per_image(weighted((u - target) ** 2, map_of(batch))) / x0[0].size
     metrics = {'velocity_error': mean_where(~taught, squared), 'jump_error': mean_where(taught, squared)}
     return jnp.mean(squared), Aux(metrics)
 
