@@ -127,7 +127,7 @@ def _encode_split(
 
   def read(i: int) -> dict[str, Array]:
     index = np.arange(wanted[i] * batch_size, (wanted[i] + 1) * batch_size, dtype=np.int32)
-    local = reader.stack(reader.read_or_blank, [int(index[row]) for row in rows])
+    local = reader.blanks([int(index[row]) for row in rows])
     return to_devices(local | {'index': index[rows]}, rows, place, batch_size)
 
   with Batches(read, range(len(wanted)), prefetch=2) as read_ahead:

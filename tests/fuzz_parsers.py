@@ -17,6 +17,7 @@ import random
 import resource
 import struct
 import sys
+import tarfile
 import tempfile
 import time
 import warnings
@@ -107,6 +108,15 @@ def _zip_of_images(path: pathlib.Path) -> None:
     listing.read_image(listed.tree, image.name, size=8)
 
 
+def _tar(path: pathlib.Path) -> None:
+  from jaxgen.data.datasets.webdataset import webdataset
+
+  with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+    samples = webdataset(str(path), size=8, data_dir=folder)
+    for i in range(samples.num_examples):
+      samples.decode(samples.source[i])
+
+
 def _written(write: Callable[[io.BytesIO], object]) -> bytes:
   buffer = io.BytesIO()
   write(buffer)
@@ -146,6 +156,23 @@ def _zip_seeds() -> list[bytes]:
   return [_written(functools.partial(write, compression=kind)) for kind in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)]
 
 
+def _tar_seeds() -> list[bytes]:
+  parts = {'png': _image_seeds()[0], 'cls': b'7', 'txt': b'a caption', 'json': b'{"caption": "one", "label": 3}'}
+
+  def write(buffer: io.BytesIO, form: int) -> None:
+    with tarfile.open(fileobj=buffer, mode='w', format=form) as file:
+      for i in range(3):
+        for ending in ('png', 'cls', 'txt') if i < 2 else ('png', 'json'):
+          member = tarfile.TarInfo(
+            f'folder/{"x" * 120 * (i == 1 and form != tarfile.USTAR_FORMAT)}{i}.{ending}'
+          )  # a long name has a header of its own
+          member.size = len(parts[ending])
+          file.addfile(member, io.BytesIO(parts[ending]))
+
+  forms = (tarfile.USTAR_FORMAT, tarfile.GNU_FORMAT, tarfile.PAX_FORMAT)
+  return [_written(functools.partial(write, form=form)) for form in forms]
+
+
 _IDX = struct.pack('>HBBIII', 0, 8, 3, 2, 4, 4) + RNG.bytes(32)
 _SAMPLES = {'arr_0': RNG.integers(0, 255, (3, 4, 4, 3), np.uint8), 'arr_1': np.arange(3)}
 PARSERS = {
@@ -167,6 +194,7 @@ PARSERS = {
   'image': Parser('.png', _image, _image_seeds),
   'captions': Parser('.jsonl', _captions, _captions_seeds),
   'zip_of_images': Parser('.zip', _zip_of_images, _zip_seeds),
+  'tar': Parser('.tar', _tar, _tar_seeds),
 }
 
 

@@ -247,6 +247,45 @@ def test_an_error_in_the_background_reaches_the_loop():
     list(itertools.islice(batches, 5))
 
 
+class Batched(list):
+  """A source that reads many records at a time, as ArrayRecord's does, and fails where one of them is bad."""
+
+  def __init__(self, records, bad=()):
+    super().__init__(records)
+    self.bad, self.calls, self.singles = bad, [], 0
+
+  def __getitem__(self, index):
+    self.singles += 1
+    if index in self.bad:
+      raise ValueError('a torn chunk')
+    return super().__getitem__(index)
+
+  def __getitems__(self, indices):
+    self.calls.append(list(indices))
+    if set(indices) & set(self.bad):
+      raise ValueError('a torn chunk')
+    return [list.__getitem__(self, index) for index in indices]
+
+
+def test_the_records_of_a_batch_are_read_together():
+  plain, source = numbers(), Batched(range(NUM))
+  many = loader(plain._replace(source=source), flip=True)
+  for step in range(8):
+    assert_same(many.rows(step, range(8)), loader(flip=True).rows(step, range(8)))
+  assert (len(source.calls), source.singles) == (8, 0)
+  with data.epoch(plain._replace(source=Batched(range(NUM))), batch_size=8, sharding=one_device()) as batches:
+    assert [int(label) for batch in batches for label in batch['label'][batch['mask']]] == list(range(NUM))
+
+
+def test_a_bad_record_among_those_read_together_costs_no_other():
+  bad = (5, 20)
+  many = loader(numbers()._replace(source=Batched(range(NUM), bad)))
+  single = loader(with_bad(*bad))
+  for step in range(10):
+    assert_same(many.rows(step, range(8)), single.rows(step, range(8)))
+  assert many.bad_records == single.bad_records == 2
+
+
 class Failing(list):
   """A source whose reads of one record fail for a while, as those of a disk or a network do."""
 
@@ -316,6 +355,23 @@ def test_a_batch_that_does_not_divide_is_an_error_before_anything_is_read():
   assert held_rows(sharding, 8) == list(range(8))
 
 
+def test_each_of_two_processes_reads_what_its_devices_hold(monkeypatch):
+  """Over (data, fsdp, tensor) each process holds half of the rows; over (tensor, data) both hold all."""
+  halves = NamedSharding(mesh(data=2, fsdp=2, tensor=2), PartitionSpec(('data', 'fsdp')))
+  copies = NamedSharding(mesh(tensor=2, data=4), PartitionSpec('data'))
+
+  def held(sharding, rank):
+    own = jax.devices()[4 * rank : 4 * rank + 4]
+    held_by = lambda self, shape: {device: self.devices_indices_map(shape)[device] for device in own}  # noqa: E731
+    with monkeypatch.context() as patch:
+      patch.setattr(NamedSharding, 'addressable_devices_indices_map', held_by)
+      return held_rows(sharding, 8)
+
+  assert [held(halves, rank) for rank in range(2)] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+  assert [held(copies, rank) for rank in range(2)] == [list(range(8))] * 2
+
+
+@pytest.mark.slow
 def test_two_processes_read_their_own_rows_of_the_same_batch(tmp_path):
   """Over (data, fsdp, tensor) each process holds half of the rows; over (tensor, data) both hold all."""
   with socket.socket() as free:

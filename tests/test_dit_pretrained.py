@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from jaxgen.models.dit import DiT
+from jaxgen.models.layers.embedding import timestep_embedding
 from jaxgen.pretrained import dit as pretrained
 from jaxgen.pretrained import layout
 
@@ -62,6 +63,14 @@ def test_guidance_on_all_channels_agrees_with_the_original(golden, params):
   unconditional = _forward(params, x, t, np.full_like(y, NET.num_classes))[:, :4]
   guided = unconditional + scale * (conditional - unconditional)
   np.testing.assert_allclose(guided, golden['cfg_eps'], atol=1e-5, rtol=0)
+
+
+def test_the_sinusoid_of_diffusers_ends_at_the_last_frequency():
+  """diffusers' Timesteps(8, flip_sin_to_cos=True, downscale_freq_shift=1)."""
+  t, frequencies = np.array([3.0, 700.0]), 10000.0 ** (-np.arange(4) / 3)
+  want = np.concatenate([np.cos(t[:, None] * frequencies), np.sin(t[:, None] * frequencies)], 1)
+  np.testing.assert_allclose(timestep_embedding(jnp.asarray(t), 8, frequency_shift=1), want, atol=1e-4)
+  assert np.abs(timestep_embedding(jnp.asarray(t), 8) - want).max() > 0.1
 
 
 def test_round_trip_is_bit_exact(tensors, params):

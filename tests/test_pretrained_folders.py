@@ -252,8 +252,9 @@ def test_a_checkpoint_of_the_original_code_becomes_a_folder(tmp_path, monkeypatc
     autoencoder.published('kl-f5')
 
 
-def test_dit_goes_both_ways_and_its_embeddings_must_agree(tmp_path):
-  net = DiT(patch=2, depth=2, width=16, heads=2, num_classes=3, learn_sigma=True)
+@pytest.mark.parametrize('shift', [0, 1])
+def test_dit_goes_both_ways_and_its_embeddings_must_agree(shift, tmp_path, caplog):
+  net = DiT(patch=2, depth=2, width=16, heads=2, num_classes=3, learn_sigma=True, frequency_shift=shift)
   cond = {'label': jnp.zeros(1, int)}
   shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), cond)['params']
   rng = np.random.default_rng(0)
@@ -262,6 +263,9 @@ def test_dit_goes_both_ways_and_its_embeddings_must_agree(tmp_path):
   loaded = published.load(tmp_path)
   assert (loaded.net, loaded.meta.config['sample_size']) == (net, 4)
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+  _edit(tmp_path, downscale_freq_shift=None)  # as diffusers writes it
+  assert published.load(tmp_path).net.frequency_shift == 0
+  assert 'add "downscale_freq_shift": 1' in caplog.text
   file = tmp_path / f'{folder.STEM}.safetensors'
   tensors = safetensors_file.read(file)
   assert tensors['transformer_blocks.1.attn1.to_k.weight'].shape == (16, 16)

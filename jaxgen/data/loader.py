@@ -80,7 +80,8 @@ class Loader:
     } | ({'transform': transform_name} if transform_name else {})
     order = grain.MapDataset.range(dataset.num_examples).seed(seed)
     order = order.shuffle() if shuffle else order
-    self._sequence = order.random_map(self._read).repeat()  # position p of Eq. 1 -> record
+    # Position p of Eq. 1 -> (number of the record, random numbers of its place).
+    self._sequence = order.random_map(lambda index, rng: (index, rng)).repeat()
 
   @property
   def identity(self) -> dict[str, Any]:
@@ -108,7 +109,9 @@ class Loader:
   def rows(self, step: int, rows: Sequence[int]) -> HostBatch:
     """Some rows of the global batch of a step, in the order asked for."""
     positions = [step * self._batch_size + int(row) for row in rows]  # Eq. 1
-    return self._reader.stack(lambda position: cast(Record, self._sequence[position]), positions)
+    places = [cast(tuple[int, np.random.Generator], self._sequence[position]) for position in positions]
+    raw = self._reader.together([index for index, _ in places])
+    return self._reader.stack(lambda place: self._read(*place, raw.get(place[0])), places)
 
   def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> 'Batches':
     """Global batches of `start_step`, `start_step + 1`, ... as arrays on the devices of `sharding`.
@@ -127,10 +130,10 @@ class Loader:
       prefetch=self._prefetch,
     )
 
-  def _read(self, index: int, rng: np.random.Generator) -> Record:
+  def _read(self, index: int, rng: np.random.Generator, raw: Any) -> Record:
     """Record `index`, augmented by the random numbers of its place in the sequence."""
     mirrored = self._flip and rng.random() < 0.5
-    record = self._reader.read_or_other(index, rng)
+    record = self._reader.read_or_other(index, rng, raw)
     return record | {'image': record['image'][:, ::-1]} if mirrored else record
 
 
@@ -156,7 +159,7 @@ def epoch(
 
   def batch(step: int) -> dict[str, Array]:
     positions = [step * batch_size + row for row in rows]
-    return to_devices(reader.stack(reader.read_or_blank, positions), rows, sharding, batch_size)
+    return to_devices(reader.blanks(positions), rows, sharding, batch_size)
 
   return Batches(batch, steps, prefetch=prefetch)
 

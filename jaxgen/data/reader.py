@@ -3,13 +3,15 @@
 import functools
 import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
 
 import numpy as np
 
-from jaxgen.data.dataset import BadRecord, Dataset, Record, check_record
+from jaxgen.data.dataset import BadRecord, Dataset, Record, check_record, read_raw
 
+T = TypeVar('T')
 Transform = Callable[[Record, np.random.Generator], Record]
 
 
@@ -34,6 +36,7 @@ class Reader:
     self._dataset, self._transform = dataset, transform
     self._threads = threads or min(os.cpu_count() or 1, 16)
     self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix='jaxgen-data')
+    self._caches = cache
     self._read = functools.cache(self._read_record) if cache else self._read_record
     self._max_bad_records = max_bad_records
     self._bad: set[int] = set()
@@ -54,16 +57,20 @@ class Reader:
         return finished
     raise AssertionError('unreachable: the limit on bad records is below the number of records')
 
-  def read_or_other(self, index: int, rng: np.random.Generator) -> Record:
+  def together(self, indices: Sequence[int]) -> Mapping[int, Any]:
+    """Raw records by number, for the next two; {} where they are to read them one by one."""
+    return {} if self._caches else read_raw(self._dataset, indices)
+
+  def read_or_other(self, index: int, rng: np.random.Generator, raw: Any = None) -> Record:
     """The record, or if it is bad another one, chosen by `rng` alone, which the transform takes too."""
-    record = self._read_or_count(index)
+    record = self._read_or_count(index, raw)
     while record is None:
       record = self._read_or_count(int(rng.integers(self._dataset.num_examples)))
     return self._finished(record, rng)
 
-  def read_or_blank(self, index: int) -> Record:
+  def read_or_blank(self, index: int, raw: Any = None) -> Record:
     """The record with 'mask' True, or zeros with 'mask' False where there is none or it is bad."""
-    record = self._read_or_count(index) if index < self._dataset.num_examples else None
+    record = self._read_or_count(index, raw) if index < self._dataset.num_examples else None
     mask = np.asarray(record is not None)
     if record is not None:
       record = self._finished(record, np.random.default_rng(index))
@@ -71,10 +78,15 @@ class Reader:
       record = {name: np.zeros_like(value) for name, value in self.example.items()}
     return record | {'mask': mask}
 
-  def stack(self, read: Callable[[int], Record], numbers: Sequence[int]) -> dict[str, np.ndarray]:
-    """`read` of each number, in this order, stacked; each thread takes a run of them."""
-    chunk = -(-len(numbers) // self._threads)
-    chunks = [numbers[first : first + chunk] for first in range(0, len(numbers), chunk)]
+  def blanks(self, indices: Sequence[int]) -> dict[str, np.ndarray]:
+    """`read_or_blank` of each number, stacked."""
+    raw = self.together(indices)
+    return self.stack(lambda index: self.read_or_blank(index, raw.get(index)), indices)
+
+  def stack(self, read: Callable[[T], Record], items: Sequence[T]) -> dict[str, np.ndarray]:
+    """`read` of each item, in this order, stacked; each thread takes a run of them."""
+    chunk = -(-len(items) // self._threads)
+    chunks = [items[first : first + chunk] for first in range(0, len(items), chunk)]
     records = [record for part in self._pool.map(lambda c: [read(i) for i in c], chunks) for record in part]
     return {name: self._stack(name, [record[name] for record in records]) for name in records[0]}
 
@@ -87,14 +99,14 @@ class Reader:
       )
     return np.stack(values)
 
-  def _read_or_count(self, index: int) -> Record | None:
+  def _read_or_count(self, index: int, raw: Any = None) -> Record | None:
     """The record, or None if it is bad.
 
     Raises:
       ValueError: there are more bad records than allowed.
     """
     try:
-      return self._read(index)
+      return self._read(index, raw)
     except BadRecord as error:
       with self._lock:
         self._bad.add(index)
@@ -106,8 +118,8 @@ class Reader:
         ) from error
       return None
 
-  def _read_record(self, index: int) -> Record:
-    record = self._dataset.read(index)
+  def _read_record(self, index: int, raw: Any) -> Record:
+    record = self._dataset.read(index, raw)
     return record if self._transform is not None else numbers(record)
 
   def _finished(self, record: Record, rng: np.random.Generator) -> Record:

@@ -90,6 +90,7 @@ class DiT(nn.Module):
     num_classes: labels are 0 to num_classes - 1, and num_classes is the null label; 0 is unconditional.
     mlp_ratio: hidden width of the MLP, in widths.
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
+    frequency_shift: 1 for a sinusoid of time that ends at 10000^-1, as diffusers' DiT is trained; 0 as published.
     interval: the length t - r of a jump is a condition too, as in MeanFlow and shortcut models.
     qk_norm: RMS-normalises queries and keys per head, Eq. 5.
     rms_norm: RMS norm with a learned scale in place of the layer norm without one, Eq. 6.
@@ -112,6 +113,7 @@ class DiT(nn.Module):
   num_classes: int = 0
   mlp_ratio: int = 4
   learn_sigma: bool = False
+  frequency_shift: int = 0
   interval: bool = False
   qk_norm: bool = False
   rms_norm: bool = False
@@ -141,7 +143,7 @@ class DiT(nn.Module):
     if height % self.patch or width % self.patch:
       raise ValueError(f'images of {height}x{width} do not divide into patches of {self.patch}')
     grid = (height // self.patch, width // self.patch)
-    c = TimeEmbedding(self.width, name='time_embed')(t)
+    c = TimeEmbedding(self.width, self.frequency_shift, name='time_embed')(t)
     if self.num_classes:
       c += LabelEmbedding(self.num_classes, self.width, name='label_embed')(cond['label'])
     if self.interval:
@@ -281,10 +283,11 @@ class TimeEmbedding(nn.Module):
   """time(t) of Eq. 1, in float32; of an interval's length just as well."""
 
   width: int
+  frequency_shift: int = 0
 
   @nn.compact
   def __call__(self, t: Float[Array, 'b']) -> Float[Array, 'b d']:
-    h = timestep_embedding(t, _TIME_FEATURES)
+    h = timestep_embedding(t, _TIME_FEATURES, frequency_shift=self.frequency_shift)
     h = nn.silu(Linear(self.width, kernel_init=_normal, name='in')(h))
     return Linear(self.width, kernel_init=_normal, name='out')(h)
 

@@ -4,9 +4,11 @@
   diffusers    equal embeddings in each block; three tensors; no positions
 
 diffusers' own forward pass differs: its sinusoid of time ends at 10000^-1, the original's, with which the published
-weights were trained, one frequency short of it; here it is the original's.
+weights were trained, one frequency short of it. Its config.json does not say which a network was trained with; without
+an entry `downscale_freq_shift` it is taken to be the original's, 0. One that diffusers itself has trained needs 1.
 """
 
+import logging
 from typing import Any
 
 import jax.numpy as jnp
@@ -33,6 +35,7 @@ from jaxgen.typing import Params
 
 CLASSES = ('DiTTransformer2DModel', 'Transformer2DModel')
 POSITIONS = 'pos_embed'
+SHIFT = 'downscale_freq_shift'
 _LATER = ('interval', 'qk_norm', 'rms_norm', 'swiglu', 'rope', 'registers', 'bottleneck')  # fields of DiT
 
 _ORIGINAL = {
@@ -79,7 +82,15 @@ def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
       'norm_elementwise_affine': False,
     },
   )
+  if config.get(SHIFT) is None:
+    logging.warning(
+      'this config.json has no %s, and the sinusoid of time is that of the published DiT (0); where diffusers '
+      'itself has trained the network, add "%s": 1',
+      SHIFT,
+      SHIFT,
+    )
   net = DiT(
+    frequency_shift=config.get(SHIFT) or 0,
     patch=config.get('patch_size', 2),
     depth=config.get('num_layers', 28),
     width=heads * config.get('attention_head_dim', 72),
@@ -116,6 +127,7 @@ def write(net: DiT, params: Params, meta: Meta) -> Layout:
     'norm_type': 'ada_norm_zero',
     'norm_elementwise_affine': False,
     'dropout': 0.0,
+    SHIFT: net.frequency_shift,
     'norm_num_groups': 32,
     'upcast_attention': False,
   }
@@ -132,6 +144,8 @@ def original(net: DiT, *, image_shape: tuple[int, int, int]) -> Layout:
   Raises:
     ValueError: the original code has no such network.
   """
+  if net.frequency_shift:
+    raise ValueError(f"the original DiT's sinusoid of time has no shift; frequency_shift is {net.frequency_shift}")
   height, width, channels = image_shape
   positions = sincos_2d(height // net.patch, width // net.patch, net.width)[None]
   return Layout(net, _leaves(net, channels, diffusers=False), {}, fixed={POSITIONS: positions})

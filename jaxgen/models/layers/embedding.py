@@ -16,10 +16,16 @@ from jaxgen.typing import Array, Float, Int
 RULES: tuple[Rule, ...] = tuple((r'(^|/)(time|label|interval)_embed/', (None,) * rank) for rank in (1, 2))
 
 
-def timestep_embedding(t: Float[Array, 'b'], width: int) -> Float[Array, 'b d']:
-  """Eq. 1 of the number `t`, cosines first, float32; `t` is of the order of 0 to 1000."""
+def timestep_embedding(t: Float[Array, 'b'], width: int, *, frequency_shift: int = 0) -> Float[Array, 'b d']:
+  """Eq. 1 of the number `t`, cosines first, float32; `t` is of the order of 0 to 1000.
+
+  Args:
+    t: time.
+    width: number of features.
+    frequency_shift: 1 for the frequencies of Eq. 2.
+  """
   half = width // 2
-  frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / half)
+  frequencies = jnp.exp(-np.log(10000.0) * jnp.arange(half, dtype=jnp.float32) / (half - frequency_shift))
   angles = t.astype(jnp.float32)[:, None] * frequencies[None]
   return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
