@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
       'steps': 7_000_000,
       'batch_size': 256,
       'accumulate': 1,
-      'mesh': {'data': 1, 'fsdp': -1, 'sequence': 1, 'tensor': 1},
+      'mesh': {'data': 1, 'fsdp': -1, 'sequence': 1, 'tensor': 1, 'dcn': {'data': -1, 'fsdp': 1}},
       'size': 'XL/2',
       'dtype': 'bfloat16',
       'remat': 'full',

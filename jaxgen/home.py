@@ -1,19 +1,104 @@
-"""The folder that jaxgen keeps between runs: weights, prepared datasets, reference statistics, compiled programs."""
+"""The folder that jaxgen keeps between runs: weights, prepared datasets, reference statistics, compiled programs.
 
+It is $JAXGEN_HOME, else ~/.cache/jaxgen. In a bucket, gs://BUCKET/FOLDER, it is shared by hosts, none of which has to
+make again what another has made: libraries that read and write files of this machine alone get a mirror of it in
+~/.cache/jaxgen/buckets, into which `fetched` brings a file or folder that is not there yet, and from which `kept`
+copies what was made here. The same goes for a data_dir in a bucket.
+"""
+
+import contextlib
+import fcntl
 import os
 import pathlib
+import secrets
+import shutil
+
+from etils import epath
+
+_CHUNK = 16 << 20  # bytes
 
 
 def home() -> pathlib.Path:
-  """$JAXGEN_HOME, else ~/.cache/jaxgen. It may not exist yet.
+  """The folder, or the mirror of one in a bucket. It may not exist yet."""
+  return mirror(os.environ.get('JAXGEN_HOME') or pathlib.Path.home() / '.cache' / 'jaxgen')
 
-  Raises:
-    ValueError: $JAXGEN_HOME is not on this machine.
-  """
-  value = os.environ.get('JAXGEN_HOME') or str(pathlib.Path.home() / '.cache' / 'jaxgen')
-  if '://' in value:
-    raise ValueError(
-      f'JAXGEN_HOME is {value}; it must be a folder of this machine. In a bucket may be a run (--workdir), a data_dir '
-      'of TFDS, and compiled programs (JAX_COMPILATION_CACHE_DIR)'
-    )
-  return pathlib.Path(value).expanduser()
+
+def compilation() -> str:
+  """Where compiled programs are kept, which JAX reads and writes in a bucket itself."""
+  place = os.environ.get('JAXGEN_HOME', '')
+  return f'{place.rstrip("/")}/compilation' if '://' in place else str(home() / 'compilation')
+
+
+def mirror(path: str | os.PathLike) -> pathlib.Path:
+  """The path, or where on this machine files of that path in a bucket are."""
+  scheme, separator, rest = os.fspath(path).partition('://')
+  return _root() / scheme / rest if separator else pathlib.Path(path).expanduser()
+
+
+def fetched(path: pathlib.Path) -> pathlib.Path:
+  """The same path, to which a file or folder of a mirror is brought from its bucket, if it is there and not here."""
+  remote = _remote(path)
+  if remote is None or path.exists():
+    return path
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with (path.parent / f'.{path.name}.fetch').open('w') as lock:
+    with contextlib.suppress(OSError):  # a file system without locks: then several processes fetch it
+      fcntl.flock(lock, fcntl.LOCK_EX)
+    if not path.exists() and remote.exists():
+      _bring(remote, path)
+  return path
+
+
+def kept(path: pathlib.Path) -> pathlib.Path:
+  """The same path, of which a file or folder of a mirror is copied to its bucket."""
+  remote = _remote(path)
+  if remote is not None:
+    for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+      if file.is_file():
+        _copy(epath.Path(file), remote / file.relative_to(path).as_posix() if file != path else remote)
+  return path
+
+
+def _bring(remote: epath.Path, path: pathlib.Path) -> None:
+  """Copies a file or folder from a bucket; it is here as a whole or not at all."""
+  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
+  try:
+    if remote.is_dir():
+      _bring_folder(remote, temporary)
+    else:
+      _copy(remote, epath.Path(temporary))
+    os.rename(temporary, path)
+  except BaseException:
+    if temporary.is_dir():
+      shutil.rmtree(temporary, ignore_errors=True)
+    else:
+      temporary.unlink(missing_ok=True)
+    raise
+
+
+def _bring_folder(remote: epath.Path, folder: pathlib.Path) -> None:
+  folder.mkdir()
+  for entry in remote.iterdir():
+    if entry.is_dir():
+      _bring_folder(entry, folder / entry.name)
+    else:
+      _copy(entry, epath.Path(folder / entry.name))
+
+
+def _copy(source: epath.Path, target: epath.Path) -> None:
+  target.parent.mkdir(parents=True, exist_ok=True)
+  with source.open('rb') as read, target.open('wb') as write:
+    shutil.copyfileobj(read, write, _CHUNK)
+
+
+def _root() -> pathlib.Path:
+  return pathlib.Path.home() / '.cache' / 'jaxgen' / 'buckets'
+
+
+def _remote(path: pathlib.Path) -> epath.Path | None:
+  """The path in a bucket that a path of this machine mirrors; None for one that mirrors none."""
+  try:
+    scheme, *rest = path.relative_to(_root()).parts
+  except ValueError:
+    return None
+  return epath.Path(f'{scheme}://{"/".join(rest)}')

@@ -2,7 +2,8 @@
 
 Axes of the mesh, slowest first:
 
-  data      copies of the model; the batch is split. Across slices or nodes this is the slow axis.
+  data      copies of the model; the batch is split. Across slices or nodes this is the slow axis, unless `dcn` of
+            `make_mesh` says that others are.
   fsdp      the batch is split, and so are parameters, moments and averages (fully sharded data parallel).
   sequence  rows of the images are split, and so a transformer's tokens; each device attends from its own queries to
             all keys (context parallelism), for images too large for one device.
@@ -20,7 +21,7 @@ import contextvars
 import functools
 import math
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import EllipsisType
 from typing import Any
 
@@ -51,11 +52,25 @@ def devices_are(devices: Sequence[Any]) -> Iterator[None]:
     _devices.reset(token)
 
 
-def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int = 1, devices=None) -> Mesh:
+def make_mesh(
+  *,
+  data: int = -1,
+  fsdp: int = 1,
+  tensor: int = 1,
+  sequence: int = 1,
+  dcn: Mapping[str, int] | None = None,
+  devices=None,
+) -> Mesh:
   """The mesh over all devices; one size may be -1, and is then whatever is left.
 
+  Args:
+    data, fsdp, tensor, sequence: sizes of the axes.
+    dcn: by axis, how many of its parts are slices, which the slow network joins; one may be -1. They multiply to the
+      number of slices: {'fsdp': 2} splits parameters over two slices. None for {'data': -1}.
+    devices: in place of those that are here.
+
   Raises:
-    ValueError: the sizes do not multiply to the number of devices, or `data` is no multiple of the slices.
+    ValueError: the sizes do not multiply to the number of devices, or those of `dcn` to that of slices.
   """
   devices = devices or _devices.get() or jax.devices()
   sizes = [data, fsdp, sequence, tensor]
@@ -67,18 +82,37 @@ def make_mesh(*, data: int = -1, fsdp: int = 1, tensor: int = 1, sequence: int =
       f'mesh data={data} fsdp={fsdp} sequence={sequence} tensor={tensor} does not cover {len(devices)} devices; '
       'set config.mesh so that the sizes multiply to that number (one of them may be -1)'
     )
-  return Mesh(arranged(sizes, devices), AXES, axis_types=(AxisType.Auto,) * len(AXES))
+  return Mesh(arranged(sizes, devices, dcn), AXES, axis_types=(AxisType.Auto,) * len(AXES))
 
 
-def arranged(sizes: Sequence[int], devices: Sequence[Any]) -> np.ndarray:
-  """Devices such that fast axes are near neighbours; only `data` goes from slice to slice."""
+def arranged(sizes: Sequence[int], devices: Sequence[Any], dcn: Mapping[str, int] | None = None) -> np.ndarray:
+  """Devices such that fast axes are near neighbours; only the axes of `dcn`, or `data`, go from slice to slice."""
   slices = len({slice_of(device) for device in devices})
+  across = _across(slices, dcn or {'data': -1})
   if slices == 1:
     return mesh_utils.create_device_mesh(sizes, devices, allow_split_physical_axes=True)
-  if sizes[0] % slices:
-    raise ValueError(f'mesh data={sizes[0]} does not divide over {slices} slices; use a multiple of {slices}')
-  within, across = (sizes[0] // slices, *sizes[1:]), (slices, *[1] * (len(sizes) - 1))
+  for axis, size, parts in zip(AXES, sizes, across, strict=True):
+    if size % parts:
+      raise ValueError(f'mesh {axis}={size} does not divide over {parts} slices; use a multiple of {parts}')
+  within = [size // parts for size, parts in zip(sizes, across, strict=True)]
   return mesh_utils.create_hybrid_device_mesh(within, across, devices, allow_split_physical_axes=True)
+
+
+def _across(slices: int, dcn: Mapping[str, int]) -> list[int]:
+  """Of each axis, over how many slices it goes."""
+  unknown = sorted(set(dcn) - set(AXES))
+  if unknown:
+    raise ValueError(f'mesh dcn names {unknown[0]!r}; the axes are {", ".join(AXES)}')
+  sizes = [dcn.get(axis, 1) for axis in AXES]
+  known = math.prod(size for size in sizes if size != -1)
+  if sizes.count(-1) == 1 and slices % known == 0:
+    sizes[sizes.index(-1)] = slices // known
+  if -1 in sizes or math.prod(sizes) != slices:
+    raise ValueError(
+      f'mesh dcn={dict(dcn)} does not cover {slices} slices; set it so that the sizes multiply to that number (one of '
+      'them may be -1)'
+    )
+  return sizes
 
 
 def slice_of(device: Any) -> int:

@@ -5,11 +5,12 @@
       --bucket gs://mine/jaxgen -- --config dit_xl2_imagenet256 --config.mesh.data=2 --config.mesh.fsdp=-1 \\
       | kubectl apply -f -
 
-IMAGE is of launch/Dockerfile. The cluster needs JobSet (https://jobset.sigs.k8s.io) and a node pool of that topology
-for each slice. JAX finds the processes by what GKE tells TPU pods. A pod that ends with 75 (told to stop, and saved) or
-is evicted starts all of them again, as often as it takes; any other failure does so --max-failures times, and is
-not counted where the run had saved a checkpoint since it started. The run's folder is BUCKET/RUN, so what starts again
-goes on.
+IMAGE is of launch/Dockerfile. FID's weights and prepared data sets are looked for in BUCKET/home; put them there once:
+`JAXGEN_HOME=gs://mine/jaxgen/home jaxgen weights get inception`. The cluster needs JobSet (https://jobset.sigs.k8s.io)
+and a node pool of that topology for each slice. JAX finds the processes by what GKE tells TPU pods. A pod that ends
+with 75 (told to stop, and saved) or is evicted starts all of them again, as often as it takes; any other failure does
+so --max-failures times, and is not counted where the run has saved a checkpoint since it started. The run's folder is
+BUCKET/RUN, so what starts again goes on.
 
 Not run on a cluster yet: the manifest was checked against the schema of JobSet v1alpha2.
 """
@@ -141,7 +142,12 @@ def jobset(options: argparse.Namespace, training: list[str]) -> dict:
 
 
 def _container(options: argparse.Namespace, training: list[str], generation: str, chips: int) -> dict:
-  variables = {'JAXGEN_RESTARTS': '1', 'JAX_COMPILATION_CACHE_DIR': f'{options.bucket.rstrip("/")}/compilation'}
+  bucket = options.bucket.rstrip('/')
+  variables = {
+    'JAXGEN_RESTARTS': '1',
+    'JAXGEN_HOME': f'{bucket}/home',  # weights, data sets and statistics that all pods share
+    'JAX_COMPILATION_CACHE_DIR': f'{bucket}/compilation',
+  }
   if generation in xla_flags.TPU_FLAGS:
     variables['LIBTPU_INIT_ARGS'] = xla_flags.tpu_init_args(generation)
   variables |= dict(pair.split('=', 1) for pair in options.env)

@@ -13,17 +13,20 @@ from etils import epath
 from etils.epath import backend
 from fsspec.implementations.dirfs import DirFileSystem
 
-from jaxgen import report, sharding
+from jaxgen import data, home, report, sharding
 from jaxgen.checkpoint import Checkpoints, Policy
 from jaxgen.cli.config import load_run
 from jaxgen.cli.main import main
+from jaxgen.data import tfds_builder
 from jaxgen.data.datasets import latents
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Context
 from jaxgen.image_grid import save_png
+from jaxgen.metrics import inception, reference
+from jaxgen.metrics.statistics import Moments
 from jaxgen.metrics_file import read_metrics
 from jaxgen.models.autoencoder import AutoencoderKL
-from jaxgen.pretrained import autoencoder, folder, safetensors_file
+from jaxgen.pretrained import autoencoder, folder, safetensors_file, weights
 from jaxgen.train import train
 from jaxgen.train_state import TrainState
 from jaxgen.writer import Writer, silent
@@ -204,10 +207,52 @@ def test_the_program_takes_a_bucket_for_a_run(bucket, capsys):
   assert (bucket / 'e' / 'one.png').read_bytes().startswith(b'\x89PNG')
 
 
-def test_what_must_be_on_the_machine_is_refused_in_a_bucket(monkeypatch, capsys):
+@pytest.fixture
+def hosts(bucket, tmp_path, monkeypatch):
+  """`host(name)`: from now on this is a machine of that name, with a disk of its own."""
   monkeypatch.setenv('JAXGEN_HOME', 'gs://mine/home')
-  assert main(['weights', 'list']) == 2
-  assert 'JAXGEN_HOME is gs://mine/home; it must be a folder of this machine' in capsys.readouterr().err
+  return lambda name: monkeypatch.setenv('HOME', str(tmp_path / name))
+
+
+def test_what_one_host_made_another_finds_in_a_home_in_a_bucket(hosts, bucket):
+  key = {'dataset': 'a'}
+  hosts('first')
+  path = reference.cached_path(key)
+  assert not path.exists()
+  reference.write(path, Moments(3, np.arange(2.0), np.eye(2)), key)
+  hosts('second')
+  other = reference.cached_path(key)
+  assert other != path
+  np.testing.assert_array_equal(reference.read(other).mean, [0, 1])
+  assert (bucket / 'home' / 'statistics' / path.name).read_bytes() == path.read_bytes()
+  assert not [left for left in other.parent.iterdir() if left.name.endswith('.tmp')]
+
+
+def test_weights_and_programs_come_from_a_home_in_a_bucket(hosts, bucket):
+  hosts('first')
+  assert home.compilation() == 'gs://mine/home/compilation'
+  (bucket / 'home' / 'weights').mkdir(parents=True)
+  (bucket / 'home' / 'weights' / 'inception.safetensors').write_bytes(b'x')
+  assert inception.default_path().read_bytes() == b'x'
+  assert weights.stored('inception').read_bytes() == b'x'
+  assert not weights.stored('minilm').exists()
+
+
+@pytest.mark.parametrize('data_dir', [None, 'gs://mine/data'])
+def test_a_recipe_is_prepared_once_for_all_hosts(data_dir, hosts, bucket, tmp_path, monkeypatch):
+  (tmp_path / 'in').mkdir()
+  for i in range(3):
+    save_png(tmp_path / 'in' / f'{i}.png', np.full((8, 8, 3), i, np.uint8))
+  hosts('first')
+  made = data.prepare_image_folder(tmp_path / 'in', size=8, data_dir=data_dir)
+  assert list(bucket.rglob('dataset_info.json'))
+  hosts('second')
+  monkeypatch.setattr(tfds_builder, 'write', None)  # it need not be written again
+  images = data.image_folder(tmp_path / 'in', size=8, data_dir=data_dir)
+  assert images.num_examples == 3
+  found = data.prepare_image_folder(tmp_path / 'in', size=8, data_dir=data_dir)
+  assert (found != made, found.exists()) == (True, True)
+  assert not (tmp_path / 'gs:').exists()
 
 
 @pytest.fixture
@@ -256,19 +301,17 @@ def test_what_is_wrong_in_a_bucket_is_named_as_it_is_on_a_disk(kept):
     autoencoder.load('gs://mine/f/autoencoder')
 
 
-def test_latents_are_looked_for_in_a_bucket_and_written_on_a_disk(bucket, tmp_path):
-  options = {'identity': {'autoencoder': 'a' * 64}, 'batches': {'train': 1}}
-  writer = latents.Writer('things_latents', data_dir=tmp_path / 'disk', **options)
+def test_latents_are_written_and_read_in_a_bucket(hosts, bucket):
+  options = {'identity': {'autoencoder': 'a' * 64}, 'batches': {'train': 1}, 'data_dir': 'gs://mine/data'}
+  hosts('first')
+  with pytest.raises(FileNotFoundError, match=r'there are no latents things_latents in \S+; make them with'):
+    latents.latents('things_latents', autoencoder='b' * 64, data_dir='gs://mine/data')
+  writer = latents.Writer('things_latents', **options)
   writer.start()
   writer.put('train', 0, {'image': np.zeros((2, 1, 1, 1), np.float16)})
   writer.finish()
-  with pytest.raises(FileNotFoundError, match=r'no latents things_latents in gs://mine/data; make them with'):
+  hosts('second')
+  assert latents.Writer('things_latents', **options).done
+  assert latents.latents('things_latents', autoencoder='a' * 64, data_dir='gs://mine/data').num_examples == 2
+  with pytest.raises(ValueError, match=r'are of the autoencoder aaaaaaaaaaaa, and'):
     latents.latents('things_latents', autoencoder='b' * 64, data_dir='gs://mine/data')
-  bucket.mkdir(parents=True)
-  (tmp_path / 'disk').rename(bucket / 'data')
-  with pytest.raises(
-    ValueError, match=r'in gs://mine/data/things_latents/\S+ are of the autoencoder aaaaaaaaaaaa, and'
-  ):
-    latents.latents('things_latents', autoencoder='b' * 64, data_dir='gs://mine/data')
-  with pytest.raises(ValueError, match=r'data_dir is gs://mine/data, and ArrayRecord files are written on a disk only'):
-    latents.Writer('things_latents', data_dir='gs://mine/data', **options)

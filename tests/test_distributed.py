@@ -13,7 +13,7 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgen import distributed
+from jaxgen import digests, distributed
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.metrics_file import read_metrics
 from jaxgen.train import train
@@ -109,6 +109,23 @@ def test_two_processes_are_stopped_together_and_one_goes_on(whole, tmp_path, mon
 
 
 @pytest.mark.slow
+def test_damage_that_the_second_process_alone_reads_is_agreed_on(whole, tmp_path, monkeypatch):
+  """Each process checks every second file; both then go on from the checkpoint before."""
+  assert _codes(_run(tmp_path, END, 2)) == [0, 0]
+  newest = tmp_path / 'checkpoints' / str(END)
+  names = [line.partition('  ')[2] for line in (newest / digests.NAME).read_text().splitlines()]
+  path = newest / next(name for name in names[1::2] if name.startswith('params/'))
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+  done = _run(tmp_path, END, 2)
+  assert _codes(done) == [0, 0], done[0].stderr[-3000:]
+  assert f'checkpoint {END} is damaged (another process found it so)' in done[0].stdout
+  assert (tmp_path / 'checkpoints' / f'{END}.damaged').exists()
+  _same_values(tmp_path, whole[0], END)
+
+
+@pytest.mark.slow
 def test_ctrl_c_of_one_process_stops_both_together(tmp_path):
   done = _run(tmp_path, END, 2, 'interrupt')
   assert _codes(done) == [75, 130], done[1].stderr[-3000:]
@@ -117,7 +134,7 @@ def test_ctrl_c_of_one_process_stops_both_together(tmp_path):
 
 LATE = """
 import time, jax
-from jaxgen import distributed
+from jaxgen import digests, distributed
 distributed.start()
 distributed.ready('the start')
 if jax.process_index() == 1: time.sleep(60)

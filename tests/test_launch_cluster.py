@@ -226,6 +226,7 @@ def test_a_jobset_fits_its_schema_and_says_what_was_asked():
   ]
   assert {pair['name']: pair['value'] for pair in container['env']} == {
     'JAXGEN_RESTARTS': '1',
+    'JAXGEN_HOME': 'gs://b/runs/home',
     'JAX_COMPILATION_CACHE_DIR': 'gs://b/runs/compilation',
     'LIBTPU_INIT_ARGS': xla_flags.tpu_init_args('v5e'),
     'A': 'b=c',

@@ -9,8 +9,10 @@ import sys
 
 import jax
 import pytest
+from ml_collections import ConfigDict
 
 from jaxgen import sharding, stage_setup
+from jaxgen.cli import plan as command
 from jaxgen.cli.main import main
 from jaxgen.plan import chips, fit
 from jaxgen.plan import plan as plans
@@ -221,6 +223,16 @@ def test_where_nothing_fits_the_advice_is_more_chips(monkeypatch, machine):
   error = plans.DoesNotFit('the program needs 980.00 GiB', 980.0 * GIB)
   text = fit.advice(fakes.build, fakes.fields, machine, error, say=lambda _: None)
   assert text.endswith('take more chips, a smaller batch or a smaller network')
+
+
+def test_batches_that_cannot_run_are_named_with_those_that_could():
+  config = ConfigDict({'mesh': {'data': -1}, 'batch_size': 12, 'accumulate': 2, 'fid': {'batch_size': 8, 'every': 3}})
+  config.sampling = ConfigDict({'batch_size': 4})
+  with pytest.raises(ValueError, match='do not divide over 8 devices') as error:
+    command._check_batches(config)
+  assert str(error.value).endswith('would: --config.batch_size=16 (is 12) --config.sampling.batch_size=8 (is 4)')
+  config.batch_size, config.sampling.batch_size = 16, 8
+  command._check_batches(config)
 
 
 @pytest.mark.parametrize(

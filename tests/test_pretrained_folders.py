@@ -252,6 +252,19 @@ def test_a_checkpoint_of_the_original_code_becomes_a_folder(tmp_path, monkeypatc
     autoencoder.published('kl-f5')
 
 
+def test_an_autoencoder_may_have_a_convolution_after_its_latents_alone(tmp_path):
+  net = AutoencoderKL((1, 1), latent=2, quant=False, post_quant=True, width=4, blocks=1, groups=2)
+  shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
+  assert 'post_quant_conv' in shapes and 'quant_conv' not in shapes
+  params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
+  published.save(layout.Pretrained(net, params, layout.Meta({'sample_size': 4})), tmp_path)
+  config = json.loads((tmp_path / 'config.json').read_text())
+  assert (config['use_quant_conv'], config['use_post_quant_conv']) == (False, True)
+  loaded = published.load(tmp_path)
+  assert loaded.net.has_post_quant and not loaded.net.quant
+  jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
+
+
 @pytest.mark.parametrize('shift', [0, 1])
 def test_dit_goes_both_ways_and_its_embeddings_must_agree(shift, tmp_path, caplog):
   net = DiT(patch=2, depth=2, width=16, heads=2, num_classes=3, learn_sigma=True, frequency_shift=shift)

@@ -271,11 +271,21 @@ class Chip:
   device_kind: str = 'cpu'
 
 
-def test_only_data_goes_from_slice_to_slice():
+def test_only_data_or_what_dcn_names_goes_from_slice_to_slice():
   chips = [Chip(number, number // 4) for number in (3, 6, 1, 0, 7, 2, 5, 4)]
   rows = sharding.arranged((4, 2, 1, 1), chips).reshape(4, 2)
   assert sorted(chip.id for chip in rows.flat) == list(range(8))
   assert [{sharding.slice_of(chip) for chip in row} for row in rows] == [{0}, {0}, {1}, {1}]
+  # Parameters split over slices too: neighbours of the slow half of `fsdp` are in another slice.
+  rows = sharding.arranged((2, 4, 1, 1), chips, {'fsdp': 2}).reshape(2, 4)
+  assert [[sharding.slice_of(chip) for chip in row] for row in rows] == [[0, 0, 1, 1]] * 2
+  for dcn, message in (
+    ({'fsdp': 4}, r"dcn={'fsdp': 4} does not cover 2 slices"),
+    ({'tensor': 2}, 'mesh tensor=1 does not divide over 2 slices'),
+    ({'model': 2}, "mesh dcn names 'model'; the axes are data, fsdp"),
+  ):
+    with pytest.raises(ValueError, match=message):
+      sharding.arranged((2, 4, 1, 1), chips, dcn)
   with pytest.raises(ValueError, match='mesh data=1 does not divide over 2 slices; use a multiple of 2'):
     sharding.arranged((1, 8, 1, 1), chips)
 

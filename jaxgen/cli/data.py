@@ -86,12 +86,12 @@ def _recipes() -> tuple:
 
 
 def _list(args: argparse.Namespace) -> int:
-  import pathlib
 
   from jaxgen.data.dataset import default_data_dir
   from jaxgen.data.recipe import folder
+  from jaxgen.home import mirror
 
-  place = pathlib.Path(args.data_dir or default_data_dir()).expanduser()
+  place = mirror(args.data_dir or default_data_dir())
   print(f'datasets ({place})\n')
   ours = {recipe.name: recipe for recipe in _recipes()}
   for recipe in ours.values():

@@ -123,9 +123,9 @@ def _run(argv: list[str]) -> int:
 def _set_environment() -> None:
   """Settings that JAX reads when it is imported; what the user has set stays."""
   from jaxgen import xla_flags
-  from jaxgen.home import home
+  from jaxgen.home import compilation
 
-  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(home() / 'compilation'))
+  os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', compilation())
   os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0.2')
   xla_flags.set_defaults()
 

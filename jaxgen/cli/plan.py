@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 import pathlib
 import sys
@@ -97,6 +98,8 @@ def _builder(args: argparse.Namespace, overrides: list[str], machine: Any) -> tu
     with config.unlocked():
       config.update_from_flattened_dict(_known(config, wanted | changes))
     with sharding.devices_are(machine.devices):
+      if not args.fit:
+        _check_batches(config)
       return as_stages(module.build(config))[0]
 
   config, _ = load_config(args.config, overrides)
@@ -113,6 +116,24 @@ def _builder(args: argparse.Namespace, overrides: list[str], machine: Any) -> tu
     _say(f'{missing}. Planning with noise of its shape')
   fields = {name: _get(config, name) for name in _FIELDS if _get(config, name) is not None}
   return build, fields | {f'mesh.{axis}': size for axis, size in stage.mesh.shape.items() if f'mesh.{axis}' in fields}
+
+
+def _check_batches(config: Any) -> None:
+  """Refuses batches that do not divide over the devices, all at once, and says which would."""
+  from jaxgen import sharding
+  from jaxgen.writer import flat
+
+  if 'mesh' not in config:
+    return
+  shape = sharding.make_mesh(**config.mesh).shape
+  devices = math.prod(shape[axis] for axis in sharding.BATCH_AXES)
+  wrong = []
+  for name, size in flat(config.to_dict()).items():
+    parts = devices * (config.get('accumulate') or 1 if name == 'batch_size' else 1)
+    if name.rpartition('.')[2] == 'batch_size' and isinstance(size, int) and size % parts:
+      wrong.append(f'--config.{name}={max(round(size / parts), 1) * parts} (is {size})')
+  if wrong:
+    raise ValueError(f'batches that do not divide over {devices} devices; these would: {" ".join(wrong)}')
 
 
 def _known(config: Any, values: dict[str, Any]) -> dict[str, Any]:

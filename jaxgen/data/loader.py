@@ -80,8 +80,9 @@ class Loader:
     } | ({'transform': transform_name} if transform_name else {})
     order = grain.MapDataset.range(dataset.num_examples).seed(seed)
     order = order.shuffle() if shuffle else order
-    # Position p of Eq. 1 -> (number of the record, random numbers of its place).
-    self._sequence = order.random_map(lambda index, rng: (index, rng)).repeat()
+    self._order = order.repeat()  # position p of Eq. 1 -> number of the record
+    self._sequence = order.random_map(self._read).repeat()  # position p -> record
+    self._ahead: dict[int, Any] = {}  # raw records by number, which were read together
 
   @property
   def identity(self) -> dict[str, Any]:
@@ -109,9 +110,13 @@ class Loader:
   def rows(self, step: int, rows: Sequence[int]) -> HostBatch:
     """Some rows of the global batch of a step, in the order asked for."""
     positions = [step * self._batch_size + int(row) for row in rows]  # Eq. 1
-    places = [cast(tuple[int, np.random.Generator], self._sequence[position]) for position in positions]
-    raw = self._reader.together([index for index, _ in places])
-    return self._reader.stack(lambda place: self._read(*place, raw.get(place[0])), places)
+    raw = self._reader.together([cast(int, self._order[position]) for position in positions])
+    self._ahead.update(raw)
+    try:
+      return self._reader.stack(lambda position: cast(Record, self._sequence[position]), positions)
+    finally:
+      for index in raw:
+        self._ahead.pop(index, None)
 
   def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> 'Batches':
     """Global batches of `start_step`, `start_step + 1`, ... as arrays on the devices of `sharding`.
@@ -130,10 +135,10 @@ class Loader:
       prefetch=self._prefetch,
     )
 
-  def _read(self, index: int, rng: np.random.Generator, raw: Any) -> Record:
+  def _read(self, index: int, rng: np.random.Generator) -> Record:
     """Record `index`, augmented by the random numbers of its place in the sequence."""
     mirrored = self._flip and rng.random() < 0.5
-    record = self._reader.read_or_other(index, rng, raw)
+    record = self._reader.read_or_other(index, rng, self._ahead.get(index))
     return record | {'image': record['image'][:, ::-1]} if mirrored else record
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
 from jaxgen.data.image import decode_image, to_float
+from jaxgen.home import fetched, kept, mirror
 
 Examples = Mapping[str, Iterator[Record]]  # split -> examples
 
@@ -56,7 +57,7 @@ class Recipe(NamedTuple):
 
 def folder(recipe: Recipe, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
   """Where the dataset is, or would be, prepared."""
-  return pathlib.Path(data_dir or default_data_dir()).expanduser() / recipe.name / recipe.version
+  return mirror(data_dir or default_data_dir()) / recipe.name / recipe.version
 
 
 def prepare(
@@ -72,11 +73,11 @@ def prepare(
   Args:
     recipe: the dataset.
     source: the original files, a folder.
-    data_dir: the folder of prepared datasets; `default_data_dir()` when None.
+    data_dir: the folder of prepared datasets, also gs://BUCKET/FOLDER; `default_data_dir()` when None.
     progress: whether a bar is shown, in a terminal, and a line of what is done.
     overwrite: makes it again where it is there already.
   """
-  path = folder(recipe, data_dir)
+  path = fetched(folder(recipe, data_dir))
   place = None if source is None else pathlib.Path(source).expanduser()
   if place is not None:
     recipe = recipe._replace(origin=origin_of(place))
@@ -95,6 +96,7 @@ def prepare(
       except OSError:
         if not path.exists():  # else another process was first with the same content
           raise
+      kept(path)
   return path
 
 
@@ -128,7 +130,7 @@ def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
   """Opens a prepared dataset.
 
   Args:
-    path: its folder, DATA_DIR/NAME/VERSION.
+    path: its folder, DATA_DIR/NAME/VERSION, or the mirror of one in a bucket.
     split: a split as TFDS writes it.
     command: arguments of `jaxgen data prepare` that make it; its name when empty.
 
@@ -137,7 +139,7 @@ def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
     ValueError: there is no such split.
   """
   name, data_dir = path.parent.name, path.parent.parent
-  if not path.exists():
+  if not fetched(path).exists():
     option = '' if data_dir == default_data_dir() else f' --data-dir {data_dir}'
     raise FileNotFoundError(
       f'dataset {name} is not in {data_dir}; run `jaxgen data prepare {command or name}{option}` first'

@@ -23,7 +23,7 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from jaxgen.home import home
+from jaxgen.home import fetched, home
 from jaxgen.typing import Array, Params
 
 SIZE = 299
@@ -41,7 +41,7 @@ class Inception(NamedTuple):
 
 
 def default_path() -> Path:
-  return home() / 'weights' / 'inception.safetensors'
+  return fetched(home() / 'weights' / 'inception.safetensors')
 
 
 def load(path: Path | None = None) -> Inception:

@@ -17,7 +17,7 @@ import numpy as np
 from flax import linen as nn
 from jax import lax
 
-from jaxgen.home import home
+from jaxgen.home import fetched, home
 from jaxgen.metrics.inception import content_hash
 from jaxgen.typing import Array, Float, Params
 
@@ -76,7 +76,7 @@ class Lpips(NamedTuple):
 
 
 def default_path() -> Path:
-  return home() / 'weights' / 'lpips.safetensors'
+  return fetched(home() / 'weights' / 'lpips.safetensors')
 
 
 def load(path: Path | None = None) -> Lpips:

@@ -14,7 +14,7 @@ import numpy as np
 
 from jaxgen import npz_file
 from jaxgen.files import replacing
-from jaxgen.home import home
+from jaxgen.home import fetched, home, kept
 from jaxgen.metrics.statistics import Moments
 
 
@@ -25,7 +25,7 @@ def cached_path(key: Mapping[str, str]) -> Path:
     key: all they depend on: the dataset's fingerprint, split, preprocessing, resize, hash of the weights.
   """
   digest = hashlib.sha256(json.dumps(dict(key), sort_keys=True).encode()).hexdigest()
-  return home() / 'statistics' / f'{digest[:32]}.npz'
+  return fetched(home() / 'statistics' / f'{digest[:32]}.npz')
 
 
 def read(path: Path) -> Moments:
@@ -76,3 +76,4 @@ def write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:
     np.savez(
       file, n=np.int64(moments.n or 0), mu=moments.mean, sigma=moments.cov, key=json.dumps(dict(key), sort_keys=True)
     )
+  kept(path)

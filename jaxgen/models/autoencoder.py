@@ -78,7 +78,8 @@ class AutoencoderKL(nn.Module):
     multipliers: features of each level, in widths; level i works at 1 / 2^i of the image's side.
     latent: channels of the latents.
     attention: the levels with attention after each block; the middle has it too, if `middle_attention`.
-    quant: a 1x1 convolution after the encoder and one before the decoder.
+    quant: a 1x1 convolution after the encoder.
+    post_quant: one before the decoder; None for as `quant`.
     channels: number of channels of the images.
     width: features that `multipliers` multiply.
     blocks: residual blocks in each level of the encoder; the decoder has one more.
@@ -91,6 +92,7 @@ class AutoencoderKL(nn.Module):
   latent: int
   attention: tuple[int, ...] = ()
   quant: bool = True
+  post_quant: bool | None = None
   channels: int = 3
   width: int = 128
   blocks: int = 2
@@ -104,7 +106,12 @@ class AutoencoderKL(nn.Module):
     self.decoder = Decoder(self.channels, *stack(self), name='decoder')
     if self.quant:
       self.quant_conv = Linear(2 * self.latent, dtype=self.dtype, kernel_init=_uniform)
+    if self.has_post_quant:
       self.post_quant_conv = Linear(self.latent, dtype=self.dtype, kernel_init=_uniform)
+
+  @property
+  def has_post_quant(self) -> bool:
+    return self.quant if self.post_quant is None else self.post_quant
 
   @property
   def factor(self) -> int:
@@ -119,7 +126,7 @@ class AutoencoderKL(nn.Module):
 
   def decode(self, latents: Float[Array, 'b h w z']) -> Float[Array, 'b h2 w2 c']:
     z = latents.astype(self.dtype)
-    return self.decoder(self.post_quant_conv(z) if self.quant else z).astype(jnp.float32)  # Eq. 4
+    return self.decoder(self.post_quant_conv(z) if self.has_post_quant else z).astype(jnp.float32)  # Eq. 4
 
   @property
   def channels_of_latents(self) -> int:

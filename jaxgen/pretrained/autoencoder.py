@@ -209,7 +209,6 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Net:
       'act_fn': 'silu',
       'norm_type': 'group',
       'out_channels': config.get('in_channels', 3),
-      'use_post_quant_conv': config.get('use_quant_conv', True),
       'down_block_types': [(attending if level else plain)[0] for level in levels],
       'up_block_types': [(attending if level else plain)[1] for level in reversed(levels)],
     },
@@ -227,7 +226,9 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> Net:
     'dtype': dtype,
   }
   if config['_class_name'] == 'AutoencoderKL':
-    return AutoencoderKL(latent=config.get('latent_channels', 4), quant=config.get('use_quant_conv', True), **shared)
+    before, after = config.get('use_quant_conv', True), config.get('use_post_quant_conv', True)
+    apart = None if before == after else after
+    return AutoencoderKL(latent=config.get('latent_channels', 4), quant=before, post_quant=apart, **shared)
   return VQModel(
     latent=config.get('latent_channels', 3),
     codes=config.get('num_vq_embeddings', 256),
@@ -257,7 +258,7 @@ def configuration(net: Net, scaling: Scaling, *, sample_size: int = 256) -> fold
     return config | {
       '_class_name': 'AutoencoderKL',
       'use_quant_conv': net.quant,
-      'use_post_quant_conv': net.quant,
+      'use_post_quant_conv': net.has_post_quant,
       'force_upcast': True,
     }
   if net.cosine or net.levels:

@@ -20,7 +20,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from jaxgen.home import home
+from jaxgen.home import fetched, home, kept
 from jaxgen.metrics.inception import content_hash
 from jaxgen.models.bert import minilm
 from jaxgen.pretrained import bert, inception, lpips, raw_file, safetensors_file
@@ -213,7 +213,7 @@ def stored(name: str) -> Path:
     raise ValueError(
       f'no weights are called {name!r}; there are: {", ".join(REGISTRY)}, and the models of `jaxgen weights list`'
     )
-  return folder() / f'{name}.safetensors'
+  return fetched(folder() / f'{name}.safetensors')
 
 
 def get(name: str, *, source: Path | None = None, report: Report = lambda message: None) -> Path:
@@ -268,6 +268,7 @@ def _store(name: str, path: Path) -> None:
     raise ValueError(f'{path} has the shape of the {name} weights, but other numbers; wanted {files}')
   config = {'config': json.dumps(weights.config)} if weights.config else {}
   safetensors_file.write(stored(name), tensors, metadata={'hash': found, 'source': path.name, **config})
+  kept(stored(name))
 
 
 def _sha256(path: Path) -> str:

@@ -19,6 +19,7 @@ from jaxgen.data.listing import Listed, Listing, Tree, list_images, open_tree
 from jaxgen.data.parallel import parallel_map
 from jaxgen.data.pictures import Picture, examples
 from jaxgen.data.recipe import Recipe, load, prepare, read_origin
+from jaxgen.home import fetched, mirror
 
 VERSION = '2.0.0'
 
@@ -81,7 +82,7 @@ def prepare_image_folder(
   """
   if size < 1:
     raise ValueError(f'the size of the images is {size}; it must be 1 or more')
-  path, tree = prepared_folder(source, size, name, data_dir), open_tree(source)
+  path, tree = fetched(prepared_folder(source, size, name, data_dir)), open_tree(source)
   origin = _origin(tree, size)
   if path.exists() and read_origin(path) == origin and not overwrite:
     return path
@@ -178,7 +179,7 @@ def prepared_folder(
   source: str | pathlib.Path, size: int, name: str | None = None, data_dir: str | pathlib.Path | None = None
 ) -> pathlib.Path:
   """Where a folder of images is, or would be, prepared."""
-  return pathlib.Path(data_dir or default_data_dir()).expanduser() / dataset_name(source, size, name) / VERSION
+  return mirror(data_dir or default_data_dir()) / dataset_name(source, size, name) / VERSION
 
 
 def dataset_name(source: str | pathlib.Path, size: int, name: str | None = None) -> str:

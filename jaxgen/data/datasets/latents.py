@@ -18,10 +18,10 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
-from etils import epath
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
 from jaxgen.files import replacing, write_whole
+from jaxgen.home import fetched, kept, mirror
 
 VERSION = '1.0.0'
 FIELDS = ('image', 'std')
@@ -70,8 +70,9 @@ def latents(
   )
 
 
-def folder(name: str, data_dir: str | os.PathLike | None = None) -> epath.Path:
-  return epath.Path(data_dir or default_data_dir()).expanduser() / name / VERSION
+def folder(name: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
+  """Where the data set is on this machine, brought from a bucket if it is in one."""
+  return fetched(mirror(data_dir or default_data_dir()) / name / VERSION)
 
 
 def _decode(record: Record) -> Record:
@@ -105,17 +106,9 @@ class Writer:
         earlier run with another identity are deleted.
       batches: how many there are of each split.
       class_names: the labels' names.
-      data_dir: the folder of prepared datasets.
-
-    Raises:
-      ValueError: it is in a bucket.
+      data_dir: the folder of prepared datasets, also gs://BUCKET/FOLDER.
     """
-    if '://' in os.fspath(data_dir or ''):
-      raise ValueError(
-        f'data_dir is {data_dir}, and ArrayRecord files are written on a disk only; encode there, and copy the folder '
-        'into the bucket, where training reads it'
-      )
-    self.path = pathlib.Path(folder(name, data_dir))
+    self.path = folder(name, data_dir)
     self._partial = self.path.parent.with_name(f'{name}.partial')
     self._identity, self.batches, self._class_names = dict(identity), dict(batches), class_names
     self._text = json.dumps(self._identity | {'batches': self.batches}, sort_keys=True)
@@ -176,7 +169,7 @@ class Writer:
       metadata={key: str(value) for key, value in self._identity.items()},
     )
     shutil.rmtree(self._partial)
-    return self.path
+    return kept(self.path)
 
   def _examples(self, split: str) -> Iterator[Record]:
     for batch in range(self.batches[split]):

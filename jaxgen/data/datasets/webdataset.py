@@ -21,6 +21,7 @@ import numpy as np
 from jaxgen.data.dataset import Dataset, NoSuchSplit, Record, default_data_dir
 from jaxgen.data.image import MAX_BYTES, decode_image, image_endings, to_float
 from jaxgen.data.patterns import by_split, files
+from jaxgen.home import mirror
 
 VERSION = 1
 _PLACE = [('offset', '<i8'), ('size', '<i4')]
@@ -49,7 +50,7 @@ def webdataset(
     raise NoSuchSplit(f'{pattern} has no split {split!r}; it has {", ".join(splits)}')
   paths = splits[split]
   key = hashlib.sha256(repr((VERSION, [_about(path) for path in paths])).encode()).hexdigest()
-  place = pathlib.Path(data_dir or default_data_dir()).expanduser() / 'webdataset' / f'{key[:32]}.npy'
+  place = mirror(data_dir or default_data_dir()) / 'webdataset' / f'{key[:32]}.npy'
   if not place.exists():
     _write(place, paths)
   rows = np.load(place, mmap_mode='r')
