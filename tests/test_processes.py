@@ -12,7 +12,7 @@ from scipy import stats
 
 from jaxgen.processes import parameterisation, posterior, times, weighting
 from jaxgen.processes.process import corrupt, expand, image_noise, log_snr, rates
-from jaxgen.processes.vp import from_betas, vp_cosine, vp_linear
+from jaxgen.processes.vp import from_betas, vp_cosine, vp_linear, vp_sigmoid, zero_terminal_snr
 from tests.analytic import PROCESSES, compiled, gaussian
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden' / 'iddpm_terms.npz'
@@ -69,16 +69,22 @@ def _iddpm_cosine_betas(num_steps):
   return np.array([min(1 - bar((i + 1) / num_steps) / bar(i / num_steps), 0.999) for i in range(num_steps)])
 
 
+def _sigmoid_betas(n):
+  """diffusers' and GeoDiff's 'sigmoid'."""
+  return 1e-4 + (0.02 - 1e-4) / (1 + np.exp(-np.linspace(-6, 6, n)))
+
+
 @pytest.mark.parametrize(
   ('process', 'betas'),
   [
     (vp_linear(1000), np.load(GOLDEN)['betas']),
     (vp_linear(4000), np.linspace(0.25 * 1e-4, 0.25 * 0.02, 4000)),
     (vp_cosine(1000), _iddpm_cosine_betas(1000)),
+    (vp_sigmoid(1000), _sigmoid_betas(1000)),
     (vp_cosine(4000), _iddpm_cosine_betas(4000)),
     (from_betas(np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2), np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2),
   ],
-  ids=['ddpm', 'linear_4000', 'iddpm', 'cosine_4000', 'stable_diffusion'],
+  ids=['ddpm', 'linear_4000', 'iddpm', 'sigmoid', 'cosine_4000', 'stable_diffusion'],
 )
 def test_discrete_process_has_the_papers_numbers(process, betas):
   num_steps = len(betas)
@@ -90,6 +96,25 @@ def test_discrete_process_has_the_papers_numbers(process, betas):
   # The beta that a step adds, out of differences of a float32 table.
   step = compiled(partial(posterior.large_variance, process), t[1:], t[:-1])
   np.testing.assert_allclose(step, betas[1:], rtol=1e-3 if num_steps == 1000 else 5e-3)
+
+
+def test_zero_terminal_snr_leaves_nothing_of_the_data():
+  """Lin et al. 2023, Algorithm 1, whose first alpha stays and whose last is 0."""
+  betas = np.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2
+  process, before = from_betas(zero_terminal_snr(betas)), from_betas(betas)
+  k = np.float32([1, 500, 999, 999.5, 1000]) / 1000
+  alpha, sigma, _ = _schedule(process, k)
+  root = np.sqrt(np.cumprod(1 - betas))
+  want = (root - root[-1]) * root[0] / (root[0] - root[-1])
+  np.testing.assert_allclose(alpha, [want[0], want[499], want[998], want[998] / 2, 0], rtol=2e-4)
+  np.testing.assert_allclose(alpha**2 + sigma**2, 1, rtol=1e-5)
+  np.testing.assert_allclose(alpha[0], _schedule(before, k)[0][0], rtol=1e-6)
+  assert sigma[-1] == 1
+  with pytest.raises(ValueError, match='zero terminal SNR'):
+    parameterisation.eps(process)
+  x_t, v = jnp.ones((1, 2)), jnp.full((1, 2), 0.3)
+  prediction = parameterisation.v(process).predict(v, x_t, jnp.ones(1))
+  np.testing.assert_allclose(prediction.x0, -v)
 
 
 @pytest.mark.parametrize(

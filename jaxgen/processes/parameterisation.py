@@ -68,6 +68,10 @@ def eps(process: Process, *, margin: float | None = None) -> Parameterisation:
   """The network predicts the noise (Ho et al. 2020); gives no x0 where alpha = 0."""
   if margin is None:
     margin = 0.0 if process.num_steps else MARGIN
+  if process.num_steps and not margin:
+    with jax.ensure_compile_time_eval():
+      if float(process.alpha(jnp.float32(1))) == 0:
+        raise ValueError('nothing of the data is left at t = 1 (zero terminal SNR); have the network predict v or x0')
 
   def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
     a, s = _coefficients(process, jnp.minimum(t, 1 - margin), x_t)
