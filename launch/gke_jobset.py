@@ -5,7 +5,7 @@
       --bucket gs://mine/jaxgen -- --config dit_xl2_imagenet256 --config.mesh.data=2 --config.mesh.fsdp=-1 \\
       | kubectl apply -f -
 
-IMAGE is of launch/Dockerfile. FID's weights and prepared data sets are looked for in BUCKET/home; put them there once:
+IMAGE is of launch/Dockerfile. FID's weights and prepared datasets are looked for in BUCKET/home; put them there once:
 `JAXGEN_HOME=gs://mine/jaxgen/home jaxgen weights get inception`. The cluster needs JobSet (https://jobset.sigs.k8s.io)
 and a node pool of that topology for each slice. JAX finds the processes by what GKE tells TPU pods. A pod that ends
 with 75 (told to stop, and saved) or is evicted starts all of them again, as often as it takes; any other failure does
@@ -145,7 +145,7 @@ def _container(options: argparse.Namespace, training: list[str], generation: str
   bucket = options.bucket.rstrip('/')
   variables = {
     'JAXGEN_RESTARTS': '1',
-    'JAXGEN_HOME': f'{bucket}/home',  # weights, data sets and statistics that all pods share
+    'JAXGEN_HOME': f'{bucket}/home',  # weights, datasets and statistics that all pods share
     'JAX_COMPILATION_CACHE_DIR': f'{bucket}/compilation',
   }
   if generation in xla_flags.TPU_FLAGS:

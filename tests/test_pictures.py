@@ -447,7 +447,7 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsy
   argv = ['data', 'prepare', 'image_folder', '--source', str(tmp_path / 'in'), '--size', '8']
   assert main([*argv, '--data-dir', str(tmp_path / 'data')]) == 2
   error = capsys.readouterr().err.splitlines()[-1]
-  assert error.startswith('jaxgen: error: the disk is full, and nothing of the data set is kept; free some space')
+  assert error.startswith('jaxgen: error: the disk is full, and nothing of the dataset is kept; free some space')
   assert not list((tmp_path / 'data').rglob('incomplete.*'))
 
 

@@ -111,7 +111,7 @@ def write(recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, pro
 
 @contextlib.contextmanager
 def whole_or_nothing(folder: pathlib.Path) -> Iterator[None]:
-  """Writing of a data set, DATA_DIR/NAME, that leaves nothing behind when it fails.
+  """Writing of a dataset, DATA_DIR/NAME, that leaves nothing behind when it fails.
 
   Raises:
     OSError: the disk is full; in one line, whatever library says it how.
@@ -122,7 +122,7 @@ def whole_or_nothing(folder: pathlib.Path) -> Iterator[None]:
     for left in folder.rglob('incomplete.*'):
       shutil.rmtree(left, ignore_errors=True)
     if 'No space left' in str(error):
-      what = 'the disk is full, and nothing of the data set is kept; free some space and prepare it again'
+      what = 'the disk is full, and nothing of the dataset is kept; free some space and prepare it again'
       raise OSError(errno.ENOSPC, what, os.fspath(folder)) from error
     raise
 

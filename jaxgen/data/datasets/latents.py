@@ -71,7 +71,7 @@ def latents(
 
 
 def folder(name: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
-  """Where the data set is on this machine, brought from a bucket if it is in one."""
+  """Where the dataset is on this machine, brought from a bucket if it is in one."""
   return fetched(mirror(data_dir or default_data_dir()) / name / VERSION)
 
 
