@@ -28,6 +28,7 @@ setuptools.setup(
       'data/**/*.txt',
       'data/**/NOTICE*',
       'data/**/LICENSE*',
+      'pretrained/shipped/*',
       'report_template.html',
       'vote/page.html',
       'py.typed',

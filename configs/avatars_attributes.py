@@ -1,11 +1,12 @@
 """A classifier of the attributes of avatars: what measures whether samples show what their prompts say.
 
-  ./launch/local train --config avatars_attributes
+  jaxgen data prepare avatars --size 32 --number 40000 --seed 1 --all-pairs     # needs 'jaxgen[avatars]'
+  jaxgen train --config avatars_attributes
 
-Hardware: a CPU; its data is in the package. Result of `--config.widths="(32,64,128)"`, seed 0, 5 minutes of two busy
-cores: 93.5% of all attributes of `seen`, 90.5% of `test` (chance 25% and 27%). It is not good enough to measure with:
-97% is wanted, and having never seen the held-out pairs itself it is worst at their words (surface 97% in `seen`, 19% in
-`test`), so the classifier that measures has to learn from pictures without held-out pairs. The full width: not run.
+It learns from pictures of its own, in which no pair of words is held out, and is judged on the pictures of avatars32.
+Hardware: a CPU. Result, seed 0, 17 minutes of one core: 98.7% of the attributes of `test`, all of held-out pairs, and
+98.9% of `seen` (chance 27% and 25%); the weakest are colours of horns and spikes (89%), mouths (94%), moons (95%).
+`pretrained.attribute_classifier.save` writes what the package carries.
 """
 
 import jax
@@ -14,6 +15,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgen import data, sharding
+from jaxgen.data.datasets.avatars import Options
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, VOCABULARY
 from jaxgen.evaluators.attributes import recognised
 from jaxgen.experiment import Experiment
@@ -25,7 +27,7 @@ SIZES = tuple(len(words) for words in VOCABULARY.values())
 
 def build(c: ConfigDict) -> Experiment:
   mesh = sharding.make_mesh(**c.mesh)
-  net = ConvClassifier(num_classes=sum(SIZES), widths=tuple(c.widths))
+  net = ConvClassifier(num_classes=sum(SIZES), widths=tuple(c.widths), strides=tuple(c.strides))
   classify = jax.jit(lambda params, images: predict(net, params, images, sizes=SIZES))
 
   def predicted(context, images: np.ndarray) -> np.ndarray:
@@ -40,12 +42,13 @@ def build(c: ConfigDict) -> Experiment:
     evaluators.append(
       recognised(predicted, real=real, truth=truth, names=ATTRIBUTES, every=c.evaluate_every, name=f'real_{split}')
     )
+  options = Options(size=32, number=c.pictures, seed=1, hold_out=False)
   schedule = optax.cosine_onecycle_schedule(c.steps, c.learning_rate)
   return Experiment(
     objective=attribute_classifier(net, sizes=SIZES, shift=c.shift),
     optimizers={NAME: optax.adamw(schedule, weight_decay=c.weight_decay)},
     averages={},
-    data=data.Loader(data.avatars32('train'), batch_size=c.batch_size, seed=c.seed, cache=True),
+    data=data.Loader(data.avatars(options=options), batch_size=c.batch_size, seed=c.seed, cache=True),
     steps=c.steps,
     mesh=mesh,
     seed=c.seed,
@@ -56,13 +59,15 @@ def build(c: ConfigDict) -> Experiment:
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
-  c.steps = 1200
+  c.pictures = 40_000
+  c.steps = 2000
   c.batch_size = 128
   c.learning_rate = 2e-3
   c.weight_decay = 0.02
   c.shift = 1
-  c.widths = (64, 128, 256)
-  c.evaluate_every = 400
+  c.widths = (32, 64, 128, 256)
+  c.strides = (1, 2, 2, 2)
+  c.evaluate_every = 1000
   c.parts = 4  # in which the test images are classified
   c.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'sequence': 1, 'tensor': 1})
   return c

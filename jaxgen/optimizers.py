@@ -34,7 +34,7 @@ def matrices(params: Any) -> Any:
     stacked = int(any(name.endswith('blocks') for name in names))
     if names[-1] != 'kernel' or not (stacked or 'last_block' in names) or 'modulation' in names:
       return None
-    from_heads = 'attention' in names and names[-2].endswith('out')
+    from_heads = any(name.endswith('attention') for name in names) and names[-2].endswith('out')
     inputs = 2 if from_heads else 1  # heads and their size, or width
     if leaf.ndim <= stacked + inputs:
       return None

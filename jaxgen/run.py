@@ -11,6 +11,7 @@ from etils import epath
 from jaxgen import distributed, report
 from jaxgen.best import Best
 from jaxgen.checkpoint import Checkpoints
+from jaxgen.data import licences
 from jaxgen.distributed import Interrupted, Preempted
 from jaxgen.experiment import Experiment
 from jaxgen.frozen import frozen
@@ -111,6 +112,17 @@ def wait_for_saves(run: Run) -> None:
 
 def write_report(run: Run) -> None:
   run.writer.observe('the report', lambda: report.write(run.workdir), once=True)
+
+
+def write_provenance(run: Run, stage: Experiment) -> None:
+  """Writes provenance.json, where the records of the data name their licences."""
+  dataset = getattr(stage.data, 'dataset', None)
+
+  def write() -> None:
+    if dataset is not None and licences.are_named(dataset):
+      licences.write_provenance(run.workdir, dataset)
+
+  run.writer.observe('the provenance', write)
 
 
 def leave_run(run: Run, step: int, stalled: str | None = None) -> None:

@@ -6,13 +6,16 @@ import numpy as np
 import optax
 import pytest
 
-from jaxgen import sharding
+from jaxgen import data, sharding
+from jaxgen.data.datasets.avatars_styles import ATTRIBUTES
 from jaxgen.evaluators import attributes as evaluators
+from jaxgen.evaluators.avatars import avatar_attributes, prompts
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.metrics.attributes import accuracy
 from jaxgen.models.conv_classifier import ConvClassifier
 from jaxgen.objectives.attributes import NAME, attribute_classifier, moved, predict
+from jaxgen.pretrained import attribute_classifier as shipped
 from jaxgen.train_state import TrainState
 
 NAMES, SIZES = ('color', 'side'), (3, 2)
@@ -94,6 +97,11 @@ def test_moving_keeps_edges():
   assert tuple(np.arange(16.0)) in found
 
 
+class Writer:
+  def working(self, message):
+    pass
+
+
 def test_samples_are_asked_about_with_real_images_beside_them(trained):
   net, _, params, _, _ = trained
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
@@ -104,10 +112,6 @@ def test_samples_are_asked_about_with_real_images_beside_them(trained):
     """Draws the colour that is asked for, and always on the left."""
     image = jax.nn.one_hot(cond['color'], 3)[:, None, None] * (jnp.arange(8) < 4)[None, None, :, None]
     return jnp.broadcast_to(image, (len(keys), 8, 8, 3))
-
-  class Writer:
-    def working(self, message):
-      pass
 
   evaluator = evaluators.attributes(
     make_generate(sample, mesh=mesh, batch_size=5),
@@ -126,3 +130,50 @@ def test_samples_are_asked_about_with_real_images_beside_them(trained):
   assert found['attributes/side'] == pytest.approx(np.mean(told == 0))
   assert found['attributes'] == pytest.approx((1 + found['attributes/side']) / 2)
   assert found['attributes_real'] > found['attributes_chance']
+
+
+def test_a_saved_classifier_says_the_same(tmp_path, trained):
+  net = ConvClassifier(sum(shipped.SIZES), widths=(4, 6), strides=(4, 4))
+  images = np.random.default_rng(0).normal(size=(3, 32, 32, 3)).astype(np.float32)
+  params = net.init(jax.random.key(0), jnp.asarray(images), jnp.zeros(3), {})['params']
+  params = jax.tree.map(lambda leaf: leaf.astype(jnp.float16).astype(jnp.float32), params)
+  shipped.save(net, params, tmp_path / 'a.safetensors')
+  found = shipped.load(tmp_path / 'a.safetensors')(images)
+  np.testing.assert_array_equal(found, predict(net, params, jnp.asarray(images), sizes=shipped.SIZES))
+  np.testing.assert_array_equal(found, shipped.load(tmp_path / 'a.safetensors')(images.repeat(2, 1).repeat(2, 2)))
+  with pytest.raises(ValueError, match='images are 30x30'):
+    shipped.load(tmp_path / 'a.safetensors')(images[:, :30, :30])
+  about = shipped.safetensors_file.metadata(tmp_path / 'a.safetensors') | {'vocabulary': 'other'}
+  shipped.safetensors_file.write(tmp_path / 'a.safetensors', {'x': np.zeros(1)}, metadata=about)
+  shipped.load.cache_clear()
+  with pytest.raises(ValueError, match='classifies other attributes'):
+    shipped.load(tmp_path / 'a.safetensors')
+
+
+def test_the_classifier_in_the_package_knows_avatars_and_real_pictures_are_what_their_prompts_say():
+  splits = {'test': data.avatars32('test'), 'seen': data.avatars32('seen')}
+  real = {name: prompts(dataset, number=100) for name, dataset in splits.items()}
+  mesh = sharding.make_mesh(devices=jax.devices()[:1])
+
+  def sample(params, frozen, cond, keys):
+    return cond['picture']
+
+  def encode(texts):
+    return {'picture': next(found.images for found in real.values() if found.texts == texts)}
+
+  evaluate = avatar_attributes(
+    make_generate(sample, mesh=mesh, batch_size=50),
+    shipped.load(),
+    mesh=mesh,
+    splits=splits,
+    encode=encode,
+    number=100,
+    every=1,
+  )
+  zero = jnp.zeros((), jnp.int32)
+  state = TrainState(step=zero, params={'net': {}}, opt_state={}, ema={}, extra={}, bad_steps=zero)
+  for evaluator in evaluate:
+    found = evaluator.run(Context(0, state, {}, Writer(), None))
+    assert found[evaluator.name] == found[f'{evaluator.name}_real'] > 0.95
+    assert found[f'{evaluator.name}_chance'] < 0.5
+    assert {key.partition('/')[2] for key in found if '/' in key} <= set(ATTRIBUTES)

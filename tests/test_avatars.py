@@ -8,7 +8,7 @@ import pytest
 from jaxgen import data
 from jaxgen.data import licences
 from jaxgen.data.datasets import avatars, avatars32, avatars_styles
-from jaxgen.data.datasets.avatars_captions import caption
+from jaxgen.data.datasets.avatars_captions import asked, caption
 from jaxgen.data.datasets.avatars_styles import STYLES, VOCABULARY
 
 ALL = [(split, number) for split in avatars.SPLITS for number in range(36)]
@@ -63,6 +63,26 @@ def test_held_out_pairs_are_in_test_alone_and_seen_pairs_in_train():
   assert not pairs['train'] & pairs['test']
   assert pairs['seen'] <= pairs['train']
   assert {name for name, _ in pairs['test']} == set(options.styles)
+
+
+def test_without_held_out_pairs_train_has_those_of_test():
+  pairs = {}
+  for hold_out in (True, False):
+    options = avatars.Options(number=600, hold_out=hold_out)
+    choices = [avatars.record_choice(options, 'train', number) for number in range(600)]
+    pairs[hold_out] = [avatars.held_out(style, avatars.bound_pair(style, choice.words)) for style, choice in choices]
+  assert not any(pairs[True])
+  assert 0.05 < np.mean(pairs[False]) < 0.2
+  assert avatars.Options(size=32, seed=1, hold_out=False).name == 'avatars_32px_seed1_all_pairs'
+
+
+def test_a_prompt_asks_for_what_it_names():
+  found = {'style': 'micah', 'hair': 'long', 'hair_color': 'red', 'glasses': 'none', 'mouth': 'smile'}
+  numbers = avatars.encode_words(found)
+  assert avatars.decode_words(asked(numbers, 'a smiling woman with long red hair')) == {
+    name: found[name] for name in ('hair', 'hair_color', 'mouth')
+  }
+  assert 'style' in avatars.decode_words(asked(numbers, 'a smiling hand-drawn woman with long red hair'))
 
 
 def test_hidden_and_clashing_attributes():

@@ -14,6 +14,7 @@ from jaxgen.models.dit import DiT
 from jaxgen.models.edm_unet import EDMUNet
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.mmdit import MMDiT
+from jaxgen.models.pixart import PixArt
 
 
 class Case(NamedTuple):
@@ -54,6 +55,13 @@ NETWORKS = {
   ),
   'mmdit': Case(
     MMDiT(patch=2, depth=2, width=16, heads=2),
+    (4, 8, 4),
+    4,
+    _text | {'pooled': jnp.ones((3, 6))},
+    zero_at_start=True,
+  ),
+  'pixart': Case(
+    PixArt(patch=2, depth=2, width=16, heads=2, pooled=True),
     (4, 8, 4),
     4,
     _text | {'pooled': jnp.ones((3, 6))},

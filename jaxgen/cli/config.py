@@ -120,6 +120,18 @@ def load_run(
   return made, module
 
 
+def newest_run(folder: str | os.PathLike = 'runs') -> pathlib.Path:
+  """The run that was last at work in a folder of runs.
+
+  Raises:
+    FileNotFoundError: there is none.
+  """
+  found = [path.parent for path in pathlib.Path(folder).glob('*/config.json')]
+  if not found:
+    raise FileNotFoundError(f'there is no run in {folder}; name its folder with --run')
+  return max(found, key=lambda run: max(path.stat().st_mtime for path in run.glob('*.json')))
+
+
 def _read_record(workdir: str | os.PathLike) -> dict[str, Any]:
   from etils import epath
 

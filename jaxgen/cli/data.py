@@ -48,6 +48,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--number', type=int, help='avatars, icons: images in train (default: 20000; all)')
   prepare.add_argument('--styles', help='avatars: names of styles with commas between them (default: twelve of them)')
   prepare.add_argument('--seed', type=int, help='avatars: seed of all choices (default: 0)')
+  prepare.add_argument('--all-pairs', action='store_true', help='avatars: hold no combinations of words out of train')
   prepare.add_argument('--name', dest='alias', help="image_folder: a name (default: from the folder's path)")
   prepare.add_argument(
     '--max-bad-images', type=int, default=100, help='image_folder: unreadable files to leave out (default: 100)'
@@ -138,6 +139,7 @@ def _avatars_options(args: argparse.Namespace) -> Any:
   options = Options(
     **{name: value for name in ('size', 'number', 'seed') if (value := getattr(args, name)) is not None}
   )
+  options = options._replace(hold_out=not args.all_pairs)
   return options._replace(styles=tuple(args.styles.split(','))) if args.styles else options
 
 

@@ -148,8 +148,8 @@ usage: jaxgen COMMAND [options]
 `jaxgen COMMAND --help` tells more. --version prints the version; --traceback (or JAXGEN_TRACEBACK=1) shows
 where an error came from. Downloads, weights and compiled programs are kept in ~/.cache/jaxgen (JAXGEN_HOME).
 
-  jaxgen train --config emoji_dit --config.steps=1000
-  jaxgen sample --run runs/emoji_dit --num 64 --out grid.png"""
+  jaxgen train --config avatars --config.steps=1000
+  jaxgen sample --prompt 'a smiling woman with red hair and glasses' --out grid.png"""
 
 
 if __name__ == '__main__':

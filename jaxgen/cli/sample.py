@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from typing import Any
 
 from jaxgen.cli import edit, output, prompts
-from jaxgen.cli.config import add_trust_options, load_run, step
+from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
 
 def main(argv: list[str]) -> int:
   args, overrides = _parser().parse_known_args(argv)
+  args.run = args.run or str(newest_run())
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
   edit.check(args)
@@ -44,7 +45,7 @@ def main(argv: list[str]) -> int:
   )
   if distributed.is_first():
     _save(args.out, images, cond, names, words)
-    print(f'{args.num} images of step {trained.step:,} in {args.out}')
+    print(f'{args.num} images of {args.run}, step {trained.step:,}, in {args.out}')
   return 0
 
 
@@ -55,8 +56,13 @@ def _parser() -> argparse.ArgumentParser:
     epilog="Any field of the run's config can be changed, e.g. --config.sampling.steps=100",
     allow_abbrev=False,
   )
-  parser.add_argument('--run', required=True, help="the run's folder")
-  parser.add_argument('--out', type=pathlib.Path, required=True, help='a folder, or a .png file for one grid')
+  parser.add_argument('--run', help="the run's folder (default: the newest in runs/)")
+  parser.add_argument(
+    '--out',
+    type=pathlib.Path,
+    default=pathlib.Path('samples.png'),
+    help='a folder, or a .png file for one grid (default: samples.png)',
+  )
   parser.add_argument('--num', type=int, default=64, help='images (default: 64)')
   parser.add_argument(
     '--label',

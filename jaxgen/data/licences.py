@@ -80,6 +80,11 @@ def licensed(dataset: Dataset, *, licence: str, author: str, source: str) -> Dat
   return dataset._replace(decode=decode)
 
 
+def are_named(dataset: Dataset) -> bool:
+  """Whether the records name licences, as the first one says."""
+  return bool(dataset.num_examples) and bool(_text(dataset.read(0).get('licence', '')))
+
+
 def origins(dataset: Dataset) -> Iterator[Origin]:
   """The origin of each record, in order; a stored record's image is not decoded for it."""
   for number in range(dataset.num_examples):

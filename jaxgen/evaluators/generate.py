@@ -50,9 +50,9 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
       indices = np.arange(begin, begin + batch_size)
       rows = np.minimum(indices, num - 1)
       told, more = (
-        {name: _global(np.asarray(values)[rows], place) for name, values in fields.items()} for fields in (cond, inputs)
+        {name: placed(np.asarray(values)[rows], place) for name, values in fields.items()} for fields in (cond, inputs)
       )
-      images = run(params, frozen, told, root, _global(indices.astype(np.int32), place), more)
+      images = run(params, frozen, told, root, placed(indices.astype(np.int32), place), more)
       yield images, min(batch_size, num - begin)
 
   return generate
@@ -70,7 +70,7 @@ def sampler(sample: SampleFn, *, mesh: jax.sharding.Mesh) -> Any:
   return jax.jit(sharding.under(mesh, run))
 
 
-def _global(values: np.ndarray, place: jax.sharding.Sharding) -> Array:
+def placed(values: np.ndarray, place: jax.sharding.Sharding) -> Array:
   """The host array that every process has, as one array over the mesh."""
   return jax.make_array_from_callback(values.shape, place, lambda index: values[index])
 

@@ -1,6 +1,6 @@
-"""A small classifier of small images: convolutions that halve, and one product.
+"""A small classifier of small images: convolutions, most of which halve, and one product.
 
-  x <- relu(conv(x)), stride 2, for each width;  logits = W x + b                                       (1)
+  x <- relu(conv(x)) for each width;  logits = W x + b                                                  (1)
 
 Enough for digits and clothes of 28 x 28, at a small part of what a GAN of such images costs.
 """
@@ -21,11 +21,13 @@ class ConvClassifier(nn.Module):
   Attributes:
     num_classes: number of logits.
     widths: features of each convolution.
+    strides: stride of each convolution; empty for 2 everywhere.
     dtype: dtype of activations; parameters and logits are float32.
   """
 
   num_classes: int
   widths: tuple[int, ...] = (32, 64, 128)
+  strides: tuple[int, ...] = ()
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -33,8 +35,9 @@ class ConvClassifier(nn.Module):
     self, x: Float[Array, 'b h w c'], t: Float[Array, 'b'], cond: Cond, *, train: bool = False
   ) -> Float[Array, 'b y']:
     """Classifies images as they are; t and cond are not used, part of every network's signature."""
-    for layer, width in enumerate(self.widths):
-      x = nn.relu(Conv(width, strides=2, dtype=self.dtype, name=f'down_{layer}')(x.astype(self.dtype)))
+    strides = self.strides or (2,) * len(self.widths)
+    for layer, (width, stride) in enumerate(zip(self.widths, strides, strict=True)):
+      x = nn.relu(Conv(width, strides=stride, dtype=self.dtype, name=f'down_{layer}')(x.astype(self.dtype)))
     return Linear(self.num_classes, kernel_init=nn.initializers.lecun_normal(), name='out')(
       x.reshape(len(x), -1).astype(jnp.float32)
     )  # Eq. 1

@@ -6,12 +6,13 @@ A stage tries the rules of its Experiment first, then these (`jaxgen.sharding`).
 """
 
 from jaxgen import sharding
-from jaxgen.models import dcgan, dit, edm_unet, mmdit, projected, unet
+from jaxgen.models import dcgan, dit, edm_unet, mmdit, pixart, projected, unet
 from jaxgen.models.layers import embedding
 
 RULES: tuple[sharding.Rule, ...] = (
   *dit.RULES,
   *mmdit.RULES,
+  *pixart.RULES,
   *unet.RULES,
   *edm_unet.RULES,
   *projected.RULES,

@@ -2,10 +2,11 @@
 
   h = table(ids) + place                                             (1)
   h <- h + attention(norm(h));  h <- h + mlp(norm(h))                (2)    `depth` times
-  text = norm(h),  pooled = mean of text over the tokens             (3)
+  text = norm(h),  pooled = norm(sum of text over the tokens)        (3)
 
-Padding is neither attended to nor counted. An empty text has no tokens: its pooled text is zero, and a network that
-reads it attends to nothing of it. Vaswani et al. 2017, with the norms before the layers.
+Padding is neither attended to nor counted, but at the first place, so that an empty text is one token of its own, which
+networks with cross-attention need. The layers begin as nothing, so that the encoder begins as a bag of words: layers of
+random weights would drown which word is where. Vaswani et al. 2017, with the norms before the layers.
 """
 
 from typing import Any
@@ -18,6 +19,7 @@ from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Int
 
 _normal = nn.initializers.normal(0.02)
+_zeros = nn.initializers.zeros_init()
 
 
 class TextEncoder(nn.Module):
@@ -47,18 +49,18 @@ class TextEncoder(nn.Module):
     Returns:
       `text`, float32 b k d; `pooled`, float32 b d; `text_mask`, bool b k, True where there is a token.
     """
-    mask = ids != self.pad
-    h = nn.Embed(self.vocabulary, self.width, embedding_init=_normal, name='table')(ids)
+    mask = (ids != self.pad).at[:, 0].set(True)
+    h = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(1.0), name='table')(ids)
     h += self.param('place', _normal, (ids.shape[1], self.width), jnp.float32)[None]
     h = h.astype(self.dtype)
     for i in range(self.depth):
-      attend = Attention(self.heads, dtype=self.dtype, name=f'attention_{i}')
+      attend = Attention(self.heads, out_init=_zeros, dtype=self.dtype, name=f'attention_{i}')
       h += attend(self._norm(f'attention_norm_{i}')(h), mask=mask)
       hidden = nn.gelu(Linear(4 * self.width, dtype=self.dtype, name=f'in_{i}')(self._norm(f'mlp_norm_{i}')(h)))
-      h += Linear(self.width, dtype=self.dtype, name=f'out_{i}')(hidden)
+      h += Linear(self.width, kernel_init=_zeros, dtype=self.dtype, name=f'out_{i}')(hidden)
     text = self._norm('norm')(h).astype(jnp.float32)
     weight = mask[..., None].astype(jnp.float32)
-    pooled = (text * weight).sum(axis=1) / jnp.maximum(weight.sum(axis=1), 1.0)
+    pooled = self._norm('pooled_norm')((text * weight).sum(axis=1)).astype(jnp.float32)
     return {'text': text, 'pooled': pooled, 'text_mask': mask}
 
   def _norm(self, name: str) -> nn.LayerNorm:

@@ -11,6 +11,8 @@ words of each style's two bound attributes (hair and its colour, ...) is in no p
   test    held-out pairs only: combinations that a model has never seen
   seen    new pictures, each with the pair of a picture of `train`
 
+Without `hold_out` every split has any pair: what a classifier learns from that measures models by the splits above.
+
 The images are written to part files first, so that a killed preparation goes on where it was.
 """
 
@@ -54,12 +56,14 @@ class Options(NamedTuple):
     size: height and width.
     number: images in `train`; `test` and `seen` have a tenth of it each.
     seed: seed of all choices.
+    hold_out: keep the held-out pairs out of `train`, and everything else out of `test`.
   """
 
   styles: tuple[str, ...] = tuple(style.name for style in avatars_styles.DEFAULT)
   size: int = 64
   number: int = 20_000
   seed: int = 0
+  hold_out: bool = True
 
   @property
   def name(self) -> str:
@@ -74,6 +78,8 @@ class Options(NamedTuple):
       parts.append(short if len(short) <= 40 else hashlib.sha256(short.encode()).hexdigest()[:8])
     if self.seed != default.seed:
       parts.append(f'seed{self.seed}')
+    if not self.hold_out:
+      parts.append('all_pairs')
     return '_'.join(parts)
 
 
@@ -136,6 +142,8 @@ def _command(options: Options) -> str:
       words.append(f'--{field} {getattr(options, field)}')
   if options.styles != default.styles:
     words.append(f'--styles {",".join(options.styles)}')
+  if not options.hold_out:
+    words.append('--all-pairs')
   return ' '.join(words)
 
 
@@ -215,7 +223,8 @@ def record_choice(options: Options, split: str, number: int) -> tuple[Style, Cho
   while True:
     choice = choose(style, rng)
     pair = bound_pair(style, choice.words)
-    if held_out(style, pair) == (split == 'test') and (split != 'seen' or pair == wanted):
+    fits = not options.hold_out or held_out(style, pair) == (split == 'test')
+    if fits and (split != 'seen' or pair == wanted):
       return style, choice
 
 

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from jaxtyping import Int32
 
 from jaxgen.data.datasets.avatars import choose, decode_words, encode_words
 from jaxgen.data.datasets.avatars_styles import STYLES, Words
@@ -125,6 +126,14 @@ def caption(attributes: Sequence[int] | np.ndarray, rng: np.random.Generator, *,
     keep = 1.0 if rng.random() < 0.3 else float(rng.uniform(0.3, 1.0))
   kept = {name: word for name, word in words.items() if name == 'style' or rng.random() < keep}
   return _written(_PHRASES[STYLES[words['style']].kind](kept, words, rng), rng)
+
+
+def asked(attributes: Sequence[int] | np.ndarray, text: str) -> Int32[np.ndarray, 'a']:
+  """The attributes that a full caption (`keep=1`) asks for: -1 for 'none', and for a style that it does not name."""
+  words = {name: word for name, word in decode_words(attributes).items() if word != 'none'}
+  if not any(noun in text for noun in STYLES[words['style']].nouns):
+    del words['style']
+  return encode_words(words)
 
 
 def a(phrase: str) -> str:

@@ -1,7 +1,8 @@
 """A tokenizer of whole words, made from a dataset's captions, for small models that learn their own text encoder.
 
-Its vocabulary is a JSON file beside the run: {"words": [...], "length": k}; id 0 is padding, 1 an unknown word, and
-word i has id i + 2. Case and punctuation say nothing; a word with a hyphen (t-shirt) is one word.
+Its vocabulary is a JSON file beside the run: {"words": [...], "length": k, "end": false}; id 0 is padding, 1 an unknown
+word, word i has id i + 2, and an end of text the id after the last word's. Case and punctuation say nothing; a word
+with a hyphen (t-shirt) is one word.
 """
 
 import collections
@@ -23,12 +24,13 @@ def split(text: str) -> list[str]:
   return _WORD.findall(text.lower())
 
 
-def words(vocabulary: Sequence[str], *, length: int) -> Tokenizer:
+def words(vocabulary: Sequence[str], *, length: int, end: bool = False) -> Tokenizer:
   """A tokenizer of these words.
 
   Args:
     vocabulary: each once, in lower case.
-    length: length of the rows.
+    length: length of a row.
+    end: whether a text ends with an id of its own, the last one, which CLIP's text tower is read at.
 
   Raises:
     ValueError: a word is there twice, or the length is none.
@@ -44,10 +46,10 @@ def words(vocabulary: Sequence[str], *, length: int) -> Tokenizer:
     pieces=lambda text: [ids.get(word, UNKNOWN) for word in split(text)],
     length=length,
     start=None,
-    end=None,
+    end=len(ids) + 2 if end else None,
     pad=PAD,
-    size=len(ids) + 2,
-    fingerprint=hashlib.sha256(json.dumps([list(vocabulary), length]).encode()).hexdigest(),
+    size=len(ids) + 2 + end,
+    fingerprint=hashlib.sha256(json.dumps([list(vocabulary), length] + ['end'] * end).encode()).hexdigest(),
     unknown=lambda text: [word for word in split(text) if word not in ids],
     vocabulary=tuple(vocabulary),
   )
@@ -59,13 +61,16 @@ def vocabulary_of(captions: Iterable[str], *, at_least: int = 1) -> list[str]:
   return sorted(word for word, count in counts.items() if count >= at_least)
 
 
-def from_captions(captions: Sequence[str], *, length: int | None = None, at_least: int = 1) -> Tokenizer:
+def from_captions(
+  captions: Sequence[str], *, length: int | None = None, at_least: int = 1, end: bool = False
+) -> Tokenizer:
   """A tokenizer of the words of some captions.
 
   Args:
     captions: the texts.
-    length: length of the rows; of the longest caption when None.
+    length: length of a row; what the longest caption needs when None.
     at_least: how often a word must occur.
+    end: as for `words`.
 
   Raises:
     ValueError: there are no words.
@@ -73,12 +78,16 @@ def from_captions(captions: Sequence[str], *, length: int | None = None, at_leas
   vocabulary = vocabulary_of(captions, at_least=at_least)
   if not vocabulary:
     raise ValueError(f'{len(captions)} captions hold no word that occurs {at_least} times; a vocabulary needs some')
-  return words(vocabulary, length=length or max(len(split(caption)) for caption in captions))
+  return words(vocabulary, length=length or max(len(split(caption)) for caption in captions) + end, end=end)
 
 
 def save_words(path: str | pathlib.Path, tokenizer: Tokenizer) -> None:
   """Writes the vocabulary of a tokenizer of words as JSON."""
-  text = json.dumps({'words': tokenizer.vocabulary, 'length': tokenizer.length}, indent=1, ensure_ascii=False)
+  text = json.dumps(
+    {'words': tokenizer.vocabulary, 'length': tokenizer.length, 'end': tokenizer.end is not None},
+    indent=1,
+    ensure_ascii=False,
+  )
   write_whole(path, text)
 
 
@@ -93,4 +102,4 @@ def load_words(path: str | pathlib.Path) -> Tokenizer:
     vocabulary, length = [str(word) for word in found['words']], int(found['length'])
   except (ValueError, KeyError, TypeError) as error:
     raise ValueError(f'{path} is no vocabulary: {error!r}; want {{"words": [...], "length": k}}') from error
-  return words(vocabulary, length=length)
+  return words(vocabulary, length=length, end=bool(found.get('end')))

@@ -1,0 +1,78 @@
+"""The classifier of attributes that comes with jaxgen: what measures whether an avatar shows what its prompt says.
+
+`configs/avatars_attributes.py` trains it at 32x32, and says how well it does on pictures it has not seen. Larger images
+are averaged down to that size. Half precision.
+"""
+
+import functools
+import hashlib
+import json
+import os
+import pathlib
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import traverse_util
+
+from jaxgen.data.datasets.avatars_styles import VOCABULARY
+from jaxgen.models.conv_classifier import ConvClassifier
+from jaxgen.objectives.attributes import predict
+from jaxgen.pretrained import safetensors_file
+from jaxgen.typing import Float, Int, Params
+
+FILE = pathlib.Path(__file__).parent / 'shipped' / 'avatars32_attributes.safetensors'
+SIZES = tuple(len(words) for words in VOCABULARY.values())
+SIDE = 32
+_BATCH = 100  # images at a time
+
+Classify = Callable[[Float[np.ndarray, 'b h w c']], Int[np.ndarray, 'b a']]
+
+
+@functools.cache
+def load(path: str | os.PathLike = FILE) -> Classify:
+  """The classifier: square float images in [-1, 1] to a value of each attribute of `avatars_styles.VOCABULARY`.
+
+  Raises:
+    ValueError: the file is damaged, or of another vocabulary; of the classifier: the side is no multiple of 32.
+  """
+  about = safetensors_file.metadata(path)
+  if about.get('vocabulary') != _vocabulary():
+    raise ValueError(f'{path} classifies other attributes than those of avatars; train configs/avatars_attributes.py')
+  net = ConvClassifier(
+    sum(SIZES), widths=tuple(json.loads(about['widths'])), strides=tuple(json.loads(about['strides']))
+  )
+  flat = {name: jnp.asarray(array, jnp.float32) for name, array in safetensors_file.read(path).items()}
+  params = traverse_util.unflatten_dict(flat, sep='/')
+  run = jax.jit(functools.partial(predict, net, sizes=SIZES))
+
+  def classify(images: Float[np.ndarray, 'b h w c']) -> Int[np.ndarray, 'b a']:
+    n, height, width, channels = images.shape
+    if height != width or height % SIDE:
+      raise ValueError(f'images are {height}x{width}; the attributes of avatars are seen in squares of {SIDE}, 64, ...')
+    factor = height // SIDE
+    images = images.reshape(n, SIDE, factor, SIDE, factor, channels).mean(axis=(2, 4))
+    found = []
+    for begin in range(0, len(images), _BATCH):
+      part = images[begin : begin + _BATCH]
+      padded = np.concatenate([part, np.zeros((_BATCH - len(part), *part.shape[1:]), part.dtype)])
+      found.append(np.asarray(run(params, jnp.asarray(padded)))[: len(part)])
+    return np.concatenate(found)
+
+  return classify
+
+
+def save(net: ConvClassifier, params: Params, path: str | os.PathLike = FILE) -> None:
+  """Writes a trained classifier, which `load` reads."""
+  flat = traverse_util.flatten_dict(params, sep='/')
+  about = {
+    'widths': json.dumps(net.widths),
+    'strides': json.dumps(net.strides or (2,) * len(net.widths)),
+    'vocabulary': _vocabulary(),
+  }
+  safetensors_file.write(path, {name: np.asarray(leaf, np.float16) for name, leaf in flat.items()}, metadata=about)
+
+
+def _vocabulary() -> str:
+  return hashlib.sha256(json.dumps(VOCABULARY).encode()).hexdigest()
