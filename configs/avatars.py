@@ -5,7 +5,8 @@
 
 The captions are phrased anew at each step. A text encoder learns with the network, so nothing is downloaded. The
 network reads its tokens by cross-attention (PixArt), or in one softmax with the image's (--config.network=mmdit, as in
-Stable Diffusion 3). Rectified flow with logit-normal times; the network predicts x0 and is judged on the velocity.
+Stable Diffusion 3). Cosine diffusion at uniform times, since words decide most where the noise is high; the network
+predicts x0 and is judged on v.
 
 A classifier that comes with jaxgen measures the share of attributes that samples show as their prompts say, for pairs
 of words that are in no training picture (attributes_test) and for pairs that are (attributes_seen).
@@ -42,7 +43,7 @@ from jaxgen.objectives.conditioning import trained_text
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.pretrained import attribute_classifier
 from jaxgen.processes import parameterisation, times
-from jaxgen.processes.rectified_flow import rectified_flow
+from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.dpm_solver import dpm_multistep
@@ -65,7 +66,7 @@ def get_config() -> ConfigDict:
       'network': 'pixart',  # or mmdit
       'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2},
       'text': {'width': 128, 'depth': 1, 'heads': 2},  # the text encoder
-      'margin': 0.05,  # times nearer to 0 than this count as this one where x0 is turned into velocity
+      'margin': 0.05,  # times nearer to 0 than this count as this one where x0 is turned into v
       'drop_rate': 0.1,
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},  # learning rates: of matrices, of the rest
       'ema': 0.995,
@@ -104,11 +105,11 @@ def build(c: ConfigDict) -> Experiment:
   encoder = TextEncoder(vocabulary=words.size, pad=words.pad, **c.text)
   objective = diffusion(
     NETWORKS[c.network](**c.model),
-    rectified_flow(),
+    vp_cosine(),
     shape=data.spec['image'].shape[1:],
     parameterisation=partial(parameterisation.x0, margin=c.margin),
-    loss_in=parameterisation.velocity,
-    times=times.logit_normal(draw=times.stratified),
+    loss_in=parameterisation.v,
+    times=times.uniform(draw=times.stratified),
     sampler=Sampler(dpm_multistep, grids.uniform(c.sampling.steps)),
     guide=(classifier_free(c.sampling.scale), clip()),
     conditioner=trained_text(encoder, length=words.length, drop_rate=c.drop_rate),
