@@ -19,8 +19,9 @@ from jaxgen.data.datasets.avatars import Options
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, VOCABULARY
 from jaxgen.evaluators.attributes import recognised
 from jaxgen.experiment import Experiment
+from jaxgen.models.attributes import predict
 from jaxgen.models.conv_classifier import ConvClassifier
-from jaxgen.objectives.attributes import NAME, attribute_classifier, predict
+from jaxgen.objectives.attributes import NAME, attribute_classifier
 
 SIZES = tuple(len(words) for words in VOCABULARY.values())
 

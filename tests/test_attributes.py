@@ -13,8 +13,9 @@ from jaxgen.evaluators.avatars import avatar_attributes, prompts
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.metrics.attributes import accuracy
+from jaxgen.models.attributes import predict
 from jaxgen.models.conv_classifier import ConvClassifier
-from jaxgen.objectives.attributes import NAME, attribute_classifier, moved, predict
+from jaxgen.objectives.attributes import NAME, attribute_classifier, moved
 from jaxgen.pretrained import attribute_classifier as shipped
 from jaxgen.train_state import TrainState
 

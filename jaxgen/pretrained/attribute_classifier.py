@@ -17,8 +17,8 @@ import numpy as np
 from flax import traverse_util
 
 from jaxgen.data.datasets.avatars_styles import VOCABULARY
+from jaxgen.models.attributes import predict
 from jaxgen.models.conv_classifier import ConvClassifier
-from jaxgen.objectives.attributes import predict
 from jaxgen.pretrained import safetensors_file
 from jaxgen.typing import Float, Int, Params
 
