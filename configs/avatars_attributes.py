@@ -44,12 +44,13 @@ def build(c: ConfigDict) -> Experiment:
       recognised(predicted, real=real, truth=truth, names=ATTRIBUTES, every=c.evaluate_every, name=f'real_{split}')
     )
   options = Options(size=32, number=c.pictures, seed=1, hold_out=False)
+  pictures = data.avatars(options=options) if c.pictures else data.avatars32()
   schedule = optax.cosine_onecycle_schedule(c.steps, c.learning_rate)
   return Experiment(
     objective=attribute_classifier(net, sizes=SIZES, shift=c.shift),
     optimizers={NAME: optax.adamw(schedule, weight_decay=c.weight_decay)},
     averages={},
-    data=data.Loader(data.avatars(options=options), batch_size=c.batch_size, seed=c.seed, cache=True),
+    data=data.Loader(pictures, batch_size=c.batch_size, seed=c.seed, cache=True),
     steps=c.steps,
     mesh=mesh,
     seed=c.seed,
@@ -60,7 +61,7 @@ def build(c: ConfigDict) -> Experiment:
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
-  c.pictures = 40_000
+  c.pictures = 40_000  # drawn for it; 0 for those of avatars32
   c.steps = 2000
   c.batch_size = 128
   c.learning_rate = 2e-3

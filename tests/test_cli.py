@@ -440,8 +440,9 @@ def test_train_takes_the_default_config(capsys):
     ('sampling.batch_size=0', 'batch_size is 0; it must be 1 or more'),
   ],
 )
-def test_a_value_of_the_default_config_that_cannot_be_is_one_line(override, message, tmp_path, capsys):
-  argv = ('train', '--workdir', tmp_path / 'run', f'--config.{override}', '--config.fid.num_samples=0')
+def test_a_value_of_a_config_that_cannot_be_is_one_line(override, message, tmp_path, capsys):
+  options = ('--config', 'emoji_dit', '--config.fid.num_samples=0')
+  argv = ('train', '--workdir', tmp_path / 'run', f'--config.{override}', *options)
   assert jaxgen(*argv) == 2
   error = capsys.readouterr().err
   assert error.startswith(f'jaxgen: error: {message}')

@@ -122,6 +122,8 @@ def opened(name, data_dir, changes=None):
     config.dataset = 'pictures'
   elif config.get('dataset') == 'emoji64':
     config.dataset = 'emoji32'  # with a border
+  if name == 'avatars_attributes':
+    config.pictures = 0
   if name in ON_LATENTS:
     family = next(family for family in ('emoji', 'dit_xl2', 'imagenet256_ldm') if family in name)
     config.autoencoder = str(data_dir / f'{family}_autoencoder')

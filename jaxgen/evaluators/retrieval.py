@@ -22,7 +22,7 @@ def retrieval(
   images: Float[np.ndarray, 'n h w c'],
   every: int,
   name: str = 'clip',
-  batch_size: int = 100,
+  batch_size: int = 128,
   at: Sequence[int] = (1, 5),
 ) -> Evaluator:
   """An evaluator of `recall@K_image` (an image is found by its caption) and `recall@K_text` (a caption by its image).
