@@ -22,6 +22,7 @@ from jaxgen.models.latents import Autoencoder, normal, posterior
 from jaxgen.typing import Array
 
 Report = Callable[[str], None]
+Encode = Callable[[Any, Array, Array], dict[str, Array]]  # (frozen, images, index) -> fields
 _LONGEST = 2048  # bytes of a caption
 
 
@@ -99,7 +100,7 @@ def _check_images(dataset: Dataset, net: Any) -> None:
     )
 
 
-def encoder(net: Any, mesh: jax.sharding.Mesh, *, flips: bool, samples: bool) -> Callable[..., dict[str, Array]]:
+def encoder(net: Any, mesh: jax.sharding.Mesh, *, flips: bool, samples: bool) -> Encode:
   """`(frozen, images, index) -> {'image', 'std'}`, float16, b copies ...: everything on every process."""
 
   def run(frozen: Any, images: Array, index: Array) -> dict[str, Array]:
@@ -117,7 +118,12 @@ def encoder(net: Any, mesh: jax.sharding.Mesh, *, flips: bool, samples: bool) ->
 
 
 def _encode_split(
-  dataset: Dataset, writer: Writer, run: Callable, mesh: jax.sharding.Mesh, batch_size: int, report: Report
+  dataset: Dataset,
+  writer: Writer,
+  run: Callable[[Array, Array], dict[str, Array]],
+  mesh: jax.sharding.Mesh,
+  batch_size: int,
+  report: Report,
 ) -> None:
   reader = Reader(dataset, transform=_with_bytes, cache=False, threads=None, max_bad_records=0)
   place, everywhere = sharding.batch_sharding(mesh), sharding.replicated(mesh)

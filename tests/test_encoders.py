@@ -14,6 +14,7 @@ from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import sharding
 from jaxgen.models import bert, clip, t5
+from jaxgen.models.rules import RULES
 from jaxgen.pretrained import bert as pretrained_bert
 from jaxgen.pretrained import checkpoint_text, folder, layout, published, safetensors_file, state_dict
 from jaxgen.pretrained import clip as pretrained_clip
@@ -264,17 +265,17 @@ def test_more_tokens_than_positions_are_refused():
 
 
 @pytest.mark.parametrize(
-  ('net', 'rules'),
+  'net',
   [
-    (clip.CLIPText(32, 2, 4, vocabulary=99), clip.RULES),
-    (t5.T5Encoder(32, 48, 2, 4, vocabulary=99), t5.RULES),
-    (bert.Bert(32, 48, 2, 4, vocabulary=99), bert.RULES),
+    clip.CLIPText(32, 2, 4, vocabulary=99),
+    t5.T5Encoder(32, 48, 2, 4, vocabulary=99),
+    bert.Bert(32, 48, 2, 4, vocabulary=99),
   ],
 )
-def test_rules_shard_every_product(net, rules):
+def test_rules_shard_every_product(net):
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
   shapes = jax.eval_shape(net.init, jax.random.key(0), IDS)['params']
-  flat = traverse_util.flatten_dict(sharding.shard_tree(shapes, mesh, rules), sep='/')
+  flat = traverse_util.flatten_dict(sharding.shard_tree(shapes, mesh, known=RULES), sep='/')
   for path, place in flat.items():
     if path.startswith('blocks/') and path.endswith('kernel'):
       assert {'fsdp', 'tensor'} == set(sharding.axes_of(place)), path
@@ -285,7 +286,7 @@ def test_sharded_equals_single(given):
   it = load('t5')
   ids = given['long']
   mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  params = jax.device_put(it.params, sharding.shard_tree(it.params, mesh, t5.RULES))
+  params = jax.device_put(it.params, sharding.shard_tree(it.params, mesh, known=RULES))
   ids = jax.device_put(jnp.concatenate([ids, ids]), sharding.batch_sharding(mesh))
   got = jax.jit(sharding.under(mesh, lambda p, i: it.net.apply({'params': p}, i)))(params, ids)
   close(np.asarray(got)[:2], np.asarray(apply(it, ids[:2])), 3e-5)

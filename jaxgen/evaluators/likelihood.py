@@ -1,6 +1,7 @@
 """Likelihood of held-out images while training: generation/likelihood.py or objectives/diffusion/vlb.py."""
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,11 +12,11 @@ from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import epoch
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.train_state import sampling_params
-from jaxgen.typing import Array
+from jaxgen.typing import Array, Cond
 
 
 def likelihood(
-  measure: Callable[..., dict[str, Array]],
+  measure: Callable[[Any, Any, Array, Cond, Array], dict[str, Array]],
   dataset: Dataset,
   *,
   mesh: jax.sharding.Mesh,

@@ -1,6 +1,7 @@
 """A walk between latents, as a file that moves: how a generator's images turn into one another."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,7 +14,7 @@ from jaxgen.typing import Array
 
 
 def walk(
-  draw: Callable[..., Array],
+  draw: Callable[[Any, Array], Array],
   latents: Callable[[Array], Array],
   *,
   every: int,

@@ -18,25 +18,12 @@ import jax.numpy as jnp
 from jaxgen.models.clip import Mlp, exact_gelu, unit
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
-from jaxgen.models.layers.stack import stack
-from jaxgen.sharding import Rule
+from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
 from jaxgen.typing import Array, Bool, Float, Int
 
 _EPS = 1e-12
 _normal = nn.initializers.normal(0.02)
-
-# As CLIP's: whole heads and hidden units. The first axis is the depth's.
-_BOTH = ('tensor', 'fsdp')
-RULES: tuple[Rule, ...] = (
-  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
-  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
-  (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
-  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
-  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
-  (r'blocks/mlp/in/kernel$', (None, None, _BOTH)),
-  (r'blocks/mlp/in/bias$', (None, 'tensor')),
-  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
-)
+RULES = TRANSFORMER_RULES
 
 
 class Encoded(NamedTuple):

@@ -23,8 +23,7 @@ import numpy as np
 
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
-from jaxgen.models.layers.stack import stack
-from jaxgen.sharding import Rule
+from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
 from jaxgen.typing import Array, Bool, Float, Int
 
 VOCABULARY, CONTEXT = 49408, 77
@@ -35,20 +34,7 @@ _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _LOGIT_SCALE = float(np.log(1 / 0.07))
 _normal = nn.initializers.normal
 Activation = Callable[[Array], Array]
-
-# Whole heads and hidden units over `tensor` (Megatron-LM), and over `fsdp` too where they divide. The first axis is the
-# depth's. The tables are sharded by features: rows are looked up.
-_BOTH = ('tensor', 'fsdp')
-RULES: tuple[Rule, ...] = (
-  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
-  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
-  (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
-  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
-  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
-  (r'blocks/mlp/in/kernel$', (None, None, _BOTH)),
-  (r'blocks/mlp/in/bias$', (None, 'tensor')),
-  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
-)
+RULES = TRANSFORMER_RULES
 
 
 def quick_gelu(x: Array) -> Array:

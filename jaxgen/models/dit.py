@@ -33,29 +33,13 @@ from jaxgen.models.layers.embedding import LabelEmbedding, sincos_2d, timestep_e
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.rope import Angles, angles_2d
-from jaxgen.models.layers.stack import stack
+from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
 from jaxgen.typing import Array, Cond, Float
 
 _TIME_FEATURES = 256
 _normal = nn.initializers.normal(0.02)
 _zeros = nn.initializers.zeros_init()
-_BOTH = ('tensor', 'fsdp')
-# DiT over `tensor`: whole heads and hidden units on a device, one all-reduce after each pair of products
-# (Shoeybi et al. 2019, Megatron-LM). Over `fsdp` the same dimension where it divides: a TPU's compiler scatters the
-# gradients of what is split by whole heads or hidden units; by the 72 features that each of 16 has of 1152, it sums
-# them everywhere. The first axis is the scan's, over depth.
-RULES: tuple[sharding.Rule, ...] = (
-  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
-  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
-  (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
-  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
-  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
-  (r'blocks/mlp/(in|gate)/kernel$', (None, None, _BOTH)),
-  (r'blocks/mlp/(in|gate)/kernel$', (None, 'fsdp', 'tensor')),
-  (r'blocks/mlp/(in|gate)/bias$', (None, 'tensor')),
-  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
-  (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
-)
+RULES = TRANSFORMER_RULES
 
 
 class Size(NamedTuple):

@@ -6,11 +6,12 @@ A stage tries the rules of its Experiment first, then these (`jaxgen.sharding`).
 """
 
 from jaxgen import sharding
-from jaxgen.models import dcgan, dit, edm_unet, mmdit, pixart, projected, unet
+from jaxgen.models import dcgan, edm_unet, mmdit, pixart, projected, unet
 from jaxgen.models.layers import embedding
+from jaxgen.models.layers.stack import TRANSFORMER_RULES
 
 RULES: tuple[sharding.Rule, ...] = (
-  *dit.RULES,
+  *TRANSFORMER_RULES,  # of DiT, CLIP, BERT and T5
   *mmdit.RULES,
   *pixart.RULES,
   *unet.RULES,

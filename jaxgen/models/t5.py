@@ -24,8 +24,7 @@ import numpy as np
 
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
-from jaxgen.models.layers.stack import stack
-from jaxgen.sharding import Rule
+from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
 from jaxgen.typing import Array, Bool, Float, Int
 
 VOCABULARY = 32128
@@ -40,17 +39,7 @@ SIZES = {
   'xl': (2048, 5120, 24, 32),
   'xxl': (4096, 10240, 24, 64),
 }
-
-# As CLIP's: whole heads and hidden units. The first axis is the depth's.
-_BOTH = ('tensor', 'fsdp')
-RULES: tuple[Rule, ...] = (
-  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
-  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
-  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
-  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
-  (r'blocks/mlp/(in|gate)/kernel$', (None, None, _BOTH)),
-  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
-)
+RULES = TRANSFORMER_RULES
 
 
 class T5Encoder(nn.Module):

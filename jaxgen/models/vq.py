@@ -10,7 +10,6 @@ codes: ViT-VQGAN); Mentzer et al. 2024, "Finite Scalar Quantization" (FSQ).
 """
 
 import math
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -145,7 +144,7 @@ def vq_model(name: str, **options: Any) -> VQModel:
   return VQModel(**SIZES[name]._asdict(), **options)
 
 
-def initial_codebook(cosine: bool) -> Callable[..., Array]:
+def initial_codebook(cosine: bool) -> nn.initializers.Initializer:
   """Initialiser: uniform in +-1 / codes as VQGAN's, or normal for codes that are compared by direction."""
 
   def init(key: Array, shape: tuple[int, int], dtype: Any = jnp.float32) -> Array:

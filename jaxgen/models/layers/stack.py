@@ -20,6 +20,24 @@ from jaxgen import sharding
 from jaxgen.models.layers.remat import Policy
 
 _SOWN = ('maps', 'intermediates')  # collections that a block may fill when they are asked for
+_BOTH = ('tensor', 'fsdp')
+# Attention and MLP of the transformers whose stack is called `blocks`: DiT, CLIP, BERT and T5. Over `tensor`: whole
+# heads and hidden units on a device, one all-reduce after each pair of products (Shoeybi et al. 2019, Megatron-LM).
+# Over `fsdp` the same dimension where it divides: a TPU's compiler scatters the gradients of what is split by whole
+# heads or hidden units; by the 72 features that each of 16 has of 1152, it sums them everywhere. The first axis is the
+# depth's.
+TRANSFORMER_RULES: tuple[sharding.Rule, ...] = (
+  (r'blocks/attention/qkv/kernel$', (None, None, None, _BOTH, None)),
+  (r'blocks/attention/qkv/kernel$', (None, 'fsdp', None, 'tensor', None)),
+  (r'blocks/attention/qkv/bias$', (None, None, 'tensor', None)),
+  (r'blocks/attention/out/kernel$', (None, _BOTH, None, None)),
+  (r'blocks/attention/out/kernel$', (None, 'tensor', None, 'fsdp')),
+  (r'blocks/mlp/(in|gate)/kernel$', (None, None, _BOTH)),
+  (r'blocks/mlp/(in|gate)/kernel$', (None, 'fsdp', 'tensor')),
+  (r'blocks/mlp/(in|gate)/bias$', (None, 'tensor')),
+  (r'blocks/mlp/out/kernel$', (None, _BOTH, None)),
+  (r'blocks/mlp/out/kernel$', (None, 'tensor', 'fsdp')),
+)
 
 
 def stack(

@@ -19,6 +19,7 @@ import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
@@ -56,7 +57,7 @@ class GeneratorPenalty(NamedTuple):
 
   name: str
   init: Callable[[], Any]
-  value: Callable[..., tuple[Array, dict[str, Array], Any]]
+  value: Callable[[nn.Module, Any, Any, Array, Cond, Array], tuple[Array, dict[str, Array], Any]]
   every: int = 1
 
 
