@@ -23,7 +23,7 @@ class Best:
   Args:
     workdir: the run's folder.
     metric: name of the metric, without its number of samples: 'fid' is also fid_2k. None keeps nothing.
-    resumes: whether the run goes on from a checkpoint; a new run forgets what another one left.
+    resumes: whether the run resumes from a checkpoint; a new run starts over.
   """
 
   def __init__(self, workdir: epath.Path, metric: str | None, *, resumes: bool):

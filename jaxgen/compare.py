@@ -123,7 +123,7 @@ def _section(title: str, runs: Sequence[Run], names: Sequence[str]) -> str:
 
 
 def _numbers(runs: Sequence[Run], names: Sequence[str]) -> str:
-  """The last value of each metric of quality, and what the protocols differ in."""
+  """The last value of each metric of quality, and the differences of their protocols."""
   rows = ''
   for name in names:
     last = [_last(run, name) for run in runs]

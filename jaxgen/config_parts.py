@@ -355,7 +355,7 @@ def imagenet_experiment(
   loaded: Autoencoder,
   optimizer: optax.GradientTransformation,
 ) -> Experiment:
-  """A diffusion model of ImageNet's latents: FID with labels drawn uniformly; of noise, nothing is measured.
+  """A diffusion model of ImageNet's latents: FID with uniform labels; no evaluators for noise.
 
   Args:
     c: the config.

@@ -37,7 +37,7 @@ class Destination(NamedTuple):
 
 
 def wandb(project: str, **options: Any) -> Destination:
-  """Weights & Biases; a run that goes on is the same run there, known by its folder.
+  """Weights & Biases; a resumed run is the same run there, known by its folder.
 
   Args:
     project: the project's name.

@@ -1,4 +1,4 @@
-"""Many processes as one program: start-up, agreement, being told to stop, and not waiting for the dead.
+"""Many processes as one program: start-up, agreement, stopping, and no waiting for dead processes.
 
 `start` joins the job that the environment describes and leaves a single process alone. In order:
 JAX_COORDINATOR_ADDRESS with JAX_NUM_PROCESSES and JAX_PROCESS_ID; else whatever JAX detects itself (Cloud TPU pods,
@@ -7,7 +7,7 @@ SLURM, Kubernetes, Open MPI).
 A collective waits for every process, for ever. So that a process that is gone, late or broken cannot hang the rest:
 
   it dies      JAX ends the others, and names it, when its heartbeat has been missing for JAXGEN_HEARTBEAT_SECONDS (100)
-  it fails     `fail` tells the others why, and all end within seconds
+  it fails     `fail` gives the others the reason, and all end within seconds
   it hangs     its watchdog fails it (watchdog.py), with where all are
   it is late   `ready` is called before whatever all must do together, and says who has not come in
                JAXGEN_READY_SECONDS (600), and where that process was last
@@ -39,13 +39,13 @@ _LOOK_SECONDS = 2.0  # between two looks at whether another process has failed
 
 
 class Preempted(Exception):
-  """The run was told to stop, or hung where it could still save, and what it did is saved; start it again to go on."""
+  """The run had to stop, or hung where it could still save. It is saved; start it again to resume."""
 
   exit_code = 75  # EX_TEMPFAIL: launchers start the run again
 
 
 class Interrupted(KeyboardInterrupt):
-  """Ctrl-C came, and what the run did is saved."""
+  """Ctrl-C stopped the run, which is saved."""
 
 
 class Missing(RuntimeError):
@@ -97,7 +97,7 @@ def is_distributed() -> bool:
 
 
 def is_first() -> bool:
-  """Whether this is the process that speaks and writes."""
+  """Whether this is the process that prints and writes."""
   return jax.process_index() == 0
 
 
@@ -143,7 +143,7 @@ def where_all_are() -> str:
 
 
 def fail(error: Exception, *, code: int = 1) -> None:
-  """Ends this process and tells the others why, where there are others; a single process goes on to raise.
+  """Ends this process and gives the others the reason, if there are others; a single process raises.
 
   A usual exit would wait for processes that wait for this one.
 

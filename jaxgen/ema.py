@@ -152,7 +152,7 @@ def reconstruction_weights(
 
 
 def reconstruct(snapshots: Iterable[Snapshot], step: int, exponent: float) -> Any:
-  """The average of any profile, from what was kept of others (EDM2, Alg. 3); one tree is held beside the sum.
+  """The average of any profile, from snapshots of others (EDM2, Alg. 3); one tree is held beside the sum.
 
   Raises:
     ValueError: there is no snapshot, or the profile ends after the last of them.

@@ -47,9 +47,9 @@ def encode(
     mesh: the batch is split over it.
     batch_size: images at a time.
     flips: also the mirrored images, as records of their own.
-    samples: one draw of the latents, rather than their means and standard deviations.
+    samples: writes one sample of the latents, rather than their means and standard deviations.
     data_dir: the folder of prepared datasets.
-    report: told what is done.
+    report: called with the progress.
 
   Raises:
     ValueError: the name is taken by other latents, an image cannot be read, or is not what the autoencoder takes.

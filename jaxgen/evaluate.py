@@ -122,7 +122,7 @@ def measure(
   reference: pathlib.Path | None = None,
   report: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any] | None:
-  """Any metrics of a run, from one set of samples. A killed call goes on from what it has in `folder`.
+  """Any metrics of a run, from one set of samples. A killed call continues from the files in `folder`.
 
   Args:
     trained: the parameters that `sample.restore` returns.

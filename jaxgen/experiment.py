@@ -40,7 +40,7 @@ class Experiment(NamedTuple):
       arrays, or `frozen.Frozen` to read them late and in a dtype of their own.
     evaluators: run while training, each at its own interval and after the last step.
     evaluate_first: they also run before the first step: where the curves begin, and where an evaluation that cannot
-      run (for want of memory, say) is found out at once.
+      run (for want of memory, say) is noticed at once.
     accumulate: micro-batches in a batch.
     clip_norm: global-norm clipping; None for none.
     max_bad_steps: the run stops when this many steps in a row were not finite.
@@ -48,7 +48,7 @@ class Experiment(NamedTuple):
     checkpoints: when to save and what to keep.
     stall_seconds: a run that makes no progress for this long, and for 20 times the median step, says where it hangs,
       saves if it can, and ends. None for no watching; the environment's JAXGEN_STALL_SECONDS goes before it.
-    learning_rates: `{params key: optax schedule}`, for the metrics alone; what the optimizers were made of.
+    learning_rates: `{params key: optax schedule}`, the schedules of the optimizers, for metrics alone.
     tokenize: prompts to the fields of a batch, such as {'text': int32 n k}, for models of text.
     begin: `(old, fresh) -> state`, the first state of a stage that follows another, made of that one's last and of a
       new one; by default what both have under one path and shape is carried over.
@@ -79,7 +79,7 @@ class Experiment(NamedTuple):
 
 
 class NoSuchChoice(ValueError):
-  """A field of a config names what is not among its choices."""
+  """A field of a config names none of its choices."""
 
 
 def chosen(choices: Mapping[str, T], name: str, *, field: str) -> T:

@@ -166,7 +166,7 @@ def schedule_of(parts: Denoising, params: Mapping[str, Any]) -> schedulers.Sched
 
 
 def _prediction_type(parts: Denoising, process: Process) -> str | None:
-  """diffusers' name of what the network predicts, read off from what a perfect one would."""
+  """diffusers' name of the network's prediction, found from that of a perfect network."""
   assert parts.predicts is not None
   space, t, one, zero = parts.predicts(process), jnp.full(1, 0.5), jnp.ones((1, 1)), jnp.zeros((1, 1))
   of_data, of_noise = (float(space.target(x0, eps, t)[0, 0]) for x0, eps in ((one, zero), (zero, one)))

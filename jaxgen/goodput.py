@@ -3,7 +3,7 @@
   init, restore, compile     before the first step of a life
   step, input                steps, and waiting for their data
   checkpoint, evaluation     within the run, where they hold it up
-  lost                       steps that a life had done beyond the checkpoint that the next one went on from
+  lost                       steps of a life after the checkpoint from which the next one resumed
   down                       between the end of a life and the start of the next
 
 The sums are kept in the run's folder, goodput.json, at each line of metrics.
@@ -30,7 +30,7 @@ class Goodput:
 
   Args:
     workdir: the run's folder; None for a life on its own.
-    resume_step: step of the checkpoint that this life goes on from; None for none.
+    resume_step: step of the checkpoint from which this life resumes; None for none.
   """
 
   def __init__(self, workdir: str | os.PathLike | None, *, resume_step: int | None = None):

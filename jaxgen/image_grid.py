@@ -28,7 +28,7 @@ def grid(
     columns: images in a row; unless given, what makes the grid near square, or one row for each label.
     scale: whole factor of enlargement by nearest neighbour; unless given, small images are enlarged until
       they can be seen.
-    rows: labels drawn left of the rows.
+    rows: labels at the left of the rows.
   """
   n, height, width, channels = images.shape
   if n == 0 or channels not in (1, 3):

@@ -31,8 +31,8 @@ class InitFrom(NamedTuple):
 
   Attributes:
     path: the folder of a run, or of a published network (or its file).
-    fresh: patterns of parameters that start as they would without it, whatever the source has.
-    widened: patterns of parameters that may be larger than the source's: what they share is copied, the rest is zero.
+    fresh: patterns of parameters that are initialised anew, whatever the source has.
+    widened: patterns of parameters that may be larger than the source's: the common part is copied, the rest is zero.
     unused: patterns of the source's arrays that have no place here.
     average: which average of a run; None for each network's own, 'none' for the parameters themselves.
   """

@@ -80,7 +80,7 @@ class LoadedRun:
 
   @property
   def metrics(self) -> list[dict[str, Any]]:
-    """The records of metrics.jsonl: what was measured while the run trained."""
+    """The records of metrics.jsonl: the metrics of the run."""
     return metrics_file.read_metrics(self.folder / 'metrics.jsonl')
 
   def sample(
@@ -142,7 +142,7 @@ class LoadedRun:
     batch_size: int | None = None,
     folder: Path | None = None,
   ) -> dict[str, Any]:
-    """Any metrics of `num` samples, and their `protocol`; a call that was killed goes on.
+    """Any metrics of `num` samples, and their `protocol`; a killed call continues.
 
     Args:
       metrics: names of `jaxgen.metrics.suite.METRICS`.
@@ -194,7 +194,7 @@ class LoadedRun:
   def conditions(
     self, num: int, *, labels: Labels | None = None, prompt: str | Sequence[str] | None = None
   ) -> dict[str, np.ndarray]:
-    """What `num` images are told, as arrays by field."""
+    """The conditions of `num` images, as arrays by field."""
     given: dict[str, Any] = {}
     if labels is not None:
       each = [labels] if isinstance(labels, str | int) else list(labels)

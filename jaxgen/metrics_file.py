@@ -48,7 +48,7 @@ class MetricsFile:
     path: the file's path, which ends in metrics.jsonl.
     last_step: records of later steps are dropped.
     observers: upload the parts of a bucket's file.
-    warn: told of damage that was found.
+    warn: called with damage that was found.
   """
 
   def __init__(
@@ -82,7 +82,7 @@ class MetricsFile:
       self._observers.call('the upload of metrics', self._upload)
 
   def sync(self) -> None:
-    """Returns when all records outlast this machine, or when that has taken too long, which is told of."""
+    """Returns when all records are safe in the bucket, or warns when that takes too long."""
     if self._bucket:
       self._asked = time.monotonic()
       self._observers.call('the upload of metrics', self._upload, wait=True)

@@ -1,4 +1,4 @@
-"""The model card of an exported run: what it learned from, how, how good it is by which protocol, and how to use it."""
+"""The model card of an exported run: its data, training, metrics with their protocols, and how to use it."""
 
 import json
 from collections.abc import Mapping, Sequence
@@ -46,10 +46,10 @@ def model_card(
     provenance: of the training data (data/licences.py).
     metrics: records of metrics.jsonl.
     protocols: protocols.json.
-    exported: what the folder holds.
+    exported: contents of the folder.
     step: train steps of the weights.
     sizes: number of parameters by network.
-    fields: shapes of what the sampler is told of `num` images.
+    fields: shapes of the conditions of `num` images.
     num: images that a call of the program makes.
   """
   name = str(record.get('name') or 'model')
@@ -103,7 +103,7 @@ def _layout(layout: str) -> str:
 
 
 def _training(record: Mapping[str, Any], step: int, sizes: Mapping[str, int]) -> list[str]:
-  """A table of what the run was."""
+  """A table of the training."""
   environment = record.get('environment') or {}
   config = record.get('config') or {}
   rows = {

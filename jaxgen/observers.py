@@ -2,7 +2,7 @@
 
 Each observer has a daemon thread and a short queue of calls. Whoever hands in a call goes on at once, or waits for a
 bounded time where later work relies on the result. A call that raises, that finds the queue full, or that is not done
-in time is counted; the first failure of each observer is told of, and the run goes on.
+in time is counted; the first failure of each observer is a warning, and the run continues.
 """
 
 import contextlib
@@ -20,7 +20,7 @@ class Observers:
   """The observers of one run, by name.
 
   Args:
-    warn: told once for each observer what went wrong; called from any thread.
+    warn: called once for each observer with its failure, from any thread.
     patience: seconds that a call with `wait=True` takes at most.
   """
 

@@ -9,7 +9,7 @@ from jaxgen.bench.programs import BATCH_SIZE, STYLEGAN2_FEATURES
 
 
 class Peer:
-  """Another program that runs a cycle of steps when told to.
+  """Another program that runs a cycle of steps on request.
 
   It prints `ready`, then for each line that it reads the seconds that a cycle took.
   """

@@ -1,4 +1,4 @@
-"""How long a run takes to get going: from the command to the end of its first step, in a process of its own."""
+"""The start-up time of a run: from the command to the end of its first step, in a separate process."""
 
 import pathlib
 import subprocess

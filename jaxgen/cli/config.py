@@ -317,7 +317,7 @@ def _fields(config: Any, prefix: str = '') -> dict[str, tuple[type, Any]]:
 
 
 def _check_field(config: Any, field: str, name: str) -> None:
-  """Raises ValueError, saying what was meant, where there is no such field."""
+  """Raises ValueError, with the closest names, where there is no such field."""
   fields = _fields(config)
   if field in fields:
     return

@@ -1,6 +1,6 @@
 """The `jaxgen` program: finds the command, and turns a user's mistake into one line.
 
-Nothing heavy is imported here, so that `jaxgen --help` answers at once; each command imports what it needs.
+No large library is imported here, so that `jaxgen --help` is fast; each command imports what it needs.
 """
 
 import dis
@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _code_of(argv: list[str]) -> int:
-  """Runs one command and says what is to be said of its errors."""
+  """Runs one command and prints its errors."""
   show_traceback = bool(os.environ.get('JAXGEN_TRACEBACK')) or '--traceback' in argv
   argv = [_without_tilde(arg) for arg in argv if arg != '--traceback']
   try:

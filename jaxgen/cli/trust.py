@@ -50,7 +50,7 @@ class Code(NamedTuple):
 
   @property
   def digest(self) -> str:
-    """Of what the files hold and which is which, not of where they lie."""
+    """Digest of the contents and names of the files, not of their places."""
     each = {name: hashlib.sha256(source.code).hexdigest() for name, source in self.sources.items()}
     own = each.pop(self.module)
     return hashlib.sha256(json.dumps([own, sorted(each.items())]).encode()).hexdigest()

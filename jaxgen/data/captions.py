@@ -2,7 +2,7 @@
 
   loader = data.Loader(dataset, transform=tokenized(tokenizer, describe=lines), ...)     # adds 'text', int32 [b, k]
 
-What is chosen (which phrasing, which order of tags) is drawn from the loader's random numbers of that row of that
+What is chosen (which phrasing, which order of tags) comes from the random numbers of the loader of that row of that
 step, so it varies from epoch to epoch and a resumed run sees the same.
 """
 

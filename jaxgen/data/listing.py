@@ -65,7 +65,7 @@ class Tree(NamedTuple):
 
 
 class Listed(NamedTuple):
-  """One image, and what the source says about it."""
+  """One image, and its label and caption in the source."""
 
   name: str
   label: str | None
@@ -73,7 +73,7 @@ class Listed(NamedTuple):
 
 
 class Listing(NamedTuple):
-  """The images of a source by split, and what was not taken.
+  """The images of a source by split, and the files that were left out.
 
   Attributes:
     tree: the folder or archive that holds them.

@@ -74,7 +74,7 @@ def prepare(
     recipe: the dataset.
     source: the original files, a folder.
     data_dir: the folder of prepared datasets, also gs://BUCKET/FOLDER; `default_data_dir()` when None.
-    progress: whether a bar is shown, in a terminal, and a line of what is done.
+    progress: whether to show a bar, in a terminal, and a line with the result.
     overwrite: makes it again where it is there already.
   """
   path = fetched(folder(recipe, data_dir))

@@ -158,7 +158,7 @@ def _tfds(name: str, split: str, resolution: int, data_dir: str | None, *, prepa
 
 
 def _first() -> bool:
-  """Whether this process is the one that speaks."""
+  """Whether this process prints."""
   return jax.process_index() == 0
 
 

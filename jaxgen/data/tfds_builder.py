@@ -1,4 +1,4 @@
-"""The one place that talks to TFDS: writes a recipe's examples, opens what is on disk as a data source.
+"""The only module that uses TFDS: writes a recipe's examples, and opens prepared datasets as data sources.
 
 Nothing here needs TensorFlow: images are handed to TFDS as encoded bytes and taken back as they are.
 """

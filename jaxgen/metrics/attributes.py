@@ -1,6 +1,6 @@
 """Whether images show the attributes that they were asked for, as a classifier of attributes sees them.
 
-  (1)  accuracy = right / told,   over all (image, attribute) that the truth tells (-1: it does not)
+  (1)  accuracy = right / told,   over all (image, attribute) of the truth (-1: not known)
   (2)  chance   = the same for who always says an attribute's commonest value
 
 Beside a number stands the classifier's accuracy on real images, which samples cannot be expected to pass.
@@ -20,7 +20,7 @@ class Accuracy(NamedTuple):
 
   Attributes:
     overall: Eq. 1.
-    by_name: Eq. 1 of each attribute that the truth tells at all.
+    by_name: Eq. 1 of each attribute that the truth has.
     chance: Eq. 2.
   """
 
@@ -30,7 +30,7 @@ class Accuracy(NamedTuple):
 
 
 def accuracy(predicted: Attributes, truth: Attributes, *, names: Sequence[str]) -> Accuracy:
-  """Compares what a classifier saw with what was asked for.
+  """Compares the output of a classifier with the requested attributes.
 
   Args:
     predicted: a value for each attribute.
@@ -38,14 +38,14 @@ def accuracy(predicted: Attributes, truth: Attributes, *, names: Sequence[str]) 
     names: names of the attributes.
 
   Raises:
-    ValueError: the shapes differ, or the truth tells nothing.
+    ValueError: the shapes differ, or the truth has no attribute.
   """
   predicted, truth = np.asarray(predicted), np.asarray(truth)
   if predicted.shape != truth.shape or truth.shape[1:] != (len(names),):
     raise ValueError(f'predicted {predicted.shape} and true {truth.shape} attributes, and {len(names)} names')
   told = truth >= 0
   if not told.any():
-    raise ValueError('the truth tells no attribute of any image')
+    raise ValueError('the truth has no attribute of any image')
   right = (predicted == truth) & told
   shown = [i for i in range(len(names)) if told[:, i].any()]
   commonest = sum(int(np.bincount(truth[told[:, i], i]).max()) for i in shown)

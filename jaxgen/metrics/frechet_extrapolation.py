@@ -20,7 +20,7 @@ LEAST = 1000  # samples of which Eq. 1 holds well enough
 
 
 class Extrapolation(NamedTuple):
-  """FID(infinity), and the standard error that the line's residuals tell."""
+  """FID(infinity), and its standard error from the line's residuals."""
 
   value: float
   standard_error: float

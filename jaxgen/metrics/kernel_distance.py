@@ -3,7 +3,7 @@
   k(x, y) = (x . y / d + 1)^3                                                                  (1)
   MMD^2   = mean_{i != j} k(x_i, x_j) + mean_{i != j} k(y_i, y_j) - 2 mean_{i, j} k(x_i, y_j)  (2)
 
-KID is the mean of Eq. 2 over random subsets of equal size, drawn without replacement.
+KID is the mean of Eq. 2 over random subsets of equal size, sampled without replacement.
 """
 
 from typing import NamedTuple

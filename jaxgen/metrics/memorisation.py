@@ -43,7 +43,7 @@ def memorisation(
     ValueError: fewer than two training images, or no sample.
   """
   if len(training) < 2 or not len(generated):
-    raise ValueError(f'{len(training)} training images and {len(generated)} samples are too few to tell copies')
+    raise ValueError(f'{len(training)} training images and {len(generated)} samples are too few to detect copies')
   number, distances = two_nearest(generated, training)
   ratios = np.where(distances[:, 1] > 0, distances[:, 0] / np.maximum(distances[:, 1], 1e-300), 1.0)
   return Memorisation(float(np.mean(ratios < threshold)), ratios, number, distances[:, 0])

@@ -67,7 +67,7 @@ def perceptual_path_length(
 
 
 def trimmed_mean(values: np.ndarray) -> float:
-  """The mean of what is not below the 1% or above the 99% quantile (of the next lower and higher values)."""
+  """The mean of the values between the 1% and the 99% quantile (of the next lower and higher values)."""
   values = np.asarray(values, np.float64)
   low, high = np.percentile(values, 1, method='lower'), np.percentile(values, 99, method='higher')
   return float(values[(values >= low) & (values <= high)].mean())

@@ -304,10 +304,10 @@ def holm(p_values: Float[np.ndarray, 'k']) -> Float[np.ndarray, 'k']:
 
 
 def votes_needed(share: float, *, power: float = 0.8, confidence: float = 0.95) -> int:
-  """Independent votes after which a true win rate of `share` is told from 1/2 with probability `power`.
+  """Independent votes after which a true win rate of `share` is distinguished from 1/2 with probability `power`.
 
   Raises:
-    ValueError: a share of 1/2, which cannot be told from itself, or outside of (0, 1).
+    ValueError: a share of 1/2, or outside of (0, 1).
   """
   if not 0 < share < 1 or share == 0.5:
     raise ValueError(f'a win rate of {share} cannot be looked for; wanted one between 0 and 1 other than 0.5')
@@ -316,7 +316,7 @@ def votes_needed(share: float, *, power: float = 0.8, confidence: float = 0.95) 
 
 
 def detectable(votes: int, *, power: float = 0.8, confidence: float = 0.95) -> float:
-  """The smallest win rate above 1/2 that `votes` independent votes tell from it; the inverse of `votes_needed`."""
+  """The smallest win rate that `votes` independent votes distinguish from 1/2; the inverse of `votes_needed`."""
   low, high = 0.5, 1.0
   for _ in range(60):
     middle = (low + high) / 2

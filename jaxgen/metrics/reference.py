@@ -1,4 +1,4 @@
-"""Statistics of reference images: computed once and kept, or read from a file of somebody else's.
+"""Statistics of reference images: computed once and kept, or read from a published file.
 
 They are kept under ~/.cache/jaxgen/statistics (JAXGEN_HOME) by a hash of everything they depend on, which is also
 written in the file. The file is an .npz with `mu` and `sigma`, as TTUR and pytorch-fid write it, and the count `n`.

@@ -1,4 +1,4 @@
-"""Features of many images, kept on disk in shards, so that a killed evaluation goes on from what it has.
+"""Features of many images, kept on disk in shards, so that a killed evaluation continues.
 
 A folder holds shard_000000.npz, shard_000001.npz, ..., each with the same arrays of the next images, and about.json,
 which says what they depend on: features of another model, seed or network are never taken for these.

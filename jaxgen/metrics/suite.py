@@ -41,7 +41,7 @@ class Reference(NamedTuple):
 
 
 class Measured(NamedTuple):
-  """Numbers of one metric, and what they depend on besides samples and reference."""
+  """Numbers of one metric, and its protocol."""
 
   values: dict[str, float]
   protocol: dict[str, Any]

@@ -27,7 +27,7 @@ from jaxgen.typing import Array, Float, Key
 
 _EPS = 1e-6
 _LOG_VARIANCE = (-30.0, 20.0)  # its range, outside of which exp is of no use
-# PyTorch's own draw for convolutions and linear layers: uniform, of variance 1 / (3 fan in).
+# PyTorch's own initialiser for convolutions and linear layers: uniform, of variance 1 / (3 fan in).
 _uniform = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
 
 
@@ -42,7 +42,7 @@ class Gaussian(NamedTuple):
     return jnp.exp(0.5 * self.log_variance)
 
   def sample(self, keys: Key[Array, ' b']) -> Array:
-    """One draw for each image from its own key."""
+    """One sample for each image from its own key."""
     noise = jax.vmap(lambda key: jax.random.normal(key, self.mean.shape[1:]))(keys)
     return self.mean + self.std * noise
 

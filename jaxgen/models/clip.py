@@ -56,7 +56,7 @@ SIZES: dict[str, tuple[_Tower, _Tower, int, Activation]] = {
 
 
 class TextFeatures(NamedTuple):
-  """What models read from the text tower; what is not used costs nothing under `jit`.
+  """Outputs of the text tower; unused ones cost nothing under `jit`.
 
   Attributes:
     hidden: tokens `skip` blocks before the end, not normed: SDXL and SD3 read them with skip 1.

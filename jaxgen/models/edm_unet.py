@@ -68,7 +68,7 @@ class EDMUNet(nn.Module):
     blocks: residual blocks in each level of the encoder; the decoder has one more.
     attention: the levels with attention; the middle has it too.
     num_classes: labels are 0 to num_classes - 1, and num_classes, the null label, adds nothing; 0 is unconditional.
-    augment: features of `cond['augment']`, which tells how an image was augmented; 0 for none, 9 as published.
+    augment: features of `cond['augment']`, the augmentation of an image; 0 for none, 9 as published.
     dropout: rate within the blocks (Eq. 3), when training.
     smooth: NCSN++: taps 1, 3, 3, 1 when resampling, random Fourier features of time, and the path of Eq. 5.
     frequencies: `width` frequencies of the Fourier features, as published weights have them; None samples them.

@@ -1,4 +1,4 @@
-"""The contract between an autoencoder and whatever is trained on its latents.
+"""The contract between an autoencoder and the models of its latents.
 
   latents = (z - shift) scale,   z ~ N(mean, std^2) of the autoencoder              (1)
   images  = decode(latents / scale + shift)                                         (2)
@@ -45,7 +45,7 @@ class Autoencoder(NamedTuple):
 
   @property
   def frozen(self) -> dict[str, Any]:
-    """The arrays, as an entry of `Experiment.frozen`: what the functions below take."""
+    """The arrays, as an entry of `Experiment.frozen`, for the functions below."""
     return {'params': self.params, 'shift': self.scaling.shift, 'scale': self.scaling.scale}
 
 
@@ -62,7 +62,7 @@ def posterior(net: nn.Module, frozen: Any, images: Float[Array, 'b h w c']) -> t
 def draw(
   frozen: Any, mean: Float[Array, 'b h w z'], std: Float[Array, 'b h w z'], keys: Key[Array, ' b']
 ) -> Float[Array, 'b h w z']:
-  """Eq. 1, one draw for each image from its own key."""
+  """Eq. 1, one sample for each image from its own key."""
   return scaled(frozen, normal(mean, std, keys))
 
 
@@ -75,7 +75,7 @@ def scaled(frozen: Any, z: Float[Array, 'b h w z']) -> Float[Array, 'b h w z']:
 def normal(
   mean: Float[Array, 'b h w z'], std: Float[Array, 'b h w z'], keys: Key[Array, ' b']
 ) -> Float[Array, 'b h w z']:
-  """z of Eq. 1, one draw for each image from its own key."""
+  """z of Eq. 1, one sample for each image from its own key."""
   return mean + std * jax.vmap(lambda key: jax.random.normal(key, mean.shape[1:]))(keys)
 
 

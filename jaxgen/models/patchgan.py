@@ -1,4 +1,4 @@
-"""PatchGAN: a discriminator that judges every patch of an image by itself, at one or several scales.
+"""PatchGAN: a discriminator of all patches of an image, at one or several scales.
 
 Each logit sees a square of the image, of a side that follows from the 4x4 kernels, from the last layer back:
 

@@ -6,7 +6,7 @@
   (4)  one more channel at 4x4: the standard deviation over a group of images (stylegan2.py, Eq. 6)
 
 `cond['fade']` goes from 0 to 1 at the start of a stage (`gan(scheduled=...)`). Layers are named by their size, so
-that the stage of the next size, an Experiment of its own, takes over what this one has learned. Karras et al. 2018,
+that the stage of the next size, an Experiment of its own, takes over the parameters of this one. Karras et al. 2018,
 "Progressive Growing of GANs for Improved Quality, Stability, and Variation"; the loss is Wasserstein's with a gradient
 penalty and `regularizers.drift`.
 """

@@ -1,4 +1,4 @@
-"""StyleGAN: adaptive instance normalisation tells each layer of a synthesis network what to make.
+"""StyleGAN: adaptive instance normalisation modulates each layer of a synthesis network.
 
   (1)  AdaIN(x, w) = s(w) (x - mean(x)) / std(x) + t(w),   over the pixels of each channel of each image
   (2)  layer:  x <- AdaIN(a(conv(x) + strength noise + bias), w)

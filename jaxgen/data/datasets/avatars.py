@@ -13,7 +13,7 @@ words of each style's two bound attributes (hair and its colour, ...) is in no p
 
 Without `hold_out` every split has any pair: what a classifier learns from that measures models by the splits above.
 
-The images are written to part files first, so that a killed preparation goes on where it was.
+The images are written to part files first, so that a killed preparation continues where it stopped.
 """
 
 import concurrent.futures
@@ -49,7 +49,7 @@ _SPDX = {'CC0 1.0': 'CC0-1.0', 'CC BY 4.0': 'CC-BY-4.0', 'MIT': 'MIT'}
 
 
 class Options(NamedTuple):
-  """What `jaxgen data prepare avatars` can be told.
+  """Options of `jaxgen data prepare avatars`.
 
   Attributes:
     styles: names of the styles, in turn.

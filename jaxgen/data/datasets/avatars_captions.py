@@ -2,7 +2,7 @@
 
   caption(attributes, rng)    ->  'a smiling woman with long red hair and glasses, green shirt, on a blue background'
 
-A caption leaves some attributes out, so that a model learns to choose what it is not told. Words are those of
+A caption leaves some attributes out, so that a model learns to choose what a prompt leaves open. Words are those of
 `avatars_styles`; only 'man' and 'woman' are read from the drawing: a man where there is a beard or a moustache, a woman
 where there is none and the hair or the dress is drawn as a woman's; half of them are 'person' all the same.
 """

@@ -3,7 +3,7 @@
   x = c_ij + s e,   c_ij = 0.4 (i - 2, j - 2),  i, j = 0 ... 4,   e ~ N(0, 1),  s = 0.02                 (1)
 
 A point is an image of one pixel with two channels, in [-1, 1]; its label is the mode. Nothing is read or written: the
-records are drawn from the seed. Used since Dumoulin et al. 2017 and Lin et al. 2018 (PacGAN), with other scales.
+records depend on the seed. Used since Dumoulin et al. 2017 and Lin et al. 2018 (PacGAN), with other scales.
 """
 
 import numpy as np

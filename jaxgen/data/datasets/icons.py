@@ -33,7 +33,7 @@ _SIDES = ('left', 'top', 'width', 'height')
 
 
 class Options(NamedTuple):
-  """What `jaxgen data prepare icons` can be told.
+  """Options of `jaxgen data prepare icons`.
 
   Attributes:
     size: height and width.

@@ -77,7 +77,7 @@ def prepare_image_folder(
     name: name of the prepared dataset, so that it can be opened where the folder is not; made from the path when None.
     max_bad_images: unreadable files that are left out, with a warning each, before it is an error.
     data_dir: the folder of prepared datasets.
-    progress: whether a bar is shown, in a terminal, and a line of what was found.
+    progress: whether to show a bar, in a terminal, and a line with the result.
     overwrite: makes it again where it is there already.
   """
   if size < 1:
@@ -110,7 +110,7 @@ def image_buckets(
     split: 'train' is all of it unless its folders are called train and test.
     max_bad_images: unreadable files of a bucket that are left out, with a warning each, before it is an error.
     data_dir: the folder of prepared datasets.
-    progress: whether a bar is shown, in a terminal, and a line of what was found.
+    progress: whether to show a bar, in a terminal, and a line with the result.
   """
   tree = open_tree(source)
   place = prepared_folder(source, 0, f'{dataset_name(source, 0)}_buckets', data_dir).parent

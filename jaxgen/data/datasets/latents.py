@@ -5,8 +5,9 @@ latents before their scaling (models/latents.py), or one sample and no 'std'. It
 has not the smallest values. A mirrored copy of an image is a record of its own. The folder keeps the hash of the
 autoencoder, and is opened for that one alone.
 
-It is written in two steps, so that a killed run goes on where it was: batches as files in `NAME.partial`, each complete
-or not there, then all of them as TFDS's ArrayRecord files, in an order that TFDS's hash of their numbers gives.
+It is written in two steps, so that a killed run continues where it stopped: batches as files in `NAME.partial`, each
+complete or not there, then all of them as TFDS's ArrayRecord files, in an order that TFDS's hash of their numbers
+gives.
 """
 
 import hashlib

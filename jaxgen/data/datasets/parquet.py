@@ -39,7 +39,7 @@ def prepare_parquet(
     pattern: a file, a folder of them, or a pattern such as `data/train-*.parquet`.
     size: height and width.
     data_dir: the folder of prepared datasets.
-    progress: whether a bar is shown, in a terminal, and a line of what was found.
+    progress: whether to show a bar, in a terminal, and a line with the result.
 
   Raises:
     ValueError: pyarrow is missing, a file is damaged, or has no column of images.

@@ -10,7 +10,7 @@ reads the tokenizer's folder of a published pipeline.
 
 Differs from transformers on purpose: where 0 is the padding, transformers turns a typed "!" (which is token 0) into
 padding, and OpenCLIP, with which those models were trained, gives it its own id as the end of a word; so does this.
-Text that spells a special token is text here, so that a prompt cannot hold an end of its own.
+Text that spells a special token is text here, so that a prompt cannot contain an end token.
 """
 
 import gzip

@@ -1,7 +1,7 @@
 """A tokenizer of whole words, made from a dataset's captions, for small models that learn their own text encoder.
 
 Its vocabulary is a JSON file beside the run: {"words": [...], "length": k, "end": false}; id 0 is padding, 1 an unknown
-word, word i has id i + 2, and an end of text the id after the last word's. Case and punctuation say nothing; a word
+word, word i has id i + 2, and an end of text the id after the last word's. Case and punctuation are ignored; a word
 with a hyphen (t-shirt) is one word.
 """
 

@@ -170,7 +170,7 @@ def attention(
   )
   kernel = _kernel(sharding.platform(), task, _fused.get())
   scale = q.shape[-1] ** -0.5 if scale is None else scale
-  # The partitioner splits XLA's by images and heads, but has to be told of queries.
+  # The partitioner splits XLA's by images and heads, but needs a constraint on queries.
   if local is None or (kernel is xla_attention and local[1] == q.shape[1]):
     return kernel(q, k, v, mask, bias, scale=scale)
   return sharding.attend_on_shards(functools.partial(kernel, scale=scale), q, k, v, mask, bias)

@@ -17,7 +17,7 @@ class AttentionBlock(nn.Module):
   """Eq. 1; the norm's parameters stand beside those of `Attention`.
 
   Attributes:
-    groups, eps: number of groups of the norm, and what it adds to variances.
+    groups, eps: number of groups of the norm, and its eps.
     heads, fused, qkv_init, out_init, dtype: as in `Attention`.
   """
 

@@ -1,10 +1,10 @@
-"""A generator with styles: z becomes w, and a copy of w tells each layer of a synthesis network what to make.
+"""A generator with styles: z becomes w, and a copy of w modulates each layer of a synthesis network.
 
   (1)  w = f(z),  z ~ N(0, 1) scaled to unit mean square, f eight layers
   (2)  truncation:    w <- mean + psi (w - mean)
   (3)  style mixing:  from a random layer on, the w of another z
 
-The mean of w is kept in the collection 'statistics'. Noise is a function, so that an image can be drawn with noise of
+The mean of w is kept in the collection 'statistics'. Noise is a function, so that an image can be made with noise of
 its own key, with the network's constant noise, or with none. Karras et al. 2019, "A Style-Based Generator Architecture
 for Generative Adversarial Networks".
 """
