@@ -14,6 +14,7 @@ from safetensors.numpy import load_file
 from jaxgen import animation, export, sample, stage_setup
 from jaxgen.checkpoint import Checkpoints, Policy
 from jaxgen.cli import config as configs
+from jaxgen.cli import edit
 from jaxgen.cli.main import main
 from jaxgen.experiment import as_stages
 from jaxgen.models.unet import DDPM, UNet
@@ -218,6 +219,16 @@ def test_mistakes_are_one_line(exported, styles, tmp_path, capsys):
   assert 'this generator has 4 layers' in capsys.readouterr().err
   assert _run('walk', styles, tmp_path / 'x.avi') == 2
   assert '--out is' in capsys.readouterr().err
+
+
+def test_a_poor_inversion_says_so():
+  originals = np.random.default_rng(0).uniform(-1, 1, (2, 8, 8, 3)).astype(np.float32)
+  pixels = np.round((originals + 1) * 127.5).astype(np.uint8)
+  worse = np.clip(pixels.astype(int) + np.where(np.arange(8) % 2, 1, -1)[:, None], 0, 255).astype(np.uint8)
+  assert edit.inversion_message(worse, originals).startswith('PSNR of what came back: 48.')
+  poor = edit.inversion_message(np.stack([pixels[0], pixels[0]]), originals)
+  assert 'the inversion is poor' in poor
+  assert 'dB, ' in poor
 
 
 def test_an_mp4_plays_in_full(tmp_path):

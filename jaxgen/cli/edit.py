@@ -10,6 +10,9 @@ if TYPE_CHECKING:
   import numpy as np
 
 
+_GOOD_INVERSION = 25.0  # dB; below, differences are plain to see
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
   """The options of editing, watching and stopping."""
   ways = parser.add_mutually_exclusive_group()
@@ -77,6 +80,23 @@ def chosen(
     first = {name: np.repeat(rows[:1], args.num, axis=0) for name, rows in cond.items()}
     return interpolate.interpolated(parts, *ends), first, {'weight': np.linspace(0, 1, args.num, dtype=np.float32)}
   return sampled(parts), cond, {}
+
+
+def inversion_message(images: np.ndarray, originals: np.ndarray) -> str:
+  """The PSNR of images that were inverted and sampled again; images are uint8, originals float in [-1, 1]."""
+  import numpy as np
+
+  pixels = np.clip(np.round((originals + 1) * 127.5), 0, 255)
+  error = np.mean((images - pixels) ** 2, axis=(1, 2, 3))
+  decibels = 10 * np.log10(255**2 / np.maximum(error, 1e-10))
+  text = f'PSNR of what came back: {decibels.mean():.1f} dB'
+  text += f', {decibels.min():.1f} at least' if len(decibels) > 1 else ''
+  if decibels.min() >= _GOOD_INVERSION:
+    return text
+  return (
+    f'{text}; the inversion is poor, so edits of this noise will not keep the image: give more steps '
+    '(--config.sampling.steps), --repeats 5, or --guidance 1'
+  )
 
 
 def image_shape(parts: Any, frozen: Any) -> tuple[int, ...]:

@@ -9,6 +9,9 @@ from typing import Any
 from jaxgen.cli import edit, output, prompts
 from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
+_ANIMATIONS = ('.webp', '.gif', '.mp4')
+_FPS = 12
+
 
 def main(argv: list[str]) -> int:
   args, overrides = _parser().parse_known_args(argv)
@@ -16,7 +19,11 @@ def main(argv: list[str]) -> int:
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
   edit.check(args)
-  if args.out.suffix.lower() != '.png':
+  if args.out.suffix.lower() in _ANIMATIONS:
+    from jaxgen import animation
+
+    animation.check(args.out)
+  elif args.out.suffix.lower() != '.png':
     output.check_samples_folder(args.out)
   words = prompts.read(args)
 
@@ -46,6 +53,8 @@ def main(argv: list[str]) -> int:
   if distributed.is_first():
     _save(args.out, images, cond, names, words)
     print(f'{args.num} images of {args.run}, step {trained.step:,}, in {args.out}')
+    if args.invert is not None:
+      print(edit.inversion_message(images, inputs['image']))
   return 0
 
 
@@ -61,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
     '--out',
     type=pathlib.Path,
     default=pathlib.Path('samples.png'),
-    help='a folder, or a .png file for one grid (default: samples.png)',
+    help='a folder; a .png file for one grid; .webp, .gif or .mp4 for an animation, as of --interpolate (samples.png)',
   )
   parser.add_argument('--num', type=int, default=64, help='images (default: 64)')
   parser.add_argument(
@@ -81,12 +90,19 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[str], words: Sequence[str]) -> None:
-  """One grid, or a folder of numbered files with metadata.jsonl beside them."""
+  """One grid, an animation of the images in order, or a folder of numbered files with metadata.jsonl beside them."""
   from jaxgen import writer
 
   if out.suffix.lower() == '.png':
     out.parent.mkdir(parents=True, exist_ok=True)
     writer.save_png(out, writer.grid(images))
+    return
+  if out.suffix.lower() in _ANIMATIONS:
+    from etils import epath
+
+    from jaxgen import animation
+
+    animation.write(epath.Path(out), images, frames_per_second=_FPS)
     return
   output.clear_samples(out)
   lines = []
