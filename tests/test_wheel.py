@@ -55,7 +55,7 @@ def test_it_trains_in_a_fresh_environment_outside_the_checkout(wheel, tmp_path):
   own = {'base': str(place), 'platbase': str(place)}
   packages = pathlib.Path(sysconfig.get_path('purelib', 'venv', own))
   # What is installed here, without an editable jaxgen: its finder is in a .pth, which this one does not read.
-  (packages / 'dependencies.pth').write_text(sysconfig.get_path('purelib') + '\n')
+  (packages / 'dependencies.pth').write_text(''.join(f'{p}\n' for p in sys.path if p.endswith('site-packages')))
   python = place / 'bin' / 'python'
   command = [sys.executable, '-m', 'pip', '--python', python, 'install', '-q', '--no-deps', '--no-index', wheel]
   subprocess.run(command, check=True, timeout=300)
