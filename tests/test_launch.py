@@ -27,7 +27,7 @@ if [ "$2" = pip ]; then
   echo "pip ${*: -2}" >> "$LOG"
   exit "${PIP_EXIT:-0}"
 fi
-echo "$(basename "$0") $*" >> "$LOG"
+echo "${PYTHONDONTWRITEBYTECODE:+no byte code }$(basename "$0") $*" >> "$LOG"
 """
 
 
@@ -68,7 +68,7 @@ PYTEST = 'python -m pytest -n logical --maxprocesses 4 --dist loadfile -m'
 
 
 def test_the_first_call_installs_and_the_second_only_runs(checkout):
-  code, error, calls = run(checkout, 'data', 'list')
+  code, error, calls = run(checkout, 'data', 'list', PYTHONDONTWRITEBYTECODE='1')  # as images of Python set it
   assert (code, calls) == (0, [*BASE, 'jaxgen data list'])
   assert error.startswith('Installing jaxgen in .venv (Python 3.')
   assert run(checkout, 'data', 'list') == (0, '', ['jaxgen data list'])
