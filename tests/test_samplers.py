@@ -12,7 +12,7 @@ from scipy import stats
 from jaxgen.processes import parameterisation, posterior, times
 from jaxgen.processes.process import Prediction, corrupt, image_noise
 from jaxgen.processes.vp import vp_linear
-from jaxgen.samplers import exponential, grids
+from jaxgen.samplers import dpm_ancestral, exponential, grids
 from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.ddpm import ddpm
@@ -22,6 +22,7 @@ from jaxgen.samplers.euler import euler
 from jaxgen.samplers.euler_maruyama import euler_maruyama
 from jaxgen.samplers.guidance import Term, guided
 from jaxgen.samplers.heun import heun
+from jaxgen.samplers.lms import lms
 from jaxgen.samplers.unipc import unipc
 from tests.analytic import PROCESSES, compiled, flow, gaussian, mixture
 
@@ -38,10 +39,13 @@ SAMPLERS = {
   'unipc': partial(unipc, order=3),
   'euler_maruyama': euler_maruyama,
   'edm': partial(edm, noise=1.0),
+  'lms': lms,
+  'dpm_2s_ancestral': dpm_ancestral.dpm_2s_ancestral,
+  'dpm_two_stage_sde': dpm_ancestral.dpm_sde,
 }
 FIRST = ['ddpm', 'ddim', 'ddim_noisy', 'euler', 'heun']
 ODE = {'ddim': 1, 'euler': 1, 'heun': 2}  # deterministic, with their orders
-NOISY = ['ddpm', 'ddim_noisy', 'dpm_sde', 'euler_maruyama', 'edm']
+NOISY = ['ddpm', 'ddim_noisy', 'dpm_sde', 'euler_maruyama', 'edm', 'dpm_2s_ancestral', 'dpm_two_stage_sde']
 MEAN, VARIANCE = 0.4, 0.25
 N, STEPS = 2048, 100
 X = np.linspace(-2, 2, N, dtype=np.float32).reshape(N, 1, 1, 1)

@@ -13,7 +13,7 @@ import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from jaxgen.home import home
+from jaxgen.home import fetched, home, kept
 
 Report = Callable[[str], None]
 
@@ -84,7 +84,7 @@ def stored(name: str) -> pathlib.Path:
   """
   if name not in MODELS:
     raise ValueError(f'no published model is called {name!r}; there are: {", ".join(MODELS)}')
-  return folder() / name
+  return fetched(folder() / name)
 
 
 def is_here(name: str) -> bool:
@@ -126,7 +126,7 @@ def fetch(name: str, *, revision: str | None = None, report: Report = lambda mes
       (place / file).unlink()
       raise ValueError(f'{place / file} is not the file that the Hub names; fetch it again')
   (place / _WHOLE).write_text(model.repository + '\n')
-  return place
+  return kept(place)
 
 
 def _library() -> Any:
