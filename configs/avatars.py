@@ -85,7 +85,7 @@ def opened(c: ConfigDict, split: str) -> tuple[Dataset, Describe]:
   """A split of the dataset, and what describes its records."""
   dataset = source(c.dataset, split, resolution=c.resolution)
   if 'attributes' in dataset.read(0):
-    return dataset, describe  # of avatars: phrased anew from what the picture shows
+    return dataset, describe  # avatars: phrased anew from the attributes of the picture
   check_captions(dataset)
   return dataset, lines
 

@@ -30,8 +30,8 @@ def get_config() -> ConfigDict:
       'flip': True,
       'resolutions': (4, 8, 16, 32, 64, 128, 256),
       'batch_sizes': (64, 64, 64, 64, 64, 32, 16),
-      'images': 1_200_000,  # of each stage
-      'fade': 600_000,  # of these, at the start of each stage but the first
+      'images': 1_200_000,  # images of each stage
+      'fade': 600_000,  # images of the fade at the start of each stage but the first
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'latent': 512, 'base': 8192, 'max_features': 512},
       'penalty': 10.0,

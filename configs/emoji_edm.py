@@ -39,7 +39,7 @@ def get_config() -> ConfigDict:
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2},
       'data_std': 0.5,
-      'times': {'mean': -0.8, 'std': 1.2},  # of log sigma
+      'times': {'mean': -0.8, 'std': 1.2},  # mean and standard deviation of log sigma
       'drop_rate': 0.1,
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},  # learning rates: of matrices, of the rest
       'ema': 0.99,

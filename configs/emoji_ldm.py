@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'emoji32',  # of the images, which FID compares with; or folder:PATH, ...: jaxgen/data/sources.py
+      'dataset': 'emoji32',  # the images that FID compares with; or folder:PATH, ...: jaxgen/data/sources.py
       'resolution': 0,  # side of the images; 0 for images as they are
       'latents': 'emoji32_latents',
       'autoencoder': 'runs/emoji_vae/autoencoder',

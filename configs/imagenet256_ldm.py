@@ -40,11 +40,11 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'dataset': 'imagenet2012',  # of the images, which FID compares with; or synthetic
+      'dataset': 'imagenet2012',  # the images that FID compares with; or synthetic
       'latents': 'imagenet256_vq_f4_latents',
       'autoencoder': 'vq-f4',
       'resolution': 256,
-      'data_dir': '',  # of both datasets; empty for jaxgen's own folder
+      'data_dir': '',  # folder of both datasets; empty for jaxgen's own
       'steps': 178_000,
       'batch_size': 1200,
       'accumulate': 1,

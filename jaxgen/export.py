@@ -34,7 +34,7 @@ from jaxgen.pretrained.layout import Meta, Pretrained
 from jaxgen.processes.process import Process
 from jaxgen.sample import Trained
 
-_LEARNS_ONLY = ('discriminator',)  # what training alone has a use for
+_LEARNS_ONLY = ('discriminator',)  # networks that only training uses
 PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 

@@ -72,7 +72,7 @@ def _of_equation(equation: core.JaxprEqn) -> int:
 
 
 def _of_custom_tangent(equation: core.JaxprEqn) -> int:
-  """Of a `custom_vjp`'s tangent, which has no program; its backward pass has, towards the inputs that have tangents."""
+  """Products of a `custom_vjp`'s tangent: of its backward pass, towards the inputs that have tangents."""
   params = equation.params
   residuals = [variable.aval for variable in equation.invars[: params['num_res']]]
   jaxpr = jax.make_jaxpr(params['bwd'].call_wrapped)(*residuals, *params['out_avals']).jaxpr

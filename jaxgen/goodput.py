@@ -41,7 +41,7 @@ class Goodput:
     self._step_seconds = 0.0
 
   def enter(self, state: str) -> None:
-    """From now on the time is of this state."""
+    """Counts the time from now on for this state."""
     now = time.perf_counter()
     self._seconds[self._state] += now - self._since
     self._state, self._since = state, now

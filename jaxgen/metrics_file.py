@@ -24,7 +24,7 @@ from jaxgen import files
 from jaxgen.observers import Observers
 
 _UPLOAD_SECONDS = 30.0  # between two uploads, at least; a checkpoint is preceded by one
-_PART_BYTES = 1 << 18  # of a part that is not written again
+_PART_BYTES = 1 << 18  # size of a part that is not written again
 _RETRIES = (1.0, 2.0, 4.0, 8.0)  # seconds before each new try of an upload
 _PART = re.compile(r'metrics\.(\d{9,})\.jsonl')
 

@@ -24,9 +24,9 @@ from jaxgen.vote import figure
 from jaxgen.writer import flat
 
 _TEMPLATE = pathlib.Path(__file__).with_name('report_template.html')
-_MOST_POINTS = 600  # of a series; longer ones are thinned to the mean of each bucket
+_MOST_POINTS = 600  # points of a series; longer ones are thinned to the mean of each bucket
 _MOST_FRAMES = 24  # sample grids under one name
-_MOST_BYTES = 16 << 20  # of all sample grids, before base64
+_MOST_BYTES = 16 << 20  # bytes of all sample grids, before base64
 _QUALITY = re.compile(
   r'(?:.*/)?(?:[rs]?fid|kid|inception_score|precision|recall|density|coverage|memoris|clip_score|cmmd|fd_)\w*'
   r'|(?:psnr|ssim|lpips)\w*'

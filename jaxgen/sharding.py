@@ -99,7 +99,7 @@ def arranged(sizes: Sequence[int], devices: Sequence[Any], dcn: Mapping[str, int
 
 
 def _across(slices: int, dcn: Mapping[str, int]) -> list[int]:
-  """Of each axis, over how many slices it goes."""
+  """The number of slices that each axis spans."""
   unknown = sorted(set(dcn) - set(AXES))
   if unknown:
     raise ValueError(f'mesh dcn names {unknown[0]!r}; the axes are {", ".join(AXES)}')
@@ -204,7 +204,7 @@ def platform() -> str:
 
 
 def attention_shard(shape: Sequence[int]) -> tuple[int, ...] | None:
-  """Of queries `b l n h`, one device's part by the mesh in sight; None where there is none, or it does not divide."""
+  """One device's part of queries `b l n h` on the mesh in sight; None if there is none, or they do not divide."""
   sizes = jax.sharding.get_abstract_mesh().shape
   if not set(AXES) <= set(sizes):
     return None

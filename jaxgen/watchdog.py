@@ -20,7 +20,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
-_MULTIPLE = 20  # of the median step
+_MULTIPLE = 20  # times the median step
 SAVE_SECONDS = 120.0  # that a save may take once the process is to end
 _STEP_SECONDS = 60.0  # for the main thread to come out of a step
 _SAY_SECONDS = 5.0

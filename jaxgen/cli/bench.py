@@ -3,7 +3,7 @@
 import argparse
 import sys
 
-PEERS = ('dit-s4', 'stylegan2', 'unet-cifar10', 'encode')  # what may be timed in turn with another program
+PEERS = ('dit-s4', 'stylegan2', 'unet-cifar10', 'encode')  # programs that may be timed in turn with another one
 
 
 def main(argv: list[str]) -> int:

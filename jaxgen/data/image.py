@@ -31,7 +31,7 @@ RASTERS = """
   JPEG PNG WEBP GIF BMP TIFF AVIF HEIF JPEG2000 PPM BLP CUR DCX DDS DIB FITS FLI FTEX GBR ICNS ICO IM IMT MCIDAS MSP PCD
   PCX PIXAR PSD QOI SGI SPIDER SUN TGA XBM XPM XVTHUMB"""
 MAX_PIXELS = 2**26  # decoded at a time by one thread: 8192 x 8192, 0.5 GB at most
-MAX_BYTES = 2**28  # of an encoded image
+MAX_BYTES = 2**28  # bytes of an encoded image
 _MOST_ENLARGED = 8  # times the pixels that the crop keeps
 _BAND = 1024  # rows that are laid on white at a time
 _EXIF = {'exif', 'xmp', 'XML:com.adobe.xmp', 'Raw profile type exif'}  # where Pillow keeps what may say it
@@ -111,7 +111,7 @@ def image_endings() -> frozenset[str]:
 
 
 def _rasters() -> list[str]:
-  """Of `RASTERS`, what this Pillow reads."""
+  """The `RASTERS` that this Pillow reads."""
   from PIL import Image
 
   Image.init()

@@ -17,7 +17,7 @@ import numpy as np
 from jaxgen.data.dataset import Dataset, Record
 from jaxgen.files import write_whole
 
-OPEN = ('CC0-1.0', 'CC-BY-4.0', 'MIT')  # what models that jaxgen ships learn from
+OPEN = ('CC0-1.0', 'CC-BY-4.0', 'MIT')  # licences of the training data of jaxgen's own models
 FIELDS = ('licence', 'author', 'source')
 
 
@@ -129,7 +129,7 @@ def _attribution(origin: Origin) -> str:
 
 
 def _hash(dataset: Dataset) -> str:
-  """Of the stored records, field by field; of their numbers where they are not stored as fields."""
+  """Licences of the stored records, field by field; of their numbers where they are not stored as fields."""
   digest = hashlib.sha256(dataset.fingerprint.encode())
   for number in range(dataset.num_examples):
     record = dataset.source[number]

@@ -167,7 +167,7 @@ def list_images(source: str | os.PathLike | Tree) -> Listing:
   splits = {split: _labelled(tree, names, below, captions) for split, (names, below) in _by_split(images).items()}
   taken = sum(map(len, splits.values()))
   left = collections.Counter(skipped)
-  if taken < len(images):  # of folders in which no image can be read
+  if taken < len(images):  # folders in which no image can be read
     kept = {image.name for found in splits.values() for image in found}
     left.update(ending(name) for name in images if name not in kept)
   if not taken:

@@ -2,5 +2,5 @@
 
 from jaxgen.evaluators.fid import fid                            # or quality, held_out_loss, likelihood, reconstruction
 from jaxgen.evaluators.samples import samples                    # grids of images
-from jaxgen.evaluators.generate import make_generate             # what draws for them
+from jaxgen.evaluators.generate import make_generate             # makes images for them
 """

@@ -13,7 +13,7 @@ from jaxgen.data.image import to_float
 from jaxgen.data.listing import image_names, open_tree, read_image, skipped_text
 from jaxgen.data.npz import read_npz
 
-_PENDING_BATCHES = 8  # of images that wait for others of their size
+_PENDING_BATCHES = 8  # batches of images that wait for others of their size
 
 
 class Images(NamedTuple):

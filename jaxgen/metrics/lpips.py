@@ -46,7 +46,7 @@ class Layer(NamedTuple):
 
 
 def _stage(width: int, plain: int, pool: int = 2) -> tuple[Layer, ...]:
-  """Of VGG16: the last of its layers is compared."""
+  """The layers of a stage of VGG16; the last is compared."""
   first, *more = (Layer(width, compared=False),) * plain
   return first._replace(pool=pool), *more, Layer(width)
 
@@ -103,7 +103,7 @@ def load(path: Path | None = None) -> Lpips:
 
 
 def shapes() -> dict[str, tuple[int, ...]]:
-  """Of the weights, by `NETWORK.conv_0.{kernel,bias}` and `NETWORK.head_0.kernel`."""
+  """Shapes of the weights, by `NETWORK.conv_0.{kernel,bias}` and `NETWORK.head_0.kernel`."""
   made = {}
   for network, layers in NETWORKS.items():
     for i, (inputs, layer) in enumerate(zip((3, *(layer.width for layer in layers)), layers, strict=False)):

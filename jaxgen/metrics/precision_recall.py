@@ -19,7 +19,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-_ROWS, _COLUMNS = 1024, 8192  # of a block of distances
+_ROWS, _COLUMNS = 1024, 8192  # size of a block of distances
 
 
 class PrecisionRecall(NamedTuple):

@@ -165,7 +165,7 @@ class Stack(NamedTuple):
 
 
 def stack(net: Any) -> Stack:
-  """From a network with the fields of AutoencoderKL."""
+  """The stack of a network with the fields of AutoencoderKL."""
   features = tuple(net.width * multiplier for multiplier in net.multipliers)
   for level, size in enumerate(features):
     if size % net.groups:

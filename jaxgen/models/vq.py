@@ -95,7 +95,7 @@ class VQModel(nn.Module):
 
   @property
   def features(self) -> int:
-    """Of a code."""
+    """Number of channels of a code."""
     return self.width_of_code or self.latent
 
   @property

@@ -371,7 +371,7 @@ def _sliced(body: Computation, index: int) -> int | None:
     if instruction.opcode in ('dynamic-slice', 'slice', 'gather') and instruction.operands[0] in names:
       total += sum(arrays(instruction.shape))
     elif instruction.opcode == 'dynamic-update-slice' and instruction.operands[0] in names:
-      total += 0  # what is not updated stays where it is
+      total += 0  # values that are not updated stay in place
     else:
       return None
   return total

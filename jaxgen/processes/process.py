@@ -17,7 +17,7 @@ from jaxtyping import Shaped
 
 from jaxgen.typing import Array, Cond, Float, Key
 
-MARGIN = 1e-5  # of time, kept from an end where a rate or a quotient is infinite
+MARGIN = 1e-5  # distance in time from an end where a rate or a quotient is infinite
 
 
 class Process(NamedTuple):

@@ -36,17 +36,17 @@ def uniform(process: Process, t: Float[Array, ' b']) -> Float[Array, ' b']:
 
 
 def snr(process: Process, t: Float[Array, ' b']) -> Float[Array, ' b']:
-  """Of the x0 loss.  # Eq. 4"""
+  """A weighting of the x0 loss.  # Eq. 4"""
   return jnp.exp(jnp.clip(log_snr(process, t), -LOG_SNR_LIMIT, LOG_SNR_LIMIT))
 
 
 def truncated_snr(process: Process, t: Float[Array, ' b']) -> Float[Array, ' b']:
-  """Of the x0 loss: at least 1, so that pure noise still teaches.  # Eq. 5"""
+  """A weighting of the x0 loss: at least 1, so that pure noise counts, too.  # Eq. 5"""
   return jnp.maximum(snr(process, t), 1.0)
 
 
 def min_snr(gamma: float = 5.0) -> Weighting:
-  """Of the x0 loss: at most gamma, so that almost clean images do not take over.  # Eq. 6"""
+  """A weighting of the x0 loss: at most gamma, so that almost clean images do not take over.  # Eq. 6"""
   return lambda process, t: jnp.minimum(snr(process, t), gamma)
 
 

@@ -32,8 +32,8 @@ import jax.numpy as jnp
 from jaxgen.processes.process import Prediction, Process, log_snr
 from jaxgen.typing import Array, Bool, Float
 
-LIMIT = 8.0  # of |log(alpha/sigma)|: EDM's sigmas from 0.002 to 80 are inside
-TERMS = 24  # of the series of phi: more than float64 can see for |z| < 2
+LIMIT = 8.0  # largest |log(alpha/sigma)|: EDM's sigmas from 0.002 to 80 are inside
+TERMS = 24  # terms of the series of phi: more than float64 can see for |z| < 2
 
 
 class Space(NamedTuple):

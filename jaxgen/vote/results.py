@@ -22,7 +22,7 @@ from jaxgen.metrics import preference
 from jaxgen.vote import study
 from jaxgen.vote.study import REAL, Vote
 
-PASS = 0.75  # of the attention checks that a rater must get right to be counted
+PASS = 0.75  # share of the attention checks that a rater must pass to be counted
 _SCORES = {'first': 1.0, 'tie': 0.5, 'second': 0.0}
 _PRIOR = 1.0  # ties added to each pair of contenders for Eq. 3
 

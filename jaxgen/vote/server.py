@@ -19,7 +19,7 @@ from jaxgen.data.image import decode_image, encode_png
 from jaxgen.vote import pictures, study
 
 _PAGE = Path(__file__).with_name('page.html')
-_MOST_BYTES = 4096  # of what a page sends
+_MOST_BYTES = 4096  # bytes of a request
 _HEADERS = {
   'Content-Security-Policy': (
     "default-src 'none'; img-src 'self' data:; connect-src 'self'; style-src 'unsafe-inline'; "

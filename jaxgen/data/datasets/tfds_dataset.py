@@ -176,7 +176,7 @@ def _find(name: str, data_dir: str | pathlib.Path | None) -> 'tfds.core.DatasetB
 
 
 def _fingerprint(builder: 'tfds.core.DatasetBuilder', split: str, size: int | None, fields: dict[str, str]) -> str:
-  """From what TFDS keeps of the files, since it keeps no hash of the records."""
+  """Fingerprint of the files that TFDS has, as it keeps no hash of the records."""
   files = {name: [info.num_bytes, info.shard_lengths] for name, info in builder.info.splits.items()}
   parts = [builder.info.full_name, files, split, size, sorted(fields.items())]
   return hashlib.sha256(json.dumps(parts).encode()).hexdigest()

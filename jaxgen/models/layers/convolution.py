@@ -104,7 +104,7 @@ def _of_kernel(x: Array, dy: Array, pads: Pads, rows: int, columns: int) -> Arra
 
 
 def _others(pads: Pads, rows: int, columns: int) -> Pads:
-  """Of the gradient: what a kernel's reach leaves."""
+  """Padding of the gradient: the rest of a kernel's reach."""
   (top, bottom), (left, right) = pads
   return (rows - 1 - top, rows - 1 - bottom), (columns - 1 - left, columns - 1 - right)
 

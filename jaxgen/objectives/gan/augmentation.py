@@ -109,7 +109,7 @@ def shift_colours(image: Float[Array, 'h w c'], key: Key[Array, '']) -> Float[Ar
 
 
 def shift(image: Float[Array, 'h w c'], key: Key[Array, ''], ratio: float = 0.125) -> Float[Array, 'h w c']:
-  """By whole pixels, up to `ratio` of the side each way; zeros come in."""
+  """Moves by whole pixels, up to `ratio` of the side each way, and fills with zeros."""
   height, width, _ = image.shape
   rows, columns = int(height * ratio + 0.5), int(width * ratio + 0.5)
   row_key, column_key = jax.random.split(key)
