@@ -8,9 +8,11 @@ Every leaf has to have its counterpart, of its shape. Patterns name the exceptio
 `net/blocks/attention/qkv/kernel`; whatever else does not fit is an error.
 """
 
+import functools
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -19,7 +21,8 @@ import numpy as np
 from etils import epath
 
 from jaxgen.checkpoint import Checkpoints
-from jaxgen.frozen import Frozen, frozen
+from jaxgen.frozen import Frozen, frozen, tree_hash
+from jaxgen.objectives.base import Objective
 from jaxgen.sharding import path_name
 
 # Where a published network goes, which has no name of its own: the first of these that is trained.
@@ -34,6 +37,7 @@ class InitFrom(NamedTuple):
     fresh: patterns of parameters that are initialised anew, whatever the source has.
     widened: patterns of parameters that may be larger than the source's: the common part is copied, the rest is zero.
     unused: patterns of the source's arrays that have no place here.
+    renamed: pairs of a pattern and what takes its place in the paths of the source's arrays.
     average: which average of a run; None for each network's own, 'none' for the parameters themselves.
   """
 
@@ -41,6 +45,7 @@ class InitFrom(NamedTuple):
   fresh: Sequence[str] = ()
   widened: Sequence[str] = ()
   unused: Sequence[str] = ()
+  renamed: Sequence[tuple[str, str]] = ()
   average: str | None = None
 
 
@@ -51,7 +56,8 @@ def initialised(params: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
     FileNotFoundError: there is nothing at the path.
     ValueError: some parameters have no counterpart; the first five are listed.
   """
-  return merged(params, read(source.path, trained=list(params), average=source.average), source)
+  trained = list(NETWORKS) if source.renamed else list(params)
+  return merged(params, read(source.path, trained=trained, average=source.average), source)
 
 
 def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average: str | None = None) -> dict[str, Any]:
@@ -93,9 +99,34 @@ def from_source(path: str | os.PathLike, *, name: str = 'net', average: str | No
   return frozen(trees[name], dtype=dtype)
 
 
+def later(
+  path: str | os.PathLike, objective: Objective, spec: Mapping[str, Any], *, dtype: Any = None
+) -> dict[str, Frozen]:
+  """The networks of a run, frozen, for an objective that adapts them: shapes now, arrays when they are placed.
+
+  Args:
+    path: the run's folder.
+    objective: its objective.
+    spec: shapes of its batches.
+    dtype: dtype of the floating-point arrays on the devices.
+  """
+  shapes = jax.eval_shape(lambda key, batch: objective.init(key, {}, batch)['params'], jax.random.key(0), dict(spec))
+  trees = functools.cache(lambda: read(path, trained=tuple(shapes)))
+  hashes = functools.cache(lambda name: tree_hash(trees()[name]))
+  return {
+    name: Frozen(tree, partial(_tree, trees, name, path), partial(hashes, name), dtype) for name, tree in shapes.items()
+  }
+
+
+def _tree(trees: Callable[[], Mapping[str, Any]], name: str, path: str | os.PathLike) -> Any:
+  if name not in trees():
+    raise ValueError(f'{path} has no network {name!r}; it has {", ".join(sorted(trees()))}')
+  return trees()[name]
+
+
 def merged(params: Mapping[str, Any], trees: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
   """`params` with the arrays of `trees` in their places."""
-  theirs = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(trees))}
+  theirs = {_renamed(path_name(path), source): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(trees))}
   ours = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(params))}
 
   def fits(name: str) -> bool:
@@ -132,6 +163,12 @@ def _of_run(params: dict[str, Any], ema: dict[str, Any], *, average: str | None,
   if average not in ema or average not in params:
     raise ValueError(f'no average named {average!r} in {path}; it keeps {", ".join(sorted(ema)) or "none"}')
   return params | {average: ema[average]}
+
+
+def _renamed(name: str, source: InitFrom) -> str:
+  for pattern, other in source.renamed:
+    name = re.sub(pattern, other, name)
+  return name
 
 
 def _named(name: str, patterns: Sequence[str]) -> bool:

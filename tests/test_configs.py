@@ -9,6 +9,7 @@ import pytest
 from jaxgen import sharding
 from jaxgen.cli.config import available_configs, load_config
 from jaxgen.experiment import as_stages
+from jaxgen.frozen import shapes
 from jaxgen.train import abstract_state, place_frozen
 from jaxgen.train_state import sampling_params
 from jaxgen.train_step import make_train_step
@@ -149,7 +150,7 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
     step = make_train_step(
       stage.objective, stage.optimizers, stage.averages, accumulate=stage.accumulate, clip_norm=stage.clip_norm
     )
-    after, metrics = jax.eval_shape(step, state, place_frozen(stage), stage.data.spec, jax.random.key(0))
+    after, metrics = jax.eval_shape(step, state, shapes(stage.frozen), stage.data.spec, jax.random.key(0))
     assert jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), after) == jax.tree.map(
       lambda leaf: (leaf.shape, leaf.dtype), state
     )

@@ -66,6 +66,8 @@ LEVELS = [
 ]
 FROM_SIDE = {
   ('objectives', 'samplers'),
+  ('objectives', 'adapters'),  # an adapter is data: objectives/adapted.py trains it
+  ('adapters', 'pretrained'),  # files of adapters name the tensors of published networks
   ('models', 'sharding'),  # attention runs on each device's own part
   ('metrics', 'data'),  # one lister and one decoder of images
 }

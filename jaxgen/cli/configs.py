@@ -10,6 +10,7 @@ _FAMILIES = {  # by the objective that a config imports, itself or through its b
   'gan': ('gan.',),
   'few steps': ('few_step.',),
   'autoencoder': ('autoencoder.',),
+  'adapters': ('adapted',),
   'diffusion and flow': ('diffusion.',),
 }
 

@@ -70,7 +70,7 @@ def chosen(
   if args.edit is not None:
     return edit.edited(parts, strength=args.strength), cond, inputs
   if args.inpaint is not None:
-    inputs |= {'mask': (1 - read_images(args.mask, (*shape[:2], 1), args.num)) / 2}
+    inputs |= {'mask': _mask(args.mask, shape, args.num)}
     repeats = 10 if args.repeats is None else args.repeats
     return inpaint.inpainted(parts, repeats=repeats), cond, inputs
   if args.invert is not None:
@@ -124,6 +124,15 @@ def read_images(path: pathlib.Path, shape: tuple[int, ...], num: int | None) -> 
   names = image_names(tree)[0][:num]
   images = [to_float(read_image(tree, name, channels=channels, size=height)) for name in names]
   return np.stack([images[i % len(images)] for i in range(len(images) if num is None else num)])
+
+
+def _mask(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:
+  """1 where a pixel is kept."""
+  mask = (1 - read_images(path, (*shape[:2], 1), num)) / 2
+  if mask.min() == mask.max():
+    colour, what = ('black', 'there is nothing to fill') if mask.max() > 0.5 else ('white', 'nothing is kept')
+    raise ValueError(f'--mask {path} is {colour} everywhere: {what}; white is filled and black is kept')
+  return mask
 
 
 def _saver(folder: pathlib.Path):

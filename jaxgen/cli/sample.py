@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import edit, output, prompts
+from jaxgen.cli import edit, lora, output, prompts
 from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
 _ANIMATIONS = ('.webp', '.gif', '.mp4')
@@ -35,6 +35,7 @@ def main(argv: list[str]) -> int:
 
   distributed.start()
   trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
+  trained = lora.added(args.lora, trained)
   names = trained.stage.data.class_names
   given = {} if args.label is None else {'label': np.asarray(sample.class_numbers(args.label, names), np.int32)}
   given |= sample.prompt_fields(trained.stage, words)
@@ -84,6 +85,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
   prompts.add_options(parser)
+  lora.add_options(parser)
   edit.add_options(parser)
   add_trust_options(parser)
   return parser

@@ -4,6 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
+from jaxgen.cli.config import add_trust_options, load_run
+
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(prog='jaxgen weights', description='Pretrained weights, by name.')
@@ -30,11 +32,19 @@ def main(argv: list[str]) -> int:
   convert.add_argument(
     '--part', help="entry of the checkpoint, such as 'ema' or 'model' (default: the one to sample with)"
   )
+  export = commands.add_parser('lora', help="write a run's LoRA as a file that diffusers, peft and kohya's tools read")
+  export.add_argument('run', help="the run's folder")
+  export.add_argument('file', type=Path, help='.safetensors')
+  export.add_argument('--kohya', action='store_true', help="kohya's names and alphas, in place of diffusers'")
+  export.add_argument('--ema', help="the average to write, or 'none' (default: own)")
+  add_trust_options(export)
   options = parser.parse_args(argv)
   if options.command == 'list':
     _list()
   elif options.command == 'get':
     _get(options.name, options.source)
+  elif options.command == 'lora':
+    _lora(options)
   else:
     _convert(options.file, options.folder, options.network, options.part)
   return 0
@@ -50,6 +60,18 @@ def _convert(file: Path, folder: Path, network: str, part: str | None) -> None:
   else:
     autoencoder.convert(file, folder, network, part=part)
   print(folder)
+
+
+def _lora(options: argparse.Namespace) -> None:
+  from jaxgen import sample
+  from jaxgen.cli import lora
+
+  if options.file.suffix != '.safetensors':
+    raise ValueError(f'{options.file} is not .safetensors, which a LoRA is written as')
+  config, module = load_run(options.run, config=options.config, trust_code=options.trust)
+  trained = sample.restore(module.build(config), options.run, average=options.ema)
+  count = lora.export(trained, config, options.file, kohya=options.kohya)
+  print(f'{count} modules of step {trained.step:,} in {options.file}')
 
 
 def _list() -> None:

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgen.models.layers.convolution import LAYOUT
-from jaxgen.models.layers.low_rank import LowRank, kernel_param
+from jaxgen.models.layers.low_rank import LowRank, dropped, kernel_param
 from jaxgen.typing import Array, Float
 
 Padding = int | str | Sequence[tuple[int, int]]
@@ -43,7 +43,7 @@ class Conv(nn.Module):
     x = jnp.asarray(x, self.dtype)
     if isinstance(kernel, LowRank):
       y = self._product(x, kernel.base)
-      low = jnp.asarray(kernel.scale, self.dtype) * self._product(x, kernel.a)  # b h w r
+      low = jnp.asarray(kernel.scale, self.dtype) * self._product(dropped(self, x, kernel), kernel.a)  # b h w r
       b = jnp.asarray(kernel.b, self.dtype)
       y += lax.conv_general_dilated(low, b, (1, 1), 'VALID', dimension_numbers=LAYOUT)
     else:

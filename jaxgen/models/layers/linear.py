@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
-from jaxgen.models.layers.low_rank import LowRank, kernel_param
+from jaxgen.models.layers.low_rank import LowRank, dropped, kernel_param
 from jaxgen.typing import Array, Float
 
 DotGeneral = Callable[..., Array]  # with the arguments of `jax.lax.dot_general`
@@ -72,5 +72,5 @@ class Linear(nn.Module):
       kernel = jnp.asarray(kernel, self.dtype)
       return self.dot_general(x, kernel.reshape(x.shape[1], *kernel.shape[self.inputs :]), _MATRICES)
     a, b, scale = (jnp.asarray(array, self.dtype) for array in (kernel.a, kernel.b, kernel.scale))
-    low = scale * lax.dot_general(x, a.reshape(x.shape[1], -1), _MATRICES)  # b r
+    low = scale * lax.dot_general(dropped(self, x, kernel), a.reshape(x.shape[1], -1), _MATRICES)  # b r
     return self._product(x, kernel.base) + lax.dot_general(low, b, _MATRICES)

@@ -31,12 +31,14 @@ class LowRank:
     a: `*i r`; a convolution's is `h w i r`.
     b: `r *o`; a convolution's is `1 1 r o`.
     scale: s, a scalar; in a stack one for each layer, which is how `merged` knows that it is one.
+    dropout: rate at which the inputs of a are dropped where the network is given the rng 'dropout', as in training.
   """
 
   base: Any
   a: Any
   b: Any
   scale: Any
+  dropout: float = struct.field(pytree_node=False, default=0.0)
 
 
 def kernel_param(module: nn.Module, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> Any:
@@ -50,6 +52,14 @@ def kernel_param(module: nn.Module, init: nn.initializers.Initializer, shape: tu
   return kernel
 
 
+def dropped(module: nn.Module, x: Array, kernel: LowRank) -> Array:
+  """What a of `kernel` multiplies: `x`, without some of its values in training."""
+  if not kernel.dropout or not module.has_rng('dropout'):
+    return x
+  kept = jax.random.bernoulli(module.make_rng('dropout'), 1 - kernel.dropout, x.shape)
+  return jnp.where(kept, x / (1 - kernel.dropout), jnp.zeros((), x.dtype))
+
+
 def merged(tree: Any) -> Any:
   """The tree with the sum W + s a b, in float32, in place of each LowRank; in the dtype of W."""
   return jax.tree.map(_merged, tree, is_leaf=lambda leaf: isinstance(leaf, LowRank))
@@ -58,7 +68,7 @@ def merged(tree: Any) -> Any:
 def _merged(leaf: Any) -> Any:
   if not isinstance(leaf, LowRank):
     return leaf
-  base, a, b = (array.astype(jnp.float32) for array in (leaf.base, leaf.a, leaf.b))
+  base, a, b = (jnp.asarray(array, jnp.float32) for array in (leaf.base, leaf.a, leaf.b))
   stacked = leaf.scale.ndim
   if a.ndim + b.ndim > base.ndim + stacked + 2:  # b is a convolution too
     b = b.squeeze((stacked, stacked + 1))
@@ -68,4 +78,4 @@ def _merged(leaf: Any) -> Any:
 
   for _ in range(stacked):
     add = jax.vmap(add)
-  return add(base, a, b, leaf.scale).astype(leaf.base.dtype)
+  return add(base, a, b, jnp.asarray(leaf.scale)).astype(leaf.base.dtype)

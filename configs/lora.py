@@ -1,0 +1,140 @@
+"""A LoRA of a model of text and images, on one's own pictures: a style, a subject (DreamBooth), a way of drawing.
+
+  jaxgen train --config avatars_mmdit                                                    # the base, or any run of text
+  jaxgen train --config lora --config.base=runs/avatars_mmdit --config.dataset=folder:my_photos
+  jaxgen sample --run runs/lora --prompt 'a woman in my style' --out woman.png
+  jaxgen weights lora runs/lora my_style.safetensors
+  jaxgen sample --run runs/avatars_mmdit --lora my_style.safetensors:0.8 --prompt 'a woman' --out woman.png
+
+Captions are those of the pictures, or one for all: --config.caption='a photo of sks person'. A subject of few pictures
+keeps its class with pictures that the base drew: `jaxgen sample --run runs/avatars_mmdit --prompt 'a person' --num 200
+--out class`, then --config.prior.dataset=folder:class. The grid of samples before the first step is the base's.
+
+Result: not run yet.
+"""
+
+import importlib
+import json
+import pathlib
+from functools import partial
+from typing import Any
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxgen import ema, sharding
+from jaxgen.adapters.lora import ATTENTION, NAME, LoRA, lora
+from jaxgen.config_parts import run_options
+from jaxgen.data.captions import Describe, check_captions, lines, sample_captions
+from jaxgen.data.dataset import Dataset, Record
+from jaxgen.data.datasets.avatars_captions import describe
+from jaxgen.data.loader import Loader
+from jaxgen.data.prior import with_prior
+from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.samples import samples
+from jaxgen.experiment import Experiment
+from jaxgen.init_from import later
+from jaxgen.objectives.adapted import adapted
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      'seed': 0,
+      'base': 'runs/avatars_mmdit',  # the run whose model is adapted
+      'base_dtype': 'bfloat16',  # of the frozen networks on the devices
+      'dataset': 'avatars32',  # folder:PATH, ...
+      'caption': '',  # of every picture, in place of its own
+      'prior': {'dataset': '', 'weight': 1.0, 'caption': ''},  # pictures of the class, and their weight in the loss
+      'steps': 500,
+      'batch_size': 16,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'lora': {'rank': 8, 'alpha': 8.0, 'on': (ATTENTION,), 'dropout': 0.0},
+      'learning_rate': 2e-3,
+      'ema': 0.99,
+      'clip_norm': 1.0,
+      'samples': {'every': 100, 'prompts': (), 'per_prompt': 8},  # prompts; none for captions of the pictures
+      'sampling': {'batch_size': 64},
+      'log_every': 20,
+      'evaluate_first': True,  # what the base draws
+      'checkpoint': {'every': 100, 'keep': 2},
+    }
+  )
+
+
+def opened(path: str) -> Experiment:
+  """The experiment of a base run, as its folder says; that of avatars_mmdit where there is none yet."""
+  file = pathlib.Path(path).expanduser() / 'config.json'
+  kept = json.loads(file.read_text()) if file.is_file() else {'name': 'avatars_mmdit', 'config': {}}
+  if kept.get('file'):
+    raise ValueError(
+      f'{path} was made with {kept["file"]}, which does not come with jaxgen; adapt it with a config of yours'
+    )
+  module = importlib.import_module(f'configs.{kept["name"]}')
+  config = module.get_config()
+  config.update(kept['config'])
+  stage = module.build(config)
+  if not isinstance(stage, Experiment) or stage.tokenize is None:
+    raise ValueError(f'{path} is no run of one stage that reads text; --config.base wants one, such as avatars_mmdit')
+  return stage
+
+
+def pictures(spec: str, size: int, caption: str) -> tuple[Dataset, Describe]:
+  """The dataset of that name, and what describes its records."""
+  dataset = source(spec, 'train', resolution=size)
+  if caption:
+    return dataset, lambda record, rng: caption
+  if 'attributes' in dataset.read(0):
+    return dataset, describe
+  check_captions(dataset)
+  return dataset, lines
+
+
+def loader(c: ConfigDict, base: Experiment) -> tuple[Loader, list[str]]:
+  """The data, and prompts to show."""
+  tokenize: Any = base.tokenize
+  size = base.data.spec['image'].shape[1]
+  dataset, described = pictures(c.dataset, size, c.caption)
+  prompts = list(c.samples.prompts) or list(dict.fromkeys(sample_captions(dataset, number=8, describe=described)))
+  if c.prior.dataset:
+    dataset, described = with_prior(
+      (dataset, described), pictures(c.prior.dataset, size, c.prior.caption), weight=c.prior.weight
+    )
+
+  def transform(record: Record, rng: np.random.Generator) -> Record:
+    return record | {name: ids[0] for name, ids in tokenize([described(record, rng)]).items()}
+
+  data = Loader(
+    dataset,
+    batch_size=c.batch_size,
+    seed=c.seed,
+    transform=transform,
+    transform_name=f'{base.data.identity} {c.caption} {c.prior.caption}',
+    cache=fits_in_memory(dataset),
+  )
+  return data, prompts
+
+
+def build(c: ConfigDict) -> Experiment:
+  mesh, base = sharding.make_mesh(**c.mesh), opened(c.base)
+  networks = tuple(base.optimizers)
+  objective = adapted(base.objective, lora(LoRA(**c.lora), base=networks))
+  data, prompts = loader(c, base)
+  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+  tokenize: Any = base.tokenize
+  shown = {name: np.repeat(ids, c.samples.per_prompt, axis=0) for name, ids in tokenize(prompts).items()}
+  num = c.samples.per_prompt * len(prompts)
+  schedule = partial(optax.warmup_cosine_decay_schedule, 0.0, warmup_steps=min(20, c.steps // 2), decay_steps=c.steps)
+  return Experiment(
+    objective=objective,
+    optimizers={NAME: optax.adam(schedule(c.learning_rate))},
+    averages={NAME: ema.Average(NAME, ema.warmup(c.ema))},
+    data=data,
+    mesh=mesh,
+    frozen={**base.frozen, **later(c.base, base.objective, base.data.spec, dtype=c.base_dtype)},
+    evaluators=(samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=prompts),),
+    tokenize=base.tokenize,
+    **run_options(c),
+  )
