@@ -1,19 +1,20 @@
 """A LoRA of a model of text and images, on one's own pictures: a style, a subject (DreamBooth), a way of drawing.
 
-  jaxgen train --config avatars_mmdit                                                    # the base, or any run of text
-  jaxgen train --config lora --config.base=runs/avatars_mmdit --config.dataset=folder:my_photos
+  jaxgen train --config avatars                                                    # the base, or any run of text
+  jaxgen train --config lora --config.base=runs/avatars --config.dataset=folder:my_photos
   jaxgen sample --run runs/lora --prompt 'a woman in my style' --out woman.png
   jaxgen weights lora runs/lora my_style.safetensors
-  jaxgen sample --run runs/avatars_mmdit --lora my_style.safetensors:0.8 --prompt 'a woman' --out woman.png
+  jaxgen sample --run runs/avatars --lora my_style.safetensors:0.8 --prompt 'a woman' --out woman.png
 
 Captions are those of the pictures, or one for all: --config.caption='a photo of sks person'. A subject of few pictures
-keeps its class with pictures that the base drew: `jaxgen sample --run runs/avatars_mmdit --prompt 'a person' --num 200
+keeps its class with pictures that the base drew: `jaxgen sample --run runs/avatars --prompt 'a person' --num 200
 --out class`, then --config.prior.dataset=folder:class. The grid of samples before the first step is the base's.
 
 Result: not run yet.
 """
 
 import importlib
+import importlib.util
 import json
 import pathlib
 from functools import partial
@@ -43,7 +44,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'base': 'runs/avatars_mmdit',  # the run whose model is adapted
+      'base': 'runs/avatars',  # the run whose model is adapted
       'base_dtype': 'bfloat16',  # of the frozen networks on the devices
       'dataset': 'avatars32',  # folder:PATH, ...
       'caption': '',  # of every picture, in place of its own
@@ -65,19 +66,20 @@ def get_config() -> ConfigDict:
 
 
 def opened(path: str) -> Experiment:
-  """The experiment of a base run, as its folder says; that of avatars_mmdit where there is none yet."""
+  """The experiment of a base run, as its folder says; that of avatars where there is none yet."""
   file = pathlib.Path(path).expanduser() / 'config.json'
-  kept = json.loads(file.read_text()) if file.is_file() else {'name': 'avatars_mmdit', 'config': {}}
-  if kept.get('file'):
+  kept = json.loads(file.read_text()) if file.is_file() else {'name': 'avatars', 'config': {}}
+  if kept.get('file') or importlib.util.find_spec(f'configs.{kept["name"]}') is None:
     raise ValueError(
-      f'{path} was made with {kept["file"]}, which does not come with jaxgen; adapt it with a config of yours'
+      f'{path} was made with {kept.get("file") or kept["name"]}, which does not come with this jaxgen; adapt it with a '
+      'config of yours'
     )
   module = importlib.import_module(f'configs.{kept["name"]}')
   config = module.get_config()
   config.update(kept['config'])
   stage = module.build(config)
   if not isinstance(stage, Experiment) or stage.tokenize is None:
-    raise ValueError(f'{path} is no run of one stage that reads text; --config.base wants one, such as avatars_mmdit')
+    raise ValueError(f'{path} is no run of one stage that reads text; --config.base wants one, such as avatars')
   return stage
 
 

@@ -114,13 +114,24 @@ def later(
   trees = functools.cache(lambda: read(path, trained=tuple(shapes)))
   hashes = functools.cache(lambda name: tree_hash(trees()[name]))
   return {
-    name: Frozen(tree, partial(_tree, trees, name, path), partial(hashes, name), dtype) for name, tree in shapes.items()
+    name: Frozen(tree, partial(_fitting, trees, name, tree, path), partial(hashes, name), dtype)
+    for name, tree in shapes.items()
   }
 
 
-def _tree(trees: Callable[[], Mapping[str, Any]], name: str, path: str | os.PathLike) -> Any:
+def _fitting(trees: Callable[[], Mapping[str, Any]], name: str, wanted: Any, path: str | os.PathLike) -> Any:
   if name not in trees():
     raise ValueError(f'{path} has no network {name!r}; it has {", ".join(sorted(trees()))}')
+  ours, theirs = (
+    {path_name(at): np.shape(leaf) for at, leaf in jax.tree_util.tree_leaves_with_path(tree)}
+    for tree in (wanted, trees()[name])
+  )
+  wrong = sorted(at for at in {*ours, *theirs} if ours.get(at) != theirs.get(at))
+  if wrong:
+    raise ValueError(
+      f'{path} has another network {name!r} than its config builds: {len(wrong)} arrays differ, such as {wrong[0]}, '
+      f'{theirs.get(wrong[0])} there and {ours.get(wrong[0])} here'
+    )
   return trees()[name]
 
 

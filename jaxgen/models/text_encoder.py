@@ -14,9 +14,10 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxgen.models.clip import embed
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
-from jaxgen.typing import Array, Int
+from jaxgen.typing import Array, Float, Int
 
 _normal = nn.initializers.normal(0.02)
 _zeros = nn.initializers.zeros_init()
@@ -40,17 +41,19 @@ class TextEncoder(nn.Module):
   dtype: Any = jnp.float32
 
   @nn.compact
-  def __call__(self, ids: Int[Array, 'b k']) -> dict[str, Array]:
+  def __call__(self, ids: Int[Array, 'b k'], *, rows: Float[Array, 'r d'] | None = None) -> dict[str, Array]:
     """Encodes.
 
     Args:
-      ids: token ids, padded to one length.
+      ids: token ids, padded to one length. Those from `vocabulary` on are `rows`.
+      rows: embeddings of new tokens, such as textual inversion learns.
 
     Returns:
       `text`, float32 b k d; `pooled`, float32 b d; `text_mask`, bool b k, True where there is a token.
     """
     mask = (ids != self.pad).at[:, 0].set(True)
-    h = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(1.0), name='table')(ids)
+    table = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(1.0), name='table')
+    h = embed(table, ids, rows)
     h += self.param('place', _normal, (ids.shape[1], self.width), jnp.float32)[None]
     h = h.astype(self.dtype)
     for i in range(self.depth):

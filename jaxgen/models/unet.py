@@ -32,7 +32,7 @@ from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.resample import double, halve
-from jaxgen.models.layers.transformer import Transformer
+from jaxgen.models.layers.transformer import ImagePrompt, Transformer
 from jaxgen.typing import Array, Cond, Float
 
 Resize = Callable[[Array], Array] | None
@@ -169,66 +169,31 @@ class UNet(nn.Module):
     Args:
       x: images or latents.
       t: time as the sinusoid sees it, of the order of 0 to 1000 (`Process.network_time`).
-      cond: `'label'`, int32 b, if there are classes; `'text'`, float b k e, if there are transformers; for them
-        also `'text_mask'`, bool b k, and `'attention_edit'`, `Edits` of layers/attention_edit.py, if given.
+      cond: `'label'`, int32 b, if there are classes; `'text'`, float b k e, if there are transformers; for them also,
+        if given, `'text_mask'`, bool b k; `'attention_edit'`, `Edits` of layers/attention_edit.py; `'image_prompt'`,
+        float b m e, tokens of an image, with `'image_prompt_scale'`, float b, one for all stages or by their names,
+        {'decoder_1': b}, 0 for all others. `'residuals'`, those of a control branch (models/controlnet.py).
       train: whether dropout is on; its rng is 'dropout'.
     """
     self._check(x.shape)
     channels = x.shape[-1] * (1 + self.learn_sigma)
-    c = TimeEmbedding(4 * self.width, name='time_embed')(self.style.time_features(t, self.width))
-    if self.num_classes:
-      table = LabelEmbedding(self.num_classes, 4 * self.width, null_row=False, table_init=_normal, name='label_embed')
-      c += table(cond['label'])
-    c = nn.silu(c).astype(self.dtype)  # b d
+    c = conditioned(self, t, cond)
     dropout = self.dropout if train else 0.0
-    x = _conv(int(self.multipliers[0] * self.width), dtype=self.dtype, name='conv_in')(x.astype(self.dtype))
+    x = conv_in(self, x)
     kept = [x]
     for i, stage in enumerate(encoder(self)):
-      x = self._run(stage, x, c, cond, halve, dropout=dropout, name=f'encoder_{i}')
+      x = run(self, stage, x, c, cond, halve, dropout=dropout, name=f'encoder_{i}')
       kept.append(x)
     for i, stage in enumerate(middle(self)):
-      x = self._run(stage, x, c, cond, None, dropout=dropout, name=f'middle_{i}')
+      x = run(self, stage, x, c, cond, None, dropout=dropout, name=f'middle_{i}')
+    if 'residuals' in cond:  # models/controlnet.py
+      *residuals, last = cond['residuals']
+      kept, x = [h + r for h, r in zip(kept, residuals, strict=True)], x + last
     for i, stage in enumerate(decoder(self)):
       x = jnp.concatenate([x, kept.pop()], axis=-1)
-      x = self._run(stage, x, c, cond, double, dropout=dropout, name=f'decoder_{i}')
+      x = run(self, stage, x, c, cond, double, dropout=dropout, name=f'decoder_{i}')
     x = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_out')(x))
     return _conv(channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x).astype(jnp.float32)
-
-  def _run(self, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize, *, dropout: float, name: str) -> Array:
-    """One stage; `resize` is `halve` in the encoder and `double` in the decoder."""
-    block, attend, transform, style = Block, AttentionBlock, Transformer, self.style
-    if self.remat is not None:
-      block = nn.remat(block, policy=self.remat)
-      attend = nn.remat(attend, policy=self.remat)
-      transform = nn.remat(transform, policy=self.remat)
-    shared = (style, self.groups, self.dtype)
-    if stage.block:
-      x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
-    if stage.attention and self.transformer:
-      heads = self._heads(stage.features)
-      layer = transform(heads, self.transformer, self.groups, self.dtype, name=f'{name}_attention')
-      edits: Any = cond.get('attention_edit', Edits())
-      x = layer(x, cond['text'], mask=cond.get('text_mask'), edits=edits)
-    elif stage.attention:
-      heads = self._heads(stage.features)
-      x = attend(self.groups, style.eps, heads, dtype=self.dtype, name=f'{name}_attention')(x)
-    if not stage.resize:
-      return x
-    if style.resize_in_blocks:
-      return block(stage.features, dropout, resize, *shared, name=f'{name}_resize')(x, c)
-    if resize is double:
-      return _conv(stage.features, dtype=self.dtype, name=f'{name}_resize')(double(x))
-    padding = (style.half_padding, style.half_padding)
-    return _conv(stage.features, dtype=self.dtype, strides=2, padding=padding, name=f'{name}_resize')(x)
-
-  def _heads(self, features: int) -> int:
-    heads = features // self.head_size if self.head_size else self.heads
-    size = self.head_size or features // heads
-    if heads * size != features:
-      raise ValueError(
-        f'{features} features are not {heads} heads of size {size}; change heads, head_size or the width'
-      )
-    return heads
 
   def _check(self, shape: tuple[int, ...]) -> None:
     factor = 2 ** (len(self.multipliers) - 1)
@@ -240,6 +205,66 @@ class UNet(nn.Module):
     for level, features in enumerate(_features(self)):
       if features % self.groups:
         raise ValueError(f'level {level}: {features} features do not divide into {self.groups} groups')
+
+
+def conditioned(net: UNet, t: Float[Array, 'b'], cond: Cond) -> Float[Array, 'b d']:
+  """silu(c) of Eq. 1, inside a compact module."""
+  c = TimeEmbedding(4 * net.width, name='time_embed')(net.style.time_features(t, net.width))
+  if net.num_classes:
+    table = LabelEmbedding(net.num_classes, 4 * net.width, null_row=False, table_init=_normal, name='label_embed')
+    c += table(cond['label'])
+  return nn.silu(c).astype(net.dtype)
+
+
+def conv_in(net: UNet, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
+  """The first convolution, inside a compact module."""
+  return _conv(int(net.multipliers[0] * net.width), dtype=net.dtype, name='conv_in')(x.astype(net.dtype))
+
+
+def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize, *, dropout: float, name: str) -> Array:
+  """One stage, inside a compact module; `resize` is `halve` in the encoder and `double` in the decoder."""
+  block, attend, transform, style = Block, AttentionBlock, Transformer, net.style
+  if net.remat is not None:
+    block = nn.remat(block, policy=net.remat)
+    attend = nn.remat(attend, policy=net.remat)
+    transform = nn.remat(transform, policy=net.remat)
+  shared = (style, net.groups, net.dtype)
+  if stage.block:
+    x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
+  if stage.attention and net.transformer:
+    heads = _heads(net, stage.features)
+    layer = transform(heads, net.transformer, net.groups, net.dtype, name=f'{name}_attention')
+    edits: Any = cond.get('attention_edit', Edits())
+    x = layer(x, cond['text'], mask=cond.get('text_mask'), edits=edits, image=_image_prompt(cond, name))
+  elif stage.attention:
+    heads = _heads(net, stage.features)
+    x = attend(net.groups, style.eps, heads, dtype=net.dtype, name=f'{name}_attention')(x)
+  if not stage.resize:
+    return x
+  if style.resize_in_blocks:
+    return block(stage.features, dropout, resize, *shared, name=f'{name}_resize')(x, c)
+  if resize is double:
+    return _conv(stage.features, dtype=net.dtype, name=f'{name}_resize')(double(x))
+  padding = (style.half_padding, style.half_padding)
+  return _conv(stage.features, dtype=net.dtype, strides=2, padding=padding, name=f'{name}_resize')(x)
+
+
+def _image_prompt(cond: Cond, stage: str) -> ImagePrompt | None:
+  """What a stage sees of the image that is a prompt, if there is one."""
+  if 'image_prompt' not in cond:
+    return None
+  scale: Any = cond.get('image_prompt_scale')
+  if isinstance(scale, dict):
+    scale = scale.get(stage, jnp.zeros(len(cond['image_prompt'])))
+  return ImagePrompt(cond['image_prompt'], scale)
+
+
+def _heads(net: UNet, features: int) -> int:
+  heads = features // net.head_size if net.head_size else net.heads
+  size = net.head_size or features // heads
+  if heads * size != features:
+    raise ValueError(f'{features} features are not {heads} heads of size {size}; change heads, head_size or the width')
+  return heads
 
 
 def encoder(net: UNet) -> list[Stage]:

@@ -181,7 +181,8 @@ def trained_text(encoder: nn.Module, *, length: int, drop_rate: float = 0.0) -> 
   """
 
   def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
-    encoded: Any = encoder.apply({'params': params['text']}, fields['text'])
+    rows = params['tokens']['rows'] if 'tokens' in params else None  # adapters/textual_inversion.py
+    encoded: Any = encoder.apply({'params': params['text']}, fields['text'], rows=rows)
     return encoded
 
   def init(key: Key[Array, '']) -> dict[str, Any]:

@@ -51,7 +51,7 @@ class Decoupled(NamedTuple):
 
   keys: Float[Array, 'b k n h']
   values: Float[Array, 'b k n h']
-  scale: Float[Array, ''] | float = 1.0
+  scale: Float[Array, ''] | Float[Array, 'b 1 1 1'] | float = 1.0
   mask: Mask | None = None
 
 

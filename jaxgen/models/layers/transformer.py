@@ -5,14 +5,15 @@
   h <- h + mlp(norm(h)),  mlp(h) = out(a gelu(b)), (a, b) = in(h)     (3)    Shazeer 2020, "GLU Variants"
   y = x + out(h)                                                      (4)    starts at zero
 
-Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models".
+Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". With an image as a prompt, Eq. 2's
+`cross` has a second softmax over the image's tokens (Ye et al. 2023, "IP-Adapter"; Eq. 3 of layers/attention.py).
 """
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 
-from jaxgen.models.layers.attention import Attention
+from jaxgen.models.layers.attention import Attention, Decoupled
 from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
@@ -23,6 +24,18 @@ _EDITED_TOKENS = 16**2  # self-attention of more tokens is left as it is by an e
 _lecun = nn.initializers.lecun_normal()
 _zeros = nn.initializers.zeros_init()
 _NO_EDITS = Edits()
+
+
+class ImagePrompt(NamedTuple):
+  """An image as a prompt.
+
+  Attributes:
+    tokens: of the image, projected by models/image_prompt.py.
+    scale: w of each image of the batch; None for 1.
+  """
+
+  tokens: Float[Array, 'b m e']
+  scale: Float[Array, ' b'] | None = None
 
 
 class Transformer(nn.Module):
@@ -41,13 +54,14 @@ class Transformer(nn.Module):
     *,
     mask: Bool[Array, 'b k'] | None = None,
     edits: Edits = _NO_EDITS,
+    image: ImagePrompt | None = None,
   ) -> Float[Array, 'b h w c']:
     """`mask` is of the text's tokens, True where there is one."""
     b, height, width, d = x.shape
     h = GroupNorm(self.groups, dtype=self.dtype, name='norm')(x)
     h = Linear(d, dtype=self.dtype, name='in')(h.reshape(b, height * width, d))  # Eq. 1
     for i in range(self.depth):
-      h = Block(self.heads, self.dtype, name=f'block_{i}')(h, text.astype(self.dtype), mask, edits)
+      h = Block(self.heads, self.dtype, name=f'block_{i}')(h, text.astype(self.dtype), mask, edits, image)
     h = Linear(d, dtype=self.dtype, kernel_init=_zeros, name='out')(h)
     return x + h.reshape(x.shape)  # Eq. 4
 
@@ -60,15 +74,29 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: Float[Array, 'b l d'], text: Float[Array, 'b k e'], mask: Bool[Array, 'b k'] | None, edits: Edits
+    self,
+    x: Float[Array, 'b l d'],
+    text: Float[Array, 'b k e'],
+    mask: Bool[Array, 'b k'] | None,
+    edits: Edits,
+    image: ImagePrompt | None = None,
   ) -> Float[Array, 'b l d']:
     edit = edits.itself if x.shape[1] <= _EDITED_TOKENS else None
     x = x + self._attention('self')(self._norm('norm_self')(x), edit=edit)
-    x = x + self._attention('cross')(self._norm('norm_cross')(x), text, mask=mask, edit=edits.prompt)
+    seen = () if image is None else (self._decoupled(image, x.shape[-1]),)
+    x = x + self._attention('cross')(self._norm('norm_cross')(x), text, mask=mask, edit=edits.prompt, decoupled=seen)
     d = x.shape[-1]
     h = Linear((2, _MLP_RATIO * d), dtype=self.dtype, name='mlp_in')(self._norm('norm_mlp')(x))  # b l 2 4d
     h = h[:, :, 0] * nn.gelu(h[:, :, 1], approximate=False)
     return x + Linear(d, dtype=self.dtype, name='mlp_out')(h)
+
+  def _decoupled(self, image: ImagePrompt, d: int) -> Decoupled:
+    """Keys and values of the image. Differs from Ye et al.: values start at zero, not as the text's."""
+    tokens, heads = image.tokens.astype(self.dtype), (self.heads, d // self.heads)
+    key = Linear(heads, use_bias=False, dtype=self.dtype, kernel_init=_lecun, name='image_key')(tokens)
+    value = Linear(heads, use_bias=False, dtype=self.dtype, kernel_init=_zeros, name='image_value')(tokens)
+    scale = 1.0 if image.scale is None else image.scale[:, None, None, None].astype(self.dtype)
+    return Decoupled(key, value, scale)
 
   def _attention(self, name: str) -> Attention:
     return Attention(self.heads, fused=False, qkv_bias=False, qkv_init=_lecun, dtype=self.dtype, name=name)

@@ -1,0 +1,112 @@
+"""A new word for what a few pictures show: its vectors alone are trained, beside a model of text and images.
+
+  jaxgen train --config avatars                                                        # the base
+  jaxgen train --config textual_inversion --config.base=runs/avatars --config.dataset=folder:my_cat \
+    --config.token='<cat>' --config.start=animal --config.caption='a picture of <cat>'
+  jaxgen sample --run runs/textual_inversion --prompt 'a picture of <cat> with glasses' --out cat.png
+
+The base is a run of avatars, whose words are those of its captions; the new word starts as one of them.
+
+Result: not run yet.
+"""
+
+import json
+import pathlib
+from typing import Any
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from configs import avatars
+from jaxgen import sharding
+from jaxgen.adapters.textual_inversion import NAME, start_as, textual_inversion
+from jaxgen.config_parts import run_options
+from jaxgen.data.captions import sample_captions, tokenized
+from jaxgen.data.loader import Loader
+from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.data.tokenizers.tokenizer import encode_all, with_tokens
+from jaxgen.data.tokenizers.words import from_captions
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.samples import samples
+from jaxgen.experiment import Experiment
+from jaxgen.init_from import later
+from jaxgen.objectives.adapted import adapted
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      'seed': 0,
+      'base': 'runs/avatars',  # the run whose model learns the word
+      'base_dtype': 'bfloat16',  # of the frozen networks on the devices
+      'dataset': 'avatars32',  # folder:PATH, ...
+      'token': '<new>',
+      'vectors': 2,
+      'start': 'person',  # words of the base that the vectors start as
+      'caption': 'a picture of <new>',
+      'steps': 500,
+      'batch_size': 16,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'learning_rate': 5e-3,
+      'samples': {'every': 100, 'per_prompt': 8},
+      'sampling': {'batch_size': 64},
+      'log_every': 20,
+      'evaluate_first': True,
+      'checkpoint': {'every': 100, 'keep': 2},
+    }
+  )
+
+
+def build(c: ConfigDict) -> Experiment:
+  mesh, base_config = sharding.make_mesh(**c.mesh), avatars.get_config()
+  file = pathlib.Path(c.base).expanduser() / 'config.json'
+  if file.is_file():
+    base_config.update(json.loads(file.read_text())['config'])
+  base = avatars.build(base_config)
+  captioned, described = avatars.opened(base_config, 'train')
+  words = from_captions(sample_captions(captioned, number=4000, describe=described))
+  unknown = words.unknown(c.start)
+  if unknown or c.token not in c.caption:
+    raise ValueError(
+      f'config.start is {c.start!r}, of which the base does not know {unknown}; config.caption is {c.caption!r}, which '
+      f'should hold config.token, {c.token!r}'
+    )
+  tokenizer = with_tokens(words, {c.token: c.vectors})
+  networks: Any = ('net', 'text')
+  added = textual_inversion(
+    start_as(words.pieces(c.start), vectors=c.vectors),
+    width=base_config.text.width,
+    table=lambda frozen: frozen['text']['table']['embedding'],
+    base=networks,
+  )
+  objective = adapted(base.objective, added)
+  dataset = source(c.dataset, 'train', resolution=base.data.spec['image'].shape[1])
+  data = Loader(
+    dataset,
+    batch_size=c.batch_size,
+    seed=c.seed,
+    transform=tokenized(tokenizer, describe=lambda record, rng: c.caption),
+    transform_name=f'{tokenizer.fingerprint} {c.caption}',
+    cache=fits_in_memory(dataset),
+  )
+  shown = np.repeat(encode_all(tokenizer, [c.caption]), c.samples.per_prompt, axis=0)
+  grid = samples(
+    make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size),
+    mesh=mesh,
+    cond={'text': shown},
+    num=len(shown),
+    every=c.samples.every,
+    rows=[c.caption],
+  )
+  return Experiment(
+    objective=objective,
+    optimizers={NAME: optax.adam(c.learning_rate)},
+    averages={},
+    data=data,
+    mesh=mesh,
+    frozen={**base.frozen, **later(c.base, base.objective, base.data.spec, dtype=c.base_dtype)},
+    evaluators=(grid,),
+    tokenize=lambda texts: {'text': encode_all(tokenizer, texts)},
+    **run_options(c),
+  )
