@@ -24,7 +24,7 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgen import ema, sharding
-from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options
+from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options, warmup_cosine
 from jaxgen.data.captions import Describe, check_captions, lines, sample_captions, tokenized
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.avatars_captions import describe
@@ -145,6 +145,7 @@ def build(c: ConfigDict) -> Experiment:
       'net': muon_and_adam(c.optimizer, steps=c.steps),
       'text': optax.adam(c.optimizer.adam, b2=c.optimizer.b2),
     },
+    learning_rates={'net': warmup_cosine(c.optimizer.muon, warmup=c.optimizer.warmup, steps=c.steps)},
     averages={name: ema.Average(name, ema.warmup(c.ema)) for name in ('net', 'text')},
     data=data,
     mesh=mesh,
