@@ -1,4 +1,4 @@
-"""A classifier of the attributes of avatars: what measures whether samples show what their prompts say.
+"""A classifier of the attributes of avatars, which measures whether samples show what their prompts say.
 
   jaxgen data prepare avatars --size 32 --number 40000 --seed 1 --all-pairs     # needs 'jaxgen[avatars]'
   jaxgen train --config avatars_attributes

@@ -3,7 +3,7 @@
   jaxgen train --config cifar10_edm --config.data_dir=DIR
 
 CIFAR-10 is TFDS's `cifar10`. 200 million images in batches of 512 took the paper about two days on 8 V100; it reports
-FID 1.79 with augmentations that are told to the network, which are not done here. Result: not run.
+FID 1.79 with augmentations that are inputs of the network, which are not used here. Result: not run.
 """
 
 from functools import partial

@@ -9,7 +9,7 @@ VAE is the folder of sd-vae-ft-ema, on a disk or in a bucket: the paper's number
 `synthetic` there is noise for latents, and no sampling: to plan a run, or to time its step, without any of these.
 
 7 million steps of batch 256 are for a pod; the paper took a TPU v3-256, and reports FID-50k 9.62 unguided
-(`--config.sampling.scale=1`) and 2.27 with guidance 1.5. As there: 250 DDPM steps, labels drawn uniformly, against all
+(`--config.sampling.scale=1`) and 2.27 with guidance 1.5. As there: 250 DDPM steps, uniform labels, against all
 of the training images, resized as ADM's. Differs from its released code, which guides three of the four channels.
 
 Result: not run.

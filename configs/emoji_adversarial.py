@@ -1,4 +1,4 @@
-"""emoji_one_step, whose student then goes on against a discriminator: one step, and the data in its teacher's place.
+"""emoji_one_step, whose student is then trained against a discriminator: one step, with the data as its teacher.
 
   jaxgen weights get lpips                                    # once
   ./launch/local train --config emoji_adversarial --config.steps=1500
@@ -6,7 +6,7 @@
 Adversarial post-training (Lin et al. 2025) by a discriminator that sees AlexNet's features (Sauer et al. 2021). The
 same hardware as emoji_dit. Result, seed 0, after a teacher of 1,500 steps (fid_256 172.4 in its 12 steps, 171.6 in 250
 of DDIM): one step 186.9 after the pairs, 154.5 after 1,200 steps against the discriminator, 23 minutes of one core
-beside other programs; fuller colours, clean faces and signs. FID likes a discriminator that knows ImageNet, as
+beside other programs; fuller colours, clean faces and signs. FID favours a discriminator that knows ImageNet, as
 Inception does (Kynkaanniemi et al. 2023).
 """
 

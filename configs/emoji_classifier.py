@@ -3,7 +3,7 @@
   ./launch/local train --config emoji_classifier
 
 The same hardware as emoji_dit; a step costs about a third more. Result of half the steps (`--config.steps=600`), seed
-0: the classifier tells 44% of noisy images' classes of 7, fid_256 232.1; each class in its colours and outlines.
+0: the classifier is right on 44% of noisy images of 7 classes, fid_256 232.1; each class in its colours and outlines.
 """
 
 from functools import partial

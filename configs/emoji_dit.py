@@ -2,7 +2,7 @@
 
   ./launch/local train
 
-Cosine diffusion; the network predicts x0 and is judged on v, the loss in which all noise levels are of one size.
+Cosine diffusion; the network predicts x0, and the loss is on v, where all noise levels weigh about the same.
 
 Result, seed 0, two CPU cores, 13 min 26 s with installation: fid_256 395.5 before the first step, 203.0 at step 600 and
 187.7 at 1,200 (172.4 of 1,500 steps); faces with eyes and mouths, framed square signs, food and animals by colour and

@@ -1,4 +1,4 @@
-"""emoji_dit, then a student that draws in one step what its sampler draws in twelve, guidance included.
+"""emoji_dit, then a student that samples in one step as its sampler does in twelve, guidance included.
 
   jaxgen weights get lpips                                    # once
   ./launch/local train --config emoji_one_step

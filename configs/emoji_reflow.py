@@ -1,4 +1,4 @@
-"""emoji_dit_flow, then a second flow on the pairs that the first one draws: Reflow, whose paths are straighter.
+"""emoji_dit_flow, then a second flow on pairs that the first one samples: Reflow, whose paths are straighter.
 
   ./launch/local train --config emoji_reflow
 

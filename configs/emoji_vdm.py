@@ -4,7 +4,7 @@
 
 The same hardware as emoji_dit; the schedule learns at every fourth step. Result of half the steps
 (`--config.steps=600`), seed 0: 4.01 bits a dimension, from 8.36 in the first 50 steps; fid_256 341.4, patches in the
-colours of each class: the bound asks for fine detail, and shapes come late.
+colours of each class: the bound weighs fine detail, and shapes come late.
 """
 
 import optax
