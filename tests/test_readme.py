@@ -27,7 +27,7 @@ def test_the_library_example_runs(tmp_path, monkeypatch):
   assert (tmp_path / 'runs' / 'mine' / 'report.html').exists()
 
 
-@pytest.mark.parametrize('name', ['a_run', 'own_experiment'])
+@pytest.mark.parametrize('name', [pytest.param('a_run', marks=pytest.mark.slow), 'own_experiment'])
 def test_a_notebook_runs(name, tmp_path, monkeypatch):
   cells = json.loads((ROOT / 'notebooks' / f'{name}.ipynb').read_text())['cells']
   assert not any(cell.get('outputs') for cell in cells), 'clear the outputs before committing'
