@@ -31,6 +31,7 @@ __version__ = '0.1.0'
 
 _LIBRARY = ('LoadedRun', 'evaluate', 'grid', 'load', 'load_run', 'train')
 _MODULES = (
+  'adapters',
   'data',
   'destination',
   'evaluators',

@@ -80,7 +80,7 @@ def _network(out: epath.Path, net: Any, tree: Any, state: Any, trained: Trained)
       pass
   arrays = {'params': tree} | dict(state) if state else tree
   out.mkdir(parents=True, exist_ok=True)
-  about = {'network': type(net).__name__, 'fields': _fields(net)}
+  about = {'network': None if net is None else type(net).__name__, 'fields': _fields(net)}
   safetensors_file.write(out / 'model.safetensors', flat(arrays), metadata={'format': 'jaxgen'})
   write_whole(out / 'config.json', json.dumps(about, indent=2, default=repr) + '\n')
   return 'safetensors'
