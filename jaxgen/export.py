@@ -29,6 +29,7 @@ from jaxgen.models.latents import Scaling
 from jaxgen.models.unet import UNet
 from jaxgen.objectives.base import Denoising
 from jaxgen.pretrained import folder as folders
+from jaxgen.pretrained import networks as layouts
 from jaxgen.pretrained import published, safetensors_file, schedulers
 from jaxgen.pretrained.layout import Meta, Pretrained
 from jaxgen.processes.process import Process
@@ -72,7 +73,7 @@ def networks(trained: Trained, out: epath.Path) -> Exported:
 
 def _network(out: epath.Path, net: Any, tree: Any, state: Any, trained: Trained) -> str:
   """One network, in its published layout if there is one, with the name of the layout."""
-  if type(net) in published.WRITERS and not state:
+  if type(net) in layouts.WRITERS and not state:
     try:
       published.save(Pretrained(net, jax.device_get(tree), Meta({'sample_size': _side(trained)})), out)
       return 'diffusers'

@@ -70,7 +70,8 @@ def place(networks: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, A
 
 def _placed(like: jax.ShapeDtypeStruct, place: jax.sharding.Sharding, leaf: Any) -> jax.Array:
   array = np.asarray(leaf)
-  return jax.make_array_from_callback(like.shape, place, lambda index: array[index].astype(like.dtype))
+  made = jax.make_array_from_callback(like.shape, place, lambda index: array[index].astype(like.dtype, copy=False))
+  return jax.block_until_ready(made)  # the host's copy lives until then
 
 
 def tree_hash(tree: Any) -> str:

@@ -82,7 +82,8 @@ def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average:
     raise ValueError(f'a published network goes to one of {", ".join(NETWORKS)}; this run trains {", ".join(trained)}')
   from jaxgen.pretrained import published  # every network that is published, which most runs do without
 
-  return {names[0]: published.load(at).params}
+  it = published.load(at)
+  return {names[0]: it.denoiser.params if isinstance(it, published.Pipeline) else it.params}
 
 
 def from_source(path: str | os.PathLike, *, name: str = 'net', average: str | None = None, dtype: Any = None) -> Frozen:

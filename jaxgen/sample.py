@@ -191,8 +191,9 @@ def parts_of(stage: Experiment) -> Denoising:
 
 def away_from_prompt(stage: Experiment, text: str) -> Denoising:
   """`parts_of` a stage, with guidance away from a text."""
-  said = {name: rows[0] for name, rows in prompt_fields(stage, [text]).items()}
-  return negative.away_from(parts_of(stage), stage.objective.conditioner, said)
+  conditioner = stage.objective.conditioner
+  said = {name: rows[0] for name, rows in prompt_fields(stage, [text]).items() if name in conditioner.nullable}
+  return negative.away_from(parts_of(stage), conditioner, said)
 
 
 def noise_key(seed: int) -> Any:

@@ -16,7 +16,7 @@ from jaxgen import sharding
 from jaxgen.models import bert, clip, t5
 from jaxgen.models.rules import RULES
 from jaxgen.pretrained import bert as pretrained_bert
-from jaxgen.pretrained import checkpoint_text, folder, layout, published, safetensors_file, state_dict
+from jaxgen.pretrained import checkpoint_text, folder, layout, networks, safetensors_file, state_dict
 from jaxgen.pretrained import clip as pretrained_clip
 from tests import transformers_models as peers
 
@@ -44,7 +44,7 @@ def config_of(name: str) -> dict:
 
 
 def load(name: str) -> layout.Pretrained:
-  made = published.READERS[peers.MODELS[name][0]](config_of(name))
+  made = networks.READERS[peers.MODELS[name][0]](config_of(name))
   return layout.pretrained(made, tensors_of(made), source=name)
 
 
@@ -150,8 +150,8 @@ def test_a_folder_goes_out_and_in_bit_for_bit(tmp_path, name):
   if name == 'clip_text_plain':
     params = {key: value for key, value in made.params.items() if key != 'projection'}
     made = made._replace(net=made.net.clone(projection=0), params=params)
-  digest = published.save(made, tmp_path)
-  again = published.load(tmp_path)
+  digest = networks.save(made, tmp_path)
+  again = networks.load(tmp_path)
   assert again.net == made.net and again.meta.hash == digest
   jax.tree.map(np.testing.assert_array_equal, again.params, made.params)
 
@@ -165,9 +165,9 @@ def test_transformers_reads_what_is_written_and_the_other_way(tmp_path, name):
   theirs, ours = tmp_path / 'theirs', tmp_path / 'ours'
   peers.folder(name, theirs, max_shard_size='20KB')
   assert name == 'bert' or (theirs / 'model.safetensors.index.json').exists()
-  it = published.load(theirs)
+  it = networks.load(theirs)
   jax.tree.map(np.testing.assert_array_equal, it.params, load(name).params)
-  published.save(it, ours)
+  networks.save(it, ours)
   _, info = getattr(transformers, peers.MODELS[name][0]).from_pretrained(ours, output_loading_info=True)
   assert not info['missing_keys'] and not info['unexpected_keys'] and not info['mismatched_keys']
 
@@ -180,7 +180,7 @@ def test_tensors_of_older_files_are_the_same_network(tmp_path):
   folder.write(tmp_path / 'older', config, older, stem='model')
   folder.write(tmp_path / 'newer', config, {k.removeprefix('text_model.'): v for k, v in tensors.items()}, stem='model')
   for name in ('older', 'newer'):
-    jax.tree.map(np.testing.assert_array_equal, published.load(tmp_path / name).params, made.params)
+    jax.tree.map(np.testing.assert_array_equal, networks.load(tmp_path / name).params, made.params)
 
 
 def test_open_clip_has_the_same_numbers_in_other_tensors():
@@ -246,15 +246,15 @@ def check_same(found: layout.Layout, file: dict[str, np.ndarray], wanted: dict[s
 )
 def test_a_folder_that_is_something_else_is_refused(tmp_path, change, message):
   made = load('clip_text')
-  published.save(made, tmp_path)
+  networks.save(made, tmp_path)
   (tmp_path / 'config.json').write_text(json.dumps(json.loads((tmp_path / 'config.json').read_text()) | change))
   with pytest.raises(ValueError, match=message):
-    published.load(tmp_path)
+    networks.load(tmp_path)
 
 
 def test_t5_of_version_1_0_and_float16_are_refused(tmp_path):
   with pytest.raises(ValueError, match=r'version 1\.0'):
-    published.READERS['T5EncoderModel']({'architectures': ['T5EncoderModel'], 'd_model': 32})
+    networks.READERS['T5EncoderModel']({'architectures': ['T5EncoderModel'], 'd_model': 32})
   with pytest.raises(ValueError, match='float16'):
     t5.T5Encoder(32, 48, 1, 2, dtype=jnp.float16).init(jax.random.key(0), IDS)
 
@@ -332,9 +332,9 @@ def test_minilm_is_stored_with_its_configuration(tmp_path):
   tensors = layout.tensors(made, params)
   path = tmp_path / 'minilm.safetensors'
   safetensors_file.write(path, tensors, metadata={'config': json.dumps(made.config)})
-  again = published.load(path)
+  again = networks.load(path)
   assert again.net == small
   jax.tree.map(np.testing.assert_array_equal, again.params, params)
   safetensors_file.write(path, tensors, metadata={})
   with pytest.raises(ValueError, match='does not say'):
-    published.load(path)
+    networks.load(path)

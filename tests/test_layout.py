@@ -52,6 +52,7 @@ LEVELS = [
     'run',
     'train',
     'sample',
+    'from_weights',
     'evaluate',
     'bench',
     'encode',
@@ -68,6 +69,8 @@ FROM_SIDE = {
   ('objectives', 'samplers'),
   ('objectives', 'adapters'),  # an adapter is data: objectives/adapted.py trains it
   ('adapters', 'pretrained'),  # files of adapters name the tensors of published networks
+  ('pretrained', 'objectives'),  # a published pipeline is an objective
+  ('pretrained', 'samplers'),
   ('models', 'sharding'),  # attention runs on each device's own part
   ('metrics', 'data'),  # one lister and one decoder of images
 }

@@ -16,7 +16,7 @@ from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.dit import DiT
 from jaxgen.models.latents import Scaling
 from jaxgen.models.vq import VQModel
-from jaxgen.pretrained import autoencoder, folder, layout, published, safetensors_file, schedulers
+from jaxgen.pretrained import autoencoder, folder, layout, networks, safetensors_file, schedulers
 from jaxgen.processes import parameterisation
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
@@ -47,7 +47,7 @@ def _write(kind, path):
 def case(request, tmp_path_factory) -> Case:
   path = tmp_path_factory.mktemp(request.param)
   arrays, tensors = _write(request.param, path)
-  return Case(request.param, path, arrays, tensors, published.load(path))
+  return Case(request.param, path, arrays, tensors, networks.load(path))
 
 
 def _nhwc(array):
@@ -109,7 +109,7 @@ def test_published_sizes_answer_as_in_diffusers(kind, count, tmp_path):
   if subprocess.run([python, '-c', 'import torch, diffusers'], capture_output=True, check=False).returncode:
     pytest.skip(f'{python} has not torch and diffusers (the `parity` extra); JAXGEN_PARITY_PYTHON may name another')
   subprocess.run([python, PEER, '--published', tmp_path, kind], check=True, timeout=3000)
-  loaded = published.load(tmp_path, put=lambda _, array: jax.device_put(array))
+  loaded = networks.load(tmp_path, put=lambda _, array: jax.device_put(array))
   assert sum(leaf.size for leaf in jax.tree.leaves(loaded.params)) == count
   with np.load(tmp_path / 'answers.npz') as file:
     arrays = dict(file)
@@ -135,7 +135,7 @@ def kept(config):
 
 def test_a_folder_comes_back_bit_for_bit_and_says_the_same_of_the_model(case, tmp_path):
   loaded = case.loaded
-  published.save(loaded._replace(meta=loaded.meta._replace(config=kept(loaded.meta.config))), tmp_path)
+  networks.save(loaded._replace(meta=loaded.meta._replace(config=kept(loaded.meta.config))), tmp_path)
   back = safetensors_file.read(tmp_path / f'{folder.STEM}.safetensors')
   assert back.keys() == case.tensors.keys()
   for name, tensor in case.tensors.items():
@@ -146,7 +146,7 @@ def test_a_folder_comes_back_bit_for_bit_and_says_the_same_of_the_model(case, tm
   }
   # An entry that diffusers fills with a default that means nothing to this model may differ.
   assert own == {name: old[name] for name in own}
-  again = published.load(tmp_path)
+  again = networks.load(tmp_path)
   assert again.net == loaded.net
   jax.tree.map(np.testing.assert_array_equal, again.params, loaded.params)
 
@@ -158,7 +158,7 @@ def test_every_problem_of_a_folder_is_listed(case, tmp_path):
   broken[names[1]] = np.zeros((7, 7), np.float32)
   folder.write(tmp_path, json.loads(str(case.arrays['config'])), broken)
   with pytest.raises(ValueError) as error:
-    published.load(tmp_path)
+    networks.load(tmp_path)
   message = str(error.value)
   assert f'missing: {names[0]} {case.tensors[names[0]].shape}' in message
   assert 'unexpected: extra (3,)' in message
@@ -272,8 +272,8 @@ def test_dit_goes_both_ways_and_its_embeddings_must_agree(shift, tmp_path, caplo
   shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), cond)['params']
   rng = np.random.default_rng(0)
   params = jax.tree.map(lambda leaf: rng.standard_normal(leaf.shape).astype(np.float32), shapes)
-  published.save(layout.Pretrained(net, params, layout.Meta({'sample_size': 4})), tmp_path)
-  loaded = published.load(tmp_path)
+  networks.save(layout.Pretrained(net, params, layout.Meta({'sample_size': 4})), tmp_path)
+  loaded = networks.load(tmp_path)
   assert (loaded.net, loaded.meta.config['sample_size']) == (net, 4)
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
   _edit(tmp_path, downscale_freq_shift=None)  # as diffusers writes it
@@ -285,11 +285,11 @@ def test_dit_goes_both_ways_and_its_embeddings_must_agree(shift, tmp_path, caplo
   name = 'transformer_blocks.1.norm1.emb.timestep_embedder.linear_1.bias'
   safetensors_file.write(file, tensors | {name: tensors[name] + 1}, metadata={})
   with pytest.raises(ValueError, match=f'{name} is not equal to transformer_blocks.0'):
-    published.load(tmp_path)
+    networks.load(tmp_path)
   del tensors[name]
   safetensors_file.write(file, tensors, metadata={})
   with pytest.raises(ValueError, match=rf'missing: {name} \(16,\)'):
-    published.load(tmp_path)
+    networks.load(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -331,21 +331,21 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path):
     autoencoder.load(tmp_path)
   _edit(tmp_path, addition_embed_type='text_time')
   with pytest.raises(ValueError, match="addition_embed_type is 'text_time', wanted None"):
-    published.load(tmp_path)
+    networks.load(tmp_path)
   _edit(tmp_path, addition_embed_type=None, freq_shift=1)
   with pytest.raises(ValueError, match=r'\(flip_sin_to_cos, freq_shift\) are \(True, 1\)'):
-    published.load(tmp_path)
+    networks.load(tmp_path)
   _edit(tmp_path, freq_shift=0)
   file = tmp_path / f'{folder.STEM}.safetensors'
   file.write_bytes(file.read_bytes()[:-1])
   with pytest.raises(ValueError, match='cannot be read as a safetensors file'):
-    published.load(tmp_path)
+    networks.load(tmp_path)
   file.unlink()
   with pytest.raises(FileNotFoundError, match=r'has no diffusion_pytorch_model\.safetensors'):
-    published.load(tmp_path)
+    networks.load(tmp_path)
   (tmp_path / 'config.json').write_text('[]')
   with pytest.raises(ValueError, match='is no configuration of a model'):
-    published.load(tmp_path)
+    networks.load(tmp_path)
 
 
 def test_a_pickle_with_code_in_a_folder_is_refused_and_not_run(tmp_path):
@@ -365,5 +365,5 @@ def test_a_pickle_with_code_in_a_folder_is_refused_and_not_run(tmp_path):
   with zipfile.ZipFile(tmp_path / f'{folder.STEM}.bin', 'w') as archive:
     archive.writestr('m/data.pkl', data.getvalue())
   with pytest.raises(ValueError, match=r'no state dict: w is a .*getattr, not a tensor'):
-    published.load(tmp_path)
+    networks.load(tmp_path)
   assert not touched.exists()

@@ -156,7 +156,7 @@ def test_every_problem_is_listed_at_once():
 
 
 def test_names_of_stable_diffusion():
-  leaves = pretrained._leaves(unet.stable_diffusion('1.5'), pretrained.QkvOrder.LEGACY, 4, 768).values()
+  leaves = pretrained.original(unet.stable_diffusion('1.5'), channels=4, text_width=768).leaves.values()
   lines = {f'{name} {leaf.tensor_shape}' for leaf in leaves for name in leaf.names}
   assert len(lines) == 686  # tensors under model.diffusion_model. of v1-5-pruned-emaonly
   with pytest.raises(ValueError, match=r'which has 686 tensors: 686 missing: .*, .*, .*, .*, .* and 681 more'):

@@ -61,8 +61,8 @@ def attentions(net: UNet) -> list[str]:
 
 def depth_of(net: UNet, stage: Any) -> int:
   """The depth of a stage's transformer."""
-  del stage
-  return net.transformer
+  del net
+  return stage.transformer
 
 
 def leaves(net: UNet, projection: Projection, *, tokens_width: int, features: int) -> Leaves:

@@ -10,7 +10,8 @@ from flax import traverse_util
 from jaxgen.adapters.lora import Kernel, kernels
 from jaxgen.adapters.lora_file import Network, Target, own_names
 from jaxgen.models.unet import UNet
-from jaxgen.pretrained import published, unet
+from jaxgen.pretrained import networks as layouts
+from jaxgen.pretrained import unet
 from jaxgen.pretrained.layout import Meta
 from jaxgen.pretrained.state_dict import Leaves
 from jaxgen.typing import Array, Key, Params
@@ -68,10 +69,10 @@ def networks(make: Callable[[Key[Array, '']], Any], trees: Mapping[str, Params])
 
 def published_leaves(net: nn.Module, params: Params) -> Leaves | None:
   """Where diffusers or transformers keep a network's parameters; None where they have no such network."""
-  if type(net) not in published.WRITERS:
+  if type(net) not in layouts.WRITERS:
     return None
   try:
-    return published.WRITERS[type(net)](net, params, Meta()).leaves
+    return layouts.WRITERS[type(net)](net, params, Meta()).leaves
   except (ValueError, KeyError):  # of its kind, but not one that they have, or of other parameters
     return None
 

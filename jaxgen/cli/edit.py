@@ -42,11 +42,17 @@ def check(args: argparse.Namespace) -> None:
 
 
 def chosen(
-  args: argparse.Namespace, trained: Any, cond: dict[str, np.ndarray], *, parts: Any = None
+  args: argparse.Namespace,
+  trained: Any,
+  cond: dict[str, np.ndarray],
+  *,
+  parts: Any = None,
+  reads_mask: bool = False,
 ) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
   """What the options ask for: how to sample (None for the objective's own way), the condition, and its inputs.
 
-  `parts` stands in for the objective's `denoising`, where it is given.
+  `parts` stands in for the objective's `denoising`, where it is given; a network that `reads_mask` was trained to
+  inpaint.
   """
   if parts is None and all(
     given is None for given in (args.edit, args.inpaint, args.interpolate, args.invert, args.until, args.previews)
@@ -71,6 +77,8 @@ def chosen(
     return edit.edited(parts, strength=args.strength), cond, inputs
   if args.inpaint is not None:
     inputs |= {'mask': _mask(args.mask, shape, args.num)}
+    if reads_mask:
+      return inpaint.told_inpainted(parts), cond, inputs
     repeats = 10 if args.repeats is None else args.repeats
     return inpaint.inpainted(parts, repeats=repeats), cond, inputs
   if args.invert is not None:

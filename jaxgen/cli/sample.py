@@ -1,4 +1,4 @@
-"""`jaxgen sample`: makes images with a run's model."""
+"""`jaxgen sample`: makes images with a run's model, or with a published one."""
 
 import argparse
 import json
@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import edit, lora, output, prompts
+from jaxgen.cli import edit, generator, lora, output, prompts
 from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
 _ANIMATIONS = ('.webp', '.gif', '.mp4')
@@ -15,7 +15,9 @@ _FPS = 12
 
 def main(argv: list[str]) -> int:
   args, overrides = _parser().parse_known_args(argv)
-  args.run = args.run or str(newest_run())
+  generator.check(args, overrides)
+  if args.weights is None:
+    args.run = args.run or str(newest_run())
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
   edit.check(args)
@@ -27,21 +29,19 @@ def main(argv: list[str]) -> int:
     output.check_samples_folder(args.out)
   words = prompts.read(args)
 
-  config, module = load_run(args.run, [*overrides, *prompts.overrides(args)], config=args.config, trust_code=args.trust)
+  trained, config, reads_mask = _opened(args, overrides, words)
 
   import numpy as np
 
   from jaxgen import distributed, sample
 
-  distributed.start()
-  trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
   trained = lora.added(args.lora, trained)
   names = trained.stage.data.class_names
   given = {} if args.label is None else {'label': np.asarray(sample.class_numbers(args.label, names), np.int32)}
   given |= sample.prompt_fields(trained.stage, words)
   cond = sample.conditioning(trained.stage, args.num, given=given)
   parts = prompts.negated(args, trained.stage, config)
-  sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts)
+  sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts, reads_mask=reads_mask)
   images = sample.sample(
     trained,
     cond,
@@ -53,16 +53,30 @@ def main(argv: list[str]) -> int:
   )
   if distributed.is_first():
     _save(args.out, images, cond, names, words)
-    print(f'{args.num} images of {args.run}, step {trained.step:,}, in {args.out}')
+    made_by = f'{args.run}, step {trained.step:,},' if args.weights is None else args.weights
+    print(f'{args.num} images of {made_by} in {args.out}')
     if args.invert is not None:
       print(edit.inversion_message(images, inputs['image']))
   return 0
 
 
+def _opened(args: argparse.Namespace, overrides: Sequence[str], words: Sequence[str]) -> tuple[Any, Any, bool]:
+  """The model, its config ({} of a published one), and whether it reads the mask of an image to fill."""
+  if args.weights is not None:
+    trained, reads_mask = generator.opened(args, words)
+    return trained, {}, reads_mask
+  changes = [*overrides, *prompts.overrides(args)]
+  config, module = load_run(args.run, changes, config=args.config, trust_code=args.trust)
+  from jaxgen import distributed, sample
+
+  distributed.start()
+  return sample.restore(module.build(config), args.run, step=args.step, average=args.ema), config, False
+
+
 def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='jaxgen sample',
-    description="Makes images with a run's model, with the sampler and guidance of its config.",
+    description="Makes images with a run's model and the sampler of its config, or with a published generator.",
     epilog="Any field of the run's config can be changed, e.g. --config.sampling.steps=100",
     allow_abbrev=False,
   )
@@ -87,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
   prompts.add_options(parser)
   lora.add_options(parser)
   edit.add_options(parser)
+  generator.add_options(parser)
   add_trust_options(parser)
   return parser
 

@@ -16,8 +16,9 @@ def main(argv: list[str]) -> int:
   get.add_argument('--from', dest='source', type=Path, metavar='FILE', help='read this file; fetch nothing')
   convert = commands.add_parser(
     'convert',
-    help="write a folder that jaxgen loads from an autoencoder's original checkpoint, or from EDM's state dicts",
-    description='The checkpoint may be of an autoencoder (VQGAN, latent diffusion) or of a whole Stable Diffusion. '
+    help='write a folder that jaxgen and diffusers load from a file of the original code',
+    description='What the file is decides: a checkpoint of Stable Diffusion 1, 2 or XL becomes a folder with '
+    'model_index.json; with --network, its autoencoder alone, or that of a VQGAN or latent diffusion, becomes one. '
     "EDM's pickles hold code: save their state dicts as arrays where you trust it (jaxgen/pretrained/edm_unet.py).",
   )
   convert.add_argument(
@@ -26,11 +27,16 @@ def main(argv: list[str]) -> int:
   convert.add_argument('folder', type=Path)
   convert.add_argument(
     '--network',
-    required=True,
-    help='sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...; edm-cifar10-32x32-cond-vp, ...',
+    help='of a file that does not say what it is: sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...; '
+    'edm-cifar10-32x32-cond-vp, ...',
   )
   convert.add_argument(
     '--part', help="entry of the checkpoint, such as 'ema' or 'model' (default: the one to sample with)"
+  )
+  convert.add_argument(
+    '--prediction',
+    choices=('epsilon', 'v_prediction'),
+    help='of Stable Diffusion 2, which does not say what it predicts',
   )
   export = commands.add_parser('lora', help="write a run's LoRA as a file that diffusers, peft and kohya's tools read")
   export.add_argument('run', help="the run's folder")
@@ -46,14 +52,19 @@ def main(argv: list[str]) -> int:
   elif options.command == 'lora':
     _lora(options)
   else:
-    _convert(options.file, options.folder, options.network, options.part)
+    _convert(options)
   return 0
 
 
-def _convert(file: Path, folder: Path, network: str, part: str | None) -> None:
-  from jaxgen.pretrained import autoencoder, edm_unet
+def _convert(options: argparse.Namespace) -> None:
+  from jaxgen.pretrained import autoencoder, edm_unet, published, single_file
 
-  if network.startswith('edm-'):
+  file, folder, network, part = options.file, options.folder, options.network, options.part
+  if network is None:
+    if not single_file.is_checkpoint(file):
+      raise ValueError(f'{file} does not say what it is; give --network, such as sd-f8 or edm-cifar10-32x32-cond-vp')
+    published.save(single_file.load(file, prediction=options.prediction), folder)
+  elif network.startswith('edm-'):
     if part:
       raise ValueError(f'--part is {part!r}; arrays of EDM have no parts')
     edm_unet.convert(file, folder, network)
@@ -75,13 +86,20 @@ def _lora(options: argparse.Namespace) -> None:
 
 
 def _list() -> None:
-  from jaxgen.pretrained import hub, weights
+  from jaxgen.pretrained import folder, hub, weights
 
   for name, entry in weights.REGISTRY.items():
     path = weights.stored(name)
-    print(f'{name:12}{entry.description}\n{"":12}{path if path.exists() else "not here yet; from"}')
-    for source in entry.sources:
-      print(f'{"":14}{source.name}: {source.description}')
+    print(f'{name:18}{entry.description}; {entry.licence}')
+    if path.exists():
+      print(f'{"":18}{path} ({path.stat().st_size / 1e6:.1f} MB)')
+    else:
+      print(f'{"":18}not here yet; from')
+      for source in entry.sources:
+        print(f'{"":20}{source.name}: {source.description}')
+    if entry.config:
+      sizes = ', '.join(f'{field} {value}' for field, value in entry.config.items() if isinstance(value, int))
+      print(f'{"":18}{folder.class_of(entry.config)}: {sizes}')
   print("\nPublished models of the Hugging Face Hub, by name too (pip install 'jaxgen[hub]'):\n")
   for name, model in hub.MODELS.items():
     used = f'; --config {model.config} --init-from' if model.config else ''

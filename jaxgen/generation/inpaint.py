@@ -1,14 +1,30 @@
-"""Inpainting with any trained denoiser: RePaint (Lugmayr et al. 2022).
+"""Inpainting with any trained denoiser, and with one that was trained for it.
+
+RePaint (Lugmayr et al. 2022) takes any:
 
 (1)  each reverse step from t to s is followed by x_s <- m x_s(known) + (1 - m) x_s, and taken again `repeats` times
      from a new x_t ~ q(x_t | x_s)
 (2)  q(x_t | x_s) = N(r x_s, sigma(t)^2 - r^2 sigma(s)^2),   r = alpha(t)/alpha(s)
+
+Stable Diffusion's inpainting models (Rombach et al. 2022) read, as more channels beside x_t,
+
+(3)  concat = [1 - m, encode(m image)]
+
+Differs from diffusers in Eq. 3: the image is encoded as its mean, not as a sample.
 """
 
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.base import Denoising, SampleFn, decoded, guided_denoiser, split_keys, walk_of
+from jaxgen.objectives.base import (
+  Denoising,
+  SampleFn,
+  decoded,
+  guided_denoiser,
+  sample_from,
+  split_keys,
+  walk_of,
+)
 from jaxgen.processes.process import Denoiser, Process, corrupt, image_noise
 from jaxgen.samplers.clipping import clipped
 from jaxgen.samplers.ddpm import ddpm
@@ -44,6 +60,27 @@ def inpainted(d: Denoising, *, repeats: int = 10) -> SampleFn:
       denoise, process, noise, times, known=known, mask=mask, cond=told, keys=step_keys, repeats=repeats, solve=solve
     )
     return decoded(d, frozen, x0)
+
+  return sample
+
+
+def told_inpainted(d: Denoising) -> SampleFn:
+  """As `inpainted`, by a network that reads the mask and what is known, `cond['concat']`.  # Eq. 3"""
+
+  def sample(
+    params: dict,
+    frozen: dict,
+    cond: Cond,
+    keys: Key[Array, ' b'],
+    *,
+    image: Float[Array, 'b h w c'],
+    mask: Float[Array, 'b h w 1'],
+  ) -> Float[Array, 'b h w c']:
+    known = (mask > 0.5).astype(jnp.float32)
+    factor = image.shape[1] // d.shape[0]
+    seen = [1 - known[:, ::factor, ::factor], d.encode(frozen, image * known)]
+    noise = image_noise(split_keys(keys)[0], d.shape)
+    return sample_from(d, params, frozen, cond, noise, keys, beside={'concat': jnp.concatenate(seen, axis=-1)})
 
   return sample
 

@@ -14,6 +14,8 @@ block (`resize` of Eqs. 2 and 5: ADM). Last convolutions of blocks, outputs of a
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (DDPM). Nichol and Dhariwal 2021, "Improved Denoising
 Diffusion Probabilistic Models" (IDDPM). Dhariwal and Nichol 2021, "Diffusion Models Beat GANs" (ADM).
 Rombach et al. 2022: Eq. 6 becomes a transformer that reads text (layers/transformer.py; Stable Diffusion).
+Podell et al. 2023, "SDXL": deeper transformers at smaller sizes, and Eq. 1 has one more term, of the pooled text and of
+numbers such as the image's size: + vector([pooled, sinusoid(size)]).
 Differs from IDDPM and ADM: layers start from DDPM's uniform draws of unit fan average, rather than PyTorch's defaults.
 """
 
@@ -95,6 +97,8 @@ class Size(NamedTuple):
   heads: int = 1
   head_size: int | None = None
   dropout: float = 0.0
+  transformer: int | tuple[int, ...] = 0
+  size_features: int = 0
 
 
 DDPM_SIZES = {
@@ -106,8 +110,10 @@ IDDPM_SIZES = {
   'imagenet64': Size((1, 2, 3, 4), attention=(2, 3), blocks=3, heads=4),
 }
 STABLE_SIZES = {
-  '1.5': Size((1, 2, 4, 4), attention=(0, 1, 2), width=320, heads=8),
-  '2.1': Size((1, 2, 4, 4), attention=(0, 1, 2), width=320, head_size=64),
+  '1.5': Size((1, 2, 4, 4), attention=(0, 1, 2), width=320, heads=8, transformer=1),
+  '2.1': Size((1, 2, 4, 4), attention=(0, 1, 2), width=320, head_size=64, transformer=1),
+  'xl': Size((1, 2, 4), attention=(1, 2), width=320, head_size=64, transformer=(0, 2, 10), size_features=256),
+  'xl-refiner': Size((1, 2, 4, 4), attention=(1, 2), width=384, head_size=64, transformer=4, size_features=256),
 }
 ADM_SIZES = {
   64: Size((1, 2, 3, 4), attention=(1, 2, 3), width=192, blocks=3, head_size=64, dropout=0.1),
@@ -124,6 +130,7 @@ class Stage(NamedTuple):
   block: bool = True
   attention: bool = False
   resize: bool = False
+  transformer: int = 0  # depth of the one that the attention is
 
 
 class UNet(nn.Module):
@@ -135,7 +142,9 @@ class UNet(nn.Module):
     blocks: residual blocks in each level of the encoder; the decoder has one more.
     attention: the levels with attention after each block; the middle has it too.
     heads, head_size: number of attention heads, or their size, which then decides their number.
-    transformer: depth of the transformers that stand in for Eq. 6 and read `cond['text']`; 0 for Eq. 6.
+    transformer: depth of the transformers that stand in for Eq. 6 and read `cond['text']`, one for all levels or one
+      for each, of which the last is the middle's too; 0 for Eq. 6.
+    size_features: features of each number of `cond['size']`, which joins the time with `cond['pooled']`; 0 for neither.
     num_classes: labels are 0 to num_classes - 1, and num_classes, the null label, adds nothing; 0 is unconditional.
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     dropout: rate within the blocks (Eq. 5), when training.
@@ -151,7 +160,8 @@ class UNet(nn.Module):
   attention: tuple[int, ...] = ()
   heads: int = 1
   head_size: int | None = None
-  transformer: int = 0
+  transformer: int | tuple[int, ...] = 0
+  size_features: int = 0
   num_classes: int = 0
   learn_sigma: bool = False
   dropout: float = 0.0
@@ -173,11 +183,15 @@ class UNet(nn.Module):
         if given, `'text_mask'`, bool b k; `'attention_edit'`, `Edits` of layers/attention_edit.py; `'image_prompt'`,
         float b m e, tokens of an image, with `'image_prompt_scale'`, float b, one for all stages or by their names,
         {'decoder_1': b}, 0 for all others. `'residuals'`, those of a control branch (models/controlnet.py).
+        `'pooled'`, float b p, and `'size'`, float b s, if there are size features. `'concat'`, float b h w e, more
+        channels to read beside x, if given: inpainting's mask and masked image, a picture to edit.
       train: whether dropout is on; its rng is 'dropout'.
     """
     self._check(x.shape)
     channels = x.shape[-1] * (1 + self.learn_sigma)
     c = conditioned(self, t, cond)
+    if 'concat' in cond:
+      x = jnp.concatenate([x, cond['concat']], axis=-1)
     dropout = self.dropout if train else 0.0
     x = conv_in(self, x)
     kept = [x]
@@ -213,6 +227,11 @@ def conditioned(net: UNet, t: Float[Array, 'b'], cond: Cond) -> Float[Array, 'b 
   if net.num_classes:
     table = LabelEmbedding(net.num_classes, 4 * net.width, null_row=False, table_init=_normal, name='label_embed')
     c += table(cond['label'])
+  if net.size_features:
+    numbers = cond['size']
+    features = timestep_embedding(numbers.reshape(-1), net.size_features).reshape(len(numbers), -1)
+    vector = jnp.concatenate([cond['pooled'].astype(jnp.float32), features], axis=-1)
+    c += TimeEmbedding(4 * net.width, name='vector_embed')(vector)
   return nn.silu(c).astype(net.dtype)
 
 
@@ -231,9 +250,9 @@ def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize,
   shared = (style, net.groups, net.dtype)
   if stage.block:
     x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
-  if stage.attention and net.transformer:
+  if stage.attention and stage.transformer:
     heads = _heads(net, stage.features)
-    layer = transform(heads, net.transformer, net.groups, net.dtype, name=f'{name}_attention')
+    layer = transform(heads, stage.transformer, net.groups, net.dtype, name=f'{name}_attention')
     edits: Any = cond.get('attention_edit', Edits())
     x = layer(x, cond['text'], mask=cond.get('text_mask'), edits=edits, image=_image_prompt(cond, name))
   elif stage.attention:
@@ -271,7 +290,7 @@ def encoder(net: UNet) -> list[Stage]:
   """From the first convolution down; the result of each is kept for the decoder."""
   stages = []
   for level, features in enumerate(_features(net)):
-    stages += [Stage(features, attention=level in net.attention)] * net.blocks
+    stages += [Stage(features, attention=level in net.attention, transformer=depths(net)[level])] * net.blocks
     if level + 1 < len(net.multipliers):
       stages.append(Stage(features, block=False, resize=True))
   return stages
@@ -280,16 +299,25 @@ def encoder(net: UNet) -> list[Stage]:
 def middle(net: UNet) -> list[Stage]:
   """At the smallest size."""
   features = _features(net)[-1]
-  return [Stage(features, attention=True), Stage(features)]
+  return [Stage(features, attention=True, transformer=depths(net)[-1]), Stage(features)]
 
 
 def decoder(net: UNet) -> list[Stage]:
   """Back up; each reads one result of the encoder, the last one first."""
   stages = []
   for level, features in reversed(list(enumerate(_features(net)))):
-    stage = Stage(features, attention=level in net.attention)
+    stage = Stage(features, attention=level in net.attention, transformer=depths(net)[level])
     stages += [stage] * net.blocks + [stage._replace(resize=level > 0)]
   return stages
+
+
+def depths(net: UNet) -> tuple[int, ...]:
+  """The depth of the transformers of each level."""
+  levels = len(net.multipliers)
+  made = net.transformer if isinstance(net.transformer, tuple) else (net.transformer,) * levels
+  if len(made) != levels:
+    raise ValueError(f'{len(made)} depths of transformers for {levels} levels; give one, or one for each level')
+  return made
 
 
 def _features(net: UNet) -> list[int]:
@@ -315,9 +343,9 @@ def adm(resolution: int, *, num_classes: int = 1000, dtype: Any = jnp.float32, r
 
 
 def stable_diffusion(version: str, *, dtype: Any = jnp.float32, remat: Policy = None) -> UNet:
-  """Stable Diffusion's networks for latents of 4 channels, conditioned on text: `stable_diffusion('1.5')`, `'2.1'`."""
+  """Stable Diffusion's networks for latents of 4 channels, conditioned on text: '1.5', '2.1', 'xl', 'xl-refiner'."""
   size = _published('Stable Diffusion', STABLE_SIZES, version)
-  return UNet(**size._asdict(), transformer=1, style=STABLE, dtype=dtype, remat=remat)
+  return UNet(**size._asdict(), style=STABLE, dtype=dtype, remat=remat)
 
 
 class TimeEmbedding(nn.Module):

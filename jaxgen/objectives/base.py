@@ -78,6 +78,7 @@ class Denoising(NamedTuple):
     walk: a sampler whose steps can be taken one at a time and repeated, for inpainting and inversion; None for DDPM at
       the sampler's times.
     predicts: meaning of the network's output, such as `parameterisation.eps`; None where it has no single one.
+    noise_std: standard deviation of the first noise; None for the process's at t = 1.
     inverse: finds the noise of an image, as `ddim_inversion` does; None where the denoiser's x0 is the end of a path
       rather than a mean of the data, which does not give the path's direction.
   """
@@ -94,6 +95,7 @@ class Denoising(NamedTuple):
   show: preview.Show | None = None
   walk: Sampler | None = None
   predicts: Parameterise | None = None
+  noise_std: float | None = None
   inverse: Callable[..., Array] | None = ddim_inversion
 
 
@@ -129,13 +131,24 @@ def sampled(d: Denoising) -> SampleFn:
 
 
 def sample_from(
-  d: Denoising, params: dict, frozen: dict, cond: Cond, noise: Float[Array, 'b ...'], keys: Key[Array, ' b']
+  d: Denoising,
+  params: dict,
+  frozen: dict,
+  cond: Cond,
+  noise: Float[Array, 'b ...'],
+  keys: Key[Array, ' b'],
+  *,
+  beside: Cond | None = None,
 ) -> Float[Array, 'b h w c']:
-  """Images from given standard normal noise, with the other randomness of `keys`."""
+  """Images from given standard normal noise, with the other randomness of `keys`.
+
+  `beside` has entries of the network's condition that no field stands for, such as a mask.
+  """
   process, (_, step_keys, encode_keys) = d.process(params), split_keys(keys)
   told, without = d.condition(params, frozen, cond, encode_keys)
   denoise = guided_denoiser(d, params, frozen, without)
-  x = process.sigma(jnp.float32(1)) * noise
+  x = (process.sigma(jnp.float32(1)) if d.noise_std is None else d.noise_std) * noise
+  told = {**told, **(beside or {})}
   x0 = d.sampler.solve(denoise, process, x, d.sampler.times, cond=told, keys=step_keys)
   return decoded(d, frozen, x0)
 

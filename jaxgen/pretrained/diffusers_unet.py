@@ -9,12 +9,11 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
-from jaxgen.models.unet import Stage, Style, UNet, decoder, encoder, middle
+from jaxgen.models.unet import Stage, Style, UNet, decoder, depths, encoder, middle
 from jaxgen.pretrained import folder, state_dict
 from jaxgen.pretrained.layout import Layout, Meta
 from jaxgen.pretrained.state_dict import (
   Leaf,
-  Leaves,
   Modules,
   Shape,
   conv,
@@ -25,7 +24,7 @@ from jaxgen.pretrained.state_dict import (
   table,
   to_heads,
 )
-from jaxgen.pretrained.unet import TRANSFORMER_BLOCK, shapes
+from jaxgen.pretrained.unet import shapes, transformer
 from jaxgen.typing import Array, Params
 
 CLASSES = ('UNet2DModel', 'UNet2DConditionModel')
@@ -34,15 +33,18 @@ _TIMES: dict[tuple[bool, int], Callable[[Array, int], Array]] = {  # (flip_sin_t
   (False, 1): ddpm_timestep_embedding,
 }
 _PADDINGS = {1: (1, 1), 0: (0, 1)}  # downsample_padding -> Style.half_padding
-_ONE_FOR_ALL = ('layers_per_block', 'transformer_layers_per_block', 'cross_attention_dim')  # levels
+_ONE_FOR_ALL = ('layers_per_block', 'cross_attention_dim')  # levels
 _ENDS: Modules = {
   'time_embed/in': ('time_embedding.linear_1', linear),
   'time_embed/out': ('time_embedding.linear_2', linear),
   'label_embed/table': ('class_embedding', table),
+  'vector_embed/in': ('add_embedding.linear_1', linear),
+  'vector_embed/out': ('add_embedding.linear_2', linear),
   'conv_in': ('conv_in', conv),
   'norm_out': ('conv_norm_out', table),
   'conv_out': ('conv_out', conv),
 }
+_ATTENTION: Modules = {'norm': ('group_norm', table), 'qkv': ('', to_heads), 'out': ('to_out.0', from_heads)}
 _BLOCK: Modules = {
   'norm_in': ('norm1', table),
   'conv_in': ('conv1', conv),
@@ -77,7 +79,20 @@ def write(net: UNet, params: Params, meta: Meta) -> Layout:
 
 def _layout(net: UNet, config: folder.Config) -> Layout:
   channels, projection = config.get('in_channels', 3), bool(config.get('use_linear_projection'))
-  return Layout(net, _leaves(net, channels, _text_width(config), projection), config)
+  concat = concatenated(config)
+  vector = config.get('projection_class_embeddings_input_dim') or 0
+  made = shapes(net, channels - concat, _text_width(config), concat=concat, vector=vector)
+  modules = _modules(net, linear if projection else conv_1x1)
+  return Layout(net, {path: _leaf(path, shape, modules) for path, shape in made.items()}, config)
+
+
+def concatenated(config: Mapping[str, Any]) -> int:
+  """Channels that the network reads beside its image: 5 of an inpainting model, 4 of InstructPix2Pix."""
+  return max(config.get('in_channels', 4) - (config.get('out_channels') or 0), 0) if _reads_text(config) else 0
+
+
+def _reads_text(config: Mapping[str, Any]) -> bool:
+  return config['_class_name'] == 'UNet2DConditionModel'
 
 
 def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
@@ -86,13 +101,14 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
   Raises:
     ValueError: jaxgen has no such network.
   """
-  text = config['_class_name'] == 'UNet2DConditionModel'
+  text = _reads_text(config)
   lists = [name for name in _ONE_FOR_ALL if isinstance(config.get(name), list)]
   if lists:
     raise ValueError(
       f'this {config["_class_name"]} is not one that jaxgen has: {lists[0]} is {config[lists[0]]}, wanted one number'
     )
-  features, channels = config['block_out_channels'], config.get('in_channels', 4 if text else 3)
+  features = config['block_out_channels']
+  channels = config.get('in_channels', 4 if text else 3) - concatenated(config)
   width = features[0]
   attends = tuple('Attn' in kind for kind in config['down_block_types'])
   resnet = not text and config.get('downsample_type', 'conv') == 'resnet'
@@ -103,6 +119,7 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
     _UNSUPPORTED
     | _block_types(attends, text=text, resnet=resnet)
     | {
+      'addition_embed_type': 'text_time' if text and config.get('addition_embed_type') else None,
       'out_channels': channels * (1 + doubled),
       'time_embedding_dim': config.get('time_embedding_dim') and 4 * width,
       'attn_norm_num_groups': groups if scale_shift else config.get('attn_norm_num_groups') and groups,
@@ -122,7 +139,8 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
     multipliers=tuple(_ratio(size, width) for size in features),
     blocks=config.get('layers_per_block', 2),
     attention=tuple(level for level, attend in enumerate(attends) if attend),
-    transformer=config.get('transformer_layers_per_block', 1) if text else 0,
+    transformer=_depths(config, attends) if text else 0,
+    size_features=config.get('addition_time_embed_dim') or 0 if config.get('addition_embed_type') else 0,
     num_classes=config.get('num_class_embeds') or 0,
     learn_sigma=doubled,
     dropout=config.get('dropout', 0.0),
@@ -136,7 +154,8 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
 def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.Config:
   """The inverse of `network`; channels and the text's width are those of the parameters; `more` is as in `Meta`."""
   style, text = net.style, bool(net.transformer)
-  channels, features = params['conv_in']['kernel'].shape[2], [int(m * net.width) for m in net.multipliers]
+  features = [int(m * net.width) for m in net.multipliers]
+  seen, made = params['conv_in']['kernel'].shape[2], params['conv_out']['kernel'].shape[3]
   times = {make: flags for flags, make in _TIMES.items()}[style.time_features]
   paddings = {padding: number for number, padding in _PADDINGS.items()}
   if features[0] != net.width or (text and (style.scale_shift or style.resize_in_blocks)):
@@ -144,8 +163,8 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   attends = tuple(level in net.attention for level in range(len(features)))
   config = {
     **_block_types(attends, text=text, resnet=style.resize_in_blocks),
-    'in_channels': channels,
-    'out_channels': channels * (1 + net.learn_sigma),
+    'in_channels': seen,
+    'out_channels': made,
     'block_out_channels': features,
     'layers_per_block': net.blocks,
     'norm_num_groups': net.groups,
@@ -163,9 +182,10 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
     return config | {
       '_class_name': 'UNet2DConditionModel',
       'attention_head_dim': heads if net.head_size else net.heads,  # diffusers' name for their number
-      'transformer_layers_per_block': net.transformer,
+      'transformer_layers_per_block': list(made) if len(set(made := depths(net))) > 1 else made[0],
       'cross_attention_dim': _cross_width(params),
       'use_linear_projection': bool(more.get('use_linear_projection')),
+      **_vector(net, params),
     }
   sizes = {
     size // number for size, number, attend in zip(features, heads, (*attends[:-1], True), strict=True) if attend
@@ -184,7 +204,6 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
 
 _UNSUPPORTED = {
   'act_fn': 'silu',
-  'addition_embed_type': None,
   'add_attention': True,
   'center_input_sample': False,
   'class_embed_type': None,
@@ -228,6 +247,28 @@ def _heads(config: Mapping[str, Any], features: list[int], *, text: bool) -> dic
   return {'head_size': sizes.pop()}
 
 
+def _depths(config: Mapping[str, Any], attends: tuple[bool, ...]) -> int | tuple[int, ...]:
+  """Of the transformers; a level without any has 0, unless it is the last, whose number is the middle's too."""
+  given = config.get('transformer_layers_per_block', 1)
+  if isinstance(given, int):
+    return given
+  last = len(given) - 1
+  made = tuple(
+    depth if attend or level == last else 0 for level, (depth, attend) in enumerate(zip(given, attends, strict=True))
+  )
+  return made[0] if len(set(made)) == 1 else made
+
+
+def _vector(net: UNet, params: Params) -> folder.Config:
+  if not net.size_features:
+    return {}
+  return {
+    'addition_embed_type': 'text_time',
+    'addition_time_embed_dim': net.size_features,
+    'projection_class_embeddings_input_dim': params['vector_embed']['in']['kernel'].shape[0],
+  }
+
+
 def _ratio(size: int, width: int) -> float:
   return size // width if size % width == 0 else size / width
 
@@ -238,11 +279,6 @@ def _text_width(config: Mapping[str, Any]) -> int:
 
 def _cross_width(params: Params) -> int:
   return params['middle_0_attention']['block_0']['cross']['key']['kernel'].shape[0]
-
-
-def _leaves(net: UNet, channels: int, text_width: int, linear_projection: bool) -> Leaves:
-  modules = _modules(net, linear if linear_projection else conv_1x1)
-  return {path: _leaf(path, shape, modules) for path, shape in shapes(net, channels, text_width).items()}
 
 
 def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
@@ -258,19 +294,13 @@ def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
 
 
 def _modules(net: UNet, projection: state_dict.Order) -> Modules:
-  attention: Modules = {'norm': ('group_norm', table), 'qkv': ('', to_heads), 'out': ('to_out.0', from_heads)}
-  if net.transformer:
-    attention = {'norm': ('norm', table), 'in': ('proj_in', projection), 'out': ('proj_out', projection)}
-    for i in range(net.transformer):
-      for module, (name, layout) in TRANSFORMER_BLOCK.items():
-        attention[f'block_{i}/{module}'] = (f'transformer_blocks.{i}.{name}', layout)
   modules = dict(_ENDS)
-  modules |= _stages(encoder(net), attention, 'encoder', 'down_blocks.{}', 'downsamplers')
-  modules |= _stages(decoder(net), attention, 'decoder', 'up_blocks.{}', 'upsamplers')
-  return modules | _stages(middle(net), attention, 'middle', 'mid_block', '')
+  modules |= _stages(encoder(net), projection, 'encoder', 'down_blocks.{}', 'downsamplers')
+  modules |= _stages(decoder(net), projection, 'decoder', 'up_blocks.{}', 'upsamplers')
+  return modules | _stages(middle(net), projection, 'middle', 'mid_block', '')
 
 
-def _stages(stages: list[Stage], attention: Modules, path: str, block: str, resize: str) -> Modules:
+def _stages(stages: list[Stage], projection: state_dict.Order, path: str, block: str, resize: str) -> Modules:
   """The modules of the encoder, decoder or middle; a change of size ends a block of diffusers."""
   modules: Modules = {}
   level = blocks = attentions = 0
@@ -280,6 +310,7 @@ def _stages(stages: list[Stage], attention: Modules, path: str, block: str, resi
       modules |= _under(f'{path}_{i}_block', f'{here}.resnets.{blocks}', _BLOCK)
       blocks += 1
     if stage.attention:
+      attention = transformer(stage.transformer, projection) if stage.transformer else _ATTENTION
       modules |= _under(f'{path}_{i}_attention', f'{here}.attentions.{attentions}', attention)
       attentions += 1
     if stage.resize:

@@ -25,6 +25,7 @@ from jaxgen.pretrained.state_dict import (
   from_heads,
   kernel,
   linear,
+  patches,
   stack_leaf,
   table,
   to_heads,
@@ -173,10 +174,8 @@ def _end(path: str, shape: Shape, net: DiT, diffusers: bool) -> Leaf:
   name = f'{in_diffusers if diffusers else in_original}.{"bias" if parameter == "bias" else "weight"}'
   if parameter == 'bias':
     leaf = vector(name, shape)
-  elif of is None:  # a convolution over patches is a matrix over (row, column, channel)
-    view = (net.patch, net.patch, shape[0] // net.patch**2, shape[1])
-    order = (3, 2, 0, 1)
-    leaf = Leaf((name,), shape, order, tuple(view[axis] for axis in order), view=view)
+  elif of is None:
+    leaf = patches(name, shape, net.patch)
   else:
     leaf = kernel(name, shape, of)
   if '{}' in name:

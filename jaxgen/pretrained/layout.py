@@ -94,6 +94,15 @@ def pretrained(layout: Layout, tensors: Tensors, *, source: str, put: Put | None
   return Pretrained(layout.net, params, Meta(layout.config, hashed.digest(), layout.scaling))
 
 
+def lazily(layout: Layout, tensors: Tensors, *, source: str) -> Pretrained:
+  """As `pretrained`, with parameters that are read from the file whenever an array is made of them, and no hash."""
+  own = layout.own(tensors)
+  _check_fixed(own, layout.fixed, source)
+  kept = {name: tensor for name, tensor in own.items() if name not in layout.fixed}
+  params = state_dict.lazily(layout.leaves, kept, network=source)
+  return Pretrained(layout.net, params, Meta(layout.config, scaling=layout.scaling))
+
+
 def load(layout: Layout, path: str | os.PathLike, *, put: Put | None = None) -> Pretrained:
   """The network of a layout from its folder; see `pretrained`."""
   return pretrained(layout, folder.tensors(path, stem=layout.stem), source=os.fspath(path), put=put)

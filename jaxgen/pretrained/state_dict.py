@@ -51,6 +51,7 @@ class Leaf(NamedTuple):
     apart: the axes along which the parts lie.
     view: axes that a part is seen with, where they are not its own; `order` is of these.
     copies: the tensors are all the whole leaf; on reading they must be equal.
+    flip: axes of a part that run the other way in its tensor.
   """
 
   names: tuple[str, ...]
@@ -60,6 +61,7 @@ class Leaf(NamedTuple):
   apart: Shape = ()
   view: Shape = ()
   copies: bool = False
+  flip: Shape = ()
 
   @property
   def part_shape(self) -> Shape:
@@ -84,7 +86,7 @@ class Leaf(NamedTuple):
   def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
     parts = np.moveaxis(leaf, self.apart, range(len(self.apart))).reshape(-1, *self.part_shape)
     view = self.view or self.part_shape
-    turned = [part.reshape(view).transpose(self.order).reshape(self.tensor_shape) for part in parts]
+    turned = [np.flip(part, self.flip).reshape(view).transpose(self.order).reshape(self.tensor_shape) for part in parts]
     if self.copies:
       turned *= len(self.names)
     return {name: np.array(part, order='C') for name, part in zip(self.names, turned, strict=True)}
@@ -92,7 +94,11 @@ class Leaf(NamedTuple):
   def _part(self, tensor: Any) -> np.ndarray:
     view = self.view or self.part_shape
     turned = np.asarray(tensor).reshape([view[axis] for axis in self.order]).transpose(np.argsort(self.order))
-    return turned.reshape(self.part_shape)
+    return np.flip(turned.reshape(self.part_shape), self.flip)
+
+  def of_one(self) -> 'Leaf':
+    """Of the only block of a stack of one, without the axis of its depth."""
+    return self._replace(shape=self.shape[1:], apart=tuple(axis - 1 for axis in self.apart if axis))
 
 
 Leaves = Mapping[str, Leaf]
@@ -101,6 +107,13 @@ Leaves = Mapping[str, Leaf]
 def kernel(name: str, shape: Shape, layout: Order) -> Leaf:
   """A module's weight."""
   return Leaf((name,), shape, layout.order, layout.tensor_shape(shape))
+
+
+def patches(name: str, shape: Shape, patch: int) -> Leaf:
+  """A convolution over patches, which here is a matrix over (row, column, channel)."""
+  view = (patch, patch, shape[0] // patch**2, shape[1])
+  order = (3, 2, 0, 1)
+  return Leaf((name,), shape, order, tuple(view[axis] for axis in order), view=view)
 
 
 def vector(name: str, shape: Shape) -> Leaf:
@@ -130,7 +143,7 @@ class Module(NamedTuple):
   layout: Order
 
 
-def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Module]) -> Leaf:
+def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Module], start: int = 0) -> Leaf:
   """The leaf of a scanned stack, whose first axis is the depth's.
 
   Args:
@@ -138,6 +151,7 @@ def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Mo
     shape: with the depth.
     blocks: name of a block, `{}` its number.
     modules: of a block, by their path here.
+    start: number of the stack's first block there.
   """
   module, _, parameter = path.rpartition('/')
   names, layout = modules[module]
@@ -147,7 +161,7 @@ def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Mo
     apart = (0, 1 if parameter == 'bias' else 2)
   part = tuple(size for axis, size in enumerate(shape) if axis not in apart)
   whole = [name.format(ending) if '{}' in name else f'{name}.{ending}' for name in names]
-  there = tuple(f'{blocks.format(i)}.{name}' for i in range(shape[0]) for name in whole)
+  there = tuple(f'{blocks.format(start + i)}.{name}' for i in range(shape[0]) for name in whole)
   if parameter == 'kernel':
     return Leaf(there, shape, layout.order, layout.tensor_shape(part), apart)
   return Leaf(there, shape, tuple(range(len(part))), (math.prod(part),), apart)
@@ -186,6 +200,28 @@ def to_flax(
   # Reading, hashing and transposing leave Python's lock. Each thread holds one parameter.
   with ThreadPoolExecutor(_THREADS) as pool:
     return traverse_util.unflatten_dict(dict(zip(leaves, pool.map(make, leaves), strict=True)), sep='/')
+
+
+class Unread:
+  """A parameter that is read from its file whenever numpy is asked for an array of it; float32."""
+
+  dtype = np.dtype(np.float32)
+
+  def __init__(self, leaf: Leaf, tensors: Tensors):
+    self._leaf, self._tensors, self.shape = leaf, tensors, leaf.shape
+
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+    return np.asarray(self._leaf.to_flax(self._tensors), dtype or self.dtype)
+
+
+def lazily(leaves: Leaves, tensors: Tensors, *, network: str) -> Params:
+  """The parameters of a network as `Unread` leaves; arguments and errors as of `to_flax`."""
+  check(tensors, {name: leaf.tensor_shape for leaf in leaves.values() for name in leaf.names}, network=network)
+  return traverse_util.unflatten_dict({path: Unread(leaf, tensors) for path, leaf in leaves.items()}, sep='/')
 
 
 def to_torch(leaves: Leaves, params: Params) -> dict[str, np.ndarray]:

@@ -43,6 +43,8 @@ _ENDS: Modules = {
   'time_embed/in': ('time_embed.0', linear),
   'time_embed/out': ('time_embed.2', linear),
   'label_embed/table': ('label_emb', table),
+  'vector_embed/in': ('label_emb.0.0', linear),
+  'vector_embed/out': ('label_emb.0.2', linear),
   'conv_in': ('input_blocks.0.0', conv),
   'norm_out': ('out.0', table),
   'conv_out': ('out.2', conv),
@@ -56,8 +58,7 @@ _BLOCK: Modules = {
   'skip': ('skip_connection', conv_1x1),
 }
 _ATTENTION: Modules = {'norm': ('norm', table), 'qkv': ('qkv', _split), 'out': ('proj_out', _merge)}
-_TRANSFORMER: Modules = {'norm': ('norm', table), 'in': ('proj_in', conv_1x1), 'out': ('proj_out', conv_1x1)}
-TRANSFORMER_BLOCK: Modules = {
+_TRANSFORMER_BLOCK: Modules = {
   'self/query': ('attn1.to_q', to_heads),
   'self/key': ('attn1.to_k', to_heads),
   'self/value': ('attn1.to_v', to_heads),
@@ -75,7 +76,15 @@ TRANSFORMER_BLOCK: Modules = {
 
 
 def original(
-  net: UNet, *, qkv_order: QkvOrder = QkvOrder.LEGACY, channels: int = 3, text_width: int = 0, prefix: str = ''
+  net: UNet,
+  *,
+  qkv_order: QkvOrder = QkvOrder.LEGACY,
+  channels: int = 3,
+  text_width: int = 0,
+  concat: int = 0,
+  vector: int = 0,
+  linear_projection: bool = False,
+  prefix: str = '',
 ) -> Layout:
   """The layout of the original code's file.
 
@@ -84,25 +93,48 @@ def original(
     qkv_order: of the code that trained the weights; nothing to a network with transformers.
     channels: of the images that it is trained on.
     text_width: features of a token of text, if the network reads text.
+    concat, vector: as in `shapes`.
+    linear_projection: a transformer's first and last layers are linear layers in the file, not convolutions: Stable
+      Diffusion 2 and XL.
     prefix: what the names of its tensors start with in a checkpoint of a whole model.
   """
 
   def own(tensors: Tensors) -> Tensors:
     return {name.removeprefix(prefix): tensors[name] for name in tensors if name.startswith(prefix)}
 
-  return Layout(net, _leaves(net, qkv_order, channels, text_width), {}, own=own)
+  modules = _modules(net, linear if linear_projection else conv_1x1)
+  made = shapes(net, channels, text_width, concat=concat, vector=vector)
+  leaves: Leaves = {path: _leaf(path, shape, modules, qkv_order) for path, shape in made.items()}
+  return Layout(net, leaves, {}, own=own)
 
 
-def _leaves(net: UNet, qkv_order: QkvOrder, channels: int, text_width: int) -> Leaves:
-  modules = _modules(net)
-  return {path: _leaf(path, shape, modules, qkv_order) for path, shape in shapes(net, channels, text_width).items()}
+def transformer(depth: int, projection: Order) -> Modules:
+  """The modules of a transformer, whose names are the same in the original code and in diffusers."""
+  modules: Modules = {'norm': ('norm', table), 'in': ('proj_in', projection), 'out': ('proj_out', projection)}
+  for i in range(depth):
+    for module, (name, layout) in _TRANSFORMER_BLOCK.items():
+      modules[f'block_{i}/{module}'] = (f'transformer_blocks.{i}.{name}', layout)
+  return modules
 
 
-def shapes(net: UNet, channels: int, text_width: int) -> dict[str, Shape]:
-  """Of the parameters by path."""
+def shapes(net: UNet, channels: int, text_width: int, *, concat: int = 0, vector: int = 0) -> dict[str, Shape]:
+  """Of the parameters by path.
+
+  Args:
+    net: the network.
+    channels: of its images.
+    text_width: features of a token.
+    concat: channels of `cond['concat']`.
+    vector: features that join the time: of the pooled text, and of the numbers of `cond['size']`.
+  """
   side = 2 ** (len(net.multipliers) - 1)
   image, t = jnp.zeros((1, side, side, channels)), jnp.zeros(1)
   cond = {'label': jnp.zeros(1, jnp.int32), 'text': jnp.zeros((1, 1, text_width))}
+  if concat:
+    cond['concat'] = jnp.zeros((1, side, side, concat))
+  if net.size_features:
+    # One number and the rest as the pooled text have the same parameters as the published split.
+    cond |= {'pooled': jnp.zeros((1, vector - net.size_features)), 'size': jnp.zeros((1, 1))}
   return flat_shapes(net.init, image, t, cond)
 
 
@@ -117,22 +149,25 @@ def _leaf(path: str, shape: Shape, modules: Modules, qkv_order: QkvOrder) -> Lea
   return Leaf((f'{name}.bias',), shape, tuple(axis - 1 for axis in qkv_order.value[:-1]), (math.prod(shape),))
 
 
-def _modules(net: UNet) -> Modules:
+def _modules(net: UNet, projection: Order) -> Modules:
   modules = dict(_ENDS)
   for i, stage in enumerate(encoder(net)):
-    modules |= _stage(net, stage, f'encoder_{i}', f'input_blocks.{i + 1}', resize='op')
+    modules |= _stage(net, stage, f'encoder_{i}', f'input_blocks.{i + 1}', projection, resize='op')
   first = 0
   for i, stage in enumerate(middle(net)):
-    modules |= _stage(net, stage, f'middle_{i}', 'middle_block', first=first)
+    modules |= _stage(net, stage, f'middle_{i}', 'middle_block', projection, first=first)
     first += stage.block + stage.attention
   for i, stage in enumerate(decoder(net)):
-    modules |= _stage(net, stage, f'decoder_{i}', f'output_blocks.{i}', resize='conv')
+    modules |= _stage(net, stage, f'decoder_{i}', f'output_blocks.{i}', projection, resize='conv')
   return modules
 
 
-def _stage(net: UNet, stage: Stage, path: str, name: str, *, resize: str = '', first: int = 0) -> Modules:
+def _stage(
+  net: UNet, stage: Stage, path: str, name: str, projection: Order, *, resize: str = '', first: int = 0
+) -> Modules:
   """The modules of a stage; those that PyTorch holds in one list are numbered from `first` on."""
-  parts = {'block': _BLOCK, 'attention': _attention(net), 'resize': _BLOCK}
+  attention = transformer(stage.transformer, projection) if stage.transformer else _ATTENTION
+  parts = {'block': _BLOCK, 'attention': attention, 'resize': _BLOCK}
   present = [part for part in parts if getattr(stage, part)]
   modules = {}
   for number, part in enumerate(present, first):
@@ -141,14 +176,4 @@ def _stage(net: UNet, stage: Stage, path: str, name: str, *, resize: str = '', f
       continue
     for module, (torch_module, layout) in parts[part].items():
       modules[f'{path}_{part}/{module}'] = (f'{name}.{number}.{torch_module}', layout)
-  return modules
-
-
-def _attention(net: UNet) -> Modules:
-  if not net.transformer:
-    return _ATTENTION
-  modules = dict(_TRANSFORMER)
-  for i in range(net.transformer):
-    for module, (name, layout) in TRANSFORMER_BLOCK.items():
-      modules[f'block_{i}/{module}'] = (f'transformer_blocks.{i}.{name}', layout)
   return modules

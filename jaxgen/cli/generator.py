@@ -1,0 +1,78 @@
+"""`jaxgen sample --weights`: images of a published generator, from a folder with model_index.json or a single file."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+from typing import Any
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+  """The options of published generators."""
+  group = parser.add_argument_group('published generators')
+  group.add_argument(
+    '--weights', metavar='PATH', help='in place of --run: a folder of diffusers, or a checkpoint in one file'
+  )
+  group.add_argument('--steps', type=int, help='steps of its sampler (default: 50)')
+  group.add_argument('--size', metavar='HxW', help='of the images, in pixels (default: what it was trained at)')
+  group.add_argument('--dtype', help="of its networks' activations (default: bfloat16, float32 on CPUs)")
+  group.add_argument('--tile', type=int, help='decodes large images in tiles of this many latents a side')
+  group.add_argument(
+    '--prediction', choices=('epsilon', 'v_prediction'), help='what it predicts, where a file does not say'
+  )
+
+
+def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
+  """Raises ValueError where options are not for --weights, or only for it."""
+  if args.run is not None and args.weights is not None:
+    raise ValueError('--run and --weights are both given; give the folder of a run, or a published generator')
+  if args.weights is None:
+    given = [name for name in ('steps', 'size', 'dtype', 'tile', 'prediction') if getattr(args, name) is not None]
+    if given:
+      raise ValueError(
+        f'--{given[0]} is for --weights; a run has fields of its config, such as --config.sampling.steps'
+      )
+    return
+  named = [name for name in ('step', 'ema', 'config') if getattr(args, name) is not None]
+  if named or overrides:
+    raise ValueError(f'{overrides[0] if overrides else f"--{named[0]}"} is for --run; {args.weights} is no run')
+
+
+def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool]:
+  """What samples the generator, and whether it reads the mask of an image to fill."""
+  import jax
+  import jax.numpy as jnp
+
+  from jaxgen import distributed, from_weights
+  from jaxgen.pretrained.text_to_image import concatenated, is_guided
+
+  distributed.start()
+  dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
+  pipeline = from_weights.opened(args.weights, prediction=args.prediction, dtype=jnp.dtype(dtype))
+  if args.negative is not None and not is_guided(pipeline, args.guidance):
+    raise ValueError('--negative has no effect without guidance; give --guidance a value above 1')
+  trained = from_weights.trained(
+    pipeline,
+    texts=[*words, *([args.negative] if args.negative else [])],
+    size=_size(args.size),
+    steps=50 if args.steps is None else args.steps,
+    guidance=args.guidance,
+    tile=args.tile,
+  )
+  if trained.stage.tokenize is not None and not words:
+    raise ValueError('this generator draws what it is told; give it --prompt TEXT')
+  reads = concatenated(pipeline)
+  if reads and args.inpaint is None:
+    raise ValueError(
+      f'this generator reads {reads} channels beside its image: it fills in; give it --inpaint and --mask'
+    )
+  return trained, bool(reads)
+
+
+def _size(text: str | None) -> tuple[int, int] | None:
+  if text is None:
+    return None
+  height, _, width = text.partition('x')
+  if not (height.isdecimal() and (width or height).isdecimal()):
+    raise ValueError(f'--size is {text!r}; wanted HEIGHTxWIDTH in pixels, such as 512x768')
+  return int(height), int(width or height)

@@ -1,0 +1,143 @@
+"""A published generator as an objective: it samples as in diffusers, and trains on as it was trained.
+
+  it = published.load(folder)
+  objective = objective_of(it, size=(512, 512), steps=30)
+  frozen, params = frozen_of(it), {'net': it.denoiser.params}
+
+The process, what the network predicts, the sampler and its times are the scheduler's; encoders and autoencoder are
+frozen. Differs from the published training code in what a folder does not say: times are uniform, or logit-normal for
+a flow, and losses are not weighted.
+"""
+
+from typing import Any
+
+import jax
+
+from jaxgen.objectives.base import Objective
+from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.objectives.latent import latent
+from jaxgen.pretrained import pipeline as pipelines
+from jaxgen.pretrained import schedulers
+from jaxgen.pretrained.pipeline import TEXT_ENCODERS, Pipeline
+from jaxgen.pretrained.prompts import Prompts, prompts, text_width
+from jaxgen.pretrained.sampling import sampling
+from jaxgen.processes import times
+from jaxgen.processes.parameterisation import learned_variance
+from jaxgen.samplers.guidance import classifier_free
+
+_PATCH = 2
+
+
+def objective_of(
+  pipeline: Pipeline,
+  *,
+  size: tuple[int, int] | None = None,
+  steps: int = 50,
+  guidance: float | None = None,
+  told: Prompts | None = None,
+  tile: int | None = None,
+  double_shift: bool = False,
+) -> Objective:
+  """The diffusion objective of a generator.
+
+  Args:
+    pipeline: the generator.
+    size: height and width of the images, in pixels; the size it was trained at by default.
+    steps: of sampling.
+    guidance: scale of classifier-free guidance; the generator's usual one by default.
+    told: of `prompts`, for prompts of several chunks, or to drop text in training.
+    tile: decodes large images in tiles of this many latents a side.
+    double_shift: of a flow, as diffusers has it.
+
+  Raises:
+    ValueError: the sizes do not fit.
+  """
+  size = size or image_size(pipeline)
+  told = told or prompts(pipeline, size=size)
+  autoencoder = pipeline.autoencoder
+  factor = 1 if autoencoder is None else autoencoder.net.factor
+  if size[0] % factor or size[1] % factor:
+    raise ValueError(f'images of {size[0]}x{size[1]} do not divide by {factor}, the side of a latent')
+  check_widths(pipeline, told)
+  shape = (size[0] // factor, size[1] // factor, channels(pipeline))
+  schedule, net = pipeline.schedule, pipeline.denoiser.net
+  flux = pipeline.kind in pipelines.FLUX
+  tokens = shape[0] * shape[1] // _PATCH**2  # of flows, which are transformers
+  made = sampling(schedule, steps=steps, tokens=tokens, even=flux, double_shift=double_shift)
+  parameterise = schedulers.parameterise(schedule)
+  if shape[-1] < _made(pipeline):
+    parameterise = learned_variance(parameterise)  # which a solver that has its own variance does not read
+  objective = diffusion(
+    net,
+    schedulers.process(schedule),
+    shape=shape,
+    parameterisation=parameterise,
+    times=times.logit_normal() if schedule.is_flow else times.discrete(schedule.num_train_timesteps),
+    sampler=made.sampler,
+    conditioner=told.conditioner,
+    guide=(classifier_free(told.scale if guidance is None or flux else guidance), *made.guide),
+    limit=None if autoencoder is not None else 1.0,
+    noise_std=made.noise_std,
+  )
+  return objective if autoencoder is None else latent(objective, autoencoder.net, tile=tile)
+
+
+def frozen_of(pipeline: Pipeline) -> dict[str, Any]:
+  """The trees of what is not trained, for `Experiment.frozen`; they are read when they are placed."""
+  autoencoder = pipeline.autoencoder
+  trees = {} if autoencoder is None else {'autoencoder': autoencoder.frozen}
+  return trees | {name: pipeline.components[name].params for name in TEXT_ENCODERS if name in pipeline.components}
+
+
+def image_size(pipeline: Pipeline) -> tuple[int, int]:
+  """Height and width that the denoiser was trained at, in pixels."""
+  autoencoder, config = pipeline.autoencoder, pipeline.denoiser.meta.config
+  side = config.get('sample_size') or (128 if pipeline.kind in (*pipelines.FLUX, *pipelines.SD3) else 64)
+  height, width = side if isinstance(side, list) else (side, side)
+  factor = 1 if autoencoder is None else autoencoder.net.factor
+  return height * factor, width * factor
+
+
+def channels(pipeline: Pipeline) -> int:
+  """Channels of what is denoised."""
+  if pipeline.autoencoder is not None:
+    return pipeline.autoencoder.net.channels_of_latents
+  return pipeline.denoiser.params['conv_in']['kernel'].shape[2]
+
+
+def concatenated(pipeline: Pipeline) -> int:
+  """Channels that a U-Net reads beside them: 5 of an inpainting model."""
+  params = pipeline.denoiser.params
+  return params['conv_in']['kernel'].shape[2] - channels(pipeline) if 'conv_in' in params else 0
+
+
+def is_guided(pipeline: Pipeline, guidance: float | None = None) -> bool:
+  """Whether sampling at this scale, or at the usual one, is led away from something."""
+  usual = prompts(pipeline, size=image_size(pipeline)).scale
+  return pipeline.kind not in pipelines.FLUX and (usual if guidance is None else guidance) > 1
+
+
+def check_widths(pipeline: Pipeline, told: Prompts) -> None:
+  """Raises ValueError where the text encoders' width is not what the denoiser reads."""
+  if pipeline.kind in pipelines.UNCONDITIONAL:
+    return
+
+  def shapes(tree: Any) -> Any:
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
+
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  fields = shapes(dict(told.tokenize([''])))
+  found = jax.eval_shape(told.conditioner.encode, {}, shapes(frozen_of(pipeline)), fields, keys)
+  read, made = text_width(pipeline), found['text'].shape[-1]
+  if read != made:
+    raise ValueError(f'the denoiser reads tokens of {read} features, and the text encoders make {made}; use its own')
+
+
+def _made(pipeline: Pipeline) -> int:
+  """Channels that the denoiser puts out."""
+  params: Any = pipeline.denoiser.params
+  if 'conv_out' in params:
+    return params['conv_out']['kernel'].shape[-1]
+  last = params['final'] if 'kernel' in params['final'] else params['final']['linear']
+  net: Any = pipeline.denoiser.net
+  return last['kernel'].shape[-1] // net.patch**2

@@ -1,0 +1,353 @@
+"""Small random generators in diffusers' layout, with weights that follow from their names, and what diffusers answers.
+
+  python tests/pipelines.py tests/golden/pipelines.npz      # with torch, diffusers 0.42.1 and transformers 5.23
+
+`write(kind, folder)` makes a folder without them.
+"""
+
+import json
+import pathlib
+import sys
+
+import numpy as np
+
+from jaxgen.pretrained import folder, networks
+
+try:
+  from tests.transformers_models import tensor
+except ImportError:  # as a script
+  from transformers_models import tensor
+
+PROMPTS = ['a red cat!', 'two dogs']
+NEGATIVE = 'blurry'
+STEPS = 5  # divides 1000: see pretrained/sampling.py
+_LETTERS = 512
+MERGES = ['c a', 'ca t</w>', 'r e', 're d</w>', 'd o', 'b l']
+START = _LETTERS + len(MERGES)
+
+CLIP = {
+  'architectures': ['CLIPTextModel'], 'model_type': 'clip_text_model', 'vocab_size': START + 2, 'hidden_size': 16,
+  'intermediate_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 2, 'max_position_embeddings': 77,
+  'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5, 'projection_dim': 16, 'bos_token_id': START,
+  'eos_token_id': START + 1, 'pad_token_id': START + 1,
+}  # fmt: skip
+UNET = {
+  '_class_name': 'UNet2DConditionModel', 'sample_size': 8, 'in_channels': 4, 'out_channels': 4,
+  'down_block_types': ['CrossAttnDownBlock2D', 'DownBlock2D'], 'up_block_types': ['UpBlock2D', 'CrossAttnUpBlock2D'],
+  'block_out_channels': [8, 16], 'layers_per_block': 1, 'norm_num_groups': 4, 'attention_head_dim': 2,
+  'cross_attention_dim': 16,
+}  # fmt: skip
+VAE = {
+  '_class_name': 'AutoencoderKL', 'block_out_channels': [8, 16], 'down_block_types': ['DownEncoderBlock2D'] * 2,
+  'up_block_types': ['UpDecoderBlock2D'] * 2, 'layers_per_block': 1, 'latent_channels': 4, 'norm_num_groups': 4,
+  'sample_size': 16, 'scaling_factor': 0.5,
+}  # fmt: skip
+BETAS = {'beta_start': 0.00085, 'beta_end': 0.012, 'beta_schedule': 'scaled_linear', 'num_train_timesteps': 1000}
+DDIM = BETAS | {
+  '_class_name': 'DDIMScheduler', 'clip_sample': False, 'set_alpha_to_one': False, 'steps_offset': 1
+}  # fmt: skip
+SD = {'unet': UNET, 'vae': VAE, 'text_encoder': CLIP, 'tokenizer': {}, 'scheduler': DDIM}
+# name -> class of the pipeline, its parts
+KINDS = {
+  'sd15': ('StableDiffusionPipeline', SD),
+  'sd21': (
+    'StableDiffusionPipeline',
+    SD
+    | {
+      'unet': UNET | {'attention_head_dim': [2, 4], 'use_linear_projection': True},
+      'text_encoder': CLIP | {'hidden_act': 'gelu', 'pad_token_id': 0},
+      'tokenizer': {'pad_token': '!'},
+      'scheduler': DDIM | {'prediction_type': 'v_prediction'},
+    },
+  ),
+  'inpaint': ('StableDiffusionInpaintPipeline', SD | {'unet': UNET | {'in_channels': 9}}),
+  'sdxl': (
+    'StableDiffusionXLPipeline',
+    {
+      'unet': UNET
+      | {
+        'down_block_types': ['DownBlock2D', 'CrossAttnDownBlock2D'],
+        'up_block_types': ['CrossAttnUpBlock2D', 'UpBlock2D'],
+        'transformer_layers_per_block': [1, 2],
+        'attention_head_dim': [2, 4],
+        'use_linear_projection': True,
+        'cross_attention_dim': 32,
+        'addition_embed_type': 'text_time',
+        'addition_time_embed_dim': 8,
+        'projection_class_embeddings_input_dim': 12 + 6 * 8,
+      },
+      'vae': VAE,
+      'text_encoder': CLIP,
+      'text_encoder_2': CLIP
+      | {
+        'architectures': ['CLIPTextModelWithProjection'],
+        'hidden_act': 'gelu',
+        'projection_dim': 12,
+        'pad_token_id': 0,
+      },
+      'tokenizer': {},
+      'tokenizer_2': {'pad_token': '!'},
+      'scheduler': BETAS | {'_class_name': 'EulerDiscreteScheduler', 'timestep_spacing': 'leading', 'steps_offset': 1},
+    },
+  ),
+}
+_PROJECTED = {'architectures': ['CLIPTextModelWithProjection'], 'projection_dim': 12}
+T5 = {
+  'architectures': ['T5EncoderModel'], 'model_type': 't5', 'vocab_size': 32, 'd_kv': 8, 'd_ff': 48, 'num_layers': 2,
+  'num_heads': 2, 'feed_forward_proj': 'gated-gelu', 'layer_norm_epsilon': 1e-6, 'is_encoder_decoder': False,
+  'eos_token_id': 1, 'pad_token_id': 0,
+}  # fmt: skip
+_FLOW = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'num_train_timesteps': 1000, 'shift': 3.0}
+_FLOW_VAE = VAE | {'shift_factor': 0.1, 'use_quant_conv': False, 'use_post_quant_conv': False}
+_HEADS = {'attention_head_dim': 8, 'num_attention_heads': 2}
+KINDS['sd3'] = (
+  'StableDiffusion3Pipeline',
+  {
+    'transformer': {
+      '_class_name': 'SD3Transformer2DModel', 'sample_size': 8, 'patch_size': 2, 'in_channels': 4, 'out_channels': 4,
+      'num_layers': 3, 'joint_attention_dim': 40, 'caption_projection_dim': 16, 'pooled_projection_dim': 24,
+      'pos_embed_max_size': 6, 'dual_attention_layers': [0], 'qk_norm': 'rms_norm', **_HEADS,
+    },
+    'vae': _FLOW_VAE,
+    'text_encoder': CLIP | _PROJECTED,
+    'text_encoder_2': CLIP | _PROJECTED | {'hidden_act': 'gelu', 'pad_token_id': 0},
+    'text_encoder_3': T5 | {'d_model': 40},
+    'tokenizer': {},
+    'tokenizer_2': {'pad_token': '!'},
+    'tokenizer_3': {'length': 256},
+    'scheduler': _FLOW,
+  },
+)  # fmt: skip
+KINDS['flux'] = (
+  'FluxPipeline',
+  {
+    'transformer': {
+      '_class_name': 'FluxTransformer2DModel', 'patch_size': 1, 'in_channels': 16, 'num_layers': 2,
+      'num_single_layers': 2, 'joint_attention_dim': 32, 'pooled_projection_dim': 16, 'guidance_embeds': True,
+      'axes_dims_rope': [4, 2, 2], **_HEADS,
+    },
+    'vae': _FLOW_VAE,
+    'text_encoder': CLIP,
+    'text_encoder_2': T5 | {'d_model': 32},
+    'tokenizer': {},
+    'tokenizer_2': {'length': 512},
+    'scheduler': _FLOW
+    | {
+      'use_dynamic_shifting': True, 'base_shift': 0.5, 'max_shift': 1.15, 'base_image_seq_len': 256,
+      'max_image_seq_len': 4096,
+    },
+  },
+)  # fmt: skip
+_PNDM = BETAS | {'_class_name': 'PNDMScheduler', 'skip_prk_steps': True, 'set_alpha_to_one': False, 'steps_offset': 1}
+# name -> kind, entries of its scheduler
+CASES = {
+  'ddim': ('sd15', {}),
+  'pndm': ('sd15', _PNDM),
+  'dpm': ('sd15', BETAS | {'_class_name': 'DPMSolverMultistepScheduler'}),
+  'euler': ('sd15', BETAS | {'_class_name': 'EulerDiscreteScheduler'}),
+  'v_ddim': ('sd21', {}),
+  'inpaint': ('inpaint', {}),
+  'img2img': ('sd15', {}),
+  'sd3': ('sd3', {}),
+}
+# Their images are in the golden file too, and are not equal yet (SDXL) or not compared yet (Flux).
+OPEN_CASES = {'sdxl': ('sdxl', {}), 'sdxl_zeros': ('sdxl', {}), 'flux': ('flux', {})}
+UNTOLD = ('sdxl_zeros', 'flux')  # without a negative prompt
+_DPM, _UNIPC, _EULER, _HEUN = (
+  BETAS | {'_class_name': f'{name}Scheduler'}
+  for name in ('DPMSolverMultistep', 'UniPCMultistep', 'EulerDiscrete', 'HeunDiscrete')
+)
+_V = {'prediction_type': 'v_prediction'}
+_LEADING, _TRAILING = {'timestep_spacing': 'leading', 'steps_offset': 1}, {'timestep_spacing': 'trailing'}
+_KARRAS = {'use_karras_sigmas': True}
+SCHEDULERS = {
+  'ddim': DDIM,
+  'ddim_one': DDIM | {'set_alpha_to_one': True, 'steps_offset': 0},
+  'ddim_clipped': DDIM | {'clip_sample': True, 'clip_sample_range': 0.7},
+  'ddim_zero_snr': DDIM | _V | _TRAILING | {'rescale_betas_zero_snr': True, 'set_alpha_to_one': True},
+  'ddim_thresholded': DDIM | {'thresholding': True, 'sample_max_value': 10.0, 'dynamic_thresholding_ratio': 0.8},
+  'pndm': _PNDM,
+  'pndm_v': _PNDM | _V,
+  'dpm': _DPM,
+  'dpm_leading': _DPM | _LEADING,
+  'dpm_trailing_v': _DPM | _TRAILING | _V,
+  'dpm_karras': _DPM | _KARRAS,
+  'dpm_heun': _DPM | {'solver_type': 'heun'},
+  'euler': _EULER,
+  'euler_leading': _EULER | _LEADING,
+  'euler_karras': _EULER | _KARRAS,
+  'euler_v': _EULER | _V | {'beta_schedule': 'linear'},
+  'heun': _HEUN | _TRAILING,
+  'heun_karras': _HEUN | _KARRAS,
+  'unipc': _UNIPC,
+  'unipc_karras': _UNIPC | _KARRAS | {'solver_type': 'bh1'},
+  'cosine': _DPM | _V | {'beta_schedule': 'squaredcos_cap_v2'},
+  'flow': {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'shift': 3.0},
+}
+
+
+def write(kind: str, path: pathlib.Path, scheduler: dict | None = None) -> None:
+  """The folder of a generator."""
+  name, parts = KINDS[kind]
+  index = {'_class_name': name, '_diffusers_version': '0.42.1'}
+  for part, config in parts.items():
+    index[part] = _library(part, config)
+    if part == 'scheduler':
+      config = scheduler if scheduler and '_class_name' in scheduler else config | (scheduler or {})
+      folder.write_config(path / part / 'scheduler_config.json', config)
+      index[part] = ['diffusers', config['_class_name']]
+    elif 'length' in config:
+      t5_tokenizer(path / part, **config)
+    elif part.startswith('tokenizer'):
+      clip_tokenizer(path / part, **config)
+    else:
+      made = networks.READERS[str(folder.class_of(config))](config)
+      folder.write(path / part, config, tensors_of(made), stem=made.stem)
+  if kind in ('sd15', 'sd21', 'inpaint'):
+    index |= {'safety_checker': [None, None], 'feature_extractor': [None, None], 'requires_safety_checker': False}
+  if kind == 'sdxl':
+    index['force_zeros_for_empty_prompt'] = True
+  folder.write_config(path / 'model_index.json', index)
+
+
+def tensors_of(made) -> dict[str, np.ndarray]:
+  shapes = {name: leaf.tensor_shape for leaf in made.leaves.values() for name in leaf.names}
+  return {name: tensor(name, shape) for name, shape in shapes.items()}
+
+
+def _library(part: str, config: dict) -> list[str]:
+  if part.startswith('tokenizer'):
+    return ['transformers', 'T5TokenizerFast' if 'length' in config else 'CLIPTokenizer']
+  return ['transformers' if 'architectures' in config else 'diffusers', str(folder.class_of(config))]
+
+
+def clip_tokenizer(path: pathlib.Path, pad_token: str = '<|endoftext|>') -> None:
+  from jaxgen.data.tokenizers.published import _byte_letters
+
+  path.mkdir(parents=True)
+  letters = _byte_letters()
+  pieces = [*letters, *(f'{letter}</w>' for letter in letters), *(merge.replace(' ', '') for merge in MERGES)]
+  vocabulary = {piece: i for i, piece in enumerate([*pieces, '<|startoftext|>', '<|endoftext|>'])}
+  (path / 'vocab.json').write_text(json.dumps(vocabulary))
+  (path / 'merges.txt').write_text('#version: 0.2\n' + '\n'.join(MERGES) + '\n')
+  config = {
+    'tokenizer_class': 'CLIPTokenizer', 'model_max_length': 77, 'pad_token': pad_token, 'unk_token': '<|endoftext|>',
+    'bos_token': '<|startoftext|>', 'eos_token': '<|endoftext|>',
+  }  # fmt: skip
+  (path / 'tokenizer_config.json').write_text(json.dumps(config))
+
+
+def t5_tokenizer(path: pathlib.Path, length: int) -> None:
+  import tokenizers
+
+  letters = 'abcdefghijklmnopqrstuvwxyz!'
+  pieces = [('<pad>', 0.0), ('</s>', 0.0), ('<unk>', 0.0), ('▁', -2.0), *((letter, -3.0) for letter in letters)]
+  core = tokenizers.Tokenizer(tokenizers.models.Unigram(pieces, unk_id=2))
+  core.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace()
+  core.add_special_tokens(['<pad>', '</s>', '<unk>'])
+  path.mkdir(parents=True)
+  core.save(str(path / 'tokenizer.json'))
+  (path / 'tokenizer_config.json').write_text(
+    json.dumps({'tokenizer_class': 'T5Tokenizer', 'model_max_length': length})
+  )
+
+
+def inputs(shape: tuple[int, ...], side: int) -> dict[str, np.ndarray]:
+  """Noise of two latents, b h w c, an image in [-1, 1], and a mask that is 1 where it is filled."""
+  rng = np.random.RandomState(0)
+  noise = rng.standard_normal((2, *shape)).astype(np.float32)
+  image = np.tanh(rng.standard_normal((2, side, side, 3))).astype(np.float32)
+  mask = np.zeros((2, side, side, 1), np.float32)
+  mask[:, side // 4 : side // 2] = 1
+  return {'noise': noise, 'image': image, 'mask': mask}
+
+
+def _t5_tokenizers(path: pathlib.Path, kind: str) -> dict:
+  """Stand-ins for transformers' T5 tokenizers, which want SentencePiece's file."""
+  import torch
+
+  from jaxgen.data.tokenizers import encode_all, from_folder
+
+  class Stand:
+    def __init__(self, tokenizer):
+      self.tokenizer, self.added_tokens_encoder = tokenizer, {}
+
+    def tokenize(self, prompt):
+      return []
+
+    def __call__(self, prompt, max_length=0, **options):
+      ids = encode_all(self.tokenizer._replace(length=max_length or self.tokenizer.length), prompt)
+      ids = torch.from_numpy(ids).long()
+      return type('Encoded', (), {'input_ids': ids, 'attention_mask': (ids != 0).long()})()
+
+  lengths = {part: config for part, config in KINDS[kind][1].items() if 'length' in config}
+  return {part: Stand(from_folder(path / part)) for part in lengths}
+
+
+def answer(case: str, path: pathlib.Path) -> np.ndarray:
+  """Images in [-1, 1] that diffusers makes, b h w c."""
+  import diffusers
+  import torch
+
+  kind, scheduler = (CASES | OPEN_CASES)[case]
+  write(kind, path, scheduler)
+  name = 'StableDiffusionImg2ImgPipeline' if case == 'img2img' else KINDS[kind][0]
+  stands = _t5_tokenizers(path, kind)
+  pipe = getattr(diffusers, name).from_pretrained(path, **dict.fromkeys(stands))
+  for part, stand in stands.items():
+    setattr(pipe, part, stand)
+  pipe.set_progress_bar_config(disable=True)
+  given = inputs((8, 8, 4), 16)
+  noise = torch.from_numpy(given['noise'].transpose(0, 3, 1, 2).copy())
+  options = {'num_inference_steps': STEPS, 'guidance_scale': 4.0, 'output_type': 'np'}
+  if case in ('inpaint', 'img2img'):
+    options |= {'image': torch.from_numpy(given['image'].transpose(0, 3, 1, 2).copy())}
+    encode = pipe.vae.encode  # the mean, not a sample
+    pipe.vae.encode = lambda x: type(
+      'Encoded', (), {'latent_dist': type('D', (), {'sample': lambda s, g=None: encode(x).latent_dist.mode()})()}
+    )()
+  if case == 'inpaint':
+    options |= {'mask_image': torch.from_numpy(given['mask'].transpose(0, 3, 1, 2).copy())}
+  if case == 'img2img':
+    module = sys.modules[type(pipe).__module__]
+    module.randn_tensor = lambda *args, **kwargs: noise
+    options['strength'] = 0.5
+  else:
+    options['latents'] = noise
+  if case == 'flux':
+    packed = noise.reshape(2, 4, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 16, 16)
+    options |= {'latents': packed, 'height': 16, 'width': 16}
+  if case not in UNTOLD:
+    options['negative_prompt'] = [NEGATIVE] * 2
+  return np.float32(2 * pipe(PROMPTS, **options).images - 1)
+
+
+def follow(config: dict, start: np.ndarray) -> np.ndarray:
+  """What a scheduler of diffusers makes of noise with `toy`."""
+  import diffusers
+  import torch
+
+  options = {name: value for name, value in config.items() if name != '_class_name'}
+  scheduler = getattr(diffusers, config['_class_name'])(**options)
+  scheduler.set_timesteps(STEPS)
+  x = torch.from_numpy(start) * getattr(scheduler, 'init_noise_sigma', 1.0)
+  for time in scheduler.timesteps:
+    seen = scheduler.scale_model_input(x, time) if hasattr(scheduler, 'scale_model_input') else x
+    x = scheduler.step(0.8 * torch.sin(2 * seen + time / 200).float(), time, x).prev_sample
+  return x.numpy()
+
+
+def main(out: str) -> None:
+  import tempfile
+
+  start = inputs((2, 3, 2), 4)['noise']
+  answers = {f'scheduler/{name}': follow(config, start) for name, config in SCHEDULERS.items()}
+  with tempfile.TemporaryDirectory() as place:
+    for case in CASES | OPEN_CASES:
+      images = answers[case] = answer(case, pathlib.Path(place) / case)
+      print(case, images.shape, images.min(), images.max(), images.std(), flush=True)
+  np.savez_compressed(out, **answers)
+
+
+if __name__ == '__main__':
+  main(sys.argv[1])
