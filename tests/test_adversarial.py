@@ -131,7 +131,7 @@ def game(backbone, frozen):
   """Losses and gradients of both networks at the start, by phase."""
   objective = gan(Scaled(), Critic(), latent=math.prod(SHAPE), loss=gan_losses.non_saturating, **backbone)
   batch = {'image': jax.random.normal(jax.random.key(1), (4, *SHAPE))}
-  made = objective.init(jax.random.key(0), {}, batch)
+  made = jax.jit(lambda key: objective.init(key, {}, batch))(jax.random.key(0))
   state = TrainState(jnp.int32(0), jnp.int32(0), made['params'], {}, {}, made['extra'])
 
   def run(phase, params):

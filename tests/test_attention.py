@@ -202,33 +202,44 @@ _context = jnp.asarray(_draw((2, 3, 6)), jnp.float32)
 def cross():
   """Attention to a context, and its parameters."""
   layer = Attention(2, fused=False, qkv_bias=False)
-  return layer, layer.init(jax.random.key(0), _x, _context)
+  return layer, jax.jit(layer.init)(jax.random.key(0), _x, _context)
 
 
 def _heads(params, name, tokens):
   return jnp.einsum('bld,dnh->blnh', tokens, params['params'][name]['kernel'])
 
 
+def _out(params, h):
+  out = params['params']['out']
+  return jnp.einsum('blnh,nhd->bld', h, out['kernel']) + out['bias'].reshape(1, 1, -1)
+
+
 def test_joined_keys_share_the_softmax(cross):
   layer, params = cross
   more = KeysValues(*(jnp.asarray(_draw((2, 4, 2, 4)), jnp.float32) for _ in range(2)))
   mask = jnp.arange(7)[None] % 3 != 1
-  q, k, v = (_heads(params, *pair) for pair in (('query', _x), ('key', _context), ('value', _context)))
-  k, v = (jnp.concatenate(pair, 1) for pair in ((k, more.keys), (v, more.values)))
-  out = params['params']['out']
-  expected = jnp.einsum('blnh,nhd->bld', xla_attention(q, k, v, mask), out['kernel']) + out['bias'].reshape(1, 1, -1)
-  got = layer.apply(params, _x, _context, joined=more, mask=mask)
-  np.testing.assert_allclose(got, expected, rtol=1e-5, atol=1e-5)
+
+  @jax.jit
+  def expected(params, more):
+    q, k, v = (_heads(params, *pair) for pair in (('query', _x), ('key', _context), ('value', _context)))
+    k, v = (jnp.concatenate(pair, 1) for pair in ((k, more.keys), (v, more.values)))
+    return _out(params, xla_attention(q, k, v, mask))
+
+  got = jax.jit(lambda params, more: layer.apply(params, _x, _context, joined=more, mask=mask))(params, more)
+  np.testing.assert_allclose(got, expected(params, more), rtol=1e-5, atol=1e-5)
 
 
 def test_decoupled_keys_have_a_softmax_of_their_own(cross):
   layer, params = cross
   more = [Decoupled(*(jnp.asarray(_draw((2, 4, 2, 4)), jnp.float32) for _ in range(2)), scale) for scale in (0.5, -2.0)]
-  q, k, v = (_heads(params, *pair) for pair in (('query', _x), ('key', _context), ('value', _context)))
-  h = xla_attention(q, k, v) + sum(m.scale * xla_attention(q, m.keys, m.values) for m in more)
-  out = params['params']['out']
-  expected = jnp.einsum('blnh,nhd->bld', h, out['kernel']) + out['bias'].reshape(1, 1, -1)
-  np.testing.assert_allclose(layer.apply(params, _x, _context, decoupled=more), expected, rtol=1e-5, atol=1e-5)
+
+  @jax.jit
+  def expected(params):
+    q, k, v = (_heads(params, *pair) for pair in (('query', _x), ('key', _context), ('value', _context)))
+    return _out(params, xla_attention(q, k, v) + sum(m.scale * xla_attention(q, m.keys, m.values) for m in more))
+
+  got = jax.jit(lambda params: layer.apply(params, _x, _context, decoupled=more))(params)
+  np.testing.assert_allclose(got, expected(params), rtol=1e-5, atol=1e-5)
 
 
 def test_weights_leave_only_when_they_are_asked_for(cross):
@@ -244,9 +255,12 @@ def test_weights_leave_only_when_they_are_asked_for(cross):
 def test_an_edit_gives_the_target_the_weights_of_its_source(cross):
   layer, params = cross
 
+  @jax.jit
+  def weights(edit):
+    return layer.apply(params, _x, _context, edit=edit, mutable=['maps'])[1]['maps']['weights'][0]
+
   def maps(**fields):
-    edit = Edit(**{name: jnp.asarray(value, jnp.float32) for name, value in fields.items()})
-    return np.asarray(layer.apply(params, _x, _context, edit=edit, mutable=['maps'])[1]['maps']['weights'][0])
+    return np.asarray(weights(Edit(**{name: jnp.asarray(value, jnp.float32) for name, value in fields.items()})))
 
   plain = maps(blend=np.zeros((2, 1)))
   replaced = maps(blend=[[0], [1]])
@@ -269,6 +283,6 @@ def test_a_context_has_no_fused_product():
 
 def test_heads_may_be_of_another_size_than_the_width(cross):
   layer = Attention(3, head_size=4, features=7, out_bias=False)
-  params = layer.init(jax.random.key(0), _x)['params']
-  shapes = {name: jax.tree.map(jnp.shape, params[name]) for name in params}
+  params = jax.eval_shape(layer.init, jax.random.key(0), _x)['params']
+  shapes = jax.tree.map(lambda leaf: leaf.shape, params)
   assert shapes == {'qkv': {'kernel': (8, 3, 3, 4), 'bias': (3, 3, 4)}, 'out': {'kernel': (3, 4, 7)}}

@@ -53,7 +53,7 @@ def trained():
   objective = attribute_classifier(net, sizes=SIZES, shift=1)
   images, truth = pictures(256, 0)
   batch = {'image': jnp.asarray(images), 'attributes': jnp.asarray(truth)}
-  params = objective.init(jax.random.key(0), {}, batch)['params']
+  params = jax.jit(objective.init)(jax.random.key(0), {}, batch)['params']
   optimizer = optax.adam(1e-2)
 
   @jax.jit
@@ -85,7 +85,7 @@ def test_an_attribute_that_is_not_told_has_no_gradient(trained):
   _, objective, params, _, _ = trained
   images, _ = pictures(4, 2)
   batch = {'image': jnp.asarray(images), 'attributes': jnp.array([[1, -1]] * 4)}
-  grads = jax.grad(lambda p: objective.phases[0].loss(p, None, {}, batch, jax.random.key(0))[0])(params)
+  grads = jax.jit(jax.grad(lambda p: objective.phases[0].loss(p, None, {}, batch, jax.random.key(0))[0]))(params)
   kernel = grads[NAME]['out']['kernel']
   assert float(jnp.abs(kernel[:, 3:]).max()) == 0
   assert float(jnp.abs(kernel[:, :3]).max()) > 0
@@ -93,7 +93,8 @@ def test_an_attribute_that_is_not_told_has_no_gradient(trained):
 
 def test_moving_keeps_edges():
   images = jnp.arange(16.0).reshape(1, 4, 4, 1)
-  found = {tuple(np.asarray(moved(images, jax.random.key(i), 1)).ravel()) for i in range(60)}
+  move = jax.jit(lambda i: moved(images, jax.random.key(i), 1))
+  found = {tuple(np.asarray(move(i)).ravel()) for i in range(60)}
   assert len(found) == 9
   assert tuple(np.arange(16.0)) in found
 

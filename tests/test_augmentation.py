@@ -73,10 +73,12 @@ def test_colours():
 
 
 def test_gray_images_become_the_mean_of_equal_channels():
-  keys = jax.random.split(jax.random.key(1), 4)
-  colours = jax.vmap(lambda key: pipeline.colour(Pipeline(), jnp.float32(1.0), key))(keys)
-  three = pipeline.recolour(jnp.repeat(_x[..., :1], 3, axis=-1), colours)
-  one = pipeline.recolour(_x[..., :1], colours)
+  @jax.jit
+  def recoloured(keys):
+    colours = jax.vmap(lambda key: pipeline.colour(Pipeline(), jnp.float32(1.0), key))(keys)
+    return [pipeline.recolour(x, colours) for x in (jnp.repeat(_x[..., :1], 3, axis=-1), _x[..., :1])]
+
+  three, one = recoloured(jax.random.split(jax.random.key(1), 4))
   np.testing.assert_allclose(one[..., 0], three.mean(-1), atol=1e-5)
 
 
@@ -122,19 +124,24 @@ def test_the_adaptive_probability_follows_the_signs():
 def test_diff_augment_shifts_cuts_and_recolours():
   image = jnp.asarray(np.random.default_rng(1).uniform(0.5, 1, (16, 16, 3)).astype(np.float32))
   keys = jax.random.split(jax.random.key(0), 200)
-  shifted = np.asarray(jax.vmap(lambda key: augmentation.shift(image, key))(keys))
+
+  @jax.jit
+  def augmented(keys):
+    each = (augmentation.shift, augmentation.cut, augmentation.shift_colours)
+    return [jax.vmap(lambda key, f=f: f(image, key))(keys) for f in each]
+
+  shifted, cut, recoloured = map(np.asarray, augmented(keys))
   padded = np.pad(image, ((2, 2), (2, 2), (0, 0)))
   places = {(i, j) for i in range(5) for j in range(5)}
   found = set()
   for one in shifted:
     found |= {(i, j) for i, j in places if (one == padded[i : i + 16, j : j + 16]).all()}
   assert found == places
-  holes = (np.asarray(jax.vmap(lambda key: augmentation.cut(image, key))(keys)) == 0).all(-1)
+  holes = (cut == 0).all(-1)
   assert holes.sum((1, 2)).max() == 64 and holes.sum((1, 2)).min() >= 16  # part may lie outside
-  recoloured = jax.vmap(lambda key: augmentation.shift_colours(image, key))(keys)
-  shift = np.asarray(recoloured).mean((1, 2, 3)) - np.asarray(image).mean()
+  shift = recoloured.mean((1, 2, 3)) - np.asarray(image).mean()
   assert -0.5 <= shift.min() < -0.45 and 0.45 < shift.max() <= 0.5
-  batch = augmentation.diff_augment().apply({}, jnp.int32(0), _x, jax.random.key(0))
+  batch = jax.jit(augmentation.diff_augment().apply)({}, jnp.int32(0), _x, jax.random.key(0))
   assert batch.shape == _x.shape and (np.abs(batch - _x).mean((1, 2, 3)) > 0.05).all()
 
 

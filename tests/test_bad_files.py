@@ -4,6 +4,7 @@ import json
 import pathlib
 import pickle
 import re
+import shutil
 import zipfile
 
 import jax
@@ -33,16 +34,24 @@ class Hostile:
     return pathlib.Path.touch, (self.marker,)
 
 
+@pytest.fixture(scope='module')
+def whole(tmp_path_factory):
+  """A folder with an autoencoder in `ae`, and its tensors in `ae.safetensors`."""
+  made = tmp_path_factory.mktemp('whole')
+  shapes = jax.eval_shape(NET.init, jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))['params']
+  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
+  autoencoder.save(made / 'ae', NET, params, unscaled(2))
+  _save(made / 'ae.safetensors', layout.tensors(autoencoder.original(NET), params))
+  return made
+
+
 @pytest.fixture
-def place(tmp_path, monkeypatch):
-  """A folder with an autoencoder in `ae`, its tensors in `ae.safetensors`, and jaxgen's own folder, `home`."""
+def place(whole, tmp_path, monkeypatch):
+  """A copy of it, beside jaxgen's own folder, `home`."""
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
   monkeypatch.setattr(autoencoder, 'published', lambda name: NET)
   monkeypatch.setattr('jaxgen.distributed.start', lambda: None)
-  shapes = jax.eval_shape(NET.init, jax.random.key(0), np.zeros((1, 4, 4, 3), np.float32))['params']
-  params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, np.float32), shapes)
-  autoencoder.save(tmp_path / 'ae', NET, params, unscaled(2))
-  _save(tmp_path / 'ae.safetensors', layout.tensors(autoencoder.original(NET), params))
+  shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   return tmp_path
 
 

@@ -234,7 +234,7 @@ def test_a_null_may_be_trained_and_a_phase_may_train_several_keys():
 def test_a_weight_map_weighs_images_and_pixels():
   objective, batch = _objective(conditioner=TOLD._replace(drops={})), _batch(4)
   params, key = {'net': {'of': jnp.ones(())}}, jax.random.key(0)
-  loss = lambda batch: objective.phases[0].loss(params, None, FROZEN, batch, key)[0]  # noqa: E731
+  loss = jax.jit(lambda batch: objective.phases[0].loss(params, None, FROZEN, batch, key)[0])
   rows, left = jnp.array([1.0, 0.0, 0.0, 0.0]), jnp.zeros((4, 2, 2, 1)).at[:, :, 0].set(1.0)
   whole, none, first, half, large = (
     loss(batch | more)

@@ -88,7 +88,7 @@ def test_without_noise_it_is_the_identity():
   """Whatever the network: the last of many steps, at sigma_min, changes nothing."""
   objective = consistency(Small(), shape=(1, 1, 1), steps=1, times=(1.0, 1e-9), limit=None)
   single = consistency(Small(), shape=(1, 1, 1), steps=1, limit=None)
-  params = objective.init(jax.random.key(0), {}, {})['params']
+  params = jax.jit(lambda key: objective.init(key, {}, {}))(jax.random.key(0))['params']
   keys = jax.random.split(jax.random.key(1), 16)
   two, one = (compiled(lambda keys, o=o: o.sample(params, {}, {}, keys), keys) for o in (objective, single))
   np.testing.assert_allclose(two, one, atol=1e-5)

@@ -331,7 +331,7 @@ def test_a_linear_network_learns_the_posterior_mean(process):
   process, t = PROCESSES[process], 0.4
   objective = _objective(Linear(), process, parameterisation=parameterisation.x0, times=lambda key, b: jnp.full(b, t))
   batch_of = lambda key: {'image': MEAN + VARIANCE**0.5 * jax.random.normal(key, (512, 1, 1, 1))}  # noqa: E731
-  params = objective.init(jax.random.key(0), {}, batch_of(jax.random.key(0)))['params']
+  params = jax.jit(lambda key: objective.init(key, {}, batch_of(key)))(jax.random.key(0))['params']
   learned = _train(objective, batch_of, params, optax.adam(optax.cosine_decay_schedule(0.05, 300)), 300)['net']
   a, s = process.alpha(jnp.float32(t)), process.sigma(jnp.float32(t))
   weight = a * VARIANCE / (a**2 * VARIANCE + s**2)
@@ -374,19 +374,20 @@ def toy():
     points = CORNERS[label] + 0.05 * jax.random.normal(noise_key, (256, 2))
     return {'image': points[:, None, None], 'label': label}
 
-  params = objective.init(jax.random.key(0), {}, batch_of(jax.random.key(0)))['params']
+  params = jax.jit(lambda key: objective.init(key, {}, batch_of(key)))(jax.random.key(0))['params']
   return objective, _train(objective, batch_of, params, optax.adam(optax.cosine_decay_schedule(1e-2, 800)), 800)
 
 
 def test_a_toy_is_learned_end_to_end(toy):
   objective, params = toy
   label = jnp.repeat(jnp.arange(4), 64)
-  points = jax.jit(objective.sample)(params, {}, {'label': label}, _keys(256))[:, 0, 0]
+  draw = jax.jit(objective.sample)
+  points = draw(params, {}, {'label': label}, _keys(256))[:, 0, 0]
   error = points - CORNERS[label]
   assert jnp.max(jnp.abs(error.reshape(4, 64, 2).mean(1))) < 0.05
   assert 0.01 < error.std() < 0.1
   label = jnp.full(256, 4)  # no label: all four corners
-  points = jax.jit(objective.sample)(params, {}, {'label': label}, _keys(256))[:, 0, 0]
+  points = draw(params, {}, {'label': label}, _keys(256))[:, 0, 0]
   quadrant = np.asarray((points > 0) @ jnp.array([2, 1]))
   assert np.bincount(quadrant, minlength=4).min() > 30
   assert jnp.mean(jnp.abs(jnp.abs(points) - 0.5)) < 0.12

@@ -129,7 +129,7 @@ def _reflow(pool, fresh):
 
 def test_pairs_are_the_teachers_and_their_lines_do_not_cross():
   objective, batch = _reflow(256, 64), {'image': jnp.zeros((256, 1, 1, 1))}
-  extra = objective.init(jax.random.key(0), {}, batch)['extra']
+  extra = jax.jit(lambda key: objective.init(key, {}, batch))(jax.random.key(0))['extra']
   extra['pairs'] |= {name: jnp.full((256, 1, 1, 1), jnp.nan) for name in ('x0', 'eps')}  # of no draw yet
   run = jax.jit(lambda params, extra, key: objective.phases[0].loss(params, _state(**extra), {}, batch, key))
   straight, crossing = ({'net': {'straight': jnp.float32(value)}} for value in (1, 0))
@@ -157,10 +157,13 @@ def test_a_student_of_one_step_sees_noise_alone_and_a_distance_is_added():
     fresh=64,
   )
   batch = {'image': jnp.zeros((64, 1, 1, 1))}
-  extra = make().init(jax.random.key(0), {}, batch)['extra']
-  loss = lambda params, **kwargs: (  # noqa: E731
-    make(**kwargs).phases[0].loss({'net': params}, _state(**extra), 2.0, batch, jax.random.key(1))[0]
-  )
+  extra = jax.jit(lambda key: make().init(key, {}, batch))(jax.random.key(0))['extra']
+
+  def loss(params, **kwargs):
+    phase = make(**kwargs).phases[0]
+    run = jax.jit(lambda params, extra: phase.loss({'net': params}, _state(**extra), 2.0, batch, jax.random.key(1))[0])
+    return run(params, extra)
+
   squares = lambda frozen, a, b: frozen * jnp.sum((a - b) ** 2, (1, 2, 3))  # noqa: E731
   assert loss({'weight': jnp.float32(3.0), 'bias': jnp.float32(0.1)}) < 1e-6
   wrong = {'weight': jnp.float32(0.0), 'bias': jnp.float32(0.0)}

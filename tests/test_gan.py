@@ -221,8 +221,13 @@ def _dirac(optimizer=SGD, **kwargs):
   objective = gan(_Point(), _Slope(), latent=1, loss=gan_losses.wasserstein, **kwargs)
   optimizers = {'generator': SGD, 'discriminator': optimizer}
   batch = {'image': jnp.zeros((4, 1, 1, 1))}
-  state = init_state(objective, optimizers, {}, batch, jax.random.key(0))
-  state, _ = make_train_step(objective, optimizers, {})(state, {}, batch, jax.random.key(1))
+
+  @jax.jit
+  def play(key):
+    state = init_state(objective, optimizers, {}, batch, key)
+    return make_train_step(objective, optimizers, {})(state, {}, batch, jax.random.key(1))[0]
+
+  state = play(jax.random.key(0))
   return float(state.params['generator']['g']), float(state.params['discriminator']['c'])
 
 

@@ -48,7 +48,7 @@ def _vdm():
     ends=test_vdm.ENDS,
     width=8,
   )
-  params = objective.init(jax.random.key(0), {}, {})['params']
+  params = jax.jit(lambda key: objective.init(key, {}, {}))(jax.random.key(0))['params']
   params['schedule'] = jax.tree.map(lambda leaf: leaf + 0.3, params['schedule'])  # as if it had learned
   return _of(test_vdm, objective, params)
 

@@ -36,7 +36,7 @@ def _adapted(params, a, b):
 def test_numbers_are_those_of_the_merged_kernel(name):
   layer, x, a, b = LAYERS[name]
   x = _drawn(x)
-  plain = layer.init(jax.random.key(0), x)['params']
+  plain = jax.jit(layer.init)(jax.random.key(0), x)['params']
   params = _adapted(plain, a, b)
   whole = merged(params)
   assert whole['kernel'].shape == plain['kernel'].shape
@@ -50,7 +50,7 @@ def test_numbers_are_those_of_the_merged_kernel(name):
 
   out = layer.apply({'params': whole}, x)
   np.testing.assert_allclose(layer.apply({'params': params}, x), out, rtol=1e-6, atol=1e-6 * np.abs(out).max() * 4)
-  got, want = (jax.grad(function)(params['kernel']) for function in (of_correction, of_sum))
+  got, want = (jax.jit(jax.grad(function))(params['kernel']) for function in (of_correction, of_sum))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
 
 
@@ -69,7 +69,7 @@ class Stack(nn.Module):
 @pytest.fixture(scope='module')
 def stacked():
   """Parameters of `Stack` whose layers have ranks 4, 2 and 0, padded with zeros."""
-  plain = Stack().init(jax.random.key(0), jnp.ones((8, 256)))['params']['linear']
+  plain = jax.jit(Stack().init)(jax.random.key(0), jnp.ones((8, 256)))['params']['linear']
   ranks = (jnp.arange(4)[None] < jnp.array([4, 2, 0])[:, None]).astype(jnp.float32)
   a, b = _drawn((3, 256, 4), 1) * ranks[:, None], _drawn((3, 4, 256), 2)
   return plain | {'kernel': LowRank(plain['kernel'], a, b, jnp.array([0.5, 2.0, 1.0]))}

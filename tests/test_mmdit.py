@@ -29,7 +29,7 @@ def _golden(name):
 @pytest.mark.parametrize('name', NETS)
 def test_forward_is_that_of_diffusers(name):
   params, x, t, cond, out = _golden(name)
-  found = NETS[name].apply({'params': params}, x, t, cond)
+  found = jax.jit(NETS[name].apply)({'params': params}, x, t, cond)
   np.testing.assert_allclose(found, out, atol=2e-5 * np.abs(out).max())
 
 
@@ -42,7 +42,7 @@ def test_masked_text_is_not_seen_and_the_rest_is(name):
   def energy(text):
     return jnp.sum(NETS[name].apply({'params': params}, x, t, cond | {'text': text, 'text_mask': mask}) ** 2)
 
-  gradient = np.abs(jax.grad(energy)(jnp.asarray(cond['text']))).sum(axis=(0, 2))
+  gradient = np.abs(jax.jit(jax.grad(energy))(jnp.asarray(cond['text']))).sum(axis=(0, 2))
   assert (gradient[:3] > 0).all() and (gradient[3:] == 0).all()
 
 

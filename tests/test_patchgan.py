@@ -31,10 +31,10 @@ def test_the_published_size():
 def test_a_logit_sees_its_patch_of_its_image_alone(layers, receptive):
   net = PatchGAN(width=4, layers=layers, norm=None)
   x = jnp.zeros((2, 64, 64, 1))
-  params = net.init(jax.random.key(0), x)
+  params = jax.jit(net.init)(jax.random.key(0), x)
   params = jax.tree.map(lambda p: jnp.abs(p) + 0.01, params)  # no path cancels another
   middle = jax.eval_shape(net.apply, params, x).shape[1] // 2
-  seen = np.asarray(jax.grad(lambda x: net.apply(params, x)[0, middle, middle, 0])(x)) != 0
+  seen = np.asarray(jax.jit(jax.grad(lambda x: net.apply(params, x)[0, middle, middle, 0]))(x)) != 0
   rows = seen[0, :, :, 0].any(axis=1)
   assert rows.sum() == receptive == seen[0, :, :, 0].any(axis=0).sum()
   assert not seen[1].any()
@@ -52,16 +52,16 @@ def test_the_norm_is_batch_normalisation_without_running_statistics():
 
 def test_the_normalised_discriminator_judges_a_batch():
   net = PatchGAN(width=4, layers=2)
-  params = net.init(jax.random.key(0), _x)
-  assert np.abs(net.apply(params, _x)[:1] - net.apply(params, _x[:1])).max() > 1e-3
+  params, judge = jax.jit(net.init)(jax.random.key(0), _x), jax.jit(net.apply)
+  assert np.abs(judge(params, _x)[:1] - judge(params, _x[:1])).max() > 1e-3
 
 
 def test_scales_see_the_image_halved():
   net = MultiScalePatchGAN(scales=2, width=4, layers=2, norm=None)
-  params = net.init(jax.random.key(0), _x)
-  fine, coarse = net.apply(params, _x)
-  single = PatchGAN(width=4, layers=2, norm=None)
-  np.testing.assert_allclose(fine, single.apply({'params': params['params']['scale_0']}, _x), rtol=1e-6)
+  params = jax.jit(net.init)(jax.random.key(0), _x)
+  fine, coarse = jax.jit(net.apply)(params, _x)
+  single = jax.jit(PatchGAN(width=4, layers=2, norm=None).apply)
+  np.testing.assert_allclose(fine, single({'params': params['params']['scale_0']}, _x), rtol=1e-6)
   # in the interior, the mean of a 3x3 square around every second pixel
   halved = np.zeros((2, 16, 16, 3), np.float32)
   padded = np.pad(_x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=np.nan)
@@ -69,7 +69,7 @@ def test_scales_see_the_image_halved():
     for j in range(16):
       halved[:, i, j] = np.nanmean(padded[:, 2 * i : 2 * i + 3, 2 * j : 2 * j + 3], axis=(1, 2))
   np.testing.assert_allclose(
-    coarse, single.apply({'params': params['params']['scale_1']}, jnp.asarray(halved)), rtol=1e-4, atol=1e-6
+    coarse, single({'params': params['params']['scale_1']}, jnp.asarray(halved)), rtol=1e-4, atol=1e-6
   )
 
 

@@ -53,7 +53,7 @@ _each = jnp.asarray(_draw((_DEPTH, 2, 4, _WIDTH)), jnp.float32)
 
 @pytest.fixture(scope='module')
 def variables():
-  made = Network().init(jax.random.key(0), _x, _c)
+  made = jax.jit(Network().init)(jax.random.key(0), _x, _c)
   assert jax.tree.map(jnp.shape, made) == {
     'params': {'blocks': {'linear': {'kernel': (_DEPTH, _WIDTH, _WIDTH), 'bias': (_DEPTH, _WIDTH)}}}
   }
@@ -88,11 +88,10 @@ def test_every_way_is_the_blocks_one_after_another(variables, platform, net):
   with jax.sharding.use_abstract_mesh(_on(platform)):
     program = jax.make_jaxpr(grads)(variables, _each)
   assert ('scan[' in str(program)) == (platform == 'tpu' or net.policy is not None)
-  got = jax.tree.unflatten(
-    jax.tree.structure((variables, _each)),
-    jax.core.eval_jaxpr(program.jaxpr, program.consts, *jax.tree.leaves((variables, _each))),
-  )
-  wanted = jax.grad(of_blocks, (0, 1))(variables, _each)
+  leaves, structure = jax.tree.flatten((variables, _each))
+  run = jax.jit(functools.partial(jax.core.eval_jaxpr, program.jaxpr, program.consts))
+  got = jax.tree.unflatten(structure, run(*leaves))
+  wanted = jax.jit(jax.grad(of_blocks, (0, 1)))(variables, _each)
   jax.tree.map(functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), got, wanted)
 
 
@@ -104,7 +103,7 @@ def test_what_blocks_sow_is_stacked(variables, platform):
       shapes = jax.eval_shape(apply)[1]
     assert shapes['intermediates']['blocks']['x'][0].shape == (_DEPTH, 2, 4, _WIDTH)
     return
-  (sown,) = apply()[1]['intermediates']['blocks']['x']
+  (sown,) = jax.jit(apply)()[1]['intermediates']['blocks']['x']
   for i in range(_DEPTH):
     np.testing.assert_allclose(sown[i], _expected(variables, stop=i + 1), rtol=1e-5, atol=1e-6)
 

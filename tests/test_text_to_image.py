@@ -47,7 +47,7 @@ def _objective(scale=3.0, conditioner=None):
 @pytest.fixture(scope='module')
 def params():
   batch = {'image': jnp.zeros((2, 4, 4, 3)), 'text': jnp.ones((2, 3), jnp.int32)}
-  made = _objective().init(jax.random.key(0), {}, batch)['params']
+  made = jax.jit(lambda key: _objective().init(key, {}, batch))(jax.random.key(0))['params']
   noise = np.random.default_rng(0).standard_normal
   return jax.tree.map(lambda leaf: leaf + 0.2 * noise(leaf.shape, np.float32), made)
 
@@ -57,7 +57,7 @@ def _ids(*texts):
 
 
 def _sample(sample_fn, params, texts):
-  return np.asarray(sample_fn(params, {}, _ids(*texts), jax.random.split(jax.random.key(1), len(texts))))
+  return np.asarray(jax.jit(sample_fn)(params, {}, _ids(*texts), jax.random.split(jax.random.key(1), len(texts))))
 
 
 def test_network_and_text_encoder_learn_in_one_pass(params):
@@ -69,7 +69,7 @@ def test_network_and_text_encoder_learn_in_one_pass(params):
   def loss(params):
     return phase.loss(params, SimpleNamespace(extra={}), {}, batch, jax.random.key(3))[0]
 
-  gradient = jax.grad(loss)(params)
+  gradient = jax.jit(jax.grad(loss))(params)
   assert all(np.abs(leaf).max() > 0 for leaf in jax.tree.leaves(gradient['text']))
 
 

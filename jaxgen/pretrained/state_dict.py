@@ -6,11 +6,13 @@ here; queries, keys and values, or the blocks of a scanned stack, are one array 
 A mapping is `{path in the tree: Leaf}`, and goes both ways.
 """
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import numpy as np
 from flax import traverse_util
@@ -167,9 +169,21 @@ def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Mo
   return Leaf(there, shape, tuple(range(len(part))), (math.prod(part),), apart)
 
 
-def flat_shapes(make: Callable[..., Any], *args: Any) -> dict[str, Shape]:
-  """`{path: shape}` of the parameters that `make(key, *args)`, a network's `init`, would make."""
-  shapes = jax.eval_shape(lambda key: make(key, *args)['params'], jax.random.key(0))
+def flat_shapes(init: Any, *args: Any) -> dict[str, Shape]:
+  """`{path: shape}` of the parameters that `init(key, *args)`, a method of a network, would make."""
+  specs, structure = jax.tree.flatten(jax.eval_shape(lambda: args))
+  try:
+    hash(init.__self__)
+  except TypeError:  # a field is a list
+    return _flat_shapes.__wrapped__(init.__self__, structure, tuple(specs))
+  return dict(_flat_shapes(init.__self__, structure, tuple(specs)))
+
+
+@functools.lru_cache(maxsize=64)
+def _flat_shapes(net: nn.Module, structure: Any, specs: tuple[Any, ...]) -> dict[str, Shape]:
+  """Traces a network once, and not again for an equal one: who loads a folder and saves it asks several times."""
+  args = jax.tree.unflatten(structure, specs)
+  shapes = jax.eval_shape(lambda key, *args: net.init(key, *args)['params'], jax.random.key(0), *args)
   flat: dict[str, Any] = traverse_util.flatten_dict(shapes, sep='/')
   return {path: leaf.shape for path, leaf in flat.items()}
 
