@@ -25,6 +25,7 @@ from jaxgen.samplers import grids
 from jaxgen.samplers.euler import euler
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
+from tests import toys
 
 TOKENIZER = words(['red', 'green', 'circle', 'square'], length=3)
 
@@ -133,7 +134,7 @@ def test_an_empty_file_of_prompts_is_refused(tmp_path):
 
 
 def _stage(objective, tokenize=None):
-  return SimpleNamespace(objective=objective, tokenize=tokenize)
+  return toys.experiment(objective=objective, tokenize=tokenize)
 
 
 def test_a_model_of_labels_takes_no_prompt():
