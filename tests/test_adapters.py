@@ -7,9 +7,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxgen.adapters import controlnet, ip_adapter, textual_inversion
 from jaxgen.adapters.beside import beside, over
+from jaxgen.cli import edit
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.prior import with_prior
 from jaxgen.generation import null_text
@@ -277,3 +279,10 @@ def test_a_control_branch_starts_as_a_copy_of_the_encoder():
   trees['net'] |= {'encoder_9_block': {'kernel': np.ones(2)}}
   with pytest.raises(ValueError, match='control/net/controls_0/encoder_9_block/kernel unused'):
     merged({'control': {'net': {'controls_0': branch}}}, trees, InitFrom('base', **controlnet.COPY))
+
+
+def test_a_mask_that_keeps_all_or_nothing_is_refused(tmp_path):
+  for value, message in ((255, 'white everywhere: nothing is kept'), (0, 'black everywhere: there is nothing to fill')):
+    Image.fromarray(np.full((4, 4), value, np.uint8)).save(tmp_path / 'mask.png')
+    with pytest.raises(ValueError, match=message):
+      edit._mask(tmp_path / 'mask.png', (4, 4, 3), 2)

@@ -12,6 +12,7 @@ import pytest
 from jaxgen.adapters import lora, lora_file, lora_names
 from jaxgen.adapters.lora import LoRA
 from jaxgen.adapters.lora_file import Network
+from jaxgen.cli import lora as command
 from jaxgen.models.clip import CLIPText
 from jaxgen.models.layers.conv import Conv
 from jaxgen.models.layers.linear import Linear
@@ -295,3 +296,11 @@ def test_what_is_wrong_with_a_file_is_said_in_one_line(unet, tmp_path):
     lora.lora(LoRA(rank=0))
   with pytest.raises(ValueError, match="'nothing' is found in no product; the paths are"):
     lora.matching({'net/a': lora.Kernel((2, 2), 0, 1, False)}, ['nothing'])
+
+
+def test_a_weight_follows_a_file_and_none_is_merged_twice():
+  assert command.parsed('style.safetensors:0.8') == ('style.safetensors', 0.8)
+  assert command.parsed('style.safetensors') == ('style.safetensors', 1.0)
+  assert command.parsed('a:b/style.safetensors') == ('a:b/style.safetensors', 1.0)
+  with pytest.raises(ValueError, match=r'--lora a\.safetensors is given 2 times; give it once'):
+    command.added(['a.safetensors', './a.safetensors:0.5'], None)
