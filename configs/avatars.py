@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'network': 'pixart',  # or mmdit
       'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2},
-      'text': {'width': 128, 'depth': 1, 'heads': 2},  # the text encoder
+      'text': {'width': 128, 'depth': 2, 'heads': 4},  # the text encoder
       'margin': 0.05,  # times nearer to 0 than this count as this one where x0 is turned into v
       'drop_rate': 0.1,
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},  # learning rates: of matrices, of the rest

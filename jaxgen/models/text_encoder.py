@@ -1,25 +1,28 @@
 """A small text encoder that learns with the generator that reads it: for models of one's own captions.
 
-  h = table(ids) + place                                             (1)
+  h = table(ids)                                                     (1)
   h <- h + attention(norm(h));  h <- h + mlp(norm(h))                (2)    `depth` times
+    attention: logits q k^T / sqrt(size) + r(j - i), r learned for each head, from 0, up to a distance of 16
   text = norm(h),  pooled = norm(sum of text over the tokens)        (3)
 
 Padding is neither attended to nor counted, but at the first place, so that an empty text is one token of its own, which
 networks with cross-attention need. The layers begin as nothing, so that the encoder begins as a bag of words: layers of
-random weights would drown which word is where. Vaswani et al. 2017, with the norms before the layers.
+random weights would drown which word is there. What a word belongs to is said by the words beside it, so positions are
+relative, as in T5 (Raffel et al. 2020), and no text is too long. Vaswani et al. 2017, with the norms before the layers.
 """
 
 from typing import Any
 
 import flax.linen as nn
 import jax.numpy as jnp
+import numpy as np
 
 from jaxgen.models.clip import embed
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Float, Int
 
-_normal = nn.initializers.normal(0.02)
+_DISTANCE = 16
 _zeros = nn.initializers.zeros_init()
 
 
@@ -54,11 +57,14 @@ class TextEncoder(nn.Module):
     mask = (ids != self.pad).at[:, 0].set(True)
     table = nn.Embed(self.vocabulary, self.width, embedding_init=nn.initializers.normal(1.0), name='table')
     h = embed(table, ids, rows)
-    h += self.param('place', _normal, (ids.shape[1], self.width), jnp.float32)[None]
+    relative = self.param('relative_bias', _zeros, (2 * _DISTANCE + 1, self.heads), jnp.float32)
+    places = np.arange(ids.shape[1])
+    offsets = np.clip(places[None] - places[:, None], -_DISTANCE, _DISTANCE) + _DISTANCE  # l k
+    bias = relative[offsets].transpose(2, 0, 1)[None]  # 1 n l k
     h = h.astype(self.dtype)
     for i in range(self.depth):
       attend = Attention(self.heads, out_init=_zeros, dtype=self.dtype, name=f'attention_{i}')
-      h += attend(self._norm(f'attention_norm_{i}')(h), mask=mask)
+      h += attend(self._norm(f'attention_norm_{i}')(h), mask=mask, bias=bias)
       hidden = nn.gelu(Linear(4 * self.width, dtype=self.dtype, name=f'in_{i}')(self._norm(f'mlp_norm_{i}')(h)))
       h += Linear(self.width, kernel_init=_zeros, dtype=self.dtype, name=f'out_{i}')(hidden)
     text = self._norm('norm')(h).astype(jnp.float32)
