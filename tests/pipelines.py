@@ -150,7 +150,7 @@ CASES = {
   'img2img': ('sd15', {}),
   'sd3': ('sd3', {}),
 }
-# Their images are in the golden file too, and are not equal yet (SDXL) or not compared yet (Flux).
+# In the golden file too: SDXL's random weights amplify rounding too much to compare; Flux is not compared yet.
 OPEN_CASES = {'sdxl': ('sdxl', {}), 'sdxl_zeros': ('sdxl', {}), 'flux': ('flux', {})}
 UNTOLD = ('sdxl_zeros', 'flux')  # without a negative prompt
 _DPM, _UNIPC, _EULER, _HEUN = (
