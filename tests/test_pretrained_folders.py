@@ -257,10 +257,10 @@ def test_an_autoencoder_may_have_a_convolution_after_its_latents_alone(tmp_path)
   shapes = jax.eval_shape(net.init, jax.random.key(0), jnp.zeros((1, 4, 4, 3)))['params']
   assert 'post_quant_conv' in shapes and 'quant_conv' not in shapes
   params = jax.tree.map(lambda leaf: np.full(leaf.shape, 0.5, np.float32), shapes)
-  published.save(layout.Pretrained(net, params, layout.Meta({'sample_size': 4})), tmp_path)
+  networks.save(layout.Pretrained(net, params, layout.Meta({'sample_size': 4})), tmp_path)
   config = json.loads((tmp_path / 'config.json').read_text())
   assert (config['use_quant_conv'], config['use_post_quant_conv']) == (False, True)
-  loaded = published.load(tmp_path)
+  loaded = networks.load(tmp_path)
   assert loaded.net.has_post_quant and not loaded.net.quant
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
 
@@ -277,7 +277,7 @@ def test_dit_goes_both_ways_and_its_embeddings_must_agree(shift, tmp_path, caplo
   assert (loaded.net, loaded.meta.config['sample_size']) == (net, 4)
   jax.tree.map(np.testing.assert_array_equal, loaded.params, params)
   _edit(tmp_path, downscale_freq_shift=None)  # as diffusers writes it
-  assert published.load(tmp_path).net.frequency_shift == 0
+  assert networks.load(tmp_path).net.frequency_shift == 0
   assert 'add "downscale_freq_shift": 1' in caplog.text
   file = tmp_path / f'{folder.STEM}.safetensors'
   tensors = safetensors_file.read(file)
@@ -331,8 +331,11 @@ def test_what_cannot_be_read_is_said_in_one_sentence(tmp_path):
   _write('unet_condition', tmp_path)
   with pytest.raises(ValueError, match='is of a UNet2DConditionModel; wanted AutoencoderKL or VQModel'):
     autoencoder.load(tmp_path)
+  _edit(tmp_path, addition_embed_type='text')
+  with pytest.raises(ValueError, match="addition_embed_type is 'text', wanted 'text_time'"):
+    networks.load(tmp_path)
   _edit(tmp_path, addition_embed_type='text_time')
-  with pytest.raises(ValueError, match="addition_embed_type is 'text_time', wanted None"):
+  with pytest.raises(ValueError, match='text_time and names no addition_time_embed_dim'):
     networks.load(tmp_path)
   _edit(tmp_path, addition_embed_type=None, freq_shift=1)
   with pytest.raises(ValueError, match=r'\(flip_sin_to_cos, freq_shift\) are \(True, 1\)'):

@@ -62,7 +62,11 @@ def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
     ValueError: jaxgen has no such network.
   """
   folder.require(config, 'block_out_channels', 'down_block_types')
-  return _layout(network(config, dtype=dtype), config)
+  net = network(config, dtype=dtype)
+  for entry in ('addition_time_embed_dim', 'projection_class_embeddings_input_dim'):
+    if config.get('addition_embed_type') and not config.get(entry):
+      raise ValueError(f'config.json has addition_embed_type {config["addition_embed_type"]} and names no {entry}')
+  return _layout(net, config)
 
 
 def write(net: UNet, params: Params, meta: Meta) -> Layout:
