@@ -271,7 +271,7 @@ def gan_experiment(
     optimizers: optimizers of the generator and the discriminator.
     reference: opens the dataset that FID compares with.
   """
-  mesh, num_classes = sharding.make_mesh(**c.mesh), data.dataset.num_classes
+  mesh, num_classes = sharding.make_mesh(**c.mesh.to_dict()), data.dataset.num_classes
   classes = np.arange(c.samples.num, dtype=np.int32) * max(num_classes, 1) // c.samples.num
   shown = {'cond': {'label': classes} if num_classes else {}, 'num': c.samples.num}
 
@@ -365,7 +365,7 @@ def imagenet_experiment(
     loaded: the autoencoder.
     optimizer: optimizer of the network.
   """
-  mesh, num_classes = sharding.make_mesh(**c.mesh), data.dataset.num_classes
+  mesh, num_classes = sharding.make_mesh(**c.mesh.to_dict()), data.dataset.num_classes
   evaluators: tuple[Evaluator, ...] = ()
   if c.dataset != 'synthetic':
     label = np.repeat(np.asarray(shown, np.int32), 2)

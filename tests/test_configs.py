@@ -10,6 +10,7 @@ from jaxgen import sharding
 from jaxgen.cli.config import available_configs, load_config
 from jaxgen.experiment import as_stages
 from jaxgen.frozen import shapes
+from jaxgen.models.layers import stack
 from jaxgen.train import abstract_state, place_frozen
 from jaxgen.train_state import sampling_params
 from jaxgen.train_step import make_train_step
@@ -140,6 +141,7 @@ def test_all_configs_are_found():
 )
 def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
   monkeypatch.setenv('JAXGEN_HOME', str(data_dir.parent))
+  monkeypatch.setattr(stack, '_loop', stack._scan)  # as accelerators run it, and one block is traced
   config, module = opened(name, data_dir)
   assert module.__doc__.count('jaxgen train') or module.__doc__.count('launch/local train')
   assert 'esult' in module.__doc__, 'the docstring says what came out, or "not run"'
