@@ -88,7 +88,10 @@ class Leaf(NamedTuple):
   def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
     parts = np.moveaxis(leaf, self.apart, range(len(self.apart))).reshape(-1, *self.part_shape)
     view = self.view or self.part_shape
-    turned = [np.flip(part, self.flip).reshape(view).transpose(self.order).reshape(self.tensor_shape) for part in parts]
+    turned = [
+      (np.flip(part, self.flip) if self.flip else part).reshape(view).transpose(self.order).reshape(self.tensor_shape)
+      for part in parts
+    ]
     if self.copies:
       turned *= len(self.names)
     return {name: np.array(part, order='C') for name, part in zip(self.names, turned, strict=True)}
@@ -96,7 +99,8 @@ class Leaf(NamedTuple):
   def _part(self, tensor: Any) -> np.ndarray:
     view = self.view or self.part_shape
     turned = np.asarray(tensor).reshape([view[axis] for axis in self.order]).transpose(np.argsort(self.order))
-    return np.flip(turned.reshape(self.part_shape), self.flip)
+    turned = turned.reshape(self.part_shape)
+    return np.flip(turned, self.flip) if self.flip else turned  # a flip of a number is no array
 
   def of_one(self) -> 'Leaf':
     """Of the only block of a stack of one, without the axis of its depth."""
