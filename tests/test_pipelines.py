@@ -40,7 +40,12 @@ pytest.importorskip('tokenizers')
 GOLDEN = dict(np.load(pathlib.Path(__file__).parent / 'golden' / 'pipelines.npz'))
 
 
-@pytest.mark.parametrize('name', peers.SCHEDULERS)
+# diffusers answers nan to the first. The second starts where log(alpha/sigma) is beyond -8, and there a step is DDIM's
+# here (samplers/exponential.py), of second order there: 0.03 apart.
+UNLIKE = {'unipc_karras', 'cosine'}
+
+
+@pytest.mark.parametrize('name', [name for name in peers.SCHEDULERS if name not in UNLIKE])
 def test_a_scheduler_samples_as_in_diffusers(name):
   schedule = schedulers.read(peers.SCHEDULERS[name])
   process, start = schedulers.process(schedule), peers.inputs((2, 3, 2), 4)['noise']

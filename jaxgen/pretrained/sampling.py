@@ -246,7 +246,7 @@ def _flow_times(
     factor = float(np.exp(dynamic_shift(more, tokens)))
   end = 1 / steps if even else 1 / total
   if double_shift and not even and not more.get('use_dynamic_shifting'):
-    end = float(shift(np.asarray(end), factor))
+    end = float(shift(np.asarray([end]), factor)[0])
   times = np.linspace(1.0, end, steps)
   return np.append(shift(times, factor), 0.0).astype(np.float32)
 
