@@ -122,7 +122,7 @@ def build(c: ConfigDict) -> Experiment:
     generate,
     mesh=mesh,
     shown={'cond': {'text': shown}, 'num': len(shown), 'rows': prompts},
-    reference=lambda: dataset,
+    reference=lambda: opened(c, 'seen')[0] if described is describe else dataset,
     cond=lambda num: {'text': data.rows(0, range(num))['text']},
     protocol={
       'prompts': 'captions of the training data',

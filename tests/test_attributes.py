@@ -31,7 +31,7 @@ def test_accuracy_counts_what_the_truth_tells():
 
 
 def test_accuracy_of_nothing():
-  with pytest.raises(ValueError, match='tells no attribute'):
+  with pytest.raises(ValueError, match='has no attribute'):
     accuracy(np.zeros((2, 2), int), np.full((2, 2), -1), names=NAMES)
   with pytest.raises(ValueError, match='and 3 names'):
     accuracy(np.zeros((2, 2), int), np.zeros((2, 2), int), names='abc')

@@ -140,7 +140,7 @@ def test_animations_hold_every_frame(tmp_path, suffix):
     assert file.n_frames == 5
     file.seek(3)
     assert suffix == '.gif' or (np.asarray(file.convert('RGB')) == frames[3]).all()
-  with pytest.raises(ValueError, match=r'an animation is a \.webp, \.png, \.gif file'):
+  with pytest.raises(ValueError, match=r'an animation is a \.webp, \.png, \.gif or \.mp4 file'):
     animation.write(path.with_suffix('.jpg'), frames, frames_per_second=10)
 
 

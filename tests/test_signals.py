@@ -265,7 +265,8 @@ def test_what_waits_hands_on_items_and_errors_in_order():
 
 def test_another_command_ends_though_ctrl_c_is_swallowed(tmp_path):
   code = (
-    'import sys, time; from jaxgen.cli import main as cli\n'
+    'import signal, sys, time; from jaxgen.cli import main as cli\n'
+    'signal.signal(signal.SIGINT, signal.default_int_handler)\n'  # a job in the background ignores it
     'def hang(argv):\n'
     '  print("HERE", flush=True)\n'
     '  while True:\n'

@@ -155,9 +155,10 @@ def initial_codebook(cosine: bool) -> nn.initializers.Initializer:
   return init
 
 
-def nearest(z: Float[Array, 'b h w d'], codebook: Float[Array, 'k d'], *, cosine: bool = False) -> Codes:
+def nearest(z: Float[Array, 'b h w d'], codebook: Float[Array | np.ndarray, 'k d'], *, cosine: bool = False) -> Codes:
   """Eq. 1. With `cosine` the vectors of the codes have length 1, as `direction(z)` has."""
-  codebook = jnp.asarray(direction(codebook) if cosine else codebook)  # NumPy's own cannot be indexed under jit
+  codebook = jnp.asarray(codebook)  # NumPy's own cannot be indexed under jit
+  codebook = direction(codebook) if cosine else codebook
   flat = z.reshape(-1, z.shape[-1])
   dots = jnp.dot(flat, codebook.T, precision=jax.lax.Precision.HIGHEST)  # n k
   # |z|^2 is the same for all codes, and so are the lengths of directions.
