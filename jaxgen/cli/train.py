@@ -20,7 +20,9 @@ def main(argv: list[str]) -> int:
     allow_abbrev=False,
   )
   parser.add_argument(
-    '--config', default='emoji_dit', help='path of a config file, or the bare name of one in configs/ (default: emoji_dit)'
+    '--config',
+    default='emoji_dit',
+    help='path of a config file, or the bare name of one in configs/ (default: emoji_dit)',
   )
   parser.add_argument('--workdir', help="the run's folder, also gs://BUCKET/NAME (default: runs/NAME)")
   parser.add_argument(
