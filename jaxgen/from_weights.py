@@ -34,7 +34,7 @@ def opened(path: str | os.PathLike, *, prediction: str | None = None, dtype: Any
   """The generator of a folder or file.
 
   Args:
-    path: of the folder or file.
+    path: path of the folder or file.
     prediction: what its network predicts, 'epsilon' or 'v_prediction', where the file does not say.
     dtype: of the networks' activations.
 

@@ -48,7 +48,7 @@ def leaves(net: ControlNet, of_unet: Leaves, *, channels: int = 3) -> Leaves:
   Args:
     net: the branch.
     of_unet: where it keeps the U-Net's.
-    channels: of the control.
+    channels: channels of the control.
   """
   head = 'controlnet_cond_embedding'
   hint = {'in': f'{head}.conv_in', 'out': f'{head}.conv_out'}
@@ -114,7 +114,7 @@ def save(path: str | os.PathLike, net: ControlNet, params: Params, config: folde
   """Writes a folder that diffusers loads.
 
   Args:
-    path: of the folder.
+    path: path of the folder.
     net: the branch.
     params: its tree, `params['control']['net']['controls_0']`.
     config: the configuration of its U-Net in diffusers.
@@ -135,7 +135,7 @@ def load_original(path: str | os.PathLike, net: ControlNet, *, channels: int, te
   Args:
     path: .safetensors or .pth; nothing in it is run.
     net: the branch.
-    channels: of the U-Net's images or latents.
+    channels: channels of the images or latents that the U-Net sees.
     text_width: features of a token of text.
   """
   found = safetensors_file.read(path) if str(path).endswith('.safetensors') else torch_file.state_dict(path)

@@ -175,7 +175,7 @@ def write(path: str | os.PathLike, net: UNet, projection: Projection, tree: Para
   """Writes .safetensors.
 
   Args:
-    path: of the file.
+    path: path of the file.
     net: the U-Net.
     projection: the projection's network.
     tree: `params['ip_adapter']`.

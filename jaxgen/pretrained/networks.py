@@ -69,7 +69,7 @@ def load(path: str | os.PathLike, *, put: Put | None = None, dtype: Any = jnp.fl
   """The network of a folder, or of a file that `jaxgen weights get` stored.
 
   Args:
-    path: of the folder or file.
+    path: path of the folder or file.
     put: `(path in the tree, array) -> what to put there`, such as an array sharded over a mesh; float32 without it.
     dtype: of the network's activations.
 

@@ -80,7 +80,7 @@ def load(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Pipeline:
   """The pipeline of a folder.
 
   Args:
-    path: of the folder.
+    path: path of the folder.
     dtype: of the networks' activations; an autoencoder that asks for float32 (`force_upcast`) has it.
 
   Raises:
@@ -140,7 +140,7 @@ def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
 
   Args:
     pipeline: of which each network is written in float32.
-    path: of the folder.
+    path: path of the folder.
   """
   path = epath.Path(path)
   path.mkdir(parents=True, exist_ok=True)

@@ -51,7 +51,7 @@ def load(path: str | os.PathLike, *, prediction: str | None = None, dtype: Any =
   """The generator of a file.
 
   Args:
-    path: of the file, .safetensors or .ckpt; nothing in it is run.
+    path: path of the file, .safetensors or .ckpt; nothing in it is run.
     prediction: what the network predicts, 'epsilon' or 'v_prediction'; needed of Stable Diffusion 2.
     dtype: of the networks' activations, but for the autoencoder's, which are float32.
 
