@@ -5,8 +5,9 @@
 
 The captions are phrased anew at each step. A text encoder learns with the network, so nothing is downloaded. The
 network reads its tokens by cross-attention (PixArt), or in one softmax with the image's (--config.network=mmdit, as in
-Stable Diffusion 3). Cosine diffusion at uniform times, since words decide most where the noise is high; the network
-predicts x0 and is judged on v.
+Stable Diffusion 3). Cosine diffusion; the network predicts x0 and is judged on v. At t = 0.95 the noise shows the mean
+color of a large area already, so what is drawn is decided before: times are shifted towards noise, which takes the
+share of right backgrounds after 20,000 pictures from 0.15 to 0.95.
 
 A classifier that comes with jaxgen measures the share of attributes that samples show as their prompts say, for pairs
 of words that are in no training picture (attributes_test) and for pairs that are (attributes_seen).
@@ -14,8 +15,10 @@ of words that are in no training picture (attributes_test) and for pairs that ar
 One's own captioned pictures: --config.dataset=folder:PATH --config.resolution=64. Larger avatars: `jaxgen data prepare
 avatars`, then --config.dataset=avatars.
 
-Result, seed 0, after 1,000 steps at most: the style that a prompt names, and little else of it; attributes_seen 0.16,
-chance 0.23, real pictures 0.99. The whole run, and its time on two cores: not run.
+Result, seed 0: attributes_test 0.71, attributes_seen 0.72, where real pictures have 0.99 and chance is 0.26 and 0.23.
+Styles, backgrounds and colors of clothes are right in all samples, colors of hair in 0.95, of skin in 0.98, shapes of
+hair in 0.60; mouths and eyes, a few pixels large, in 0.26 and 0.29. fid_256 122 against 1,000 pictures of `seen`.
+13 minutes on two cores that others used too, and 5 for the measurements.
 """
 
 from functools import partial
@@ -51,7 +54,7 @@ from jaxgen.samplers.dpm_solver import dpm_multistep
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
 
-NETWORKS = {'pixart': partial(PixArt, pooled=True, own_modulation=True), 'mmdit': MMDiT}
+NETWORKS = {'pixart': partial(PixArt, pooled=True, text_map=16, own_modulation=True), 'mmdit': MMDiT}
 
 
 def get_config() -> ConfigDict:
@@ -61,23 +64,24 @@ def get_config() -> ConfigDict:
       'dataset': 'avatars32',  # in the package; or avatars, or one's own captioned pictures: folder:PATH, ...
       'resolution': 0,  # side of the images; 0 for images as they are
       'licences': (),  # learn from records with these alone, such as ('CC0-1.0',); all without
-      'steps': 2000,
-      'batch_size': 32,
+      'steps': 1100,
+      'batch_size': 64,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'network': 'pixart',  # or mmdit
       'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2},
-      'text': {'width': 128, 'depth': 2, 'heads': 4},  # the text encoder
+      'text': {'width': 128, 'depth': 1, 'heads': 4},  # the text encoder
+      'shift': 4.0,  # shift of times towards noise
       'margin': 0.05,  # times nearer to 0 than this count as this one where x0 is turned into v
       'drop_rate': 0.1,
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},  # learning rates: of matrices, of the rest
       'ema': 0.995,
       'clip_norm': 1.0,
-      'sampling': {'steps': 12, 'scale': 2.0, 'batch_size': 64},
-      'samples': {'every': 500, 'prompts': 8, 'per_prompt': 8},  # prompts are captions of the test split
-      'fid': {'every': 1000, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
-      'attributes': {'every': 500, 'number': 128},  # prompts of each split, where the dataset is avatars
+      'sampling': {'steps': 16, 'shift': 1.5, 'scale': 2.0, 'batch_size': 64},
+      'samples': {'every': 550, 'prompts': 8, 'per_prompt': 8},  # prompts are captions of the test split
+      'fid': {'every': 1100, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'attributes': {'every': 550, 'number': 128},  # prompts of each split, where the dataset is avatars
       'log_every': 50,
-      'checkpoint': {'every': 500, 'keep': 2},
+      'checkpoint': {'every': 550, 'keep': 2},
     }
   )
 
@@ -110,8 +114,8 @@ def build(c: ConfigDict) -> Experiment:
     shape=data.spec['image'].shape[1:],
     parameterisation=partial(parameterisation.x0, margin=c.margin),
     loss_in=parameterisation.v,
-    times=times.uniform(draw=times.stratified),
-    sampler=Sampler(dpm_multistep, grids.uniform(c.sampling.steps)),
+    times=times.shifted(times.uniform(draw=times.stratified), c.shift),
+    sampler=Sampler(dpm_multistep, np.asarray(times.shift(grids.uniform(c.sampling.steps), c.sampling.shift))),
     guide=(classifier_free(c.sampling.scale), clip()),
     conditioner=trained_text(encoder, length=words.length, drop_rate=c.drop_rate),
   )

@@ -124,6 +124,8 @@ def opened(name, data_dir, changes=None):
     config.dataset = 'pictures'
   elif config.get('dataset') == 'emoji64':
     config.dataset = 'emoji32'  # with a border
+  elif config.get('dataset') == 'avatars':
+    config.dataset = 'avatars32'  # in the package
   if name == 'avatars_attributes':
     config.pictures = 0
   if name in ON_LATENTS:

@@ -49,6 +49,23 @@ def test_the_published_size_has_the_published_count():
   assert sum(leaf.size for leaf in jax.tree.leaves(made)) == 610_856_096
 
 
+def test_the_text_map_puts_the_pooled_text_where_a_patch_is():
+  net = PixArt(patch=2, depth=1, width=16, heads=2, pooled=True, text_map=3)
+  rng = np.random.default_rng(0)
+  text = jnp.asarray(rng.standard_normal((2, 3, 8)), jnp.float32)
+  pooled = jnp.asarray(rng.standard_normal((2, 8)), jnp.float32)
+  x = jnp.zeros((2, 4, 4, 3))
+
+  def read(params, pooled):
+    return net.apply({'params': params}, x, jnp.full(2, 500.0), {'text': text, 'pooled': pooled})
+
+  params = jax.jit(net.init)(jax.random.key(0), x, jnp.zeros(2), {'text': text, 'pooled': pooled})['params']
+  assert params['text_map']['map']['kernel'].shape == (32, 4, 3)  # hidden, patches, channels
+  params['final']['kernel'] = jnp.asarray(rng.standard_normal((16, 12)), jnp.float32)
+  params['pooled_embed'] = jax.tree.map(jnp.zeros_like, params['pooled_embed'])  # the map is the only way left
+  assert np.abs(read(params, pooled) - read(params, pooled[::-1])).max() > 1e-2
+
+
 def test_bad_sizes_are_refused_in_words():
   x, t, cond = jnp.zeros((1, 8, 6, 4)), jnp.zeros(1), {'text': jnp.zeros((1, 3, 4))}
   with pytest.raises(ValueError, match='do not divide into patches of 3'):

@@ -21,8 +21,8 @@ def main(argv: list[str]) -> int:
   )
   parser.add_argument(
     '--config',
-    default='emoji_dit',
-    help='path of a config file, or the bare name of one in configs/ (default: emoji_dit)',
+    default='avatars',
+    help='path of a config file, or the bare name of one in configs/ (default: avatars)',
   )
   parser.add_argument('--workdir', help="the run's folder, also gs://BUCKET/NAME (default: runs/NAME)")
   parser.add_argument(

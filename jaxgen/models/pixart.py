@@ -7,11 +7,14 @@
   x <- x + cross_attention(x, caption(text))                                                        (5)
   x <- x + gate2 * mlp(norm(x) (1 + scale2) + shift2)                                               (6)
   out = final(norm(x) (1 + scale) + shift),  shift, scale = e + table                               (7)
+  x_l <- x_l + to_width(map(y)_l), before the blocks                                                (8)
 
 Chen et al. 2024, "PixArt-alpha: Fast Training of Diffusion Transformer for Photorealistic Text-to-Image Synthesis".
 A block has a table of 6 vectors where DiT's has a matrix that makes them: 27% fewer parameters at DiT-XL's shape. The
-sizes are conditions of the model of 1024 pixels. Two fields are not the paper's: `pooled`, and `own_modulation`, which
-gives each block DiT's matrix in place of Eqs. 2 and 3. Both are for small models whose text encoder learns with them.
+sizes are conditions of the model of 1024 pixels. Three fields are not the paper's, for small models whose text encoder
+learns with them: `pooled`; `own_modulation`, which gives each block DiT's matrix in place of Eqs. 2 and 3; and
+`text_map`, Eq. 8: a few channels a patch l, made of the pooled text y. Cross-attention has to learn which words matter
+before it says anything; the map says from the first step what color the words put where.
 """
 
 from functools import partial
@@ -51,6 +54,7 @@ class PixArt(nn.Module):
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     sizes: the original size and the aspect ratio are conditions (PixArt-alpha at 1024 pixels).
     pooled: the pooled text is a condition too.
+    text_map: number of channels of Eq. 8; 0 for none. The parameters are then for images of one size.
     own_modulation: each block makes its own shifts, scales and gates, as in DiT, which start at zero.
     base, scale: sin-cos positions are those of a grid of `base` patches a side, divided by `scale`; a `base` of 0 for
       the positions of the image's own grid.
@@ -66,6 +70,7 @@ class PixArt(nn.Module):
   learn_sigma: bool = False
   sizes: bool = False
   pooled: bool = False
+  text_map: int = 0
   own_modulation: bool = False
   base: int = 0
   scale: float = 1.0
@@ -83,8 +88,8 @@ class PixArt(nn.Module):
       x: images or latents.
       t: time as the sinusoid sees it, from 0 to 1000 (`Process.network_time`).
       cond: `text`, float b k e; optional `text_mask`, bool b k, True where there is a token, one of each image at
-        least; with `pooled` also `pooled`, float b p; with `sizes` also `size`, float b 2, height and width in pixels,
-        and `aspect`, float b, height / width.
+        least; with `pooled` or `text_map` also `pooled`, float b p; with `sizes` also `size`, float b 2, height
+        and width in pixels, and `aspect`, float b, height / width.
       train: part of every network's signature; PixArt behaves the same.
 
     Raises:
@@ -102,6 +107,8 @@ class PixArt(nn.Module):
       )  # b 6 d, Eq. 2
     x = Linear(self.width, dtype=self.dtype, name='patch_embed')(patchify(x.astype(self.dtype), self.patch))
     x += jnp.asarray(self._positions(grid), self.dtype)[None]
+    if self.text_map:
+      x += TextMap(x.shape[1], self.text_map, self.width, self.dtype, name='text_map')(cond['pooled'])
     text = CaptionEmbedding(self.width, self.dtype, name='caption_embed')(cond['text'])
     block = partial(Block, self.heads, self.mlp_ratio, self.dtype)
     x = stack(self, block, x, m, text, cond.get('text_mask'), depth=self.depth, remat=self.remat)
@@ -139,6 +146,21 @@ class CaptionEmbedding(nn.Module):
   @nn.compact
   def __call__(self, text: Float[Array, 'b k e']) -> Float[Array, 'b k d']:
     h = nn.gelu(Linear(self.width, dtype=self.dtype, name='in')(text.astype(self.dtype)))
+    return Linear(self.width, dtype=self.dtype, name='out')(h)
+
+
+class TextMap(nn.Module):
+  """map(y) of Eq. 8: a layer with a SiLU, then `channels` numbers for each of `patches`, then the tokens' width."""
+
+  patches: int
+  channels: int
+  width: int
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, y: Float[Array, 'b p']) -> Float[Array, 'b l d']:
+    h = nn.silu(Linear(2 * self.width, dtype=self.dtype, name='in')(y.astype(self.dtype)))
+    h = Linear((self.patches, self.channels), dtype=self.dtype, name='map')(h)
     return Linear(self.width, dtype=self.dtype, name='out')(h)
 
 

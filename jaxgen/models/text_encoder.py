@@ -1,14 +1,16 @@
 """A small text encoder that learns with the generator that reads it: for models of one's own captions.
 
   h = table(ids)                                                     (1)
-  h <- h + attention(norm(h));  h <- h + mlp(norm(h))                (2)    `depth` times
-    attention: logits q k^T / sqrt(size) + r(j - i), r learned for each head, from 0, up to a distance of 16
-  text = norm(h),  pooled = norm(sum of text over the tokens)        (3)
+  h <- h + attention(norm(h))                                        (2)    Eqs. 2 and 3 `depth` times
+    logits q k^T / sqrt(size) + r(j - i), r learned for each head, from 0, up to a distance of 16
+  h_i <- h_i + mlp(n_{i-1}, n_i, n_{i+1}),  n = norm(h)              (3)
+  text = norm(h),  pooled = norm(sum of text over the tokens)        (4)
 
-Padding is neither attended to nor counted, but at the first place, so that an empty text is one token of its own, which
-networks with cross-attention need. The layers begin as nothing, so that the encoder begins as a bag of words: layers of
-random weights would drown which word is there. What a word belongs to is said by the words beside it, so positions are
-relative, as in T5 (Raffel et al. 2020), and no text is too long. Vaswani et al. 2017, with the norms before the layers.
+What a word belongs to is mostly said by the words beside it, 'red hair', so the MLP reads three tokens: a transformer's
+MLP of one token takes many times as long to learn which colour goes with which noun. Positions are relative, as in T5
+(Raffel et al. 2020), so no text is too long. Padding is zero in Eq. 3, neither attended to nor counted, except at the
+first place: an empty text is one token of its own, which networks with cross-attention need. Attention starts at zero.
+Vaswani et al. 2017, with the norms before the layers.
 """
 
 from typing import Any
@@ -65,8 +67,9 @@ class TextEncoder(nn.Module):
     for i in range(self.depth):
       attend = Attention(self.heads, out_init=_zeros, dtype=self.dtype, name=f'attention_{i}')
       h += attend(self._norm(f'attention_norm_{i}')(h), mask=mask, bias=bias)
-      hidden = nn.gelu(Linear(4 * self.width, dtype=self.dtype, name=f'in_{i}')(self._norm(f'mlp_norm_{i}')(h)))
-      h += Linear(self.width, kernel_init=_zeros, dtype=self.dtype, name=f'out_{i}')(hidden)
+      three = _with_neighbours(self._norm(f'mlp_norm_{i}')(h) * mask[..., None])
+      hidden = nn.gelu(Linear(4 * self.width, dtype=self.dtype, name=f'in_{i}')(three))
+      h += Linear(self.width, dtype=self.dtype, name=f'out_{i}')(hidden)
     text = self._norm('norm')(h).astype(jnp.float32)
     weight = mask[..., None].astype(jnp.float32)
     pooled = self._norm('pooled_norm')((text * weight).sum(axis=1)).astype(jnp.float32)
@@ -74,3 +77,9 @@ class TextEncoder(nn.Module):
 
   def _norm(self, name: str) -> nn.LayerNorm:
     return nn.LayerNorm(dtype=self.dtype, use_fast_variance=False, name=name)
+
+
+def _with_neighbours(h: Float[Array, 'b k d']) -> Float[Array, 'b k e']:
+  """Each token after the one before it and before the one after it, zero beyond the ends; e is 3 d."""
+  padded = jnp.pad(h, ((0, 0), (1, 1), (0, 0)))
+  return jnp.concatenate([padded[:, :-2], h, padded[:, 2:]], axis=-1)

@@ -123,7 +123,7 @@ def caption(attributes: Sequence[int] | np.ndarray, rng: np.random.Generator, *,
   """
   words = decode_words(attributes)
   if keep is None:
-    keep = 1.0 if rng.random() < 0.3 else float(rng.uniform(0.3, 1.0))
+    keep = 1.0 if rng.random() < 0.6 else float(rng.uniform(0.3, 1.0))
   kept = {name: word for name, word in words.items() if name == 'style' or rng.random() < keep}
   return _written(_PHRASES[STYLES[words['style']].kind](kept, words, rng), rng)
 

@@ -1,0 +1,30 @@
+"""The model of `avatars` at 64 pixels, grown from one of 32: the weights that come with jaxgen, `jaxgen/avatars`.
+
+  jaxgen data prepare avatars
+  jaxgen train --config avatars                       # 15 minutes: the words, colors and places
+  jaxgen train --config avatars64 --init-from runs/avatars --init-fresh 'net/(patch_embed|final)/'
+  jaxgen sample --prompt 'a smiling woman with red hair and glasses' --out woman.png
+
+A patch has twice the side, so the transformer has as many tokens, and all of it but its first and last layer goes on.
+
+Result: not run.
+"""
+
+from ml_collections import ConfigDict
+
+from configs import avatars as base
+
+build = base.build
+
+
+def get_config() -> ConfigDict:
+  config = base.get_config()
+  config.dataset = 'avatars'
+  config.steps = 3400
+  config.model.patch = 8
+  config.ema = 0.998
+  config.fid.every = 3400
+  config.checkpoint.every = 200
+  config.samples.every = 850
+  config.attributes.every = 850
+  return config
