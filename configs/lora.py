@@ -37,6 +37,7 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import later
+from jaxgen.model_folder import resolved
 from jaxgen.objectives.adapted import adapted
 
 
@@ -44,7 +45,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'base': 'runs/avatars',  # the run whose model is adapted
+      'base': 'runs/avatars',  # the run whose model is adapted, or a model such as jaxgen/avatars
       'base_dtype': 'bfloat16',  # of the frozen networks on the devices
       'dataset': 'avatars32',  # folder:PATH, ...
       'caption': '',  # of every picture, in place of its own
@@ -67,7 +68,7 @@ def get_config() -> ConfigDict:
 
 def opened(path: str) -> Experiment:
   """The experiment of a base run, as its folder says; that of avatars where there is none yet."""
-  file = pathlib.Path(path).expanduser() / 'config.json'
+  file = pathlib.Path(resolved(path)).expanduser() / 'config.json'
   kept = json.loads(file.read_text()) if file.is_file() else {'name': 'avatars', 'config': {}}
   if kept.get('file') or importlib.util.find_spec(f'configs.{kept["name"]}') is None:
     raise ValueError(

@@ -7,11 +7,12 @@
   sampler.stablehlo       the whole sampler as one program of jax.export, for serving without jaxgen, and its arrays,
   sampler.safetensors     where it is asked for
 
+Or, for who has jaxgen, the model alone in half precision, with the run's config (model_folder.py).
+
 The program is `(arrays, fields, seed) -> uint8 images`, of one number of images.
 """
 
 import dataclasses
-import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -21,17 +22,19 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
-from jaxgen import sharding
+from jaxgen import model_folder, sharding
 from jaxgen.evaluators.generate import to_uint8
 from jaxgen.files import write_whole
+from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.dit import DiT
 from jaxgen.models.latents import Scaling
 from jaxgen.models.unet import UNet
 from jaxgen.objectives.base import Denoising
-from jaxgen.pretrained import folder as folders
 from jaxgen.pretrained import networks as layouts
+from jaxgen.pretrained import pipeline as pipelines
 from jaxgen.pretrained import published, safetensors_file, schedulers
 from jaxgen.pretrained.layout import Meta, Pretrained
+from jaxgen.pretrained.pipeline import Pipeline
 from jaxgen.processes.process import Process
 from jaxgen.sample import Trained
 
@@ -46,45 +49,83 @@ class Exported(NamedTuple):
     networks: by name, the layout that each is in: 'diffusers' or 'safetensors'.
     pipeline: the pipeline of diffusers that loads the folder, if there is one.
     program: whether the sampler is there as a program.
+    model: whether it opens as the run does.
   """
 
   networks: Mapping[str, str]
   pipeline: str | None = None
   program: bool = False
+  model: bool = False
 
 
 def networks(trained: Trained, out: epath.Path) -> Exported:
-  """Writes each network of a run, and what makes a pipeline of diffusers of them."""
-  stage, params = trained.stage, trained.params
+  """Writes each network of a run, as a pipeline of diffusers where there is one that samples as the run does."""
   pipeline = _pipeline(trained)
-  names = pipeline.folders if pipeline else {}
-  made = {}
+  if pipeline is not None:
+    pipelines.save(pipeline, out)
+    return Exported(dict.fromkeys(pipeline.components, 'diffusers'), pipeline.kind)
+  params, made = trained.params, {}
   for name, tree in params.items():
-    if name == 'extra' or name in _LEARNS_ONLY:
-      continue
-    state = params.get('extra', {}).get(name, {})
-    place = names.get(name, name)
-    made[place] = _network(out / place, stage.objective.networks.get(name), tree, state, trained)
-  if pipeline:
-    _write_pipeline(out, pipeline, trained)
-    made |= {'vae': 'diffusers'} if 'vae' in pipeline.index else {}
-  return Exported(made, pipeline.index['_class_name'] if pipeline else None)
+    if name != 'extra' and name not in _LEARNS_ONLY:
+      net, state = trained.stage.objective.networks.get(name), params.get('extra', {}).get(name, {})
+      made[name] = _network(out / name, net, tree, state, trained)
+  autoencoder = _autoencoder(trained)
+  if autoencoder is not None:
+    published.save(autoencoder, out / 'vae')
+    made['vae'] = 'diffusers'
+  return Exported(made)
+
+
+def model(trained: Trained, out: epath.Path, record: Mapping[str, Any]) -> Exported:
+  """Writes a folder that opens as the run does (model_folder.py).
+
+  Args:
+    trained: from `sample.restore`.
+    out: the folder.
+    record: config.json of the run.
+  """
+  transform = model_folder.transform_of(trained.stage.data.identity)
+  model_folder.write(out, trained.params, step=trained.step, transform=transform)
+  write_whole(out / 'config.json', json.dumps(dict(record), indent=2, default=repr) + '\n')
+  return Exported({}, model=True)
 
 
 def _network(out: epath.Path, net: Any, tree: Any, state: Any, trained: Trained) -> str:
   """One network, in its published layout if there is one, with the name of the layout."""
-  if type(net) in layouts.WRITERS and not state:
-    try:
-      published.save(Pretrained(net, jax.device_get(tree), Meta({'sample_size': _side(trained)})), out)
-      return 'diffusers'
-    except ValueError:  # of options that the published network has not
-      pass
+  it = None if state else _published(net, tree, trained)
+  if it is not None:
+    published.save(it, out)
+    return 'diffusers'
   arrays = {'params': tree} | dict(state) if state else tree
   out.mkdir(parents=True, exist_ok=True)
   about = {'network': None if net is None else type(net).__name__, 'fields': _fields(net)}
   safetensors_file.write(out / 'model.safetensors', flat(arrays), metadata={'format': 'jaxgen'})
   write_whole(out / 'config.json', json.dumps(about, indent=2, default=repr) + '\n')
   return 'safetensors'
+
+
+def _published(net: Any, tree: Any, trained: Trained) -> Pretrained | None:
+  """A network that has a published layout; None for others, and for options that the published network has not."""
+  if type(net) not in layouts.WRITERS:
+    return None
+  it = Pretrained(net, jax.device_get(tree), Meta({'sample_size': _side(trained)}))
+  try:
+    layouts.WRITERS[type(net)](it.net, it.params, it.meta)
+  except ValueError:
+    return None
+  return it
+
+
+def _autoencoder(trained: Trained) -> Pretrained | None:
+  """The frozen autoencoder of a run on latents, in float32, if diffusers has such a one."""
+  net, frozen = trained.stage.objective.networks.get('autoencoder'), trained.frozen.get('autoencoder')
+  if frozen is None or net is None:
+    return None
+  frozen = jax.device_get(frozen)
+  params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), frozen['params'])
+  it = _published(net, params, trained)
+  scaling = Scaling(np.asarray(frozen['shift']), np.asarray(frozen['scale']))
+  return None if it is None else it._replace(meta=Meta(scaling=scaling))
 
 
 def _fields(net: Any) -> dict[str, Any]:
@@ -105,43 +146,32 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
   return {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
 
 
-class _Pipeline(NamedTuple):
-  """A pipeline of diffusers: model_index.json, the folders of networks by their names here, and the schedule."""
-
-  index: dict[str, Any]
-  folders: dict[str, str]
-  schedule: schedulers.Schedule
-
-
-def _pipeline(trained: Trained) -> _Pipeline | None:
+def _pipeline(trained: Trained) -> Pipeline | None:
   """The pipeline of diffusers that makes what a run makes, if there is one."""
   objective, parts = trained.stage.objective, trained.stage.objective.denoising
   net = objective.networks.get('net')
   schedule = None if parts is None else schedule_of(parts, trained.params)
-  if parts is None or schedule is None or not isinstance(net, UNet | DiT) or set(trained.params) != {'net'}:
+  if schedule is None or set(trained.params) != {'net'} or not set(trained.frozen) <= {'autoencoder'}:
+    return None
+  it, vae = _published(net, trained.params['net'], trained), _autoencoder(trained)
+  if it is None or (vae is None) != ('autoencoder' not in trained.frozen):
     return None
   scheduler = {'scheduler': ['diffusers', schedule.scheduler]}
-  decodes = 'autoencoder' in trained.frozen
-  if isinstance(net, UNet) and not net.num_classes and not net.transformer and not net.learn_sigma and not decodes:
+  if isinstance(net, UNet) and not net.num_classes and not net.transformer and not net.learn_sigma and vae is None:
     index = {'_class_name': 'DDPMPipeline', 'unet': ['diffusers', 'UNet2DModel']} | scheduler
-    return _Pipeline(index, {'net': 'unet'}, schedule)
-  if isinstance(net, DiT) and net.num_classes and decodes and 'autoencoder' in objective.networks:
+    return Pipeline({'unet': it}, {}, schedule, index)
+  if isinstance(net, DiT) and vae is not None and isinstance(vae.net, AutoencoderKL) and _has_one_scale(vae):
     index = {'_class_name': 'DiTPipeline', 'transformer': ['diffusers', 'DiTTransformer2DModel']} | scheduler
-    names = dict(enumerate(trained.stage.data.class_names))
-    index |= {'vae': ['diffusers', 'AutoencoderKL'], 'id2label': {str(i): name for i, name in names.items()}}
-    return _Pipeline(index, {'net': 'transformer'}, schedule)
+    names = {str(i): name for i, name in enumerate(trained.stage.data.class_names)}
+    index |= {'vae': ['diffusers', 'AutoencoderKL'], 'id2label': names}
+    return Pipeline({'transformer': it, 'vae': vae}, {}, schedule, index)
   return None
 
 
-def _write_pipeline(out: epath.Path, pipeline: _Pipeline, trained: Trained) -> None:
-  schedulers.save(out / 'scheduler', pipeline.schedule)
-  if 'vae' in pipeline.index:
-    frozen = jax.device_get(trained.frozen['autoencoder'])
-    scaling = Scaling(np.asarray(frozen['shift']), np.asarray(frozen['scale']))
-    params = jax.tree.map(lambda leaf: np.asarray(leaf, np.float32), frozen['params'])
-    net = trained.stage.objective.networks['autoencoder']
-    published.save(Pretrained(net, params, Meta(scaling=scaling)), out / 'vae')
-  folders.write_config(out / 'model_index.json', pipeline.index)  # last of all: a folder that has it is whole
+def _has_one_scale(vae: Pretrained) -> bool:
+  """Whether latents are z times one number, which is all that the pipeline of a DiT undoes."""
+  scaling = vae.meta.scaling
+  return scaling is not None and bool(np.all(scaling.shift == 0) and np.all(scaling.scale == scaling.scale[0]))
 
 
 def schedule_of(parts: Denoising, params: Mapping[str, Any]) -> schedulers.Schedule | None:
@@ -176,12 +206,6 @@ def _prediction_type(parts: Denoising, process: Process) -> str | None:
   return next((name for name, pair in known.items() if np.allclose(pair, (of_data, of_noise), atol=1e-5)), None)
 
 
-def check_program() -> None:
-  """Raises ValueError where jax.export has nothing to write a program with."""
-  if importlib.util.find_spec('flatbuffers') is None:
-    raise ValueError("a program of jax.export needs flatbuffers: pip install 'jaxgen[stablehlo]'")
-
-
 def program(
   trained: Trained, out: epath.Path, cond: Mapping[str, np.ndarray], *, num: int, platforms: Sequence[str] = PLATFORMS
 ) -> None:
@@ -194,7 +218,6 @@ def program(
     num: images that one call makes.
     platforms: what it may run on.
   """
-  check_program()
   objective = trained.stage.objective
   tree = {'params': trained.params, 'frozen': trained.frozen}
   leaves, structure = jax.tree_util.tree_flatten_with_path(tree)

@@ -3,6 +3,7 @@
   InitFrom('runs/base')                                       # the averages of a run's newest checkpoint
   InitFrom('DiT-XL-2-256', fresh=('label_embed',))            # a folder of diffusers; a label table of its own
   InitFrom('stable-diffusion/unet', widened=('conv_in',))     # four more input channels, which start at zero
+  InitFrom('ffhq.npz', fresh=('discriminator',))              # StyleGAN2's state dicts as arrays, `G_ema.` and `D.`
 
 Every leaf has to have its counterpart, of its shape. Patterns name the exceptions, found anywhere in a path such as
 `net/blocks/attention/qkv/kernel`; whatever else does not fit is an error.
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from jaxgen import model_folder
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.frozen import Frozen, frozen, tree_hash
 from jaxgen.objectives.base import Objective
@@ -57,6 +59,11 @@ def initialised(params: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
     ValueError: some parameters have no counterpart; the first five are listed.
   """
   trained = list(NETWORKS) if source.renamed else list(params)
+  if 'generator' in params and epath.Path(source.path).is_file():
+    from jaxgen.pretrained import stylegan2  # which most runs do without
+
+    if stylegan2.is_file(source.path):
+      return merged(params, stylegan2.params_like(source.path, params), source)
   return merged(params, read(source.path, trained=trained, average=source.average), source)
 
 
@@ -64,11 +71,11 @@ def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average:
   """Trees of host arrays by the names of `state.params`.
 
   Args:
-    path: the folder of a run, or of a published network, or its file.
+    path: the folder of a run, of a model (model_folder.py), or of a published network, or its file.
     trained: the names to which a published network may go.
     average: see InitFrom.
   """
-  at = epath.Path(path)
+  at = epath.Path(model_folder.resolved(path))
   if not at.exists():
     raise FileNotFoundError(f'no run and no published network at {path}')
   if (at / 'checkpoints').exists():
@@ -77,6 +84,10 @@ def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average:
       return _of_run(*checkpoints.model(), average=average, path=at)
     finally:
       checkpoints.close()
+  if model_folder.is_model(at):
+    if average is not None:
+      raise ValueError(f'{path} holds one set of weights, so no average {average!r} can be chosen')
+    return {name: tree for name, tree in model_folder.read(at).items() if name != 'extra'}
   names = [name for name in NETWORKS if name in trained]
   if not names:
     raise ValueError(f'a published network goes to one of {", ".join(NETWORKS)}; this run trains {", ".join(trained)}')

@@ -24,8 +24,19 @@ from etils import epath
 from numpy.typing import ArrayLike
 from PIL import Image
 
-from jaxgen import image_grid, metrics_file, sample, stage_setup, xla_flags
+from jaxgen import (
+  distributed,
+  files,
+  image_grid,
+  kept_experiment,
+  metrics_file,
+  model_folder,
+  sample,
+  stage_setup,
+  xla_flags,
+)
 from jaxgen.cli import config as configs
+from jaxgen.cli import trust
 from jaxgen.cli.edit import image_shape, read_images
 from jaxgen.data.image import to_float
 from jaxgen.destination import Destination
@@ -207,6 +218,8 @@ class LoadedRun:
 
   @property
   def _parts(self) -> Denoising:
+    if isinstance(self.trained.stage.data, kept_experiment.Data):
+      raise ValueError(f'this run was made from no config, so it can be sampled alone; give {kept_experiment.GIVE}')
     return sample.denoising(self.trained)
 
   def _pictures(self, images: Pictures, num: int | None, *, channels: int | None = None) -> np.ndarray:
@@ -241,13 +254,14 @@ def load_run(
   """The model of a run's folder.
 
   Args:
-    folder: the run's folder; may be in a bucket.
+    folder: the run's folder, which may be in a bucket; or a model, such as 'jaxgen/avatars' (model_folder.py).
     fields: fields of its config to change, such as {'sampling.steps': 50}.
     step: step of the checkpoint, or 'best' for the model with the lowest FID; the newest by default.
     average: see `sample.restore`.
-    experiment: what the run was trained with, for a run that was not made from a config.
+    experiment: what the run was trained with, for a run that was made from no config; without it such a run can be
+      sampled, and nothing else (kept_experiment.py).
     config: path or bare name of the config to use in place of the one that the folder names; its code runs.
-    trust_code: also run a config that the folder names and that you have not trained with (docs/trust.md).
+    trust_code: also run code of the folder that you have not trained with (docs/trust.md).
 
   Raises:
     FileNotFoundError: there is no such run or checkpoint.
@@ -255,7 +269,17 @@ def load_run(
     CheckpointError: the checkpoint is damaged.
   """
   made, module = None, None
-  if experiment is None:
+  folder = model_folder.resolved(folder)
+  if experiment is None and config is None and _is_kept(folder):
+    if fields:
+      raise ValueError(f'{folder} was made from no config, so it has no fields; give {kept_experiment.GIVE}')
+    code = _programs(folder)
+    if not (trust_code or trust.is_known(code)):
+      raise ValueError(
+        f'{folder} holds a program, {code.path}, that you have not trained with here; give trust_code=True to run it'
+      )
+    experiment = kept_experiment.load(folder)
+  elif experiment is None:
     made, module = configs.load_run(folder, fields, config=config, trust_code=trust_code)
     experiment = module.build(made)
   elif fields:
@@ -296,10 +320,31 @@ def train(
     experiment = module.build(made)
   elif folder is None or fields:
     raise ValueError('an Experiment needs the folder of its run, and has no fields of a config')
-  stages = as_stages(experiment)
+  stages, fresh = as_stages(experiment), not epath.Path(folder).exists()
+  if module is None and fresh:
+    _keep(folder, stages)  # before the first step, so that a run that is killed can be sampled
   state = train_stages(stages, folder, record=about, allow_changes=allow_changes, writers=writers)
+  if module is None and not fresh:
+    _keep(folder, stages)
   trained = sample.Trained(stages[-1], state, stage_setup.place_frozen(stages[-1]))
   return LoadedRun(epath.Path(folder), trained, made, None, module)
+
+
+def _is_kept(folder: Path) -> bool:
+  named = files.read_json_object(epath.Path(folder) / 'config.json') or {}
+  return 'name' not in named and kept_experiment.is_kept(folder)
+
+
+def _keep(folder: Path, stages: Sequence[Experiment]) -> None:
+  """Keeps what sampling takes in the run's folder, and puts it on record as this user's own."""
+  if distributed.is_first():
+    kept_experiment.save(folder, stages)
+    trust.remember(_programs(folder))
+
+
+def _programs(folder: Path) -> trust.Code:
+  sources = {path.name: trust.Source(path, path.read_bytes()) for path in kept_experiment.programs(folder)}
+  return trust.Code(next(iter(sources)), sources)
 
 
 def evaluate(

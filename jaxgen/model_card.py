@@ -23,6 +23,22 @@ _LOAD_PIPELINE = """
 import diffusers
 
 pipeline = diffusers.{name}.from_pretrained('.')
+images = pipeline({told}).images
+```
+"""
+_CALLS = {
+  'DDPMPipeline': 'batch_size=4',
+  'DiTPipeline': 'class_labels=[0, 1], guidance_scale=1.0',  # it guides from class 1000, whatever the model
+}
+_LOAD_MODEL = """
+```
+jaxgen sample --weights . --out samples.png
+```
+
+```python
+import jaxgen
+
+images = jaxgen.load_run('.').sample(16)
 ```
 """
 
@@ -87,7 +103,9 @@ def model_card(
   ]
   text = '\n'.join(lines) + '\n'
   if exported.pipeline:
-    text += _LOAD_PIPELINE.format(name=exported.pipeline)
+    text += _LOAD_PIPELINE.format(name=exported.pipeline, told=_CALLS[exported.pipeline])
+  if exported.model:
+    text += _LOAD_MODEL
   if exported.program:
     given = ', '.join(f"'{key}': np.zeros({list(shape)}, np.int32)" for key, shape in fields.items())
     text += _LOAD_PROGRAM.replace('{fields}', f'{{{given}}}').replace('{num}', str(num))

@@ -34,6 +34,13 @@ def read(path: str | os.PathLike, *, wanted: Callable[[str], bool] = lambda name
     raise ValueError(f'{path} cannot be read as an .npz file: {text:.200}') from error
 
 
+def names(path: str | os.PathLike) -> list[str]:
+  """The names of a file's arrays; errors as of `read`."""
+  found: list[str] = []
+  read(path, wanted=lambda name: found.append(name) or False)
+  return found
+
+
 def _array(file: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
   with file.open(info) as member:
     version = np.lib.format.read_magic(member)

@@ -13,7 +13,7 @@ import jax
 import numpy as np
 from etils import epath
 
-from jaxgen import best, ema, sharding, stage_setup
+from jaxgen import best, ema, model_folder, sharding, stage_setup
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.generate import make_generate, to_host
 from jaxgen.experiment import Experiment, as_stages, stage_of
@@ -54,7 +54,7 @@ def restore(
 
   Args:
     experiment: the Experiment that the run's config builds.
-    workdir: the run's folder.
+    workdir: the run's folder, or that of a model (model_folder.py).
     step: step of the checkpoint, or 'best' for the model with the lowest FID (best.py); the newest by default.
     average: sample with this average of `state.ema`; 'none' is the parameters themselves, and 'power:0.08' the power
       function's average of that relative standard deviation, reconstructed from those that the checkpoints hold
@@ -66,6 +66,8 @@ def restore(
     CheckpointError: it is damaged, or of another network.
   """
   stages = as_stages(experiment)
+  if model_folder.is_model(workdir):
+    return _model(stages, workdir, step=step, average=average)
   folder, step = (best.FOLDER, None) if step == 'best' else ('checkpoints', step)
   checkpoints = Checkpoints(epath.Path(workdir) / folder, None)
   try:
@@ -83,6 +85,18 @@ def restore(
       state = state.replace(ema={} if kept is None else {kept.of: state.ema[average]})
   finally:
     checkpoints.close()
+  return Trained(stage, state, stage_setup.place_frozen(stage))
+
+
+def _model(
+  stages: Sequence[Experiment], workdir: str | os.PathLike, *, step: Step | None, average: str | None
+) -> Trained:
+  if step is not None or average is not None:
+    given = f'step {step}' if step is not None else f'average {average!r}'
+    raise ValueError(f'{workdir} holds one set of weights, so no {given} can be chosen')
+  stage = stages[stage_of(stages, model_folder.step(workdir))]
+  abstract = stage_setup.abstract_state(stage)
+  state = model_folder.restore(workdir, abstract, transform=model_folder.transform_of(stage.data.identity))
   return Trained(stage, state, stage_setup.place_frozen(stage))
 
 

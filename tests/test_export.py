@@ -1,7 +1,10 @@
 """`jaxgen export`, and what a StyleGAN is used for: on models that were saved untrained."""
 
+import functools
 import json
 import pathlib
+from types import MappingProxyType
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,16 +14,20 @@ from etils import epath
 from PIL import Image
 from safetensors.numpy import load_file
 
-from jaxgen import animation, export, sample, stage_setup
+from jaxgen import animation, export, init_from, library, model_folder, sample, stage_setup
 from jaxgen.checkpoint import Checkpoints, Policy
 from jaxgen.cli import config as configs
 from jaxgen.cli import edit
 from jaxgen.cli.main import main
 from jaxgen.experiment import as_stages
+from jaxgen.models.autoencoder import AutoencoderKL
+from jaxgen.models.dit import DiT
 from jaxgen.models.unet import DDPM, UNet
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion
-from jaxgen.pretrained import published, schedulers
+from jaxgen.objectives.latent import latent
+from jaxgen.pretrained import autoencoder, published, schedulers
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.vp import vp_cosine, vp_linear
@@ -96,16 +103,82 @@ def test_a_folder_of_other_files_is_refused(exported, tmp_path, capsys):
   assert 'holds files that are no export of jaxgen' in capsys.readouterr().err
 
 
-def _trained(objective: Objective) -> sample.Trained:
+@pytest.fixture(scope='module')
+def packed(exported):
+  """The same run as a folder that opens as it does, under the name of a model that comes with jaxgen."""
+  folder, _ = exported
+  out = folder.parent / 'shipped' / 'tiny'
+  options = ('--format', 'jaxgen', '--config', str(DENOISER), '--num', '2', '--out', str(out))
+  assert main(['export', str(folder), *options]) == 0
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(model_folder, 'SHIPPED', out.parent)
+    yield out
+
+
+def test_a_model_in_half_precision_draws_as_its_run(exported, packed, tmp_path, capsys):
+  folder, _ = exported
+  labels = {'label': np.arange(4, dtype=np.int32) % 2}
+  run, model = (library.load_run(path, config=DENOISER) for path in (folder, 'jaxgen/tiny'))
+  assert run.params['net']['level'] != pytest.approx(np.float32(np.float16(0.2)), abs=1e-8)
+  assert model.params['net']['level'].tolist() == [np.float32(np.float16(0.2))] * 2
+  assert model.step == run.step
+  wanted = sample.sample(run.trained, labels, num=4, seed=3).astype(int)
+  out = str(tmp_path / 'grid')
+  options = ('--config', str(DENOISER), '--label', '0', '--label', '1', '--num', '4', '--seed', '3', '--steps', '4')
+  assert main(['sample', '--weights', 'jaxgen/tiny', '--out', out, *options[:-2]]) == 0
+  assert capsys.readouterr().out == f'4 images of jaxgen/tiny in {out}\n'
+  got = np.stack([np.asarray(Image.open(f'{out}/{i:06d}.png')) for i in range(4)])
+  assert np.abs(got - wanted).max() <= 1
+  card = (packed / 'README.md').read_text()
+  assert 'jaxgen sample --weights .' in card
+  np.testing.assert_array_equal(init_from.read(packed)['net']['level'], np.float16([0.2, 0.2]))
+
+
+def test_models_that_are_not_what_they_should_be_are_told_in_one_line(packed, tmp_path, capsys):
+  def told(*argv):
+    assert main([*argv, '--out', str(tmp_path / 'x.png')]) == 2
+    return capsys.readouterr().err
+
+  assert "no model 'jaxgen/none' comes with jaxgen; there are: jaxgen/tiny" in told(
+    'sample', '--weights', 'jaxgen/none'
+  )
+  assert '--tile is for published generators' in told('sample', '--weights', 'jaxgen/tiny', '--tile', '8')
+  assert 'has no field' in told('sample', '--weights', 'jaxgen/tiny', '--config', str(DENOISER), '--steps', '4')
+  config, module = configs.load_run(packed, config=DENOISER)
+  stage = as_stages(module.build(config))[0]
+  with pytest.raises(ValueError, match='one set of weights, so no step 4'):
+    sample.restore(stage, packed, step=4)
+  abstract = stage_setup.abstract_state(stage)
+  with pytest.raises(ValueError, match='other captions or another vocabulary'):
+    model_folder.restore(packed, abstract, transform='other words')
+  wider = abstract.replace(params={'net': {'level': jax.ShapeDtypeStruct((3,), np.float32)}})
+  with pytest.raises(ValueError, match=r'1 arrays differ, such as net/level'):
+    model_folder.restore(packed, wider, transform='')
+  with pytest.raises(ValueError, match=r'net/level has numbers up to 7e\+04'):
+    model_folder.write(tmp_path, {'net': {'level': np.float32([7e4])}}, step=0, transform='')
+
+
+@pytest.mark.parametrize('name', model_folder.shipped())
+def test_what_comes_with_jaxgen_draws(name):
+  run = library.load_run(name)
+  assert run.sample(1).std() > 1
+
+
+def _trained(objective: Objective, frozen: Any = MappingProxyType({})) -> sample.Trained:
   config, module = configs.load_config(DENOISER)
   stage = as_stages(module.build(config))[0]._replace(objective=objective)
   batch = {'image': jnp.zeros((1, 8, 8, 3)), 'label': jnp.zeros(1, jnp.int32)}
-  made = objective.init(jax.random.key(0), {}, batch)
-  leaves, tree = jax.tree.flatten(made['params'])
-  keys = jax.random.split(jax.random.key(1), len(leaves))
-  noisy = [leaf + 0.02 * jax.random.normal(key, leaf.shape) for leaf, key in zip(leaves, keys, strict=True)]
-  state = sample.TrainState(np.int32(7), np.int32(0), jax.tree.unflatten(tree, noisy), {}, {}, {})
-  return sample.Trained(stage, state, {})
+  if 'autoencoder' in frozen:
+    batch['image'] = jnp.zeros((1, 4, 4, 2))
+  params = _noisy(objective.init(jax.random.key(0), {}, batch)['params'])
+  state = sample.TrainState(np.int32(7), np.int32(0), params, {}, {}, {})
+  return sample.Trained(stage, state, frozen)
+
+
+def _noisy(params: Any) -> Any:
+  """Parameters moved a little, so that none is zero."""
+  noise = np.random.default_rng(1).standard_normal
+  return jax.tree.map(lambda leaf: np.asarray(leaf) + 0.02 * noise(leaf.shape, np.float32), params)
 
 
 def _unet(process, predicts) -> Objective:
@@ -142,6 +215,58 @@ def test_an_unconditional_unet_is_a_pipeline_of_diffusers(tmp_path):
   alphas = np.asarray(process.alpha((jnp.arange(1000) + 1) / 1000)) ** 2
   np.testing.assert_allclose(pipeline.scheduler.alphas_cumprod.numpy(), alphas, atol=1e-6)
   assert pipeline(num_inference_steps=2, output_type='np').images.shape == (1, 8, 8, 3)
+
+
+def _latent_dit(scale) -> sample.Trained:
+  """A DiT of two classes on the latents of an autoencoder, both untrained."""
+  net = AutoencoderKL(multipliers=(1, 1), latent=2, width=4, groups=2, blocks=0)
+  params = _noisy(net.init(jax.random.key(2), jnp.zeros((1, 8, 8, 3)))['params'])
+  objective = diffusion(
+    DiT(patch=2, depth=1, width=8, heads=2, num_classes=2, frequency_shift=1),
+    vp_linear(1000),
+    shape=(4, 4, 2),
+    parameterisation=parameterisation.eps,
+    times=times.uniform(),
+    sampler=Sampler(ddim, grids.uniform(2)),
+    conditioner=labels(2),
+    limit=None,
+  )
+  scaling = {'shift': np.zeros(2, np.float32), 'scale': np.float32(scale)}
+  return _trained(latent(objective, net), {'autoencoder': {'params': params, **scaling}})
+
+
+def test_a_dit_of_latents_is_a_pipeline_of_diffusers_with_its_decoder(tmp_path):
+  trained = _latent_dit([0.5, 0.5])
+  made = export.networks(trained, epath.Path(tmp_path))
+  assert made == export.Exported({'transformer': 'diffusers', 'vae': 'diffusers'}, 'DiTPipeline')
+  back = published.load(tmp_path)
+  assert back.config['id2label'] == {'0': 'dark', '1': 'light'}
+  assert back.autoencoder.scaling.scale.tolist() == [0.5, 0.5]
+  same = functools.partial(jax.tree.map, np.testing.assert_array_equal)
+  same(jax.device_get(trained.params['net']), jax.tree.map(np.asarray, back.denoiser.params))
+  same(trained.frozen['autoencoder']['params'], jax.tree.map(np.asarray, back.autoencoder.params))
+
+  diffusers = pytest.importorskip('diffusers')
+  torch = pytest.importorskip('torch')
+  pipeline = diffusers.DiTPipeline.from_pretrained(tmp_path)
+  pipeline.scheduler = diffusers.DDIMScheduler.from_config(pipeline.scheduler.config, timestep_spacing='trailing')
+  generator = torch.Generator().manual_seed(0)
+  noise = torch.randn((2, 2, 4, 4), generator=torch.Generator().manual_seed(0)).numpy().transpose(0, 2, 3, 1)
+  wanted = pipeline([0, 1], 1.0, generator, num_inference_steps=2, output_type='np').images
+  parts = sample.denoising(trained)
+  denoise, process = parts.denoiser(trained.params, trained.frozen), parts.process(trained.params)
+  cond, keys = {'label': jnp.array([0, 1])}, jax.random.split(jax.random.key(0), 2)
+  x0 = ddim(denoise, process, noise, parts.sampler.times, cond=cond, keys=keys)
+  got = (np.asarray(parts.decode(trained.frozen, x0)) + 1) / 2
+  assert wanted.std() > 0.01
+  np.testing.assert_allclose(got, wanted, atol=1e-3)
+
+
+def test_a_dit_whose_latents_have_a_scale_each_is_two_networks_and_no_pipeline(tmp_path):
+  made = export.networks(_latent_dit([0.5, 0.7]), epath.Path(tmp_path))
+  assert made == export.Exported({'net': 'diffusers', 'vae': 'diffusers'}, None)
+  assert not (tmp_path / 'model_index.json').exists()
+  assert autoencoder.load(tmp_path / 'vae').scaling.scale.tolist() == np.float32([0.5, 0.7]).tolist()
 
 
 @pytest.mark.parametrize(

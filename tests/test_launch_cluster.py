@@ -113,7 +113,7 @@ def test_slurm_says_what_is_missing(site):
   code, output = finished(slurm(site, SLURM_JOB_ID=''))
   assert (code, output) == (2, 'launch/slurm: error: not inside a job; start it with sbatch (see --help)\n')
   (site / '.venv' / 'bin' / 'jaxgen').unlink()
-  assert 'JAXGEN_EXTRAS=cuda ./launch/local --version' in finished(slurm(site))[1]
+  assert 'JAXGEN_EXTRAS=cuda13 ./launch/local --version' in finished(slurm(site))[1]
   assert finished(slurm(site, '--help', SLURM_JOB_ID=''))[1].startswith('usage: sbatch')
   # sbatch reads its options above the first command only.
   lines = (ROOT / 'launch' / 'slurm').read_text().splitlines()

@@ -1,6 +1,7 @@
 """The shape of the house: who may import whom, what every module may mention, what the package ships."""
 
 import ast
+import importlib.metadata
 import pathlib
 import re
 import shutil
@@ -24,6 +25,7 @@ LEVELS = [
     'optimizers',
     'checkpoint',
     'best',
+    'model_folder',
     'destination',
     'frozen',
     'init_from',
@@ -52,6 +54,7 @@ LEVELS = [
     'run',
     'train',
     'sample',
+    'kept_experiment',
     'from_weights',
     'evaluate',
     'bench',
@@ -215,12 +218,35 @@ def metadata(tmp_path_factory):
 def test_setup_allows_the_supported_versions_and_pulls_neither_torch_nor_tensorflow(metadata):
   requires = (metadata / 'requires.txt').read_text()
   info = (metadata / 'PKG-INFO').read_text()
-  base = requires.split('[cuda]')[0]
+  base = requires.split('[cuda')[0]
   assert 'jax<0.13,>=0.10' in base
   assert not re.search(r'^(torch|tensorflow(-cpu)?)\b(?!-)', base, re.MULTILINE)
-  assert set(re.findall(r'^Provides-Extra: (.+)$', info, re.MULTILINE)) >= {'tpu', 'cuda', 'parity', 'dev'}
+  assert set(re.findall(r'^Provides-Extra: (.+)$', info, re.MULTILINE)) >= {
+    'tpu',
+    'cuda12',
+    'cuda13',
+    'hf',
+    'parity',
+    'dev',
+  }
   assert re.search(r'^Requires-Python: (<3.14,>=3.11|>=3.11,<3.14)$', info, re.MULTILINE)
   assert 'jaxgen = jaxgen.cli.main:main' in (metadata / 'entry_points.txt').read_text()
+
+
+def test_every_import_is_of_a_package_that_setup_py_asks_for(metadata):
+  lines = (metadata / 'requires.txt').read_text().splitlines()
+  asked = {_normal(re.split(r'[\[<>=;~ ]', line)[0]) for line in lines if line and not line.startswith('[')}
+  found = {
+    name.split('.')[0] for path in (ROOT / 'jaxgen').rglob('*.py') for name in imported(ast.parse(path.read_text()))
+  }
+  of = {'dicebear': ['dicebear-core']} | importlib.metadata.packages_distributions()
+  others = found - sys.stdlib_module_names - {'jaxgen', 'configs'}
+  assert {'flax', 'PIL', 'tqdm'} <= others
+  assert {name for name in others if not asked & {_normal(package) for package in of.get(name, [name])}} == set()
+
+
+def _normal(name: str) -> str:
+  return re.sub('[-_.]+', '-', name).lower()
 
 
 def test_every_requirement_has_a_pinned_version_and_every_file_that_is_not_python_is_shipped(metadata):

@@ -12,12 +12,14 @@ import jax
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 import jaxgen
 from jaxgen.best import Best
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.destination import Destination, wandb
 from jaxgen.writer import Writer
+from tests import tiny_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 TINY = str(ROOT / 'tests' / 'tiny_config.py')
@@ -59,6 +61,8 @@ def test_a_run_is_sampled_as_it_was_trained_and_as_it_is_loaded(run, monkeypatch
   assert run.step == 8
   assert run.class_names == ('dark', 'light')
   assert [record['step'] for record in run.metrics if 'mean' in record] == [2, 4, 6, 8]
+  real = np.asarray(Image.open(run.folder / 'data.png'))[2::66, 2::66]
+  assert sorted({*real.ravel().tolist()} - {255}) == [64, 191]
   images = run.sample(4, labels=['light', 0])
   assert images.shape == (4, 4, 4, 3)
   assert images.dtype == np.uint8
@@ -77,6 +81,29 @@ def test_a_config_of_a_folder_from_elsewhere_does_not_run(run, monkeypatch, tmp_
   with pytest.raises(ValueError, match='pass --trust'):
     jaxgen.load_run(run.folder)
   assert jaxgen.load_run(run.folder, trust_code=True, step=4).step == 4
+
+
+def test_a_run_without_a_config_is_sampled_from_its_folder_alone(tmp_path, monkeypatch):
+  monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
+  config = tiny_config.get_config()
+  config.steps = 4
+  made = jaxgen.train(tiny_config.build(config)._replace(evaluators=()), tmp_path / 'run')
+  loaded = jaxgen.load_run(tmp_path / 'run')
+  assert (loaded.step, loaded.class_names) == (4, ('dark', 'light'))
+  np.testing.assert_array_equal(loaded.sample(19, labels=['light', 0]), made.sample(19, labels=['light', 0]))
+  np.testing.assert_array_equal(loaded.sample(3, seed=1), made.sample(3, seed=1))
+  plain = jaxgen.load_run(tmp_path / 'run', step=2, average='none')
+  assert (plain.sample(2, labels='light') != loaded.sample(2, labels='light')).any()
+  with pytest.raises(ValueError, match='made from no config, so it can be sampled alone'):
+    loaded.edit(np.zeros((1, 4, 4, 3)))
+  with pytest.raises(ValueError, match='training data of this run is not known'):
+    _ = loaded.trained.stage.data.dataset
+  with pytest.raises(ValueError, match='has no fields'):
+    jaxgen.load_run(tmp_path / 'run', {'steps': 2})
+  monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'elsewhere'))
+  with pytest.raises(ValueError, match=r'holds a program, .*that you have not trained with here; give trust_code=True'):
+    jaxgen.load_run(tmp_path / 'run')
+  assert jaxgen.load_run(tmp_path / 'run', trust_code=True).step == 4
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import shutil
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from jaxgen.cli import edit, main, output, sample
+from jaxgen.cli import main, output, previews, sample
 from jaxgen.home import home
 
 
@@ -51,12 +52,50 @@ def test_a_metadata_file_of_somebody_else_gives_no_leave_to_delete(tmp_path):
     output.clear_samples(tmp_path / 's')
 
 
+def test_an_export_replaces_an_earlier_one_and_nothing_else(tmp_path):
+  out = tmp_path / 'made'
+  output.clear_export(out)
+  (out / 'net').mkdir(parents=True)
+  (out / 'README.md').write_text('---\nlibrary_name: jaxgen\n---\n')
+  for name in ('sampler.stablehlo', 'net/config.json', 'net/model.safetensors'):
+    (out / name).write_text('old')
+  (out / 'net' / 'mine.txt').write_text('x')
+  with pytest.raises(ValueError, match='no export of jaxgen, such as net'):
+    output.clear_export(out)
+  (out / 'net' / 'mine.txt').unlink()
+  output.clear_export(out)
+  assert os.listdir(out) == []
+  (out / 'README.md').write_text('# mine')
+  with pytest.raises(ValueError, match=r'such as README\.md'):
+    output.check_export_folder(out)
+
+
 def test_previews_of_an_earlier_call_are_deleted(tmp_path):
   for name in ('0000_t1.000.png', '0009_t0.100.png', 'mine.png'):
     (tmp_path / name).write_bytes(b'')
-  edit._saver(tmp_path)(np.zeros(4), np.zeros((4, 8, 8, 3), np.float32))
+  previews.previews(tmp_path).show(np.zeros(4), np.zeros((4, 8, 8, 3), np.float32))
   assert sorted(os.listdir(tmp_path)) == ['0000_t0.000.png', 'mine.png']
   assert (tmp_path / '0000_t0.000.png').stat().st_size
+
+
+@pytest.mark.parametrize('name', ['seen.gif', 'seen.png'])
+def test_previews_are_an_animation_or_a_strip_of_all_images_in_time(tmp_path, name):
+  watch = previews.previews(tmp_path / name)
+  levels = np.array([[[0.0, 0.1], [0.2, 0.3], [0.4, 0.5]], [[0.6, 0.7], [0.8, 0.9], [0.9, 1.0]]])  # batch, call, image
+  for level in levels.reshape(-1, 2):
+    watch.show(np.zeros(2), np.broadcast_to(level[:, None, None, None], (2, 64, 64, 3)))
+  watch.finish(3)
+  picture = Image.open(tmp_path / name)
+  wanted = np.round((np.array([[0.0, 0.1, 0.6], [0.2, 0.3, 0.8], [0.4, 0.5, 0.9]]) + 1) * 127.5)  # call, image
+  if name == 'seen.png':
+    assert np.array_equal(np.asarray(picture)[2::66, 2::66][:, :, 0], wanted.T)
+    return
+  assert picture.n_frames == 3
+  for frame, values in enumerate(wanted):
+    picture.seek(frame)
+    grid = np.asarray(picture.convert('RGB'))[2::66, 2::66, 0]
+    assert np.abs(grid.ravel()[:3] - values).max() <= 1
+  assert picture.info['duration'] >= 1500  # the last one rests
 
 
 def test_a_tilde_is_the_home_folder_behind_an_equals_sign_too(tmp_path, monkeypatch):

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen import init_from
 from jaxgen.models.layers import equalized, upfirdn
 from jaxgen.models.layers.styles import constant_noise, no_noise, random_noise
 from jaxgen.models.stylegan2 import (
@@ -295,3 +296,20 @@ def test_sizes_that_are_no_power_of_two_are_refused():
   net, keys = stylegan2_generator(48, width=8), jax.random.split(jax.random.key(0), 1)
   with pytest.raises(ValueError, match='resolution is 48'):
     jax.eval_shape(lambda key: net.init(key, jnp.zeros((1, 8)), {}, keys=keys), jax.random.key(0))
+
+
+def test_a_run_starts_from_the_original_s_state_dicts(arrays, generator, discriminator, tmp_path):
+  params = {'generator': generator['params'], 'discriminator': discriminator['params']}
+  zeros = jax.tree.map(jnp.zeros_like, params)
+  got = init_from.initialised(zeros, init_from.InitFrom(GOLDEN / 'stylegan2_tiny.npz'))
+  jax.tree.map(np.testing.assert_array_equal, got, params)
+  alone = {f'G_ema.{name[2:]}': array for name, array in arrays.items() if name.startswith('G/')}
+  safetensors_file.write(tmp_path / 'g.safetensors', alone, metadata={})
+  got = init_from.initialised(zeros, init_from.InitFrom(tmp_path / 'g.safetensors', fresh=('discriminator',)))
+  jax.tree.map(np.testing.assert_array_equal, got, params | {'discriminator': zeros['discriminator']})
+  with pytest.raises(ValueError, match='there none'):
+    init_from.initialised(zeros, init_from.InitFrom(tmp_path / 'g.safetensors'))
+  wrong = alone | {'G_ema.synthesis.b8.resample_filter': np.ones((4, 4), np.float32)}
+  safetensors_file.write(tmp_path / 'w.safetensors', wrong, metadata={})
+  with pytest.raises(ValueError, match='is not the filter'):
+    init_from.initialised(zeros, init_from.InitFrom(tmp_path / 'w.safetensors'))

@@ -29,7 +29,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument('--until', metavar='T', type=float, help='stop at this time in (0, 1), in x0 as it is seen there')
   parser.add_argument(
-    '--previews', metavar='FOLDER', type=pathlib.Path, help='a grid of x0 for each call of the network'
+    '--previews',
+    metavar='PATH',
+    type=pathlib.Path,
+    help='x0 as the sampler sees it: a folder of grids, a .png strip, or a .gif, .webp or .mp4 of the denoising',
   )
 
 
@@ -47,15 +50,16 @@ def chosen(
   cond: dict[str, np.ndarray],
   *,
   parts: Any = None,
+  show: Any = None,
   reads_mask: bool = False,
 ) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
   """What the options ask for: how to sample (None for the objective's own way), the condition, and its inputs.
 
-  `parts` stands in for the objective's `denoising`, where it is given; a network that `reads_mask` was trained to
-  inpaint.
+  `parts` stands in for the objective's `denoising`, where it is given; `show` is called with every x0; a network that
+  `reads_mask` was trained to inpaint.
   """
   if parts is None and all(
-    given is None for given in (args.edit, args.inpaint, args.interpolate, args.invert, args.until, args.previews)
+    given is None for given in (args.edit, args.inpaint, args.interpolate, args.invert, args.until, show)
   ):
     return None, cond, {}
   import numpy as np
@@ -67,8 +71,8 @@ def chosen(
   parts = parts or sample.denoising(trained)
   if args.until is not None:
     parts = stop.stopped(parts, args.until)
-  if args.previews is not None:
-    parts = parts._replace(show=_saver(args.previews))
+  if show is not None:
+    parts = parts._replace(show=show)
   file = args.edit or args.inpaint or args.invert
   inputs, shape = {}, image_shape(parts, trained.frozen)
   if file is not None:
@@ -141,22 +145,3 @@ def _mask(path: pathlib.Path, shape: tuple[int, ...], num: int) -> np.ndarray:
     colour, what = ('black', 'there is nothing to fill') if mask.max() > 0.5 else ('white', 'nothing is kept')
     raise ValueError(f'--mask {path} is {colour} everywhere: {what}; white is filled and black is kept')
   return mask
-
-
-def _saver(folder: pathlib.Path):
-  """Saves what a watched sampler shows as FOLDER/CALL_tTIME.png."""
-  import numpy as np
-
-  from jaxgen import distributed, writer
-  from jaxgen.cli import output
-
-  if distributed.is_first():
-    output.clear_matching(folder, r'\d{4}_t\d\.\d{3}\.png')
-  calls = iter(range(10**6))
-
-  def show(t: np.ndarray, x0: np.ndarray) -> None:
-    images = np.clip(np.round((x0 + 1) * 127.5), 0, 255).astype(np.uint8)
-    if distributed.is_first():
-      writer.save_png(folder / f'{next(calls):04d}_t{t[0]:.3f}.png', writer.grid(images))
-
-  return show

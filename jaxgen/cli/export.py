@@ -4,6 +4,7 @@ import argparse
 import pathlib
 from typing import Any
 
+from jaxgen.cli import output
 from jaxgen.cli.config import add_trust_options, load_run, step
 
 
@@ -11,27 +12,28 @@ def main(argv: list[str]) -> int:
   args, overrides = _parser().parse_known_args(argv)
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
-  if args.out.exists() and any(args.out.iterdir()) and not (args.out / 'README.md').exists():
-    raise ValueError(f'{args.out} holds files that are no export of jaxgen; give another --out')
+  output.check_export_folder(args.out)
   config, module = load_run(args.run, overrides, config=args.config, trust_code=args.trust)
 
   from etils import epath
 
-  from jaxgen import distributed, export, sample
+  from jaxgen import distributed, export, model_folder, sample
 
   distributed.start()
-  if args.stablehlo:
-    export.check_program()
   trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
-  made = export.networks(trained, epath.Path(args.out))
+  out, record = epath.Path(args.out), _record(epath.Path(args.run))
+  output.clear_export(args.out)
+  made = export.model(trained, out, record) if args.format == 'jaxgen' else export.networks(trained, out)
   cond = sample.conditioning(trained.stage, args.num)
   if args.stablehlo:
-    export.program(trained, epath.Path(args.out), cond, num=args.num, platforms=args.platforms.split(','))
+    export.program(trained, out, cond, num=args.num, platforms=args.platforms.split(','))
     made = made._replace(program=True)
-  _write_card(args, trained, made, cond)
-  layouts = ', '.join(f'{name}/ ({layout})' for name, layout in made.networks.items())
+  _write_card(args, trained, made, cond, record)
+  parts = [f'{name}/ ({layout})' for name, layout in made.networks.items()]
+  parts += [model_folder.FILE] if made.model else []
+  parts += ['sampler.stablehlo'] if made.program else []
   pipeline = f'; diffusers.{made.pipeline} loads it' if made.pipeline else ''
-  print(f'{args.out}: {layouts}{", sampler.stablehlo" if made.program else ""}, README.md{pipeline}')
+  print(f'{args.out}: {", ".join(parts)}, README.md{pipeline}')
   return 0
 
 
@@ -39,7 +41,8 @@ def _parser() -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(
     prog='jaxgen export',
     description="Writes a run's averaged networks with a model card: as diffusers keeps them where it can load them, "
-    'else as safetensors; with --stablehlo the whole sampler too.',
+    'else as safetensors; with --stablehlo the whole sampler too. With --format jaxgen, as one small folder for '
+    '`jaxgen sample --weights` and `jaxgen.load_run`.',
     epilog="Any field of the run's config can be changed, e.g. --config.sampling.steps=10",
     allow_abbrev=False,
   )
@@ -48,13 +51,31 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--step', type=step, help="of the checkpoint, or 'best' by FID (default: the newest)")
   parser.add_argument('--ema', help="the average to export, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--num', type=int, default=16, help='images on the card, and of one call of the program (16)')
+  parser.add_argument(
+    '--format',
+    choices=('networks', 'jaxgen'),
+    default='networks',
+    help='networks, each for itself; or jaxgen: the config and the averages in half precision (networks)',
+  )
   parser.add_argument('--stablehlo', action='store_true', help='the sampler as a program of jax.export, for serving')
   parser.add_argument('--platforms', default='cpu,cuda,tpu', help='what the program may run on (cpu,cuda,tpu)')
   add_trust_options(parser)
   return parser
 
 
-def _write_card(args: argparse.Namespace, trained: Any, made: Any, cond: Any) -> None:
+def _record(run: Any) -> dict[str, Any]:
+  """config.json of the run, with the command as whoever repeats it would write it."""
+  from jaxgen.files import read_json_object
+
+  kept = read_json_object(run / 'config.json') or {}
+  about = dict(kept.get('environment') or {})
+  if about.get('command'):
+    program, *rest = str(about['command']).split(' ')
+    about['command'] = ' '.join([pathlib.PurePath(program).name, *rest])
+  return kept | {'environment': about}
+
+
+def _write_card(args: argparse.Namespace, trained: Any, made: Any, cond: Any, record: Any) -> None:
   import jax
   from etils import epath
 
@@ -69,7 +90,7 @@ def _write_card(args: argparse.Namespace, trained: Any, made: Any, cond: Any) ->
   metrics = run / 'metrics.jsonl'
   trees = {name: tree for name, tree in trained.params.items() if name != 'extra'}
   card = model_card(
-    record=read_json_object(run / 'config.json') or {},
+    record=record,
     provenance=_provenance(run, trained.stage.data.dataset),
     metrics=read_metrics(metrics) if metrics.exists() else [],
     protocols=read_json_object(run / 'protocols.json') or {},

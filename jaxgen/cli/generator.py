@@ -1,4 +1,4 @@
-"""`jaxgen sample --weights`: images of a published generator, from a folder with model_index.json or a single file."""
+"""`jaxgen sample --weights`: images of a published generator, or of a model that a run was exported as."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+_BOTH = '--run and --weights are both given; give the folder of a run, or a published generator'
+
 
 def add_options(parser: argparse.ArgumentParser) -> None:
   """The options of published generators."""
   group = parser.add_argument_group('published generators')
   group.add_argument(
-    '--weights', metavar='PATH', help='in place of --run: a folder of diffusers, or a checkpoint in one file'
+    '--weights',
+    metavar='PATH',
+    help='in place of --run: a folder of diffusers, a checkpoint in one file, a folder of `jaxgen export --format '
+    'jaxgen`, or one that comes with jaxgen, jaxgen/NAME',
   )
   group.add_argument('--steps', type=int, help='steps of its sampler (default: 50)')
   group.add_argument('--size', metavar='HxW', help='of the images, in pixels (default: what it was trained at)')
@@ -22,10 +27,30 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def as_run(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
+  """The changes to its config, where --weights is a model of a run, which takes the place of --run."""
+  from jaxgen import model_folder
+
+  args.model = None
+  folder = None if args.weights is None else model_folder.resolved(args.weights)
+  if folder is None or not model_folder.is_model(folder):
+    return list(overrides)
+  if args.run is not None:
+    raise ValueError(_BOTH)
+  given = [name for name in ('size', 'dtype', 'tile', 'prediction') if getattr(args, name) is not None]
+  if given:
+    raise ValueError(
+      f'--{given[0]} is for published generators; {args.weights} has a config, whose fields can be changed'
+    )
+  steps = [] if args.steps is None else [f'--config.sampling.steps={args.steps}']
+  args.model, args.run, args.weights, args.steps = args.weights, folder, None, None
+  return [*overrides, *steps]
+
+
 def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
   """Raises ValueError where options are not for --weights, or only for it."""
   if args.run is not None and args.weights is not None:
-    raise ValueError('--run and --weights are both given; give the folder of a run, or a published generator')
+    raise ValueError(_BOTH)
   if args.weights is None:
     given = [name for name in ('steps', 'size', 'dtype', 'tile', 'prediction') if getattr(args, name) is not None]
     if given:

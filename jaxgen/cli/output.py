@@ -3,8 +3,18 @@
 import json
 import pathlib
 import re
+import shutil
 
 _METADATA = 'metadata.jsonl'
+_CARD = '---\nlibrary_name: jaxgen\n'  # how README.md of an export begins
+_EXPORTED = (
+  'README.md',
+  'samples.png',
+  'config.json',
+  'model_index.json',
+  'scheduler_config.json',
+  'sampler.stablehlo',
+)
 _SAMPLE = re.compile(r'\d{6,}\.png')
 
 
@@ -29,6 +39,38 @@ def clear_samples(folder: pathlib.Path) -> None:
   for name in _written(folder) & _images(folder):
     (folder / name).unlink()
   (folder / _METADATA).unlink(missing_ok=True)
+
+
+def check_export_folder(folder: pathlib.Path) -> None:
+  """Refuses a folder for an export that holds what no earlier `jaxgen export` wrote.
+
+  Raises:
+    ValueError: it has such a file.
+  """
+  if not folder.exists() or not any(folder.iterdir()):
+    return
+  card = folder / 'README.md'
+  ours = card.is_file() and card.read_text(encoding='utf-8', errors='replace').startswith(_CARD)
+  others = [] if ours else sorted(path.name for path in folder.iterdir())
+  others = others or sorted(path.name for path in folder.iterdir() if not _is_exported(path))
+  if others:
+    raise ValueError(f'{folder} holds files that are no export of jaxgen, such as {others[0]}; give another --out')
+
+
+def clear_export(folder: pathlib.Path) -> None:
+  """Deletes what an earlier `jaxgen export` wrote, which would be taken for a part of the new one."""
+  check_export_folder(folder)
+  for path in folder.iterdir() if folder.exists() else ():
+    if path.is_dir():
+      shutil.rmtree(path)
+    else:
+      path.unlink()
+
+
+def _is_exported(path: pathlib.Path) -> bool:
+  if path.is_dir():
+    return all(_is_exported(inner) and inner.is_file() for inner in path.iterdir())
+  return path.suffix == '.safetensors' or path.name in _EXPORTED
 
 
 def clear_matching(folder: pathlib.Path, pattern: str) -> None:

@@ -6,27 +6,28 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import edit, generator, lora, output, prompts
+from jaxgen.cli import edit, generator, lora, output, previews, prompts
 from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
-_ANIMATIONS = ('.webp', '.gif', '.mp4')
 _FPS = 12
+_STRIP = 12  # images of an interpolation that are drawn in one row, at most
 
 
 def main(argv: list[str]) -> int:
   args, overrides = _parser().parse_known_args(argv)
+  overrides = generator.as_run(args, overrides)
   generator.check(args, overrides)
   if args.weights is None:
     args.run = args.run or str(newest_run())
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
   edit.check(args)
-  if args.out.suffix.lower() in _ANIMATIONS:
-    from jaxgen import animation
-
-    animation.check(args.out)
+  if args.out.suffix.lower() in previews.ANIMATIONS:
+    previews.check(args.out)
   elif args.out.suffix.lower() != '.png':
     output.check_samples_folder(args.out)
+  if args.previews is not None:
+    previews.check(args.previews)
   words = prompts.read(args)
 
   trained, config, reads_mask = _opened(args, overrides, words)
@@ -41,7 +42,9 @@ def main(argv: list[str]) -> int:
   given |= sample.prompt_fields(trained.stage, words)
   cond = sample.conditioning(trained.stage, args.num, given=given)
   parts = prompts.negated(args, trained.stage, config)
-  sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts, reads_mask=reads_mask)
+  watch = None if args.previews is None else previews.previews(args.previews)
+  show = None if watch is None else watch.show
+  sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts, show=show, reads_mask=reads_mask)
   images = sample.sample(
     trained,
     cond,
@@ -51,9 +54,12 @@ def main(argv: list[str]) -> int:
     sample_fn=sample_fn,
     inputs=inputs,
   )
+  if watch is not None:
+    watch.finish(args.num)
   if distributed.is_first():
-    _save(args.out, images, cond, names, words)
-    made_by = f'{args.run}, step {trained.step:,},' if args.weights is None else args.weights
+    columns = args.num if args.interpolate is not None and args.num <= _STRIP else None
+    _save(args.out, images, cond, names, words, columns=columns)
+    made_by = args.model or (f'{args.run}, step {trained.step:,},' if args.weights is None else args.weights)
     print(f'{args.num} images of {made_by} in {args.out}')
     if args.invert is not None:
       print(edit.inversion_message(images, inputs['image']))
@@ -106,15 +112,23 @@ def _parser() -> argparse.ArgumentParser:
   return parser
 
 
-def _save(out: pathlib.Path, images: Any, cond: dict[str, Any], names: Sequence[str], words: Sequence[str]) -> None:
+def _save(
+  out: pathlib.Path,
+  images: Any,
+  cond: dict[str, Any],
+  names: Sequence[str],
+  words: Sequence[str],
+  *,
+  columns: int | None = None,
+) -> None:
   """One grid, an animation of the images in order, or a folder of numbered files with metadata.jsonl beside them."""
   from jaxgen import writer
 
   if out.suffix.lower() == '.png':
     out.parent.mkdir(parents=True, exist_ok=True)
-    writer.save_png(out, writer.grid(images))
+    writer.save_png(out, writer.grid(images, columns=columns))
     return
-  if out.suffix.lower() in _ANIMATIONS:
+  if out.suffix.lower() in previews.ANIMATIONS:
     from etils import epath
 
     from jaxgen import animation

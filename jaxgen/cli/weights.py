@@ -86,8 +86,11 @@ def _lora(options: argparse.Namespace) -> None:
 
 
 def _list() -> None:
+  from jaxgen import model_folder
   from jaxgen.pretrained import folder, hub, weights
 
+  for name in model_folder.shipped():
+    print(f'{name:18}a model that comes with jaxgen: jaxgen sample --weights {name}')
   for name, entry in weights.REGISTRY.items():
     path = weights.stored(name)
     print(f'{name:18}{entry.description}; {entry.licence}')

@@ -6,18 +6,25 @@ the mean of w ('statistics') and its constant noise ('noise'); a discriminator h
 among the tensors have to be the [1, 3, 3, 1] that the networks here compute with.
 """
 
+import os
 import re
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from flax import traverse_util
 
+from jaxgen import npz_file
 from jaxgen.models.layers.styles import StyleGenerator
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, Synthesis, sizes
+from jaxgen.pretrained import safetensors_file
+from jaxgen.pretrained.arrays import read
 from jaxgen.pretrained.layout import Layout
-from jaxgen.pretrained.state_dict import Leaf, Leaves, Shape
+from jaxgen.pretrained.state_dict import Leaf, Leaves, Shape, to_flax
+from jaxgen.typing import Params
 
 _FILTER = np.outer((1, 3, 3, 1), (1, 3, 3, 1)).astype(np.float32) / 64
 _FILTERS = 'resample_filter'
@@ -57,6 +64,57 @@ def discriminator(net: StyleGAN2Discriminator, *, resolution: int, channels: int
   weights = [leaf.names[0] for leaf in leaves.values() if len(leaf.tensor_shape) == 4]
   places = [f'b{size}' for size in sizes(resolution)[1:]] + [name.removesuffix('.weight') for name in weights]
   return Layout(net, leaves, {}, fixed={f'{place}.{_FILTERS}': _FILTER for place in places})
+
+
+def is_file(path: str | os.PathLike) -> bool:
+  """Whether a file of plain arrays holds a generator, under `G.`, `G_ema.`, `G/`, `G_ema/` or as it is."""
+  path = epath.Path(path)
+  if path.suffix == '.safetensors':
+    names: Iterable[str] = safetensors_file.lazily(path)
+  elif path.suffix == '.npz':
+    names = npz_file.names(path)
+  else:
+    return False
+  return _prefix(names, 'G_ema', 'G') is not None
+
+
+def params_like(path: str | os.PathLike, params: Mapping[str, Params]) -> dict[str, Params]:
+  """The parameters of a file of state dicts, of networks of the same shapes; those that the file has.
+
+  The mean of w and the constant noise are no parameters, and are left out.
+
+  Args:
+    path: a file of plain arrays: the generator's as for `is_file`, the discriminator's under `D.` or `D/`.
+    params: by network, 'generator' and perhaps 'discriminator'.
+  """
+  arrays, made = read(path), {}
+  for name, prefixes, names in (
+    ('generator', ('G_ema', 'G'), _GENERATOR),
+    ('discriminator', ('D',), _DISCRIMINATOR),
+  ):
+    prefix = _prefix(arrays, *prefixes)
+    if name not in params or prefix is None:
+      continue
+    if name == 'discriminator':
+      side = max(int(key[1:]) for key in params[name] if re.fullmatch(r'b\d+', key))
+      names = (*names, ('params/from_rgb/', f'b{side}.fromrgb.'))
+    leaves = _leaves({'params': params[name]}, names)
+    own = {key.removeprefix(prefix): array for key, array in arrays.items() if key.startswith(prefix)}
+    wrong = [key for key, array in own.items() if key.endswith(_FILTERS) and not np.allclose(array, _FILTER, atol=1e-6)]
+    if wrong:
+      raise ValueError(f'{path}: {wrong[0]} is not the filter [1, 3, 3, 1] that jaxgen computes with')
+    state = (_FILTERS, 'w_avg', 'noise_const')
+    own = {key: array for key, array in own.items() if not key.endswith(state)}
+    made[name] = to_flax(leaves, own, network=f'{path} ({name})')['params']
+  return made
+
+
+def _prefix(names: Iterable[str], *prefixes: str) -> str | None:
+  """What stands before the names of a network; None where it is not there."""
+  names = list(names)
+  marks = ('synthesis.b4.const',) if 'G' in prefixes else ('b4.out.weight',)
+  tried = [f'{prefix}{between}' for prefix in prefixes for between in './'] + ['']
+  return next((prefix for prefix in tried if any(f'{prefix}{mark}' in names for mark in marks)), None)
 
 
 def _synthesis(net: StyleGenerator) -> Synthesis:
