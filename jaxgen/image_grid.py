@@ -4,6 +4,7 @@ import io
 import math
 import os
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -11,6 +12,7 @@ from jaxgen.files import write_whole
 from jaxgen.typing import UInt8
 
 _GAP = 2  # pixels between the images of a grid
+_LABEL, _LINE = 220, 18  # pixels that a line of a row's label takes: along, and down
 _VIEWABLE = 64  # smaller images are enlarged by a whole factor, so that a grid can be looked at
 
 
@@ -62,10 +64,23 @@ def _labels(rows: Sequence[str], height: int, lines: int) -> UInt8[np.ndarray, '
   from PIL import Image, ImageDraw, ImageFont
 
   font = ImageFont.load_default(size=14)
-  width = 12 + max(int(font.getlength(row)) for row in rows)
+  texts = [_wrapped(row, font, most=max(1, height // _LINE)) for row in rows]
+  width = 12 + max(int(font.getlength(line)) for text in texts for line in text.split('\n'))
   column = Image.new('RGB', (width, lines * (height + _GAP) + _GAP), 'white')
   draw = ImageDraw.Draw(column)
-  for i, row in enumerate(rows):
+  for i, text in enumerate(texts):
     middle = _GAP + i * (height + _GAP) + height // 2
-    draw.text((width - 6, middle), row, fill='black', font=font, anchor='rm')
+    draw.multiline_text((width - 6, middle), text, fill='black', font=font, anchor='rm', align='right', spacing=2)
   return np.array(column)
+
+
+def _wrapped(text: str, font: Any, *, most: int) -> str:
+  """The text in lines of _LABEL pixels, as long as there is room for so many; the last line holds the rest."""
+  lines = ['']
+  for word in text.split():
+    longer = f'{lines[-1]} {word}'.strip()
+    if lines[-1] and len(lines) < most and font.getlength(longer) > _LABEL:
+      lines.append(word)
+    else:
+      lines[-1] = longer
+  return '\n'.join(lines)

@@ -29,7 +29,7 @@ _MOST_FRAMES = 24  # sample grids under one name
 _MOST_BYTES = 16 << 20  # bytes of all sample grids, before base64
 _QUALITY = re.compile(
   r'(?:.*/)?(?:[rs]?fid|kid|inception_score|precision|recall|density|coverage|memoris|clip_score|cmmd|fd_)\w*'
-  r'|(?:psnr|ssim|lpips)\w*'
+  r'|(?:psnr|ssim|lpips|attributes|retrieval)\w*'
 )
 _SAMPLE = re.compile(r'(.+)_(\d{8})\.png')
 _JSON_FILES = ('config.json', 'status.json', 'protocols.json')
@@ -57,12 +57,16 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     raise FileNotFoundError(f'{workdir} is not the folder of a run: it has no metrics.jsonl')
   record, status, protocols = ((read_json_object(workdir / name) or {}) for name in _JSON_FILES)
   series = _series(read_metrics(workdir / 'metrics.jsonl'))
-  quality = {name: points for name, points in series.items() if is_quality(name)}
+  judged = {name: points for name, points in series.items() if is_quality(name)}
+  quality = {name: points for name, points in judged.items() if _whole(name) not in judged}
   step = max((points[-1][0] for points in series.values()), default=0)
   total = _whole_number(status.get('total')) or step
-  curves = {name: points for name, points in series.items() if name not in quality and _is_curve(name, points)}
+  rest = {name: points for name, points in series.items() if name not in quality and _is_curve(name, points)}
+  details = {name: points for name, points in rest.items() if _whole(name) in quality}
+  curves = {name: points for name, points in rest.items() if name not in details}
   data = {
     'quality': {name: thinned(points) for name, points in quality.items()},
+    'details': {name: thinned(points) for name, points in details.items()},
     'curves': {name: thinned(curves[name]) for name in sorted(curves, key=_order)},
     'samples': _samples(workdir / 'samples'),
   }
@@ -72,6 +76,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'STATUS': _status(step, total, status),
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
     'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record, goodput.read(workdir))),
+    'REAL': _real(workdir / 'data.png'),
     'VOTES': _sweep(workdir / 'evaluation' / 'sweep.json') + _votes(workdir / 'votes'),
     'PROTOCOLS': _protocols(protocols),
     'CONFIG': _table(flat(_object(record.get('config')))),
@@ -109,6 +114,12 @@ def _is_curve(name: str, points: Sequence[tuple[int, float | None]]) -> bool:
   """Evaluation times and counts of nothing are left out."""
   nothing = name.rpartition('/')[2] in _COUNTS and not any(value for _, value in points)
   return not name.endswith('/seconds') and not nothing
+
+
+def _whole(name: str) -> str | None:
+  """The metric that another is a part of, or that it is compared with, by its name: NAME/hats, NAME_chance."""
+  found = re.fullmatch(r'(.+?)(?:/[^/]*|_chance|_real)', name)
+  return found and found[1]
 
 
 def _order(name: str) -> tuple[int, str]:
@@ -157,6 +168,13 @@ def _evenly(frames: Sequence[Any], most: int) -> list[Any]:
   return [frames[round(i * (len(frames) - 1) / (most - 1))] for i in range(most)]
 
 
+def _real(path: epath.Path) -> str:
+  if not path.exists():
+    return ''
+  picture = f'<img src="{data_url(path)}" alt="training images">'
+  return f'<h3>training data</h3><div class="card viewer">{picture}</div>'
+
+
 def data_url(path: epath.Path) -> str:
   return 'data:image/png;base64,' + base64.b64encode(path.read_bytes()).decode()
 
@@ -191,7 +209,7 @@ def _tiles(
   if trained := _training_seconds(series.get('step_seconds', [])):
     yield 'run time', duration(trained), 'of training'
   if whole := sum(spent.values()):
-    others = sorted(((seconds, state) for state, seconds in spent.items() if state != 'step'), reverse=True)[:3]
+    others = sorted(((seconds, state) for state, seconds in spent.items() if state != 'step'), reverse=True)[:2]
     remark = ', '.join(f'{state} {100 * seconds / whole:.1f}%' for seconds, state in others if seconds > 0.001 * whole)
     yield 'goodput', f'{100 * spent["step"] / whole:.1f}%', remark
   seconds = sum(value or 0 for name, points in series.items() if name.endswith('/seconds') for _, value in points)

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from etils import epath
 
 from jaxgen import distributed, report
@@ -16,11 +17,14 @@ from jaxgen.distributed import Interrupted, Preempted
 from jaxgen.experiment import Experiment
 from jaxgen.frozen import frozen
 from jaxgen.goodput import Goodput
+from jaxgen.image_grid import grid, save_png
 from jaxgen.profiling import Tracer
 from jaxgen.signals import EXIT_CODES, Signals, leave
 from jaxgen.train_state import TrainState
 from jaxgen.watchdog import SAVE_SECONDS, Watchdog
 from jaxgen.writer import Writer
+
+_SHOWN = 16  # images of data.png
 
 
 class RunError(RuntimeError):
@@ -123,6 +127,20 @@ def write_provenance(run: Run, stage: Experiment) -> None:
       licences.write_provenance(run.workdir, dataset)
 
   run.writer.observe('the provenance', write)
+
+
+def write_data(run: Run, stage: Experiment) -> None:
+  """Writes data.png, the first images of the training data, which the report shows beside samples."""
+  image = stage.data.spec.get('image')
+  if image is None or len(image.shape) != 4 or image.shape[-1] not in (1, 3):
+    return  # latents, or no images
+
+  def write() -> None:
+    images = stage.data.rows(0, range(min(len(image), _SHOWN)))['image']
+    pixels = np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
+    save_png(run.workdir / 'data.png', grid(pixels))
+
+  run.writer.observe('data.png', write, wait=True)
 
 
 def leave_run(run: Run, step: int, stalled: str | None = None) -> None:

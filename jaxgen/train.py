@@ -39,6 +39,7 @@ from jaxgen.run import (
   save_now,
   stall_seconds,
   wait_for_saves,
+  write_data,
   write_provenance,
   write_report,
 )
@@ -153,6 +154,7 @@ def train_stages(run: Run, stages: Sequence[Experiment], start: int | None) -> T
       run.writer.text(f'Going on from step {start:,} of {run.total:,} in {run.workdir}')
     run.writer.config(run.record)  # not before the checkpoint is known to be of this config
     write_provenance(run, stage)
+    write_data(run, stage)
     state = train_stage(run, stage, abstract, state, begin, begin + stage.steps)
     begin += stage.steps
   assert state is not None

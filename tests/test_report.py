@@ -129,6 +129,20 @@ def test_a_count_that_happened_is_shown(run):
   assert 'skipped' in Page(report.write(run).read_text(encoding='utf-8')).data['curves']
 
 
+def test_parts_of_a_metric_are_folded_and_real_images_stand_beside_samples(run):
+  seen = {'attributes_seen': 0.5, 'attributes_seen/hat': 0.4, 'attributes_seen/seconds': 3}
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write(json.dumps({'step': 2040, 'attributes_seen_chance': 0.2} | seen) + '\n')
+  before = report.write(run).read_text(encoding='utf-8')
+  data = Page(before).data
+  assert data['quality']['attributes_seen'] == [[2040, 0.5]]
+  assert data['details'] == {'attributes_seen/hat': [[2040, 0.4]], 'attributes_seen_chance': [[2040, 0.2]]}
+  assert not any('attributes' in name for name in data['curves'])
+  (run / 'data.png').write_bytes(b'real')
+  assert report.data_url(epath.Path(run / 'data.png')) in report.write(run).read_text(encoding='utf-8')
+  assert 'training data' not in before
+
+
 def test_long_series_are_thinned_and_keep_their_mean_and_end():
   points = [(step, float(step)) for step in range(1, 100_001)]
   thin = report.thinned(points)

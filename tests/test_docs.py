@@ -1,0 +1,104 @@
+"""Every `jaxgen` command in README, docs/, notebooks and the configs' docstrings is one that the program takes.
+
+Nothing is run: each command's own parser reads its words, and fields of configs are looked up in the configs.
+"""
+
+import argparse
+import ast
+import importlib
+import pathlib
+import re
+import shlex
+import textwrap
+
+import pytest
+
+from jaxgen import model_folder
+from jaxgen.cli import config as configs
+from jaxgen.cli import main
+
+ROOT = pathlib.Path(__file__).resolve().parents[1]
+PAGES = [
+  path
+  for path in (ROOT / 'README.md', *sorted((ROOT / 'docs').glob('*.md')), *sorted((ROOT / 'configs').glob('*.py')))
+  if path.name not in ('results.md', 'design.md')  # numbers with the commands of their day
+]
+_SUMMARY = re.compile(r'\.\.\.|\||\[|\bFIELD\b|\bF=V\b')  # of a command, which is none itself
+
+
+class Parsed(Exception):
+  """What a parser read: the names, and the words that are left."""
+
+
+def commands(path: pathlib.Path) -> list[str]:
+  """The commands of a page, with lines that go on joined, and comments and descriptions cut off."""
+  text = path.read_text(encoding='utf-8')
+  if path.suffix == '.py':
+    text = textwrap.indent(ast.get_docstring(ast.parse(text)) or '', '  ')
+  text = re.sub(r'\s*\\\n\s*', ' ', text)
+  text = re.sub(r'\./launch/local (?!test)', 'jaxgen ', text)
+  text = re.sub(r'(?:\n {4,}| {2,})(?=--\w)', ' ', text)  # lines of a docstring that go on with a command
+  fenced = ''.join(re.findall(r'^```\w*\n(.*?)^```', text, re.DOTALL | re.MULTILINE))
+  lines = re.findall(r'^(?: {4,})?(jaxgen .*)', fenced, re.MULTILINE)
+  lines += re.findall(r'^ {4,}(jaxgen .*)', text, re.MULTILINE)
+  found = re.findall(r'`(jaxgen [^`\n]+)`', text) + [re.split(r'\s{2,}| # ', line)[0] for line in lines]
+  parts = [part.strip() for line in found for part in line.split('&&')]
+  return list(dict.fromkeys(part for part in parts if part.startswith('jaxgen ') and not _SUMMARY.search(part)))
+
+
+@pytest.fixture
+def parse(monkeypatch):
+  """Runs a command until its parser has read it."""
+  original, depth = argparse.ArgumentParser.parse_known_args, []
+
+  def read(self, args=None, namespace=None):
+    depth.append(self)
+    try:
+      result = original(self, args, namespace)
+    finally:
+      depth.pop()
+    if not depth:
+      raise Parsed(*result)
+    return result
+
+  monkeypatch.setattr(argparse.ArgumentParser, 'parse_known_args', read)
+
+  def run(argv):
+    with pytest.raises(Parsed) as caught:
+      importlib.import_module(main._COMMANDS[argv[0]][0]).main(argv[1:])
+    return caught.value.args
+
+  return run
+
+
+@pytest.mark.parametrize('path', [path for path in PAGES if commands(path)], ids=lambda path: path.stem)
+def test_its_commands_are_taken(path, parse):
+  for command in commands(path):
+    words = shlex.split(command)[1:]
+    assert words[0] in main._COMMANDS, command
+    if len(words) == 1:  # only named
+      continue
+    names, left = parse(words)
+    assert all(word.startswith('--config.') for word in left), f'{command}: {left}'
+    if words[0] == 'train' and not names.config.endswith('.py') and names.config != 'NAME':
+      configs.load_config(names.config, left)
+
+
+def test_a_wrong_command_would_be_found(tmp_path, parse):
+  page = tmp_path / 'page.md'
+  page.write_text(
+    'jaxgen trains.\n\n    jaxgen train --confg emoji_dit && jaxgen sample \\\n      --out x.png  # so\n\n'
+    '`jaxgen weights list`\n```\njaxgen export RUN --out F    a model\n```\n'
+  )
+  found = ['jaxgen weights list', 'jaxgen export RUN --out F']
+  found += ['jaxgen train --confg emoji_dit', 'jaxgen sample --out x.png']
+  assert commands(page) == found
+  assert parse(['train', '--confg', 'emoji_dit'])[1] == ['--confg', 'emoji_dit']
+  with pytest.raises(SystemExit):
+    parse(['sample', '--num', 'many'])
+
+
+def test_models_that_are_named_come_with_jaxgen():
+  text = ''.join(path.read_text(encoding='utf-8') for path in PAGES)
+  named = set(re.findall(r'--weights (jaxgen/[a-z]\w*)', text))
+  assert named <= set(model_folder.shipped())
