@@ -31,7 +31,7 @@ from jaxgen import ema, sharding
 from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options, warmup_cosine
 from jaxgen.data.captions import Describe, check_captions, lines, sample_captions, tokenized
 from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.avatars_captions import describe
+from jaxgen.data.datasets.avatars_captions import LENGTH, describe
 from jaxgen.data.licences import allow
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory, source
@@ -43,6 +43,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.pixart import PixArt
 from jaxgen.models.text_encoder import TextEncoder
+from jaxgen.models.unet import UNet
 from jaxgen.objectives.conditioning import trained_text
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.pretrained import attribute_classifier
@@ -54,7 +55,7 @@ from jaxgen.samplers.dpm_solver import dpm_multistep
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
 
-NETWORKS = {'pixart': partial(PixArt, pooled=True, text_map=16, own_modulation=True), 'mmdit': MMDiT}
+NETWORKS = {'pixart': partial(PixArt, pooled=True, text_map=16, own_modulation=True), 'mmdit': MMDiT, 'unet': UNet}
 
 
 def get_config() -> ConfigDict:
@@ -67,7 +68,7 @@ def get_config() -> ConfigDict:
       'steps': 1100,
       'batch_size': 64,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
-      'network': 'pixart',  # or mmdit
+      'network': 'pixart',  # or mmdit, unet
       'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2},
       'text': {'width': 128, 'depth': 1, 'heads': 4},  # the text encoder
       'shift': 4.0,  # shift of times towards noise
@@ -98,7 +99,9 @@ def opened(c: ConfigDict, split: str) -> tuple[Dataset, Describe]:
 def build(c: ConfigDict) -> Experiment:
   (dataset, described), (test, _) = opened(c, 'train'), opened(c, 'test')
   dataset = allow(dataset, c.licences) if c.licences else dataset
-  words = from_captions(sample_captions(dataset, number=4000, describe=described))
+  words = from_captions(
+    sample_captions(dataset, number=4000, describe=described), length=LENGTH if described is describe else None
+  )
   data = Loader(
     dataset,
     batch_size=c.batch_size,

@@ -20,11 +20,11 @@ build = base.build
 def get_config() -> ConfigDict:
   config = base.get_config()
   config.dataset = 'avatars'
-  config.steps = 3400
+  config.steps = 2200
   config.model.patch = 8
   config.ema = 0.998
-  config.fid.every = 3400
+  config.fid.every = 2200
   config.checkpoint.every = 200
-  config.samples.every = 850
-  config.attributes.every = 850
+  config.samples.every = 1100
+  config.attributes.every = 1100
   return config

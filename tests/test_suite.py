@@ -278,6 +278,16 @@ def test_a_sweep_is_a_table_a_plot_and_a_section_of_the_report(run, drawn, tmp_p
   assert 'Sweep' in sweep.section(points)
 
 
+def test_a_sweep_of_own_evaluators_measures_those_alone(run, drawn, tmp_path, capsys):
+  points = evaluate(run, tmp_path, capsys, '--only', 'mean', '--sweep', 'target=0.0,1.0')['points']
+  assert [point['settings'] for point in points] == [{'target': '0.0'}, {'target': '1.0'}]
+  assert [set(point['values']) for point in points] == [set(points[0]['values'])] * 2
+  assert points[0]['values'] != points[1]['values'] and sum(drawn) == 0
+  with pytest.raises(SystemExit):
+    evaluate(run, tmp_path, capsys, '--only', 'mean', '--metrics', 'fid')
+  assert 'give one of the two' in capsys.readouterr().err
+
+
 @pytest.mark.parametrize('text', ['scale', 'scale=', '=1', 'scale=1,,2'])
 def test_a_sweep_that_cannot_be_read_is_refused(text):
   with pytest.raises(ValueError, match='wanted FIELD=VALUE,VALUE'):

@@ -58,7 +58,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     action='append',
     default=[],
     metavar='FIELD=A,B',
-    help="measure at each value of a config's field, or of `ema` or `step`; may be repeated, for all combinations",
+    help="measure --metrics, or the evaluators of --only, at each value of a config's field, or of `ema` or `step`; "
+    'may be repeated, for all combinations',
   )
   run.add_argument(
     '--save-samples', choices=('png', 'npz'), help="keep the samples; npz as ADM's evaluation reads them"
@@ -80,6 +81,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.error('wanted --run RUN, or --images A --reference B')
   if options.run is None and options.reference is None and not set(_names(options)) <= _WITHOUT_REFERENCE:
     parser.error('--images and --reference go together')
+  if options.only and options.metrics:
+    parser.error("--only names the run's own evaluators, which --metrics does not use: give one of the two")
   if options.num is not None and options.num < 2:
     parser.error(f'--num is {options.num}; it must be 2 or more')
   if options.run is None and overrides:
@@ -146,9 +149,12 @@ def _measure_point(
   average = setting.get('ema', options.ema)
   step = step_of(setting['step']) if 'step' in setting else options.step
   trained = sample.restore(module.build(config), options.run, step=step, average=average)
+  name = '_'.join(f'{key.rpartition(".")[2]}={value}' for key, value in setting.items()) or 'samples'
+  at = folder / re.sub(r'[^\w=.,:-]', '_', name)
+  if options.only:
+    return _own_point(trained, at, options.only, setting)
   num = 50_000 if options.num is None else options.num
   batch_size = sample.batch_for(num, trained.stage.mesh) if options.batch_size is None else options.batch_size
-  name = '_'.join(f'{key.rpartition(".")[2]}={value}' for key, value in setting.items()) or 'samples'
   about = {
     'run': str(Path(options.run).resolve()),
     'step': trained.step,
@@ -157,7 +163,7 @@ def _measure_point(
   }
   result = measure(
     trained,
-    folder / re.sub(r'[^\w=.,:-]', '_', name),
+    at,
     Samples(num, options.seed, batch_size, sample.conditioning(trained.stage, num), options.save_samples),
     metrics=_names(options),
     about=about,
@@ -169,6 +175,18 @@ def _measure_point(
     result['protocol'] |= {'settings': setting} if setting else {}
     result['protocol']['sampling'] = about['config'].get('sampling')
   return result
+
+
+def _own_point(trained: Any, folder: Path, only: list[str], setting: dict[str, str]) -> dict[str, Any] | None:
+  """The run's own evaluators at one setting, without the numbers of each attribute or class."""
+  from jaxgen import distributed
+  from jaxgen.evaluate import evaluate
+
+  found = evaluate(trained, folder, only=only)
+  if not distributed.is_first():
+    return None
+  values = {name: value for part in found.values() for name, value in part.items() if '/' not in name}
+  return values | {'protocol': {'settings': setting, 'step': trained.step}}
 
 
 def _write_report(run: Path) -> None:
