@@ -11,15 +11,19 @@ A collective waits for every process, for ever. So that a process that is gone, 
   it hangs     its watchdog fails it (watchdog.py), with where all are
   it is late   `ready` is called before whatever all must do together, and says who has not come in
                JAXGEN_READY_SECONDS (600), and where that process was last
+  it is told   before the first step SIGTERM or Ctrl-C of one ends all within seconds, also while they compile; later
+   to stop     they save and end together, at a step that all come to
 
-A process waits JAXGEN_INITIALIZE_SECONDS (300) for the others when it starts. The last three go through the key-value
-store and the barriers of JAX's coordination service, which need no device.
+A process waits JAXGEN_INITIALIZE_SECONDS (300) for the others when it starts. All but the first go through the
+key-value store and the barriers of JAX's coordination service, which need no device.
 """
 
 import contextlib
 import fcntl
 import itertools
 import os
+import pathlib
+import secrets
 import signal
 import socket
 import sys
@@ -33,9 +37,14 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
+from jaxgen.data.job import ALONE, Job
+from jaxgen.home import remote
 from jaxgen.signals import Signals
 
 _LOOK_SECONDS = 2.0  # between two looks at whether another process has failed
+_SEEN_SECONDS = 10.0
+_MEETINGS = itertools.count()
+_TOLD = 'RECEIVED_PREEMPTION_NOTICE'  # JAX's key for a SIGTERM that any process has got; it gives it no public name
 
 
 class Preempted(Exception):
@@ -52,8 +61,11 @@ class Missing(RuntimeError):
   """Some processes did not come to where all of them must meet; the message names them."""
 
 
-def start() -> None:
+def start(signals: Signals | None = None) -> None:
   """Joins the job this process is part of; call it before anything touches a device.
+
+  Args:
+    signals: of a program that may end before its first step where any process of the job is told to stop.
 
   Raises:
     ValueError: the environment names a coordinator but not this process, or a time that is no number of seconds.
@@ -88,7 +100,9 @@ def start() -> None:
     ) from error
   if jax.process_count() > 1:
     _store().key_value_set(f'jaxgen/host/{jax.process_index()}', socket.gethostname())
-    threading.Thread(target=_end_when_another_fails, name='jaxgen-failures', daemon=True).start()
+    if signals is not None:
+      signals.alone, signals.leave = False, _leave_together
+    threading.Thread(target=_watch, args=(signals,), name='jaxgen-job', daemon=True).start()
 
 
 def is_distributed() -> bool:
@@ -133,6 +147,64 @@ def ready(phase: str) -> float:
       f'(JAXGEN_READY_SECONDS): {who}; see their logs'
     ) from error
   return time.monotonic() - began
+
+
+def job(folder: str | os.PathLike) -> Job:
+  """All processes as workers on one dataset, if they see the same folder of prepared datasets; else each is alone.
+
+  Args:
+    folder: of this machine, or the mirror of one in a bucket, which all see.
+  """
+  if jax.process_count() == 1:
+    return ALONE
+  folder = pathlib.Path(folder)
+  if remote(folder) is None:
+    probe = folder / f'.shared-{agree(secrets.randbits(31))}'
+    if is_first():
+      folder.mkdir(parents=True, exist_ok=True)
+      probe.touch()
+    ready(f'a look at {folder}')
+    seen = np.asarray(multihost_utils.process_allgather(np.int32(_comes(probe))))
+    if is_first():
+      probe.unlink()
+    if not seen.all():
+      return ALONE
+  return Job(jax.process_index(), jax.process_count(), _meet_patiently, _at)
+
+
+def _comes(path: pathlib.Path) -> bool:
+  """Whether a file is there, or comes within the time for which network file systems remember that it was not."""
+  end = time.monotonic() + _SEEN_SECONDS
+  while not path.exists():
+    if not path.parent.exists() or time.monotonic() > end:
+      return False
+    os.listdir(path.parent)
+    time.sleep(0.2)
+  return True
+
+
+def _at(where: str) -> None:
+  _store().key_value_set(f'jaxgen/at/{jax.process_index()}', where, allow_overwrite=True)
+
+
+def _meet_patiently(phase: str) -> None:
+  """As `ready`, of processes that work for hours: it waits as long as any of them says where it is.
+
+  Raises:
+    Missing: none has come on for JAXGEN_STALL_SECONDS (1800; 0 for any time).
+  """
+  store, seconds = _store(), float(os.environ.get('JAXGEN_STALL_SECONDS') or 1800)
+  _at(phase)
+  came = f'jaxgen/came/{next(_MEETINGS)} {phase}/'  # a name for each time
+  store.key_value_set(f'{came}{jax.process_index()}', 'here')
+  places, since = None, time.monotonic()
+  while len(store.key_value_dir_get(came)) < jax.process_count():
+    now = _places()
+    if now != places:
+      places, since = now, time.monotonic()
+    if 0 < seconds < time.monotonic() - since:
+      raise Missing(f'no process has come on for {seconds:.0f} s (JAXGEN_STALL_SECONDS){where_all_are()}')
+    time.sleep(0.2)
 
 
 def where_all_are() -> str:
@@ -240,19 +312,31 @@ def _places() -> dict[int, str]:
   return {int(key.rpartition('/')[2]): place for key, place in _store().key_value_dir_get('jaxgen/at/')}
 
 
-def _end_when_another_fails() -> None:
-  """A thread of every process: the main one may be in a collective that will never end."""
+def _watch(signals: Signals | None) -> None:
+  """A thread of every process: the main one may be in a compiler, or in a collective that will never end."""
   while True:
     time.sleep(_LOOK_SECONDS)
-    store = _store()
-    if store is None:
+    if _store() is None:
       return  # this process has left the job
-    try:
-      why = store.key_value_try_get('jaxgen/failed')
-    except jax.errors.JaxRuntimeError:
-      continue  # none has failed
-    code, _, why = why.partition(' ')
-    _end(why, int(code))
+    if failed := _found('jaxgen/failed'):
+      code, _, why = failed.partition(' ')
+      _end(why, int(code))
+    if signals is not None and not signals.stepped and _found(_TOLD):
+      _leave_together(Preempted.exit_code, 'a process was told to stop; there was nothing new to save')
+
+
+def _found(key: str) -> str | None:
+  try:
+    return _store().key_value_try_get(key)
+  except (jax.errors.JaxRuntimeError, AttributeError):  # there is no such key; or this process has left the job
+    return None
+
+
+def _leave_together(code: int, why: str) -> None:
+  """Ends all processes, the others with 75."""
+  with contextlib.suppress(jax.errors.JaxRuntimeError):  # another process was first
+    _store().key_value_set('jaxgen/failed', f'{Preempted.exit_code} {_name(jax.process_index())}: {why}')
+  _end(why, code)
 
 
 def _end(why: str, code: int) -> None:

@@ -35,38 +35,44 @@ def mirror(path: str | os.PathLike) -> pathlib.Path:
   return _root() / scheme / rest if separator else pathlib.Path(path).expanduser()
 
 
-def fetched(path: pathlib.Path) -> pathlib.Path:
-  """The same path, to which a file or folder of a mirror is brought from its bucket, if it is there and not here."""
-  remote = _remote(path)
-  if remote is None or path.exists():
+def fetched(path: pathlib.Path, *, last: str = '') -> pathlib.Path:
+  """The same path, to which a file or folder of a mirror is brought from its bucket, if it is there and not here.
+
+  Args:
+    path: of this machine.
+    last: name of the file that makes a folder in the bucket whole; '' for a file.
+  """
+  there = remote(path)
+  if there is None or path.exists():
     return path
   path.parent.mkdir(parents=True, exist_ok=True)
   with (path.parent / f'.{path.name}.fetch').open('w') as lock:
     with contextlib.suppress(OSError):  # a file system without locks: then several processes fetch it
       fcntl.flock(lock, fcntl.LOCK_EX)
-    if not path.exists() and remote.exists():
-      _bring(remote, path)
+    if not path.exists() and (there / last if last else there).exists():
+      _bring(there, path)
   return path
 
 
-def kept(path: pathlib.Path) -> pathlib.Path:
-  """The same path, of which a file or folder of a mirror is copied to its bucket."""
-  remote = _remote(path)
-  if remote is not None:
-    for file in sorted(path.rglob('*')) if path.is_dir() else [path]:
+def kept(path: pathlib.Path, *, last: str = '') -> pathlib.Path:
+  """The same path, of which a file or folder of a mirror is copied to its bucket, the file `last` of a folder last."""
+  there = remote(path)
+  if there is not None:
+    files = sorted(path.rglob('*'), key=lambda file: (file.name == last, file)) if path.is_dir() else [path]
+    for file in files:
       if file.is_file():
-        _copy(epath.Path(file), remote / file.relative_to(path).as_posix() if file != path else remote)
+        _copy(epath.Path(file), there / file.relative_to(path).as_posix() if file != path else there)
   return path
 
 
-def _bring(remote: epath.Path, path: pathlib.Path) -> None:
+def _bring(there: epath.Path, path: pathlib.Path) -> None:
   """Copies a file or folder from a bucket; it is here as a whole or not at all."""
   temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
   try:
-    if remote.is_dir():
-      _bring_folder(remote, temporary)
+    if there.is_dir():
+      _bring_folder(there, temporary)
     else:
-      _copy(remote, epath.Path(temporary))
+      _copy(there, epath.Path(temporary))
     os.rename(temporary, path)
   except BaseException:
     if temporary.is_dir():
@@ -76,9 +82,9 @@ def _bring(remote: epath.Path, path: pathlib.Path) -> None:
     raise
 
 
-def _bring_folder(remote: epath.Path, folder: pathlib.Path) -> None:
+def _bring_folder(there: epath.Path, folder: pathlib.Path) -> None:
   folder.mkdir()
-  for entry in remote.iterdir():
+  for entry in there.iterdir():
     if entry.is_dir():
       _bring_folder(entry, folder / entry.name)
     else:
@@ -95,7 +101,7 @@ def _root() -> pathlib.Path:
   return pathlib.Path.home() / '.cache' / 'jaxgen' / 'buckets'
 
 
-def _remote(path: pathlib.Path) -> epath.Path | None:
+def remote(path: pathlib.Path) -> epath.Path | None:
   """The path in a bucket that a path of this machine mirrors; None for one that mirrors none."""
   try:
     scheme, *rest = path.relative_to(_root()).parts

@@ -30,16 +30,19 @@ class Signals:
   Attributes:
     received: the first signal, or None.
     unsaved: the run has steps that no checkpoint holds; the loop sets it.
+    stepped: the run has made a step; the loop sets it.
     rescue: saves the state in the place of a main thread that hangs, in bounded time; returns what became of it.
     alone: the process may leave by itself when it does not come to it; not so where several leave together.
+    leave: how it leaves before the first step, by exit code and reason.
     exits: the process may be ended from another thread: it is the `jaxgen` program.
   """
 
   def __init__(self, *, exits: bool):
     self.exits = exits
     self.received: signal.Signals | None = None
-    self.unsaved = False
+    self.unsaved = self.stepped = False
     self.alone = True
+    self.leave: Callable[[int, str], None] = leave
     self.rescue: Callable[[], str] = lambda: 'nothing was saved'
     self._presses = 0
 
@@ -56,8 +59,8 @@ class Signals:
     code = EXIT_CODES[self.received]
     if self._presses > 1:
       leave(code, 'interrupted for the second time; the run goes on from its newest checkpoint')
-    if not self.unsaved:
-      leave(code, f'told to stop ({self.received.name}); there was nothing new to save')
+    if not self.unsaved and (self.alone or not self.stepped):
+      self.leave(code, f'told to stop ({self.received.name}); there was nothing new to save')
     if number == self.received and self.alone:
       threading.Thread(target=self._insist, name='jaxgen-insist', daemon=True).start()
 

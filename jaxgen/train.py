@@ -185,7 +185,7 @@ def train_stage(
       with run.watchdog.no_whole_state() as saved_by:
         state, metrics = step_fn(state, frozen, batch, jax.random.fold_in(key, step))
         step += 1
-        run.signals.unsaved = True
+        run.signals.unsaved = run.signals.stepped = True
         saved_by(functools.partial(save_now, run, stage, state) if jax.process_count() == 1 else None)
       run.watchdog.step(step)
       window.add(metrics)

@@ -50,7 +50,7 @@ def place(whole, tmp_path, monkeypatch):
   """A copy of it, beside jaxgen's own folder, `home`."""
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
   monkeypatch.setattr(autoencoder, 'published', lambda name: NET)
-  monkeypatch.setattr('jaxgen.distributed.start', lambda: None)
+  monkeypatch.setattr('jaxgen.distributed.start', lambda *_: None)
   shutil.copytree(whole, tmp_path, dirs_exist_ok=True)
   return tmp_path
 

@@ -17,8 +17,9 @@ from jaxgen import data, home, report, sharding
 from jaxgen.checkpoint import Checkpoints, Policy
 from jaxgen.cli.config import load_run
 from jaxgen.cli.main import main
-from jaxgen.data import tfds_builder
+from jaxgen.data import shard_writer
 from jaxgen.data.datasets import latents
+from jaxgen.data.job import ALONE, Numbered
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Context
 from jaxgen.image_grid import save_png
@@ -247,7 +248,7 @@ def test_a_recipe_is_prepared_once_for_all_hosts(data_dir, hosts, bucket, tmp_pa
   made = data.prepare_image_folder(tmp_path / 'in', size=8, data_dir=data_dir)
   assert list(bucket.rglob('dataset_info.json'))
   hosts('second')
-  monkeypatch.setattr(tfds_builder, 'write', None)  # it need not be written again
+  monkeypatch.setattr(shard_writer, 'write', None)  # it need not be written again
   images = data.image_folder(tmp_path / 'in', size=8, data_dir=data_dir)
   assert images.num_examples == 3
   found = data.prepare_image_folder(tmp_path / 'in', size=8, data_dir=data_dir)
@@ -301,17 +302,26 @@ def test_what_is_wrong_in_a_bucket_is_named_as_it_is_on_a_disk(kept):
     autoencoder.load('gs://mine/f/autoencoder')
 
 
-def test_latents_are_written_and_read_in_a_bucket(hosts, bucket):
-  options = {'identity': {'autoencoder': 'a' * 64}, 'batches': {'train': 1}, 'data_dir': 'gs://mine/data'}
+def test_latents_are_written_and_read_in_a_bucket(hosts, bucket, monkeypatch):
+  """Two hosts with disks of their own write shards; a third, of which one was killed, finds them whole."""
+  identity, place = {'autoencoder': 'a' * 64}, lambda: latents.folder('things_latents', 'gs://mine/data')
+  like = {'image': np.zeros((1, 1, 1), np.float16)}
+  splits = {'train': Numbered(4, lambda shards: ([like] for shard in shards for _ in shard), shard=2)}
   hosts('first')
   with pytest.raises(FileNotFoundError, match=r'there are no latents things_latents in \S+; make them with'):
     latents.latents('things_latents', autoencoder='b' * 64, data_dir='gs://mine/data')
-  writer = latents.Writer('things_latents', **options)
-  writer.start()
-  writer.put('train', 0, {'image': np.zeros((2, 1, 1, 1), np.float16)})
-  writer.finish()
+  with monkeypatch.context() as patch:
+    patch.setattr(shard_writer._Place, 'finish', lambda *_: None)
+    latents.write(place(), splits, like=like, identity=identity, job=ALONE._replace(count=2))
   hosts('second')
-  assert latents.Writer('things_latents', **options).done
-  assert latents.latents('things_latents', autoencoder='a' * 64, data_dir='gs://mine/data').num_examples == 2
+  assert not place().exists()  # one of two shards
+  latents.write(place(), splits, like=like, identity=identity)
+  hosts('third')
+  assert latents.are_there(place(), identity)
+  assert latents.latents('things_latents', autoencoder='a' * 64, data_dir='gs://mine/data').num_examples == 4
+  assert sorted(path.name for path in (bucket / 'data' / 'things_latents' / latents.VERSION).iterdir()) == [
+    'dataset_info.json', 'features.json', 'metadata.json',
+    *(f'things_latents-train.array_record-0000{i}-of-00002' for i in range(2)),
+  ]  # fmt: skip
   with pytest.raises(ValueError, match=r'are of the autoencoder aaaaaaaaaaaa, and'):
     latents.latents('things_latents', autoencoder='b' * 64, data_dir='gs://mine/data')

@@ -306,8 +306,9 @@ def test_image_folder_reads_classes_and_captions_and_leaves_out_a_broken_file(pl
   with Image.open(place / 'pictures' / 'dogs' / 'c.webp') as image:
     np.testing.assert_array_equal(dog['image'], to_float(np.asarray(center_crop(image.convert('RGB'), 16))))
   listed = listing.list_images(place / 'pictures')
+  made = pictures.numbered(image_folder._picture(listed, listed.images), 5, size=16, max_bad_images=0)
   with pytest.raises(ValueError, match=r'1 unreadable images, and max_bad_images is 0; the last: .*broken.png'):
-    list(pictures.examples(image_folder._pictures(listed, listed.images), size=16, max_bad_images=0))
+    list(made.make([range(5)]))
   assert 'broken.png is left out' in caplog.text
 
 
@@ -517,7 +518,8 @@ def test_images_are_decoded_onto_white_and_scaled_to_one(tmp_path):
 # --- the command
 
 
-def test_the_command_prepares_and_lists(tmp_path, capsys):
+def test_the_command_prepares_and_lists(tmp_path, capsys, monkeypatch):
+  monkeypatch.setattr('jaxgen.distributed.start', lambda *_: None)
   clothes = write_clothes(tmp_path / 'clothes')
   pictures = write_pictures(tmp_path / 'pictures')
   place = str(tmp_path / 'data')

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -143,6 +144,29 @@ except distributed.Missing as error: distributed.fail(error)
 """
 
 
+TOLD = """
+import ctypes, os, signal, sys, time
+from jaxgen import distributed, signals
+with signals.listening(exits=True) as told:
+  distributed.start(told)
+  distributed.ready('the start')
+  if os.environ['JAX_PROCESS_ID'] == sys.argv[1]: os.kill(os.getpid(), int(sys.argv[2]))
+  for _ in range(9): ctypes.CDLL(None).sleep(60)  # as in a compiler; a signal ends one
+"""
+
+
+@pytest.mark.parametrize(
+  ('index', 'number', 'codes'),
+  [(1, signal.SIGTERM, [75, 75]), pytest.param(0, signal.SIGINT, [130, 75], marks=pytest.mark.slow)],
+)
+def test_before_the_first_step_all_leave_at_once_where_one_is_told_to(index, number, codes):
+  began = time.time()
+  done = _together(['-c', TOLD, str(index), str(int(number))], 2)
+  assert _codes(done) == codes, done[0].stderr
+  assert all('there was nothing new to save' in process.stderr for process in done)
+  assert time.time() - began < 240  # of the 540 that they would sleep
+
+
 @pytest.mark.slow
 def test_a_process_that_does_not_come_is_named_and_ends_too():
   began = time.time()
@@ -210,6 +234,38 @@ def test_data_that_do_not_come_on_one_process_end_all_with_its_name(tmp_path):
     assert re.search(
       r"1 of 2 processes did not come to 'step 6' within 15 s .*: process 1 \(.+\), last at", process.stderr
     )
+
+
+@pytest.mark.slow
+def test_two_processes_prepare_the_files_that_one_prepares(tmp_path):
+  from jaxgen.image_grid import save_png
+
+  (tmp_path / 'in').mkdir()
+  for i in range(9):
+    save_png(tmp_path / 'in' / f'{i}.png', np.full((8, 8, 3), 20 * i, np.uint8))
+  code = (
+    'import jaxgen.data.job as j; j.Numbered.__new__.__defaults__ = (2,)\n'  # shards of two images
+    'import sys; from jaxgen.cli import main as cli; sys.exit(cli.main())'
+  )
+  made = []
+  for processes in (1, 2):
+    place = tmp_path / str(processes)
+    argv = [
+      'data',
+      'prepare',
+      'image_folder',
+      '--source',
+      str(tmp_path / 'in'),
+      '--size',
+      '8',
+      '--data-dir',
+      str(place),
+    ]
+    done = _together(['-c', code, *argv], processes)
+    assert _codes(done) == [0] * processes, done[-1].stderr
+    made.append({path.name: path.read_bytes() for path in place.glob('*/*/*')})
+  assert made[0] == made[1]
+  assert sum('array_record' in name for name in made[0]) == 5
 
 
 def _start(**env: str) -> subprocess.CompletedProcess:

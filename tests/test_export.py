@@ -45,7 +45,7 @@ def one_process():
   from jaxgen import distributed
 
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(distributed, 'start', lambda: None)
+    patch.setattr(distributed, 'start', lambda *_: None)
     yield
 
 

@@ -148,7 +148,7 @@ def test_what_does_not_denoise_says_what_it_can():
 @pytest.fixture(scope='module')
 def trained(tmp_path_factory):
   monkeypatch = pytest.MonkeyPatch()
-  monkeypatch.setattr(distributed, 'start', lambda: None)  # these tests have a backend already
+  monkeypatch.setattr(distributed, 'start', lambda *_: None)  # these tests have a backend already
   yield _run(tmp_path_factory.mktemp('runs') / 'tiny')
   monkeypatch.undo()
 

@@ -99,7 +99,7 @@ def test_published_weights_are_read_from_their_folder(tmp_path):
 
 
 def test_the_program_starts_from_a_run_and_says_what_goes_together(taught, tmp_path, capsys, monkeypatch):
-  monkeypatch.setattr('jaxgen.distributed.start', lambda: None)
+  monkeypatch.setattr('jaxgen.distributed.start', lambda *_: None)
   config = ['train', '--config', 'tests/tiny_config.py', '--config.steps=2']
   assert program.main([*config, '--workdir', str(tmp_path / 'a')]) == 0
   assert program.main([*config, '--workdir', str(tmp_path / 'b'), '--init-from', str(tmp_path / 'a')]) == 0

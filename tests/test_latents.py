@@ -17,9 +17,9 @@ from jaxgen import encode as encoding
 from jaxgen import sharding
 from jaxgen.cli import data as command
 from jaxgen.cli.main import is_message
-from jaxgen.data import sources
+from jaxgen.data import shard_writer, sources
 from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.latents import Writer, latents
+from jaxgen.data.datasets.latents import latents
 from jaxgen.data.loader import Loader
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.latents import Autoencoder, Scaling, posterior
@@ -91,41 +91,34 @@ class Killed(BaseException):
   pass
 
 
-@pytest.mark.parametrize('dies', ['in a batch', 'in the end'])
+@pytest.mark.parametrize('dies', ['in a shard', 'in the end'])
 def test_killed_and_started_again_it_ends_with_the_same_bytes(made, written, tmp_path, monkeypatch, dies):
-  encoded = []
-  put, finish = Writer.put, Writer.finish
+  whole = _encode(made, tmp_path / 'whole', shard=8)
+  written, put = [], shard_writer._Place.put
 
-  def dying_put(self, split, batch, arrays):
-    if len(encoded) == 2 and dies == 'in a batch':
+  def dying_put(self, split, s, *rest):
+    if len(written) == 2 and dies == 'in a shard':
       raise Killed
-    put(self, split, batch, arrays)
-    encoded.append(batch)
+    put(self, split, s, *rest)
+    written.append(s)
 
-  def dying_finish(self):
-    monkeypatch.setattr(Writer, '_examples', _dying_examples)
-    finish(self)
-
-  def _dying_examples(self, split):
-    yield {'image': np.zeros((4, 4, 2), np.float16), 'std': np.zeros((4, 4, 2), np.float16), 'label': 0, 'caption': ''}
+  def dying(self, *_):
     raise Killed
 
   with monkeypatch.context() as patch:
-    patch.setattr(Writer, 'put', dying_put)
-    examples = Writer._examples
+    patch.setattr(shard_writer._Place, 'put', dying_put)
     if dies == 'in the end':
-      patch.setattr(Writer, 'finish', dying_finish)
+      patch.setattr(shard_writer._Place, 'finish', dying)
     with pytest.raises(Killed):
-      _encode(made, tmp_path)
-  monkeypatch.setattr(Writer, '_examples', examples)
-  assert encoded == ([0, 1] if dies == 'in a batch' else [0, 1, 2])
+      _encode(made, tmp_path, shard=8)
+  assert written == ([0, 1] if dies == 'in a shard' else [0, 1, 2])
   with monkeypatch.context() as patch:
     patch.setattr(
-      Writer, 'put', lambda self, split, batch, arrays: (put(self, split, batch, arrays), encoded.append(-1))
+      shard_writer._Place, 'put', lambda self, split, s, *rest: (put(self, split, s, *rest), written.append(s))
     )
-    path = _encode(made, tmp_path)
-  assert encoded.count(-1) == 3 - (2 if dies == 'in a batch' else 3)
-  assert _files(path) == _files(written[1])
+    path = _encode(made, tmp_path, shard=8)
+  assert written == [0, 1, 2]
+  assert _files(path) == _files(whole)
   assert not (tmp_path / 'things_latents.partial').exists()
 
 
@@ -145,16 +138,16 @@ def test_kill_9_at_random_moments_changes_no_byte(made, tmp_path):
   moments, landed = random.Random(0), []
   for _ in range(6):
     process, partial = _start(killed), killed / 'emoji32_latents.partial'
-    before = len(list(partial.glob('*.npz')))
-    while process.poll() is None and len(list(partial.glob('*.npz'))) == before:
+    before = len(list(partial.glob('.notes/*')))
+    while process.poll() is None and len(list(partial.glob('.notes/*'))) == before:
       time.sleep(0.005)
     time.sleep(moments.uniform(0, 1))
     process.send_signal(signal.SIGKILL)
     process.communicate()
     if process.returncode != -signal.SIGKILL:
       break  # it was done before it was killed
-    landed.append(len(list(partial.glob('*.npz'))))
-  print(f'killed with {landed} batches on the disk')
+    landed.append(len(list(partial.glob('.notes/*'))))
+  print(f'killed with {landed} shards on the disk')
   assert landed
   assert _start(killed).wait(timeout=600) == 0
   assert _files(killed / 'emoji32_latents') == _files(whole / 'emoji32_latents')
@@ -186,11 +179,12 @@ def test_latents_in_another_dtype_are_others(made, written):
     _encode(half, written[0])
 
 
-def test_batches_of_another_autoencoder_are_not_used(made, tmp_path, written):
+def test_shards_of_another_autoencoder_are_not_used(made, tmp_path, monkeypatch):
   other = made._replace(hash='b' * 64)
-  writer = Writer('things_latents', identity={'autoencoder': 'a'}, batches={'train': 3}, data_dir=tmp_path)
-  writer.start()
-  writer.put('train', 0, {'image': np.zeros((1, 2, 2, 2), np.float16)})
+  with monkeypatch.context() as patch:
+    patch.setattr(shard_writer._Place, 'finish', lambda *_: None)
+    _encode(made, tmp_path)
+  assert list((tmp_path / 'things_latents.partial').glob('*.array_record*'))
   path = _encode(other, tmp_path)
   assert 'b' * 64 in (path / 'metadata.json').read_text()
   with pytest.raises(ValueError, match=r'are of the autoencoder bbbbbbbbbbbb, and this run decodes with aaaaaaaaaaaa'):
@@ -211,7 +205,7 @@ def test_samples_need_no_deviation(made, tmp_path):
 def test_the_command(made, tmp_path, capsys, monkeypatch):
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path))
   hash_of_weights = pretrained.save(tmp_path / 'ae', made.net, made.params, SCALING)
-  monkeypatch.setattr('jaxgen.distributed.start', lambda: None)
+  monkeypatch.setattr('jaxgen.distributed.start', lambda *_: None)
   monkeypatch.setitem(sources.NAMED, 'emoji32', lambda split, data_dir=None: _dataset(split))
   arguments = ['encode', '--data', 'emoji32', '--autoencoder', str(tmp_path / 'ae'), '--batch-size', '8', '--no-flips']
   assert command.main(arguments) == 0

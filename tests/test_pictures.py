@@ -423,8 +423,9 @@ def test_what_a_killed_preparation_left_is_deleted_and_one_waits_for_another(tmp
   write(tmp_path / 'in' / 'a.png')
   options = {'size': 8, 'data_dir': tmp_path / 'data'}
   path = data.prepare_image_folder(tmp_path / 'in', **options)
-  left = path.parent / 'incomplete.ABC_2.0.0'
+  left = path.parent.with_name(f'{path.parent.name}.partial')
   left.mkdir()
+  (left / 'a').touch()
   write(tmp_path / 'in' / 'b.png')
   both = [threading.Thread(target=lambda: data.prepare_image_folder(tmp_path / 'in', **options)) for _ in range(2)]
   for thread in both:
@@ -432,6 +433,7 @@ def test_what_a_killed_preparation_left_is_deleted_and_one_waits_for_another(tmp
   for thread in both:
     thread.join()
   assert [found.name for found in path.parent.iterdir()] == [path.name]
+  assert not left.exists()
   assert data.image_folder(tmp_path / 'in', **options).num_examples == 2
 
 
@@ -439,16 +441,16 @@ def test_a_full_disk_is_one_line_and_leaves_nothing(tmp_path, monkeypatch, capsy
   """As the library of ArrayRecord words it, from a disk of 64 kB."""
   write(tmp_path / 'in' / 'a.png')
 
-  def fill(writer, path, examples):
-    pathlib.Path(path).touch()
-    raise RuntimeError(f'write() failed: No space left on device; writing {path}; at byte 65536')
+  def fill(features, record):
+    raise RuntimeError('write() failed: No space left on device; writing x; at byte 65536')
 
-  monkeypatch.setattr(tfds_builder.SortedWriter, 'write', fill)
+  monkeypatch.setattr(tfds_builder, 'serialized', fill)
+  monkeypatch.setattr('jaxgen.distributed.start', lambda *_: None)
   argv = ['data', 'prepare', 'image_folder', '--source', str(tmp_path / 'in'), '--size', '8']
   assert main([*argv, '--data-dir', str(tmp_path / 'data')]) == 2
   error = capsys.readouterr().err.splitlines()[-1]
-  assert error.startswith('jaxgen: error: the disk is full, and nothing of the dataset is kept; free some space')
-  assert not list((tmp_path / 'data').rglob('incomplete.*'))
+  assert error.startswith('jaxgen: error: the disk is full, and the dataset is not there; free some space')
+  assert not list((tmp_path / 'data').rglob('*array_record*'))
 
 
 # --- .npz

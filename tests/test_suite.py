@@ -199,7 +199,7 @@ def cheap(images):
 def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp('runs') / 'tiny'
   with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(distributed, 'start', lambda: None)  # this process has begun already
+    patch.setattr(distributed, 'start', lambda *_: None)  # this process has begun already
     assert main(['train', '--config', TINY, '--workdir', str(workdir)]) == 0
     yield workdir
 

@@ -24,7 +24,7 @@ OWN = f'{CONFIG}\nNAME = "own"\n'
 def place(tmp_path, monkeypatch):
   """An empty current folder, and an empty folder of jaxgen's own."""
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
-  monkeypatch.setattr('jaxgen.distributed.start', lambda: None)
+  monkeypatch.setattr('jaxgen.distributed.start', lambda *_: None)
   (tmp_path / 'here').mkdir()
   monkeypatch.chdir(tmp_path / 'here')
   before = set(sys.modules)

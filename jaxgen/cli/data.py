@@ -74,7 +74,9 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
   encode.add_argument('--name', help='of the latents (default: DATA_latents)')
   encode.add_argument('--split', action='append', help="as TFDS writes it; may be repeated (default: 'train')")
   encode.add_argument('--size', type=int, help='crops and resizes the images')
-  encode.add_argument('--batch-size', type=int, default=32, help='images at a time, over all devices (default: 32)')
+  encode.add_argument(
+    '--batch-size', type=int, default=32, help="images at a time, over a process's devices (default: 32)"
+  )
   encode.add_argument('--no-flips', action='store_true', help='without the mirrored images')
   encode.add_argument('--samples', action='store_true', help='one sample of each latent, not mean and deviation')
   encode.add_argument('--dtype', default='float32', help="of the autoencoder's activations (default: float32)")
@@ -107,30 +109,47 @@ def _list(args: argparse.Namespace) -> int:
 
 
 def _prepare(args: argparse.Namespace) -> int:
+  from jaxgen import distributed
+  from jaxgen.data.dataset import default_data_dir
+  from jaxgen.home import mirror
+
+  distributed.start()
+  progress = distributed.is_first()
+  job = distributed.job(mirror(args.data_dir or default_data_dir()))
+  options = {'data_dir': args.data_dir, 'progress': progress, 'overwrite': args.overwrite}
+  try:
+    path = _prepared(args, options, job)
+  except Exception as error:
+    distributed.fail(error)
+    raise
+  if progress:
+    print(f'prepared in {path}')
+  return 0
+
+
+def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> Any:
+  """Prepares what `args` name: images of a folder by all processes, anything else by the one that comes first."""
   from jaxgen import data
 
-  options = {'data_dir': args.data_dir, 'progress': True, 'overwrite': args.overwrite}
   recipes = {recipe.name: recipe for recipe in _recipes()}
   if args.name == 'image_folder':
     if args.source is None:
       raise ValueError('image_folder needs --source FOLDER, the folder of images')
-    path = data.prepare_image_folder(
+    return data.prepare_image_folder(
       args.source,
       size=256 if args.size is None else args.size,
       name=args.alias,
       max_bad_images=args.max_bad_images,
+      job=job,
       **options,
     )
-  elif args.name == 'avatars':
-    path = data.prepare_avatars(_avatars_options(args), **options)
-  elif args.name == 'icons':
-    path = data.prepare_icons(_icons_options(args), source=args.source, **options)
-  elif args.name in recipes:
-    path = data.prepare(recipes[args.name], source=args.source, **options)
-  else:
-    path = data.prepare_tfds(args.name, **options)
-  print(f'prepared in {path}')
-  return 0
+  if args.name == 'avatars':
+    return data.prepare_avatars(_avatars_options(args), **options)
+  if args.name == 'icons':
+    return data.prepare_icons(_icons_options(args), source=args.source, **options)
+  if args.name in recipes:
+    return data.prepare(recipes[args.name], source=args.source, **options)
+  return data.prepare_tfds(args.name, **options)
 
 
 def _avatars_options(args: argparse.Namespace) -> Any:
@@ -158,29 +177,34 @@ def _encode(args: argparse.Namespace) -> int:
   from jaxgen.pretrained import autoencoder
 
   distributed.start()
-  mesh = sharding.make_mesh()
+  mesh = sharding.make_mesh(devices=jax.local_devices())
   sharding.check_batch_size(args.batch_size, mesh)
   datasets = [_open(args, split) for split in args.split or ['train']]
   loaded = autoencoder.load(
     args.autoencoder, dtype=jnp.dtype(args.dtype), put=lambda _, array: jax.device_put(array, sharding.replicated(mesh))
   )
   live = sys.stderr.isatty() and distributed.is_first()
-  path = encode(
-    datasets,
-    loaded,
-    name=args.name or f'{re.sub("[/:]", "_", datasets[0].name if ":" in args.data else args.data)}_latents',
-    mesh=mesh,
-    batch_size=args.batch_size,
-    flips=not args.no_flips,
-    samples=args.samples,
-    data_dir=args.data_dir,
-    report=(lambda message: print(f'\r\x1b[K{message}', end='', file=sys.stderr, flush=True))
-    if live
-    else lambda _: None,
-  )
+  try:
+    path = encode(
+      datasets,
+      loaded,
+      name=args.name or f'{re.sub("[/:]", "_", datasets[0].name if ":" in args.data else args.data)}_latents',
+      mesh=mesh,
+      batch_size=args.batch_size,
+      flips=not args.no_flips,
+      samples=args.samples,
+      data_dir=args.data_dir,
+      report=(lambda message: print(f'\r\x1b[K{message}', end='', file=sys.stderr, flush=True))
+      if live
+      else lambda _: None,
+    )
+  except Exception as error:
+    distributed.fail(error)
+    raise
   if live:
     print(file=sys.stderr)
-  print(f'encoded in {path}')
+  if distributed.is_first():
+    print(f'encoded in {path}')
   return 0
 
 

@@ -70,7 +70,7 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   from jaxgen.profiling import Profile
   from jaxgen.train import train
 
-  distributed.start()
+  distributed.start(signals)
   writers = [destination.wandb(args.wandb)] if args.wandb and distributed.is_first() else []
   about = record(config, module)
   remember(module)

@@ -15,6 +15,7 @@ from jaxgen import digests
 from jaxgen.home import home
 
 Record = dict[str, Any]
+INFO = 'dataset_info.json'  # what TFDS opens a prepared dataset by; written last
 
 
 class BadRecord(ValueError):

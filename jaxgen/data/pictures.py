@@ -1,14 +1,15 @@
 """Encoded images of any origin to the examples of a recipe: decoded, cropped, and the unreadable ones left out."""
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import UInt8
 
 from jaxgen.data.dataset import Record
-from jaxgen.data.image import decode_image
+from jaxgen.data.image import decode_image, encode_png
+from jaxgen.data.job import Encoded, Numbered
 from jaxgen.data.parallel import parallel_map
 
 
@@ -58,3 +59,32 @@ def examples(
       yield {'image': pixels, **picture.fields}
   if bad > max_bad_images or (bad and not good):
     raise ValueError(f'{bad} unreadable images, and max_bad_images is {max_bad_images}; the last: {last}')
+
+
+def numbered(
+  pictures: Callable[[int], Picture], num: int, *, size: int | tuple[int, int], max_bad_images: int = 100
+) -> Numbered:
+  """As `examples`, of pictures that any process can read by number; each process may leave out `max_bad_images`."""
+
+  def read(picture: Picture) -> tuple[Picture, Encoded | ValueError]:
+    try:
+      pixels = decode_image(picture.read(), size=size)
+      return picture, Encoded(pixels, encode_png(pixels))
+    except ValueError as error:
+      return picture, error
+
+  def make(shards: Sequence[Sequence[int]]) -> Iterator[Sequence[Record]]:
+    bad = 0
+    for picture, image in parallel_map(read, (pictures(number) for shard in shards for number in shard)):
+      if isinstance(image, ValueError):
+        bad += 1
+        logging.warning('%s is left out: %s', picture.where, image)
+        if bad > max_bad_images or bad == num:
+          raise ValueError(
+            f'{bad} unreadable images, and max_bad_images is {max_bad_images}; the last: {picture.where}: {image}'
+          )
+        yield []
+      else:
+        yield [{'image': image, **picture.fields}]
+
+  return Numbered(num, make)

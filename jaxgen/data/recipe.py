@@ -3,6 +3,7 @@
 A recipe says what a dataset holds and how to read its original files. `prepare` writes it once, through TFDS, as
 ArrayRecord files with PNG images, in `DATA_DIR/NAME/VERSION`; `load` opens what was written. TFDS writes into a
 folder of another name and renames it when all is there, so a killed preparation leaves nothing that could be read.
+Where the originals can be read by number, several processes share the work (shard_writer.py).
 A prepared dataset remembers the files that it was made from, and is made again when they have changed.
 """
 
@@ -17,11 +18,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.dataset import INFO, Dataset, Record, default_data_dir
 from jaxgen.data.image import decode_image, to_float
+from jaxgen.data.job import ALONE, Job, Numbered
 from jaxgen.home import fetched, kept, mirror
 
-Examples = Mapping[str, Iterator[Record]]  # split -> examples
+Examples = Mapping[str, Iterator[Record] | Numbered]  # split -> examples, or what makes them by number
 
 
 class Recipe(NamedTuple):
@@ -34,7 +36,9 @@ class Recipe(NamedTuple):
     license: licence of the images.
     image_shape: h w c.
     examples: original files (None: in the package) to the examples of each split, {'image': uint8 h w c,
-      'label': int, 'caption': str, ...}. It looks for the files when called, not when the first example is asked for.
+      'label': int, 'caption': str, ...}, or to what makes them by number, with encoded images, of all
+      splits. It looks for the files
+      when called, not when the first example is asked for.
     class_names: the labels' names in order; empty for a dataset without labels.
     texts: names of the fields that are text.
     origin: changes with the original files and the options that the records depend on; empty where they cannot change.
@@ -67,6 +71,7 @@ def prepare(
   data_dir: str | pathlib.Path | None = None,
   progress: bool = False,
   overwrite: bool = False,
+  job: Job = ALONE,
 ) -> pathlib.Path:
   """Writes the dataset unless it is there already, made from the same files; returns its folder.
 
@@ -76,28 +81,59 @@ def prepare(
     data_dir: the folder of prepared datasets, also gs://BUCKET/FOLDER; `default_data_dir()` when None.
     progress: whether to show a bar, in a terminal, and a line with the result.
     overwrite: makes it again where it is there already.
+    job: processes that share the work, where the originals can be read by number; the first one makes others alone.
   """
-  path = fetched(folder(recipe, data_dir))
+  path = opened(folder(recipe, data_dir))
   place = None if source is None else pathlib.Path(source).expanduser()
   if place is not None:
     recipe = recipe._replace(origin=origin_of(place))
-  with alone(path):
-    changed = path.exists() and recipe.origin not in ('', read_origin(path))
-    if changed and progress:
-      print(f'{path.parent.name} was made from other files than are there now; preparing it again', file=sys.stderr)
-    if overwrite or changed or not path.exists():
-      from jaxgen.data import tfds_builder
+  if job.count == 1:
+    with alone(path):
+      _prepare(recipe, place, path, job, progress, overwrite)
+  else:
+    _prepare(recipe, place, path, job, progress, overwrite)
+  return opened(path)
 
-      examples = recipe.examples(place)
-      if path.exists():  # not before the original files are found
-        shutil.rmtree(path, ignore_errors=True)
-      try:
-        tfds_builder.write(recipe, examples, path.parent.parent, progress=progress)
-      except OSError:
-        if not path.exists():  # else another process was first with the same content
-          raise
-      kept(path)
-  return path
+
+def _prepare(
+  recipe: Recipe, place: pathlib.Path | None, path: pathlib.Path, job: Job, progress: bool, overwrite: bool
+) -> None:
+  job.meet(f'the preparation of {recipe.name}')
+  changed = path.exists() and recipe.origin not in ('', read_origin(path))
+  there = path.exists() and not changed and not overwrite
+  job.meet(f'a look at {path}')  # none changes it before all have looked
+  if there:
+    return
+  if changed and progress:
+    print(f'{path.parent.name} was made from other files than are there now; preparing it again', file=sys.stderr)
+  from jaxgen.data import shard_writer, tfds_builder
+
+  examples = recipe.examples(place)
+  if job.index == 0 and path.exists():  # not before the original files are found
+    shutil.rmtree(path, ignore_errors=True)
+  numbered = {split: made for split, made in examples.items() if isinstance(made, Numbered)}
+  if numbered:
+    about = tfds_builder.layout(recipe)
+    identity = f'{recipe.name} {recipe.version} {recipe.class_names} {about.metadata}'
+    live = progress and sys.stderr.isatty()
+    report = (lambda message: print(f'\r\x1b[K{message}', end='', file=sys.stderr)) if live else (lambda message: None)
+    shard_writer.write(path, about, numbered, identity=identity, job=job, report=report)
+    if live:
+      print(file=sys.stderr)
+    return
+  if job.index == 0:
+    try:
+      tfds_builder.write(recipe, examples, path.parent.parent, progress=progress)
+    except OSError:
+      if not path.exists():  # else another process was first with the same content
+        raise
+    kept(path, last=INFO)
+  job.meet(f'the end of {recipe.name}')
+
+
+def opened(path: pathlib.Path) -> pathlib.Path:
+  """The same path of a prepared dataset, which is brought from its bucket if it is there and not here."""
+  return fetched(path, last=INFO)
 
 
 def origin_of(source: pathlib.Path) -> str:
@@ -139,7 +175,7 @@ def load(path: pathlib.Path, split: str, *, command: str = '') -> Dataset:
     ValueError: there is no such split.
   """
   name, data_dir = path.parent.name, path.parent.parent
-  if not fetched(path).exists():
+  if not opened(path).exists():
     option = '' if data_dir == default_data_dir() else f' --data-dir {data_dir}'
     raise FileNotFoundError(
       f'dataset {name} is not in {data_dir}; run `jaxgen data prepare {command or name}{option}` first'

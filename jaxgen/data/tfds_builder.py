@@ -11,7 +11,7 @@ import os
 import pathlib
 import shutil
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -22,6 +22,7 @@ from tensorflow_datasets.proto import tf_example_pb2
 from jaxgen.data.dataset import NoSuchSplit, Record
 from jaxgen.data.image import encode_png
 from jaxgen.data.parallel import parallel_map
+from jaxgen.data.shards import Part, Shards
 
 if TYPE_CHECKING:
   from jaxgen.data.recipe import Examples, Recipe
@@ -45,6 +46,22 @@ def _in_order(example: bytes) -> bytes:
   return parsed.SerializeToString(deterministic=True)
 
 
+class Layout(NamedTuple):
+  """What a dataset says of itself.
+
+  Attributes:
+    about: one line.
+    license: licence of the records.
+    features: fields of a record.
+    metadata: kept in the folder.
+  """
+
+  about: str
+  license: str
+  features: tfds.features.FeaturesDict
+  metadata: Mapping[str, str]
+
+
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
   """A TFDS builder of any recipe.
 
@@ -58,19 +75,13 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    recipe = self._recipe
-    features: dict[str, tfds.features.FeatureConnector] = {}
-    features['image'] = tfds.features.Image(shape=recipe.image_shape, encoding_format='png')
-    if recipe.class_names:
-      features['label'] = tfds.features.ClassLabel(names=recipe.class_names)
-    features |= {text: tfds.features.Text() for text in recipe.texts}
-    features |= {name: tfds.features.Tensor(shape=shape, dtype=np.int32) for name, shape in recipe.integers.items()}
+    about, license, features, metadata = layout(self._recipe)
     return tfds.core.DatasetInfo(
       builder=self,
-      description=recipe.about,
-      license=recipe.license,
-      features=tfds.features.FeaturesDict(features),
-      metadata=tfds.core.MetadataDict(({ORIGIN: recipe.origin} if recipe.origin else {}) | dict(recipe.notes())),
+      description=about,
+      license=license,
+      features=features,
+      metadata=tfds.core.MetadataDict(dict(metadata)),
     )
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
@@ -84,7 +95,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     recipe = self._recipe
     digest = hashlib.sha256(repr((recipe.name, recipe.version, recipe.class_names)).encode())
     examples = tqdm.tqdm(
-      parallel_map(_with_png, self._examples[split]),
+      parallel_map(_with_png, cast(Iterator[Record], self._examples[split])),
       desc=f'{recipe.name} {split}',
       unit=' images',
       disable=None if self._progress else True,  # None: shown in a terminal only
@@ -95,6 +106,18 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         digest.update(value.tobytes() if isinstance(value, np.ndarray) else f'{value} '.encode())
       yield i, example | {'image': io.BytesIO(png)}
     self.info.metadata[split] = digest.hexdigest()
+
+
+def layout(recipe: 'Recipe') -> Layout:
+  """What a recipe's dataset says of itself."""
+  features: dict[str, tfds.features.FeatureConnector] = {}
+  features['image'] = tfds.features.Image(shape=recipe.image_shape, encoding_format='png')
+  if recipe.class_names:
+    features['label'] = tfds.features.ClassLabel(names=recipe.class_names)
+  features |= {text: tfds.features.Text() for text in recipe.texts}
+  features |= {name: tfds.features.Tensor(shape=shape, dtype=np.int32) for name, shape in recipe.integers.items()}
+  metadata = ({ORIGIN: recipe.origin} if recipe.origin else {}) | dict(recipe.notes())
+  return Layout(recipe.about, recipe.license, tfds.features.FeaturesDict(features), metadata)
 
 
 def _with_png(example: Record) -> tuple[Record, bytes]:
@@ -117,88 +140,71 @@ def whole_or_nothing(folder: pathlib.Path) -> Iterator[None]:
     OSError: the disk is full; in one line, whatever library says it how.
   """
   try:
-    yield
-  except BaseException as error:
+    with full_disk_said(folder):
+      yield
+  except BaseException:
     for left in folder.rglob('incomplete.*'):
       shutil.rmtree(left, ignore_errors=True)
+    raise
+
+
+@contextlib.contextmanager
+def full_disk_said(folder: pathlib.Path) -> Iterator[None]:
+  """Makes one OSError of a full disk, however a library words it."""
+  try:
+    yield
+  except Exception as error:
     if 'No space left' in str(error):
-      what = 'the disk is full, and nothing of the dataset is kept; free some space and prepare it again'
+      what = 'the disk is full, and the dataset is not there; free some space and give the same command again'
       raise OSError(errno.ENOSPC, what, os.fspath(folder)) from error
     raise
 
 
-class ArrayBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-  """A TFDS builder of float16 arrays, with labels and texts perhaps; the arguments are those of `write_arrays`."""
-
-  def __init__(
-    self,
-    name: str,
-    version: str,
-    examples: Mapping[str, Iterator[Record]],
-    data_dir: pathlib.Path,
-    *,
-    about: str,
-    features: dict[str, tfds.features.FeatureConnector],
-    metadata: Mapping[str, str],
-  ):
-    self.name = name
-    self.VERSION = tfds.core.Version(version)
-    self._examples, self._about, self._features, self._metadata = examples, about, features, dict(metadata)
-    super().__init__(data_dir=data_dir, file_format='array_record')
-
-  def _info(self) -> tfds.core.DatasetInfo:
-    return tfds.core.DatasetInfo(
-      builder=self,
-      description=self._about,
-      features=tfds.features.FeaturesDict(self._features),
-      metadata=tfds.core.MetadataDict(self._metadata),
-    )
-
-  def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
-    return {split: enumerate(examples) for split, examples in self._examples.items()}
-
-  def _generate_examples(self) -> Iterator:
-    raise AssertionError('the examples are given')
-
-  def _example_writer(self) -> SortedWriter:
-    return SortedWriter(file_format=self.info.file_format)
-
-
-def write_arrays(
-  name: str,
-  version: str,
-  examples: Mapping[str, Iterator[Record]],
-  *,
-  data_dir: pathlib.Path,
-  about: str,
-  shapes: Mapping[str, tuple[int, ...]],
-  class_names: tuple[str, ...],
-  texts: tuple[str, ...],
-  metadata: Mapping[str, str],
-) -> None:
-  """Writes a dataset of arrays as ArrayRecord files in DATA_DIR/NAME/VERSION.
-
-  Args:
-    name, version: name and version of the dataset.
-    examples: number of examples of each split.
-    data_dir: the folder of prepared datasets.
-    about: one line.
-    shapes: shapes of the float16 arrays by field.
-    class_names: names of the field 'label'; empty for no such field.
-    texts: names of the fields that are text.
-    metadata: kept in the folder.
-  """
+def arrays(
+  shapes: Mapping[str, tuple[int, ...]], class_names: Sequence[str], texts: Sequence[str]
+) -> tfds.features.FeaturesDict:
+  """Fields of a record of float16 arrays, with a label and texts perhaps."""
   features: dict[str, tfds.features.FeatureConnector] = {
-    field: tfds.features.Tensor(shape=shape, dtype=np.float16) for field, shape in shapes.items()
+    field: tfds.features.Tensor(shape=shape, dtype=np.float16, encoding='bytes') for field, shape in shapes.items()
   }
   if class_names:
-    features['label'] = tfds.features.ClassLabel(names=class_names)
-  features |= {text: tfds.features.Text() for text in texts}
-  tfds.disable_progress_bar()
-  with contextlib.redirect_stdout(io.StringIO()), whole_or_nothing(data_dir / name):
-    ArrayBuilder(
-      name, version, examples, data_dir, about=about, features=features, metadata=metadata
-    ).download_and_prepare()
+    features['label'] = tfds.features.ClassLabel(names=list(class_names))
+  return tfds.features.FeaturesDict(features | {text: tfds.features.Text() for text in texts})
+
+
+def serialized(features: tfds.features.FeaturesDict, record: Record) -> bytes:
+  """A record as the bytes of a tf.train.Example, the same in every process."""
+  return _in_order(features.serialize_example(record))
+
+
+def shard_name(name: str, split: str, shard: int, of: int) -> str:
+  return f'{name}-{split}.array_record-{shard:05}-of-{of:05}'
+
+
+def write_info(
+  folder: pathlib.Path, name: str, version: str, layout: Layout, shards: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+  """Writes what TFDS opens a folder of shards by; of each shard the 'records' and 'bytes' are wanted."""
+  info = tfds.core.DatasetInfo(
+    builder=tfds.core.dataset_info.DatasetIdentity(
+      name=name, version=tfds.core.Version(version), data_dir=os.fspath(folder), module_name=__name__
+    ),
+    description=layout.about,
+    license=layout.license,
+    features=layout.features,
+    metadata=tfds.core.MetadataDict(dict(layout.metadata)),
+  )
+  info.set_file_format('array_record')
+  splits = [
+    tfds.core.SplitInfo(
+      name=split,
+      shard_lengths=[shard['records'] for shard in several],
+      num_bytes=sum(shard['bytes'] for shard in several),
+    )
+    for split, several in shards.items()
+  ]
+  info.set_splits(tfds.core.SplitDict(splits))
+  info.write_to_directory(folder)
 
 
 def open_folder(path: str | os.PathLike) -> tfds.core.DatasetBuilder:
@@ -206,11 +212,17 @@ def open_folder(path: str | os.PathLike) -> tfds.core.DatasetBuilder:
   return tfds.builder_from_directory(path)
 
 
-def data_source(builder: tfds.core.DatasetBuilder, split: str, *, image_field: str) -> Sequence[Any]:
-  """Random access to the records of a split, with the image as encoded bytes."""
+def data_source(builder: tfds.core.DatasetBuilder, split: str, *, image_field: str | None) -> Sequence[Any]:
+  """Random access to the records of a split, with the image, if there is one, as encoded bytes."""
   name = builder.info.name
   try:
-    return builder.as_data_source(split=split, decoders={image_field: tfds.decode.SkipDecoding()})
+    decoders = {image_field: tfds.decode.SkipDecoding()} if image_field else None
+    source = builder.as_data_source(split=split, decoders=decoders)
+    files = builder.info.splits[split].file_instructions
+    source.data_source = Shards(
+      [Part(os.fspath(file.filename), file.skip, file.take, file.examples_in_shard) for file in files]
+    )
+    return source
   except NotImplementedError as error:
     raise ValueError(
       f'{name} in {builder.data_dir} is not in the ArrayRecord format, which alone is read in any order; prepare it '

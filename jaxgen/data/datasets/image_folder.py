@@ -10,18 +10,19 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from jaxgen.data.buckets import nearest_shape
-from jaxgen.data.dataset import Dataset, NoSuchSplit, Record, default_data_dir
+from jaxgen.data.dataset import Dataset, NoSuchSplit, default_data_dir
 from jaxgen.data.image import image_shape
+from jaxgen.data.job import ALONE, Job
 from jaxgen.data.listing import Listed, Listing, Tree, list_images, open_tree
 from jaxgen.data.parallel import parallel_map
-from jaxgen.data.pictures import Picture, examples
-from jaxgen.data.recipe import Recipe, load, prepare, read_origin
-from jaxgen.home import fetched, mirror
+from jaxgen.data.pictures import Picture, numbered
+from jaxgen.data.recipe import Recipe, load, opened, prepare, read_origin
+from jaxgen.home import mirror
 
-VERSION = '2.0.0'
+VERSION = '3.0.0'
 
 
 def image_folder(
@@ -66,6 +67,7 @@ def prepare_image_folder(
   data_dir: str | pathlib.Path | None = None,
   progress: bool = False,
   overwrite: bool = False,
+  job: Job = ALONE,
 ) -> pathlib.Path:
   """Crops, resizes and writes every image of a folder; returns the prepared dataset's folder.
 
@@ -79,18 +81,19 @@ def prepare_image_folder(
     data_dir: the folder of prepared datasets.
     progress: whether to show a bar, in a terminal, and a line with the result.
     overwrite: makes it again where it is there already.
+    job: processes that share the work.
   """
   if size < 1:
     raise ValueError(f'the size of the images is {size}; it must be 1 or more')
-  path, tree = fetched(prepared_folder(source, size, name, data_dir)), open_tree(source)
+  path, tree = opened(prepared_folder(source, size, name, data_dir)), open_tree(source)
   origin = _origin(tree, size)
-  if path.exists() and read_origin(path) == origin and not overwrite:
-    return path
+  if job.count == 1 and path.exists() and read_origin(path) == origin and not overwrite:
+    return path  # without listing them; several processes decide together
   listing = list_images(tree)
   if progress:
     print(f'{source}: {listing.summary()}', file=sys.stderr)
   recipe = _recipe(listing, listing.splits, path.parent.name, (size, size), origin, max_bad_images)
-  return prepare(recipe, data_dir=data_dir, progress=progress, overwrite=overwrite)
+  return prepare(recipe, data_dir=data_dir, progress=progress, overwrite=overwrite, job=job)
 
 
 def image_buckets(
@@ -166,7 +169,7 @@ def _recipe(
     license='that of the images',
     image_shape=(*shape, 3),
     examples=lambda _: {
-      split: examples(_pictures(listing, images), size=shape, max_bad_images=max_bad_images)
+      split: numbered(_picture(listing, images), len(images), size=shape, max_bad_images=max_bad_images)
       for split, images in splits.items()
     },
     class_names=listing.class_names,
@@ -193,12 +196,15 @@ def _origin(tree: Tree, size: int) -> str:
   return hashlib.sha256(f'{VERSION} {size} {tree.fingerprint()}'.encode()).hexdigest()
 
 
-def _pictures(listing: Listing, images: Sequence[Listed]) -> Iterator[Picture]:
+def _picture(listing: Listing, images: Sequence[Listed]) -> Callable[[int], Picture]:
   tree, number_of = listing.tree, {name: number for number, name in enumerate(listing.class_names)}
-  for image in images:
-    fields: Record = {}
+
+  def picture(number: int) -> Picture:
+    image, fields = images[number], {}
     if image.label is not None:
       fields['label'] = number_of[image.label]
     if listing.has_captions:
       fields['caption'] = image.caption or ''
-    yield Picture(str(tree.where / image.name), functools.partial(tree.read, image.name), fields)
+    return Picture(str(tree.where / image.name), functools.partial(tree.read, image.name), fields)
+
+  return picture

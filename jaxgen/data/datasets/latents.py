@@ -5,26 +5,24 @@ latents before their scaling (models/latents.py), or one sample and no 'std'. It
 has not the smallest values. A mirrored copy of an image is a record of its own. The folder keeps the hash of the
 autoencoder, and is opened for that one alone.
 
-It is written in two steps, so that a killed run continues where it stopped: batches as files in `NAME.partial`, each
-complete or not there, then all of them as TFDS's ArrayRecord files, in an order that TFDS's hash of their numbers
-gives.
+It is written shard by shard (data/shard_writer.py), and a killed run resumes at the shards that are missing.
 """
 
 import hashlib
 import json
 import os
 import pathlib
-import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
-from jaxgen.files import replacing, write_whole
-from jaxgen.home import fetched, kept, mirror
+from jaxgen.data.job import ALONE, Job, Numbered
+from jaxgen.data.recipe import opened
+from jaxgen.home import mirror
 
-VERSION = '1.0.0'
+VERSION = '2.0.0'
 FIELDS = ('image', 'std')
 TEXT = 'caption'
 
@@ -64,7 +62,7 @@ def latents(
   return Dataset(
     name=name,
     split=split,
-    source=tfds_builder.data_source(builder, split, image_field='image'),
+    source=tfds_builder.data_source(builder, split, image_field=None),
     decode=_decode,
     fingerprint=hashlib.sha256(identity.encode()).hexdigest(),
     class_names=tfds_builder.class_names(builder, 'label'),
@@ -73,7 +71,7 @@ def latents(
 
 def folder(name: str, data_dir: str | os.PathLike | None = None) -> pathlib.Path:
   """Where the dataset is on this machine, brought from a bucket if it is in one."""
-  return fetched(mirror(data_dir or default_data_dir()) / name / VERSION)
+  return opened(mirror(data_dir or default_data_dir()) / name / VERSION)
 
 
 def _decode(record: Record) -> Record:
@@ -85,105 +83,52 @@ def _decode(record: Record) -> Record:
   return {name: value(name) for name in record}
 
 
-class Writer:
-  """Writes batches of latents, and the dataset when all are there.
+def are_there(path: pathlib.Path, identity: Mapping[str, Any]) -> bool:
+  """Whether the latents of this identity are in a folder already.
 
-  Batches are known by their number; `has` says which need not be made. Only one process may write.
+  Raises:
+    ValueError: it holds others.
   """
+  if not path.exists():
+    return False
+  from jaxgen.data import tfds_builder
 
-  def __init__(
-    self,
-    name: str,
-    *,
-    identity: Mapping[str, Any],
-    batches: Mapping[str, int],
-    class_names: tuple[str, ...] = (),
-    data_dir: str | pathlib.Path | None = None,
-  ):
-    """
-    Args:
-      name: name of the dataset.
-      identity: everything that the latents depend on, as JSON, with the hash of the 'autoencoder'. Batches of an
-        earlier run with another identity are deleted.
-      batches: how many there are of each split.
-      class_names: the labels' names.
-      data_dir: the folder of prepared datasets, also gs://BUCKET/FOLDER.
-    """
-    self.path = folder(name, data_dir)
-    self._partial = self.path.parent.with_name(f'{name}.partial')
-    self._identity, self.batches, self._class_names = dict(identity), dict(batches), class_names
-    self._text = json.dumps(self._identity | {'batches': self.batches}, sort_keys=True)
-
-  @property
-  def done(self) -> bool:
-    """Whether the dataset is there already, with this identity.
-
-    Raises:
-      ValueError: it is there with another.
-    """
-    if not self.path.exists():
-      return False
-    from jaxgen.data import tfds_builder
-
-    found = dict(tfds_builder.open_folder(self.path).info.metadata)
-    different = [key for key, value in self._identity.items() if found.get(key) != str(value)]
-    if different:
-      raise ValueError(
-        f'{self.path.parent} holds other latents ({", ".join(sorted(different))} differ); '
-        'give these another --name, or delete that folder'
-      )
-    return True
-
-  def start(self) -> None:
-    """Makes the folder of batches, an empty one unless an earlier run left one for the same identity."""
-    noted = self._partial / 'identity.json'
-    if not noted.exists() or noted.read_text() != self._text:
-      shutil.rmtree(self._partial, ignore_errors=True)
-      self._partial.mkdir(parents=True)
-      write_whole(noted, self._text)
-
-  def has(self, split: str, batch: int) -> bool:
-    return self._file(split, batch).exists()
-
-  def put(self, split: str, batch: int, arrays: dict[str, Any]) -> None:
-    """Keeps a batch: 'image', perhaps 'std', 'label' and 'caption' (UTF-8, padded with zeros), of n rows each."""
-    with replacing(self._file(split, batch)) as file:
-      np.savez(file, **arrays)
-
-  def finish(self) -> pathlib.Path:
-    """Writes the dataset, and deletes the batches; returns its folder."""
-    from jaxgen.data import tfds_builder
-
-    split = next(iter(self.batches))
-    with np.load(self._file(split, 0)) as arrays:
-      shapes = {name: arrays[name].shape[1:] for name in FIELDS if name in arrays}
-      texts = (TEXT,) if TEXT in arrays else ()
-    tfds_builder.write_arrays(
-      self.path.parent.name,
-      VERSION,
-      {split: self._examples(split) for split in self.batches},
-      data_dir=self.path.parent.parent,
-      about=f'latents of {self._identity.get("data", "images")}',
-      shapes=shapes,
-      class_names=self._class_names,
-      texts=texts,
-      metadata={key: str(value) for key, value in self._identity.items()},
+  found = dict(tfds_builder.open_folder(path).info.metadata)
+  different = [key for key, value in identity.items() if found.get(key) != str(value)]
+  if different:
+    raise ValueError(
+      f'{path.parent} holds other latents ({", ".join(sorted(different))} differ); '
+      'give these another --name, or delete that folder'
     )
-    shutil.rmtree(self._partial)
-    return kept(self.path)
-
-  def _examples(self, split: str) -> Iterator[Record]:
-    for batch in range(self.batches[split]):
-      with np.load(self._file(split, batch)) as file:
-        arrays = dict(file)
-      for row in range(len(arrays['image'])):
-        yield {name: _plain(name, values[row]) for name, values in arrays.items()}
-
-  def _file(self, split: str, batch: int) -> pathlib.Path:
-    return self._partial / f'{split}-{batch:06}.npz'
+  return True
 
 
-def _plain(name: str, value: Any) -> Any:
-  if name == TEXT:
-    return value.tobytes().rstrip(b'\0').decode()
-  return value if name in FIELDS else int(value)
+def write(
+  path: pathlib.Path,
+  splits: Mapping[str, Numbered],
+  *,
+  like: Record,
+  identity: Mapping[str, Any],
+  class_names: tuple[str, ...] = (),
+  job: Job = ALONE,
+  report: Callable[[str], None] = lambda message: None,
+) -> None:
+  """Writes a dataset of latents.
+
+  Args:
+    path: its `folder`.
+    splits: what makes the records by number.
+    like: a record of the same fields and shapes.
+    identity: everything that the latents depend on, with the hash of the 'autoencoder'. Shards of another identity
+      are deleted.
+    class_names: the labels' names.
+    job: processes that share the work.
+    report: called with the progress.
+  """
+  from jaxgen.data import shard_writer, tfds_builder
+
+  shapes = {name: like[name].shape for name in FIELDS if name in like}
+  features = tfds_builder.arrays(shapes, class_names, (TEXT,) if TEXT in like else ())
+  metadata = {key: str(value) for key, value in identity.items()}
+  layout = tfds_builder.Layout(f'latents of {identity.get("data", "images")}', '', features, metadata)
+  shard_writer.write(path, layout, splits, identity=json.dumps(metadata, sort_keys=True), job=job, report=report)
