@@ -1,6 +1,6 @@
 """Makes tests/golden/diffusers_*.npz: random models of diffusers (0.42.1), what they answer, and their state dicts.
 
-  python tests/diffusers_models.py OUT      # in an environment with torch and diffusers, which the tests do not need
+  python tests/diffusers_models.py OUT [KIND...]  # where there are torch and diffusers, which the tests do not need
   python tests/diffusers_models.py --load FOLDER CLASS      # loads what jaxgen wrote, and says what it answers
   python tests/diffusers_models.py --published FOLDER KIND  # one of a published size: its folder, with answers.npz
 
@@ -79,6 +79,31 @@ MODELS = {
       'attention_head_dim': 8,
     },
   ),
+  'unet_fourier': (
+    diffusers.UNet2DModel,
+    {
+      'block_out_channels': [4, 8],
+      'down_block_types': ['DownBlock2D', 'AttnDownBlock2D'],
+      'up_block_types': ['AttnUpBlock2D', 'UpBlock2D'],
+      'layers_per_block': 1,
+      'norm_num_groups': 4,
+      'attention_head_dim': 4,
+      'time_embedding_type': 'fourier',
+      'add_attention': False,
+    },
+  ),
+  'unet_heads': (
+    diffusers.UNet2DConditionModel,
+    {
+      'block_out_channels': [4, 8],
+      'down_block_types': ['CrossAttnDownBlock2D', 'CrossAttnDownBlock2D'],
+      'up_block_types': ['CrossAttnUpBlock2D', 'CrossAttnUpBlock2D'],
+      'layers_per_block': 1,
+      'norm_num_groups': 4,
+      'attention_head_dim': [1, 4],
+      'cross_attention_dim': 6,
+    },
+  ),
   'unet_condition': (
     diffusers.UNet2DConditionModel,
     {
@@ -150,18 +175,19 @@ def answers(
         h = model.encode(x).latents
         index = model.quantize(h)[2][2].reshape(h.shape[0], *h.shape[2:])
         made = {'z': h, 'index': index, 'image': model.decode(h).sample}
-      case 'unet' | 'unet_resnet':
+      case 'unet' | 'unet_resnet' | 'unet_fourier':
         y = torch.tensor([1, 4])[-batch:] if model.config.num_class_embeds else None
         made = {'t': t, 'out': model(x, t, class_labels=y).sample} | ({} if y is None else {'y': y})
-      case 'unet_condition':
+      case 'unet_condition' | 'unet_heads':
         width = model.config.cross_attention_dim
         text = torch.from_numpy(rng.standard_normal((batch, tokens, width)).astype(np.float32))
         made = {'t': t, 'text': text, 'out': model(x, t, encoder_hidden_states=text).sample}
   return {'x': x.numpy()} | {name: value.numpy() for name, value in made.items()}
 
 
-def make(out: pathlib.Path) -> None:
-  for kind, (cls, config) in MODELS.items():
+def make(out: pathlib.Path, kinds: list[str]) -> None:
+  for kind in kinds or MODELS:
+    cls, config = MODELS[kind]
     rng = np.random.default_rng(0)
     model = cls(**config).eval()
     state = {name: draw(name, tuple(tensor.shape), rng) for name, tensor in model.state_dict().items()}
@@ -193,5 +219,5 @@ if __name__ == '__main__':
       load(folder, name)
     case '--published', folder, kind:
       publish(folder, kind)
-    case (out,):
-      make(pathlib.Path(out))
+    case out, *kinds:
+      make(pathlib.Path(out), kinds)

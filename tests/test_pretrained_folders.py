@@ -21,7 +21,7 @@ from jaxgen.processes import parameterisation
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 PEER = pathlib.Path(__file__).parent / 'diffusers_models.py'
-MODELS = ('autoencoder_kl', 'vq_model', 'unet', 'unet_resnet', 'unet_condition')
+MODELS = ('autoencoder_kl', 'vq_model', 'unet', 'unet_resnet', 'unet_fourier', 'unet_heads', 'unet_condition')
 
 
 class Case(NamedTuple):

@@ -18,7 +18,7 @@ from flax import traverse_util
 from jaxgen.adapters.added import Added
 from jaxgen.adapters.beside import beside
 from jaxgen.models.image_prompt import ImageProjection, Resampler
-from jaxgen.models.unet import UNet, decoder, encoder, middle
+from jaxgen.models.unet import Stage, UNet, decoder, encoder, middle
 from jaxgen.pretrained import safetensors_file, state_dict, torch_file
 from jaxgen.pretrained.state_dict import Leaf, Leaves, kernel, linear, to_heads, to_qkv, vector
 from jaxgen.typing import Params
@@ -75,20 +75,19 @@ def leaves(net: UNet, projection: Projection, *, tokens_width: int, features: in
     features: features of what is projected.
   """
   found = {f'{PROJECTION}/{path}': leaf for path, leaf in _projection(projection, features).items()}
-  shapes = _widths(net)
+  stages = _stages(net)
   for number, path in enumerate(attentions(net)):
-    width = shapes[path]
-    heads = width // net.head_size if net.head_size else net.heads
-    shape = (tokens_width, heads, width // heads)
+    stage = stages[path.partition('/')[0]]
+    shape = (tokens_width, stage.heads, stage.features // stage.heads)
     for ours, theirs in (('image_key', 'to_k_ip'), ('image_value', 'to_v_ip')):
       found[f'net/{path}/{ours}/kernel'] = kernel(f'ip_adapter.{2 * number + 1}.{theirs}.weight', shape, to_heads)
   return found
 
 
-def _widths(net: UNet) -> dict[str, int]:
+def _stages(net: UNet) -> dict[str, Stage]:
+  """The stages with attention, by the name of that."""
   stages = {'encoder': encoder(net), 'decoder': decoder(net), 'middle': middle(net)}
-  widths = {f'{part}_{i}_attention': s.features for part, each in stages.items() for i, s in enumerate(each)}
-  return {path: widths[path.partition('/')[0]] for path in attentions(net)}
+  return {f'{part}_{i}_attention': stage for part, each in stages.items() for i, stage in enumerate(each)}
 
 
 def _projection(net: Projection, features: int) -> Leaves:

@@ -14,6 +14,7 @@ block (`resize` of Eqs. 2 and 5: ADM). Last convolutions of blocks, outputs of a
 Ho et al. 2020, "Denoising Diffusion Probabilistic Models" (DDPM). Nichol and Dhariwal 2021, "Improved Denoising
 Diffusion Probabilistic Models" (IDDPM). Dhariwal and Nichol 2021, "Diffusion Models Beat GANs" (ADM).
 Rombach et al. 2022: Eq. 6 becomes a transformer that reads text (layers/transformer.py; Stable Diffusion).
+Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations": Fourier features of time.
 Podell et al. 2023, "SDXL": deeper transformers at smaller sizes, and Eq. 1 has one more term, of the pooled text and of
 numbers such as the image's size: + vector([pooled, sinusoid(size)]).
 Differs from IDDPM and ADM: layers start from DDPM's uniform draws of unit fan average, rather than PyTorch's defaults.
@@ -24,6 +25,7 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jax import lax
 
 from jaxgen import sharding
 from jaxgen.models.layers.attention_block import AttentionBlock
@@ -131,6 +133,7 @@ class Stage(NamedTuple):
   attention: bool = False
   resize: bool = False
   transformer: int = 0  # depth of the one that the attention is
+  heads: int = 1  # of the attention
 
 
 class UNet(nn.Module):
@@ -140,11 +143,15 @@ class UNet(nn.Module):
     width: features that `multipliers` multiply; the time's and label's embedding is four times as wide.
     multipliers: features of each level, in widths; level i works at 1 / 2^i of the image's side.
     blocks: residual blocks in each level of the encoder; the decoder has one more.
-    attention: the levels with attention after each block; the middle has it too.
-    heads, head_size: number of attention heads, or their size, which then decides their number.
+    attention: the levels with attention after each block.
+    heads, head_size: number of attention heads, one for all levels or one for each, of which the last is the middle's
+      too; or their size, which then decides their number.
+    middle_attention: the middle has attention too.
     transformer: depth of the transformers that stand in for Eq. 6 and read `cond['text']`, one for all levels or one
       for each, of which the last is the middle's too; 0 for Eq. 6.
     size_features: features of each number of `cond['size']`, which joins the time with `cond['pooled']`; 0 for neither.
+    fourier: deviation of the frequencies of random Fourier features of log t, which stand in for the sinusoid; the
+      output is then divided by t, which is a deviation of noise (Song et al. 2021). 0 for the sinusoid.
     num_classes: labels are 0 to num_classes - 1, and num_classes, the null label, adds nothing; 0 is unconditional.
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     dropout: rate within the blocks (Eq. 5), when training.
@@ -158,10 +165,12 @@ class UNet(nn.Module):
   multipliers: tuple[float, ...]
   blocks: int
   attention: tuple[int, ...] = ()
-  heads: int = 1
+  heads: int | tuple[int, ...] = 1
   head_size: int | None = None
+  middle_attention: bool = True
   transformer: int | tuple[int, ...] = 0
   size_features: int = 0
+  fourier: float = 0.0
   num_classes: int = 0
   learn_sigma: bool = False
   dropout: float = 0.0
@@ -207,7 +216,8 @@ class UNet(nn.Module):
       x = jnp.concatenate([x, kept.pop()], axis=-1)
       x = run(self, stage, x, c, cond, double, dropout=dropout, name=f'decoder_{i}')
     x = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_out')(x))
-    return _conv(channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x).astype(jnp.float32)
+    x = _conv(channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x).astype(jnp.float32)
+    return x / t[:, None, None, None] if self.fourier else x
 
   def _check(self, shape: tuple[int, ...]) -> None:
     factor = 2 ** (len(self.multipliers) - 1)
@@ -223,7 +233,11 @@ class UNet(nn.Module):
 
 def conditioned(net: UNet, t: Float[Array, 'b'], cond: Cond) -> Float[Array, 'b d']:
   """silu(c) of Eq. 1, inside a compact module."""
-  c = TimeEmbedding(4 * net.width, name='time_embed')(net.style.time_features(t, net.width))
+  if net.fourier:
+    features = FourierTime(net.width, net.fourier, name='time_fourier')(t)
+  else:
+    features = net.style.time_features(t, net.width)
+  c = TimeEmbedding(4 * net.width, name='time_embed')(features)
   if net.num_classes:
     table = LabelEmbedding(net.num_classes, 4 * net.width, null_row=False, table_init=_normal, name='label_embed')
     c += table(cond['label'])
@@ -251,13 +265,11 @@ def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize,
   if stage.block:
     x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
   if stage.attention and stage.transformer:
-    heads = _heads(net, stage.features)
-    layer = transform(heads, stage.transformer, net.groups, net.dtype, name=f'{name}_attention')
+    layer = transform(stage.heads, stage.transformer, net.groups, net.dtype, name=f'{name}_attention')
     edits: Any = cond.get('attention_edit', Edits())
     x = layer(x, cond['text'], mask=cond.get('text_mask'), edits=edits, image=_image_prompt(cond, name))
   elif stage.attention:
-    heads = _heads(net, stage.features)
-    x = attend(net.groups, style.eps, heads, dtype=net.dtype, name=f'{name}_attention')(x)
+    x = attend(net.groups, style.eps, stage.heads, dtype=net.dtype, name=f'{name}_attention')(x)
   if not stage.resize:
     return x
   if style.resize_in_blocks:
@@ -278,19 +290,11 @@ def _image_prompt(cond: Cond, stage: str) -> ImagePrompt | None:
   return ImagePrompt(cond['image_prompt'], scale)
 
 
-def _heads(net: UNet, features: int) -> int:
-  heads = features // net.head_size if net.head_size else net.heads
-  size = net.head_size or features // heads
-  if heads * size != features:
-    raise ValueError(f'{features} features are not {heads} heads of size {size}; change heads, head_size or the width')
-  return heads
-
-
 def encoder(net: UNet) -> list[Stage]:
   """From the first convolution down; the result of each is kept for the decoder."""
   stages = []
   for level, features in enumerate(_features(net)):
-    stages += [Stage(features, attention=level in net.attention, transformer=depths(net)[level])] * net.blocks
+    stages += [_stage(net, level, attention=level in net.attention)] * net.blocks
     if level + 1 < len(net.multipliers):
       stages.append(Stage(features, block=False, resize=True))
   return stages
@@ -298,17 +302,35 @@ def encoder(net: UNet) -> list[Stage]:
 
 def middle(net: UNet) -> list[Stage]:
   """At the smallest size."""
-  features = _features(net)[-1]
-  return [Stage(features, attention=True, transformer=depths(net)[-1]), Stage(features)]
+  last = len(net.multipliers) - 1
+  return [_stage(net, last, attention=net.middle_attention), Stage(_features(net)[-1])]
 
 
 def decoder(net: UNet) -> list[Stage]:
   """Back up; each reads one result of the encoder, the last one first."""
   stages = []
-  for level, features in reversed(list(enumerate(_features(net)))):
-    stage = Stage(features, attention=level in net.attention, transformer=depths(net)[level])
+  for level in reversed(range(len(net.multipliers))):
+    stage = _stage(net, level, attention=level in net.attention)
     stages += [stage] * net.blocks + [stage._replace(resize=level > 0)]
   return stages
+
+
+def _stage(net: UNet, level: int, *, attention: bool) -> Stage:
+  features = _features(net)[level]
+  return Stage(features, True, attention, False, depths(net)[level], heads_of(net, level) if attention else 1)
+
+
+def heads_of(net: UNet, level: int) -> int:
+  """The number of heads of a level's attention."""
+  features = _features(net)[level]
+  if isinstance(net.heads, tuple) and len(net.heads) != len(net.multipliers):
+    raise ValueError(f'{len(net.heads)} numbers of heads for {len(net.multipliers)} levels; give one, or one for each')
+  given = net.heads[level] if isinstance(net.heads, tuple) else net.heads
+  heads = features // net.head_size if net.head_size else given
+  size = net.head_size or features // heads
+  if heads * size != features:
+    raise ValueError(f'{features} features are not {heads} heads of size {size}; change heads, head_size or the width')
+  return heads
 
 
 def depths(net: UNet) -> tuple[int, ...]:
@@ -346,6 +368,20 @@ def stable_diffusion(version: str, *, dtype: Any = jnp.float32, remat: Policy = 
   """Stable Diffusion's networks for latents of 4 channels, conditioned on text: '1.5', '2.1', 'xl', 'xl-refiner'."""
   size = _published('Stable Diffusion', STABLE_SIZES, version)
   return UNet(**size._asdict(), style=STABLE, dtype=dtype, remat=remat)
+
+
+class FourierTime(nn.Module):
+  """sin and cos of 2 pi f log t, with frequencies f that are drawn once and not trained."""
+
+  width: int
+  scale: float
+
+  @nn.compact
+  def __call__(self, t: Float[Array, 'b']) -> Float[Array, 'b f']:
+    # A parameter, so that it is saved with the others; weight decay would reach it, a gradient does not.
+    frequencies = self.param('frequencies', nn.initializers.normal(self.scale), (self.width,))
+    angles = 2 * jnp.pi * jnp.log(t)[:, None] * lax.stop_gradient(frequencies)[None]
+    return jnp.concatenate([jnp.sin(angles), jnp.cos(angles)], axis=-1)
 
 
 class TimeEmbedding(nn.Module):

@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
-from jaxgen.models.unet import Stage, Style, UNet, decoder, depths, encoder, middle
+from jaxgen.models.unet import Stage, Style, UNet, decoder, depths, encoder, heads_of, middle
 from jaxgen.pretrained import folder, state_dict
 from jaxgen.pretrained.layout import Layout, Meta
 from jaxgen.pretrained.state_dict import (
@@ -33,6 +33,7 @@ _TIMES: dict[tuple[bool, int], Callable[[Array, int], Array]] = {  # (flip_sin_t
   (False, 1): ddpm_timestep_embedding,
 }
 _PADDINGS = {1: (1, 1), 0: (0, 1)}  # downsample_padding -> Style.half_padding
+_FREQUENCIES = 16.0  # deviation of the frequencies of diffusers' Fourier features
 _ONE_FOR_ALL = ('layers_per_block', 'cross_attention_dim')  # levels
 _ENDS: Modules = {
   'time_embed/in': ('time_embedding.linear_1', linear),
@@ -117,12 +118,15 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
   attends = tuple('Attn' in kind for kind in config['down_block_types'])
   resnet = not text and config.get('downsample_type', 'conv') == 'resnet'
   scale_shift = config.get('resnet_time_scale_shift', 'default') == 'scale_shift'
+  fourier = not text and config.get('time_embedding_type') == 'fourier'
   groups, doubled = config.get('norm_num_groups', 32), config.get('out_channels') == 2 * channels
   folder.expect(
     config,
     _UNSUPPORTED
     | _block_types(attends, text=text, resnet=resnet)
     | {
+      'add_attention': True if text else config.get('add_attention', True),
+      'time_embedding_type': 'fourier' if fourier else 'positional',
       'addition_embed_type': 'text_time' if text and config.get('addition_embed_type') else None,
       'out_channels': channels * (1 + doubled),
       'time_embedding_dim': config.get('time_embedding_dim') and 4 * width,
@@ -146,6 +150,8 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
     transformer=_depths(config, attends) if text else 0,
     size_features=config.get('addition_time_embed_dim') or 0 if config.get('addition_embed_type') else 0,
     num_classes=config.get('num_class_embeds') or 0,
+    fourier=_FREQUENCIES if fourier else 0.0,
+    middle_attention=bool(config.get('add_attention', True)),
     learn_sigma=doubled,
     dropout=config.get('dropout', 0.0),
     groups=groups,
@@ -181,26 +187,27 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
     'num_class_embeds': net.num_classes or None,
     'resnet_time_scale_shift': 'scale_shift' if style.scale_shift else 'default',
   }
-  heads = [size // net.head_size if net.head_size else net.heads for size in features]
+  used = (*attends[:-1], attends[-1] or net.middle_attention)
+  heads = [heads_of(net, level) if attend else 1 for level, attend in enumerate(used)]
   if text:
     return config | {
       '_class_name': 'UNet2DConditionModel',
-      'attention_head_dim': heads if net.head_size else net.heads,  # diffusers' name for their number
+      'attention_head_dim': net.heads if isinstance(net.heads, int) and not net.head_size else heads,  # their number
       'transformer_layers_per_block': list(made) if len(set(made := depths(net))) > 1 else made[0],
       'cross_attention_dim': _cross_width(params),
       'use_linear_projection': bool(more.get('use_linear_projection')),
       **_vector(net, params),
     }
-  sizes = {
-    size // number for size, number, attend in zip(features, heads, (*attends[:-1], True), strict=True) if attend
-  }
-  if len(sizes) > 1 and net.heads > 1:
+  sizes = {size // number for size, number, attend in zip(features, heads, used, strict=True) if attend}
+  if len(sizes) > 1 and max(heads) > 1:
     raise ValueError(f'diffusers has one size of heads for all levels, this network {sorted(sizes)}; set head_size')
   resize = 'resnet' if style.resize_in_blocks else 'conv'
   return config | {
     '_class_name': 'UNet2DModel',
     'attention_head_dim': sizes.pop() if len(sizes) == 1 else None,  # None: one head
     'attn_norm_num_groups': net.groups if style.scale_shift else None,
+    'add_attention': net.middle_attention,
+    'time_embedding_type': 'fourier' if net.fourier else 'positional',
     'downsample_type': resize,
     'upsample_type': resize,
   }
@@ -208,7 +215,6 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
 
 _UNSUPPORTED = {
   'act_fn': 'silu',
-  'add_attention': True,
   'center_input_sample': False,
   'class_embed_type': None,
   'class_embeddings_concat': False,
@@ -223,7 +229,6 @@ _UNSUPPORTED = {
   'resnet_skip_time_act': False,
   'time_cond_proj_dim': None,
   'time_embedding_act_fn': None,
-  'time_embedding_type': 'positional',
   'timestep_post_act': None,
 }
 
@@ -246,9 +251,7 @@ def _heads(config: Mapping[str, Any], features: list[int], *, text: bool) -> dic
   if isinstance(value, int):
     return {'heads': value}
   sizes = {size // number for size, number in zip(features, value, strict=True)}
-  if len(sizes) > 1:
-    raise ValueError(f'heads of sizes {sorted(sizes)} on the levels; jaxgen has one number or one size of heads')
-  return {'head_size': sizes.pop()}
+  return {'head_size': sizes.pop()} if len(sizes) == 1 else {'heads': tuple(value)}
 
 
 def _depths(config: Mapping[str, Any], attends: tuple[bool, ...]) -> int | tuple[int, ...]:
@@ -286,6 +289,8 @@ def _cross_width(params: Params) -> int:
 
 
 def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
+  if path == 'time_fourier/frequencies':
+    return Leaf(('time_proj.weight',), shape, (0,), shape)
   module, _, parameter = path.rpartition('/')
   name, _ = modules[module]
   if not path.endswith(('attention/qkv/kernel', 'attention/qkv/bias')):
