@@ -206,6 +206,27 @@ def test_labels_have_weights_that_go_both_ways():
   jax.tree.map(np.testing.assert_array_equal, from_torch(pretrained.discriminator(d, resolution=8), tensors), judge)
 
 
+def test_z_may_be_narrower_than_w_and_the_mapping_of_any_rate():
+  """The published formula by hand: unit mean square, then layers of g = rate / sqrt(fan_in)."""
+  net = stylegan2_generator(8, width=32, latent=16, base=512, max_features=32, layers=2, mapping_rate=0.1)
+  keys, z = jax.random.split(jax.random.key(0), 2), jax.random.normal(jax.random.key(1), (2, 16))
+  made = _made(net, z, {}, keys=keys)
+  tensors = layout.tensors(pretrained.generator(net), made)
+  assert tensors['mapping.fc0.weight'].shape == (32, 16) and tensors['mapping.fc1.weight'].shape == (32, 32)
+  jax.tree.map(np.testing.assert_array_equal, from_torch(pretrained.generator(net), tensors), made)
+  x = np.asarray(z) / np.sqrt(np.mean(np.square(z), axis=1, keepdims=True) + 1e-8)
+  for layer in range(2):
+    weight, bias = tensors[f'mapping.fc{layer}.weight'], tensors[f'mapping.fc{layer}.bias']
+    x = x @ weight.T * (0.1 / np.sqrt(weight.shape[1])) + 0.1 * bias
+    x = np.sqrt(2) * np.where(x > 0, x, 0.2 * x)
+  ws = net.apply(made, z, {}, method='styles')
+  np.testing.assert_allclose(ws, np.repeat(x[:, None], net.num_styles, axis=1), rtol=1e-4, atol=1e-5)
+  shape = jax.eval_shape(  # style mixing draws another z
+    lambda v: net.apply(v, z, {}, keys=keys, train=True, mutable=['statistics'])[0], made
+  )
+  assert shape.shape == (2, 8, 8, 3)
+
+
 def test_tensors_that_do_not_fit_are_listed(tmp_path):
   tensors = read(GOLDEN / 'stylegan2_tiny.npz', prefix='G/')
   wrong = tensors | {'mapping.fc0.bias': np.zeros(31, np.float32), 'more': np.zeros(2)}

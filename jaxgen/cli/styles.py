@@ -40,7 +40,7 @@ class Styled:
     """z of each seed."""
     import jax
 
-    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), (self.net.width,)))(jax.numpy.asarray(seeds))
+    return jax.vmap(lambda seed: jax.random.normal(jax.random.key(seed), (self.net.z_width,)))(jax.numpy.asarray(seeds))
 
   def styles(self, seeds: Sequence[int], *, truncation: float) -> Any:
     """w of each seed, for each layer."""

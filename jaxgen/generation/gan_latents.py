@@ -101,7 +101,7 @@ def project(
   made, cond = variables(params), cond or {}
   z_key, start_key, noise_key = jax.random.split(key, 3)
   many = jax.tree.map(lambda x: jnp.broadcast_to(x, (samples, *x.shape[1:])), cond)
-  z = jax.random.normal(z_key, (samples, generator.width))
+  z = jax.random.normal(z_key, (samples, generator.z_width))
   styles: Any = generator.apply(made, z, many, method='styles')
   w = styles[:, 0]
   spread = jnp.sqrt(jnp.mean(jnp.sum((w - w.mean(0, keepdims=True)) ** 2, axis=-1)))

@@ -124,7 +124,11 @@ def _synthesis(net: StyleGenerator) -> Synthesis:
 
 
 def _generator(net: StyleGenerator) -> Leaves:
-  z, cond, keys = jnp.zeros((1, net.width)), {'label': jnp.zeros(1, jnp.int32)}, jax.random.split(jax.random.key(0), 1)
+  z, cond, keys = (
+    jnp.zeros((1, net.z_width)),
+    {'label': jnp.zeros(1, jnp.int32)},
+    jax.random.split(jax.random.key(0), 1),
+  )
   shapes = jax.eval_shape(lambda key: net.init(key, z, cond, keys=keys), jax.random.key(0))
   return _leaves(shapes, _GENERATOR)
 

@@ -78,7 +78,8 @@ class StyleGenerator(nn.Module):
 
   Attributes:
     synthesis: `(ws, noise) -> images`, a module that has `num_styles`.
-    width: width of w; that of z is the caller's.
+    width: width of w.
+    latent: width of z; that of w when None.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
     layers: number of layers of the mapping.
     mixing: probability of style mixing when training.
@@ -88,6 +89,7 @@ class StyleGenerator(nn.Module):
 
   synthesis: nn.Module
   width: int = 512
+  latent: int | None = None
   num_classes: int = 0
   layers: int = 8
   mixing: float = 0.9
@@ -101,6 +103,10 @@ class StyleGenerator(nn.Module):
   @property
   def num_styles(self) -> int:
     return self.synthesis.num_styles
+
+  @property
+  def z_width(self) -> int:
+    return self.latent or self.width
 
   def __call__(
     self, z: Float[Array, 'b z'], cond: Cond, *, keys: Key[Array, ' b'], train: bool = False
@@ -139,7 +145,7 @@ class StyleGenerator(nn.Module):
   def _mixed(self, ws: Array, cond: Cond, keys: Key[Array, ' b']) -> Array:
     """Eq. 3, in a share of the images."""
     z_keys, layer_keys, coin_keys = jnp.moveaxis(jax.vmap(lambda key: jax.random.split(key, 3))(keys), 1, 0)
-    other = self.mapping(jax.vmap(lambda key: jax.random.normal(key, (self.width,)))(z_keys), cond)
+    other = self.mapping(jax.vmap(lambda key: jax.random.normal(key, (self.z_width,)))(z_keys), cond)
     layer = jax.vmap(lambda key: jax.random.randint(key, (), 1, self.num_styles))(layer_keys)
     mixes = jax.vmap(lambda key: jax.random.bernoulli(key, self.mixing))(coin_keys)
     layer = jnp.where(mixes, layer, self.num_styles)
