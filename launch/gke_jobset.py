@@ -2,8 +2,8 @@
 """Prints a JobSet that trains on GKE: one Job for each TPU slice, one pod for each of its hosts; JSON, for kubectl.
 
   python launch/gke_jobset.py --run xl2 --topology v5e:16x16 --slices 2 --spot --image IMAGE \\
-      --bucket gs://mine/jaxgen -- --config dit_xl2_imagenet256 --config.mesh.data=2 --config.mesh.fsdp=-1 \\
-      | kubectl apply -f -
+      --bucket gs://mine/jaxgen -- --config dit_xl2_imagenet256 --config.mesh.data=2 --config.batch_size=512 \\
+      --config.sampling.batch_size=512 --config.fid.batch_size=512 | kubectl apply -f -
 
 IMAGE is of launch/Dockerfile. FID's weights and prepared datasets are looked for in BUCKET/home; put them there once:
 `JAXGEN_HOME=gs://mine/jaxgen/home jaxgen weights get inception`. The cluster needs JobSet (https://jobset.sigs.k8s.io)

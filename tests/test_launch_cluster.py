@@ -1,9 +1,11 @@
 """What launches jaxgen on clusters: SLURM's script with stand-ins, the JobSet by its schema, the image, SkyPilot."""
 
 import json
+import math
 import os
 import pathlib
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import time
 import pytest
 import yaml
 
-from jaxgen import xla_flags
+from jaxgen import sharding, xla_flags
+from jaxgen.cli.config import load_config
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
 
@@ -261,6 +264,33 @@ def test_preemption_is_free_and_failures_count():
   assert rule['onJobFailureReasons'] == ['PodFailurePolicy']
   assert rule['action'] == 'RestartJobSetAndIgnoreMaxRestarts'
   assert job['completions'] == 16
+
+
+@pytest.mark.parametrize('page', ['launch/gke_jobset.py', 'docs/many_machines.md'])
+def test_the_example_of_a_page_is_a_run_that_fits_its_chips(page):
+  """Its command as a shell reads it; what its pods are told is a config whose mesh and batches divide over them."""
+  text = (ROOT / page).read_text()
+  example = re.search(r'^ *python launch/gke_jobset.py (.*?)\| kubectl', text, re.MULTILINE | re.DOTALL)
+  assert example is not None
+  jobset = json.loads(gke(*shlex.split(example[1].replace('\\\\\n', ' '))).stdout)
+  assert list(wrong(jobset, JOBSET)) == []
+  replicated = jobset['spec']['replicatedJobs'][0]
+  job, slices = replicated['template']['spec'], replicated['replicas']
+  (container,) = job['template']['spec']['containers']
+  env = {pair['name']: pair['value'] for pair in container['env']}
+  assert env['JAXGEN_HOME'] == 'gs://mine/jaxgen/home'
+  assert re.search(r'gs://mine/jaxgen/home\s+jaxgen weights get inception', text)
+  chips = slices * job['completions'] * container['resources']['limits']['google.com/tpu']
+  command = container['command'] + container['args']
+  assert (chips, command[:2]) == (512, ['jaxgen', 'train'])
+  config, _ = load_config(command[command.index('--config') + 1], [arg for arg in command if '--config.' in arg])
+  given = {axis: config.mesh[axis] for axis in sharding.AXES}
+  known = math.prod(size for size in given.values() if size != -1)
+  sizes = {axis: chips // known if size == -1 else size for axis, size in given.items()}
+  assert math.prod(sizes.values()) == chips
+  assert sharding._across(slices, dict(config.mesh.dcn)) == [slices, 1, 1, 1] and sizes['data'] % slices == 0
+  for batch in (config.batch_size, config.sampling.batch_size, config.fid.batch_size):
+    assert batch % (sizes['data'] * sizes['fsdp']) == 0
 
 
 def test_the_schema_sees_what_does_not_fit():
