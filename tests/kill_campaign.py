@@ -5,7 +5,9 @@ averages, metrics and sample grids are compared, byte by byte, with those of a r
 one another until there were KILLS kills. With a tally the result is appended to a file, whose sum is printed: a
 campaign goes on over several sittings.
 
-Lives are forks of one process that has imported all and touched no device, so one takes about a second.
+Lives are forks of one process that has imported all and touched no device, and share compiled programs, so one takes
+about a second. A kill is of one of three kinds, by what it left on the disk: before the first checkpoint, while a
+checkpoint was being written (its temporary folder is there), and at another moment.
 """
 
 import argparse
@@ -14,6 +16,7 @@ import json
 import os
 import pathlib
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -31,6 +34,7 @@ from jaxgen.train import train
 from tests import toys
 
 STEPS = 24
+KINDS = ('before the first checkpoint', 'in a save', 'later')
 _TIMES = {'step_seconds', 'images_per_second', 'input_wait', 'host_memory_gib', 'goodput', 'grid/seconds'}
 
 
@@ -44,6 +48,8 @@ def _grid(context: Context) -> dict[str, float]:
 
 def _live(workdir: pathlib.Path, steps: int) -> None:
   """One life: trains to the end, and leaves a digest of all that came out."""
+  jax.config.update('jax_compilation_cache_dir', str(workdir.parent / 'compilation'))
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
   mesh = sharding.make_mesh()
   experiment = toys.experiment(
     steps=steps, mesh=mesh, log_every=1, checkpoints=Policy(every=3, keep=2), evaluators=(Evaluator('grid', 4, _grid),)
@@ -93,6 +99,14 @@ def _ended(child: int, seconds: float) -> int | None:
   return None if code == -signal.SIGKILL else code  # it ended before it was killed
 
 
+def _kind(workdir: pathlib.Path) -> str:
+  """What a kill left."""
+  found = [path.name for path in (workdir / 'checkpoints').glob('*')]
+  if any('tmp' in name for name in found):
+    return 'in a save'
+  return 'later' if any(name.isdecimal() for name in found) else 'before the first checkpoint'
+
+
 def _whole(workdir: pathlib.Path, steps: int) -> float:
   """A run that is never killed; returns its seconds."""
   began = time.monotonic()
@@ -101,23 +115,31 @@ def _whole(workdir: pathlib.Path, steps: int) -> float:
   return time.monotonic() - began
 
 
-def campaign(kills: int, seed: int, steps: int, folder: pathlib.Path) -> dict[str, int]:
+def campaign(kills: int, seed: int, steps: int, folder: pathlib.Path, limit: float = float('inf')) -> dict[str, int]:
   """Counts of kills, of runs that reached their end, and of those that ended otherwise than the whole one."""
-  moments, tally = random.Random(seed), {'kills': 0, 'runs': 0, 'different': 0, 'failed': 0}
-  seconds = _whole(folder / 'whole', steps)
+  moments, tally = random.Random(seed), dict.fromkeys(('kills', *KINDS, 'runs', 'different', 'failed'), 0)
+  _whole(folder / 'whole', steps)
+  seconds = _whole(folder / 'again', steps)  # with compiled programs, as all that follow
   wanted = (folder / 'whole' / 'digest').read_text()
-  while tally['kills'] < kills:
+  began = time.monotonic()
+  while tally['kills'] < kills and time.monotonic() - began < limit:
     workdir = folder / f'run{tally["runs"]}'
     code = None
     while code is None:
-      left = kills - tally['kills']
+      left, started = kills - tally['kills'], time.monotonic()
       code = _ended(_fork(workdir, steps), moments.uniform(0, 1.1 * seconds) if left else 3600)
-      tally['kills'] += code is None
+      if code == 0:  # the machine may have become faster
+        seconds = min(seconds, 2 * (time.monotonic() - started))
+      if code is None:
+        tally['kills'] += 1
+        tally[_kind(workdir)] += 1
     tally['runs'] += 1
     same = code == 0 and (workdir / 'digest').read_text() == wanted
     tally['failed'] += code != 0
     tally['different'] += code == 0 and not same
-    if not same:
+    if same:
+      shutil.rmtree(workdir)
+    else:
       print(f'{workdir}: {"other bytes" if code == 0 else f"ended with {code}"}', file=sys.stderr)
       print((workdir / 'log.txt').read_text()[-2000:], file=sys.stderr)
   return tally
@@ -128,16 +150,17 @@ def main() -> None:
   parser.add_argument('kills', type=int)
   parser.add_argument('--seed', type=int, default=0)
   parser.add_argument('--steps', type=int, default=STEPS)
+  parser.add_argument('--seconds', type=float, default=float('inf'), help='no further run is begun after so long')
   parser.add_argument('--tally', type=pathlib.Path, help='file that the result is appended to')
   options = parser.parse_args()
   with tempfile.TemporaryDirectory() as folder:
-    tally = campaign(options.kills, options.seed, options.steps, pathlib.Path(folder))
+    tally = campaign(options.kills, options.seed, options.steps, pathlib.Path(folder), options.seconds)
   print(json.dumps(tally))
   if options.tally:
     with options.tally.open('a') as file:
       file.write(json.dumps({'seed': options.seed, 'steps': options.steps} | tally) + '\n')
     lines = [json.loads(line) for line in options.tally.read_text().splitlines()]
-    print(json.dumps({'sittings': len(lines)} | {name: sum(line[name] for line in lines) for name in tally}))
+    print(json.dumps({'sittings': len(lines)} | {name: sum(line.get(name, 0) for line in lines) for name in tally}))
   sys.exit(tally['different'] + tally['failed'] > 0)
 
 
