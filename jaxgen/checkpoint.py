@@ -5,6 +5,10 @@ A checkpoint is a folder `STEP/` with one Orbax item for each part of the state 
 `ema` alone. Arrays are restored straight into the shardings asked for, so the mesh and the number of processes may
 differ from those that saved.
 
+Where each copy of the state is on processes of its own, as with `data` across slices, the processes of the first copy
+alone read, and send it to the others: a bucket is read once, whatever the number of slices. (They send by adding zeros,
+so that a negative zero becomes zero.)
+
 On a disk a checkpoint also holds the digests of its files (digests.py), written in the background before it is
 committed and checked before it is restored. They are of files and not of arrays, so a restore on any mesh checks all
 that it reads. In a bucket there are none: the store checks what it keeps.
@@ -27,11 +31,13 @@ from jax.experimental import multihost_utils
 
 from jaxgen import digests
 from jaxgen.files import in_bucket
+from jaxgen.sharding import axes_of
 from jaxgen.train_state import TrainState
 
 PARTS = ('params', 'ema', 'opt_state', 'extra')
 MODEL = ('params', 'ema', 'extra')
 _FORMER_EDM = re.compile(r'(block\d+|up|down|in\d)/(norm2|qkv|proj)/')  # these are in `attention/` now
+_SENT = ('float32', 'bfloat16', 'float16', 'int32', 'uint32')  # dtypes that a sum keeps
 _COMMIT_FILES = ('commit_success.txt', '_CHECKPOINT_METADATA')  # Orbax writes them after the digests
 
 
@@ -247,6 +253,8 @@ class Checkpoints:
       raise CheckpointError(self._damaged(step, wrong))
     try:
       digests.patiently(functools.partial(self._check_shapes, step, parts))
+      if copies_apart(parts):
+        return {name: self._read_once(step, name, tree) for name, tree in parts.items()}
       args = ocp.args.Composite(**{name: ocp.args.StandardRestore(tree) for name, tree in parts.items()})
       restored = digests.patiently(functools.partial(self._manager.restore, step, args=args))
       return {name: restored[name] for name in parts}
@@ -254,6 +262,21 @@ class Checkpoints:
       raise
     except Exception as error:
       raise self._read_error(step, error) from error
+
+  def _read_once(self, step: int, name: str, tree: Any) -> Any:
+    """A part of the state, read by the first of several copies and sent to the others."""
+    registry = ocp.type_handlers.create_type_handler_registry(
+      (jax.Array, ocp.type_handlers.SingleReplicaArrayHandler(replica_axis_index=0))
+    )
+    args = jax.tree.map(
+      lambda leaf: ocp.type_handlers.SingleReplicaArrayRestoreArgs(
+        sharding=leaf.sharding, global_shape=leaf.shape, dtype=leaf.dtype
+      ),
+      tree,
+    )
+    with ocp.Checkpointer(ocp.PyTreeCheckpointHandler(type_handler_registry=registry)) as reader:
+      wanted = ocp.args.PyTreeRestore(item=tree, restore_args=args)
+      return reader.restore(self.directory / str(step) / name, args=wanted)
 
   def _check_shapes(self, step: int, parts: Mapping[str, Any]) -> None:
     """Orbax would pad or cut an array of another shape; a checkpoint of another network is an error instead."""
@@ -299,6 +322,22 @@ class Checkpoints:
     """Waits for a save that is under way and ends the manager; only `save` and `wait` tell of what failed."""
     with contextlib.suppress(Exception):
       self._manager.close()
+
+
+def copies_apart(tree: Any) -> bool:
+  """Whether the first axis of the mesh holds whole copies of all arrays, each on processes of its own."""
+  leaves = jax.tree.leaves(tree)
+  places = [leaf.sharding for leaf in leaves]
+  if jax.process_count() == 1 or not all(isinstance(place, jax.sharding.NamedSharding) for place in places):
+    return False
+  mesh = places[0].mesh
+  owners = [{device.process_index for device in copy.flat} for copy in mesh.devices]
+  return (
+    len(owners) > 1
+    and sum(map(len, owners)) == len(set[int]().union(*owners))
+    and all(place.mesh == mesh and mesh.axis_names[0] not in axes_of(place) for place in places)
+    and all(leaf.dtype in _SENT for leaf in leaves)
+  )
 
 
 def newest_step(directory: str | os.PathLike) -> int:

@@ -48,6 +48,16 @@ def _same(state, wanted):
   jax.tree.map(np.testing.assert_array_equal, jax.device_get(state), wanted)
 
 
+def test_a_state_that_one_copy_reads_and_sends_is_the_state(whole, monkeypatch):
+  """On eight devices of one process; test_distributed.py looks at who reads."""
+  abstract = abstract_state(toys.experiment())
+  assert not checkpoint.copies_apart(abstract)
+  monkeypatch.setattr(checkpoint, 'copies_apart', lambda tree: True)
+  state = Checkpoints(whole[0] / 'checkpoints').restore(abstract)
+  _same(state, whole[1])
+  assert jax.tree.map(lambda leaf: leaf.sharding, state) == jax.tree.map(lambda leaf: leaf.sharding, abstract)
+
+
 def test_a_flipped_bit_anywhere_is_found(run):
   """Without digests one in ten gives other arrays without a word."""
   checkpoint, random_numbers = run / 'checkpoints' / '12', random.Random(0)

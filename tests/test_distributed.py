@@ -236,6 +236,45 @@ def test_data_that_do_not_come_on_one_process_end_all_with_its_name(tmp_path):
     )
 
 
+ONE_READS = """
+import sys
+from jaxgen import distributed
+distributed.start()
+import jax, numpy as np
+from jaxgen import sharding
+from jaxgen.checkpoint import Checkpoints, Policy
+from jaxgen.train_state import TrainState
+noise = np.random.default_rng(0).standard_normal((1 << 18, 1)).astype(np.float32)
+counters, params = {'step': np.int32(7), 'bad_steps': np.int32(0)}, {'net': {'kernel': noise}}
+state = TrainState(**counters, params=params, opt_state={}, ema={}, extra={})
+places = sharding.shard_tree(state, sharding.make_mesh(data=2, fsdp=4))
+put = lambda leaf, place: jax.make_array_from_callback(np.shape(leaf), place, lambda index: np.asarray(leaf)[index])
+state = jax.tree.map(put, state, places)
+saved = Checkpoints(sys.argv[1], Policy())
+saved.save(state, {})
+saved.wait()
+saved = Checkpoints(sys.argv[1])
+saved._checked.add(7)  # digests would read the files too
+read = lambda: next(int(line.split()[1]) for line in open('/proc/self/io') if line.startswith('rchar'))
+shape = lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=leaf.sharding)
+before = read()
+again = saved.restore(jax.tree.map(shape, state))
+print('READ', read() - before)
+for one, other in zip(jax.tree.leaves(state), jax.tree.leaves(again), strict=True):
+  assert (one.sharding, one.dtype) == (other.sharding, other.dtype)
+  for a, b in zip(one.addressable_shards, other.addressable_shards, strict=True):
+    np.testing.assert_array_equal(a.data, b.data)
+"""
+
+
+@pytest.mark.slow
+def test_one_of_two_copies_is_read_and_sent_to_the_other(tmp_path):
+  done = _together(['-c', ONE_READS, str(tmp_path / 'checkpoints')], 2)
+  assert _codes(done) == [0, 0], done[0].stderr[-3000:]
+  first, second = (int(process.stdout.partition('READ')[2].split()[0]) for process in done)
+  assert first > 2**20 > 5 * second  # bytes; the array has 2^20
+
+
 @pytest.mark.slow
 def test_two_processes_prepare_the_files_that_one_prepares(tmp_path):
   from jaxgen.image_grid import save_png
