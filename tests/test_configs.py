@@ -80,7 +80,8 @@ def data_dir(tmp_path_factory):
 
 def _latents(folder):
   """Small autoencoders with the latents' shapes of real ones, and latents of each."""
-  from jaxgen.data.datasets.latents import Writer
+  from jaxgen.data.datasets import latents
+  from jaxgen.data.job import Numbered
   from jaxgen.models.autoencoder import AutoencoderKL
   from jaxgen.models.latents import unscaled
   from jaxgen.models.vq import VQModel
@@ -97,11 +98,15 @@ def _latents(folder):
     channels = net.channels_of_latents
     digest = autoencoder.save(folder / f'{family}_autoencoder', net, params, unscaled(channels))
     classes = tuple('abcdefg') if family == 'emoji' else tuple(map(str, range(1000)))
-    writer = Writer(name, identity={'autoencoder': digest}, batches={'train': 1}, class_names=classes, data_dir=folder)
-    writer.start()
-    rows = np.arange(16)[:, None, None, None] * np.ones((1, side, side, channels))
-    writer.put('train', 0, {'image': np.float16(rows), 'std': np.float16(rows), 'label': np.arange(16) % 7})
-    writer.finish()
+    rows = np.float16(np.arange(16)[:, None, None, None] * np.ones((1, side, side, channels)))
+    records = [{'image': row, 'std': row, 'label': i % 7} for i, row in enumerate(rows)]
+    latents.write(
+      latents.folder(name, folder),
+      {'train': Numbered(16, lambda shards, made=records: ([made[i]] for shard in shards for i in shard))},
+      like=records[0],
+      identity={'autoencoder': digest},
+      class_names=classes,
+    )
 
 
 def _lpips(path):
