@@ -16,7 +16,11 @@ from jaxgen.train_state import sampling_params
 from jaxgen.train_step import make_train_step
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
-PARAMETERS = {'dit_xl2_imagenet256': 674_834_720, 'dit_xl2_imagenet512': 674_834_720}
+PARAMETERS = {
+  'dit_xl2_imagenet256': 674_834_720,
+  'dit_xl2_imagenet512': 674_834_720,
+  'sd15_finetune': 859_520_964,
+}
 SYNTHETIC = {  # noise stands for their data
   *('dit_xl2_imagenet512', 'celeba_dcgan', 'celebahq_progan', 'cifar10_r3gan', 'cifar10_stylegan2_ada'),
   *('ffhq256_stylegan2', 'cifar10_ddpm', 'cifar10_edm', 'imagenet64_adm'),
@@ -31,7 +35,7 @@ LONG = {  # to trace
   *('emoji_progressive', 'emoji_classifier', 'emoji_reflow', 'emoji_one_step', 'emoji_adversarial'),
   *('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2', 'emoji_r3gan', 'emoji_vdm', 'emoji_unet'),
   *('emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm', 'emoji_stylegan2', 'stacked_digits_dcgan'),
-  *('dit_xl2_imagenet256_flow', 'fashion_mnist_unet', 'fashion_mnist_adversarial'),
+  *('dit_xl2_imagenet256_flow', 'fashion_mnist_unet', 'fashion_mnist_adversarial', 'sd15_finetune'),
 }
 
 

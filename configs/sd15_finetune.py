@@ -1,0 +1,126 @@
+"""Fine-tunes Stable Diffusion 1.5 on one's own captioned pictures: all of the U-Net, in latents.
+
+  jaxgen data encode --data folder:my_photos --size 512 --autoencoder SD15/vae --name my_photos_latents
+  jaxgen train --config sd15_finetune --config.weights=SD15 --config.latents=my_photos_latents
+  jaxgen plan --config sd15_finetune --topology v5e:2x2              # needs neither data nor weights
+
+SD15 is a folder in diffusers' layout; those of 2.1 and of fine-tuned models do as well. Pictures of 512 pixels and
+captions (docs/captions.md) are encoded once. The text encoder and the autoencoder are frozen; text is dropped for one
+picture in ten, which keeps guidance. Without `weights` there is noise for latents: to plan a run, or to time its step.
+
+Learning rate, average and batch are those that the public training scripts use. Result: not run.
+"""
+
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxgen import ema, frozen, sharding
+from jaxgen.config_parts import run_options
+from jaxgen.data.captions import lines
+from jaxgen.data.dataset import Dataset, Record
+from jaxgen.data.datasets.latents import latents
+from jaxgen.data.datasets.synthetic import synthetic
+from jaxgen.data.loader import Loader
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.samples import samples
+from jaxgen.experiment import Experiment
+from jaxgen.init_from import InitFrom
+from jaxgen.models.layers import remat
+from jaxgen.pretrained import autoencoder, pipeline, stable_diffusion
+from jaxgen.pretrained.pipeline import DENOISERS, Pipeline
+from jaxgen.pretrained.prompts import prompts
+from jaxgen.pretrained.text_to_image import channels, frozen_of, objective_of
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      'seed': 0,
+      'weights': '',  # folder of the generator; none for noise and no weights
+      'latents': 'my_photos_latents',
+      'resolution': 512,
+      'data_dir': '',  # folder of the latents; empty for jaxgen's own
+      'steps': 10_000,
+      'batch_size': 64,
+      'accumulate': 1,
+      'mesh': {'data': 1, 'fsdp': -1, 'sequence': 1, 'tensor': 1},
+      'dtype': 'bfloat16',
+      'remat': 'full',
+      'drop_rate': 0.1,
+      'optimizer': {'rate': 1e-5, 'weight_decay': 1e-2, 'warmup': 500},
+      'ema': 0.9999,
+      'clip_norm': 1.0,
+      'sampling': {'steps': 30, 'scale': 7.5, 'batch_size': 8},
+      'samples': {'every': 1000, 'prompts': ('a photo of a cat', 'a red house by the sea'), 'per_prompt': 4},
+      'log_every': 50,
+      'checkpoint': {'every': 500, 'keep': 2},
+    }
+  )
+
+
+def opened(c: ConfigDict) -> tuple[Pipeline, Dataset]:
+  """The generator, with activations as the config says, and the latents of its autoencoder."""
+  if c.weights:
+    it = pipeline.load(c.weights, dtype=jnp.dtype(c.dtype))
+    digest = autoencoder.load(f'{c.weights}/vae').hash
+    dataset = latents(c.latents, autoencoder=digest, data_dir=c.data_dir or None)
+  else:
+    it = stable_diffusion.blank(dtype=jnp.dtype(c.dtype))
+    side = c.resolution // 8
+    dataset = synthetic((side, side, channels(it)))
+  name = next(name for name in DENOISERS if name in it.components)
+  denoiser: Any = it.components[name]
+  again = denoiser._replace(net=denoiser.net.clone(remat=remat.policy(c.remat)))
+  return it._replace(components={**it.components, name: again}), dataset
+
+
+def build(c: ConfigDict) -> Experiment:
+  mesh, (it, dataset) = sharding.make_mesh(**c.mesh), opened(c)
+  size = (c.resolution, c.resolution)
+  told = prompts(it, size=size, drop_rate=c.drop_rate)
+  objective = objective_of(it, size=size, steps=c.sampling.steps, guidance=c.sampling.scale, told=told)
+
+  def transform(record: Record, rng: np.random.Generator) -> Record:
+    text = lines(record, rng) if c.weights else ''
+    rest = {name: value for name, value in record.items() if name != 'caption'}
+    return rest | {name: rows[0] for name, rows in told.tokenize([text]).items()}
+
+  data = Loader(
+    dataset,
+    batch_size=c.batch_size,
+    seed=c.seed,
+    transform=transform,
+    transform_name=' '.join(tokenizer.fingerprint for tokenizer in it.tokenizers.values()),
+  )
+  shown = {
+    name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in told.tokenize(c.samples.prompts).items()
+  }
+  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+  grid = samples(
+    generate,
+    mesh=mesh,
+    cond=shown,
+    num=len(c.samples.prompts) * c.samples.per_prompt,
+    every=c.samples.every,
+    rows=list(c.samples.prompts),
+  )
+  rate = optax.linear_schedule(0.0, c.optimizer.rate, min(c.optimizer.warmup, c.steps // 2))
+  return Experiment(
+    objective=objective,
+    optimizers={'net': optax.adamw(rate, weight_decay=c.optimizer.weight_decay)},
+    averages={'net': ema.Average('net', ema.constant(c.ema))},
+    data=data,
+    mesh=mesh,
+    frozen={
+      name: frozen.frozen(tree, dtype=None if name == 'autoencoder' else jnp.dtype(c.dtype))
+      for name, tree in frozen_of(it).items()
+    },
+    init_from=InitFrom(c.weights) if c.weights else None,
+    evaluators=(grid,) if c.weights else (),
+    tokenize=told.tokenize,
+    **run_options(c),
+  )
