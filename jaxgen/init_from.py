@@ -172,7 +172,8 @@ def merged(params: Mapping[str, Any], trees: Mapping[str, Any], source: InitFrom
     if _named(name, source.fresh):
       return leaf
     found = np.asarray(theirs[name], leaf.dtype)
-    whole = np.pad(found, [(0, size - had) for size, had in zip(leaf.shape, found.shape, strict=True)])
+    wider = [(0, size - had) for size, had in zip(leaf.shape, found.shape, strict=True)]
+    whole = np.pad(found, wider) if wider else found  # of a number there is nothing to widen
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
 
   return jax.tree_util.tree_map_with_path(pick, dict(params))

@@ -138,7 +138,7 @@ def write_data(run: Run, stage: Experiment) -> None:
   def write() -> None:
     images = stage.data.rows(0, range(min(len(image), _SHOWN)))['image']
     pixels = np.clip(np.round((images + 1) * 127.5), 0, 255).astype(np.uint8)
-    save_png(run.workdir / 'data.png', grid(pixels))
+    save_png(run.workdir / 'data.png', grid(pixels, columns=8))
 
   run.writer.observe('data.png', write, wait=True)
 

@@ -7,6 +7,7 @@ import argparse
 import ast
 import importlib
 import pathlib
+import pkgutil
 import re
 import shlex
 import textwrap
@@ -102,3 +103,14 @@ def test_models_that_are_named_come_with_jaxgen():
   text = ''.join(path.read_text(encoding='utf-8') for path in PAGES)
   named = set(re.findall(r'--weights (jaxgen/[a-z]\w*)', text))
   assert named <= set(model_folder.shipped())
+
+
+def test_names_of_the_library_are_there():
+  pages = [ROOT / 'README.md', *(ROOT / 'docs').glob('*.md'), *(ROOT / 'notebooks').glob('*.ipynb')]
+  text = ''.join(path.read_text(encoding='utf-8') for path in pages)
+  names = set(re.findall(r'\bjaxgen(?:\.[A-Za-z_]\w*)+', text))
+  for module, imports in re.findall(r'from (jaxgen[\w.]*) import ([\w ,]+)', text):
+    names |= {f'{module}.{name.split(" as ")[0].strip()}' for name in imports.split(',') if name.strip() != 'n'}
+  assert {'jaxgen.load_run', 'jaxgen.data.from_arrays', 'jaxgen.adapters.lora.LoRA'} <= names
+  for name in names:
+    pkgutil.resolve_name(name)
