@@ -4,7 +4,7 @@ Its networks are placed leaf by leaf on the mesh, as a run's frozen ones are, so
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -13,6 +13,7 @@ from jaxgen import frozen as frozen_networks
 from jaxgen import sharding
 from jaxgen.experiment import Experiment
 from jaxgen.models.rules import RULES
+from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.pretrained import published, single_file
 from jaxgen.pretrained.pipeline import UNCONDITIONAL, Pipeline
 from jaxgen.pretrained.prompts import chunks_of, prompts
@@ -58,8 +59,10 @@ def trained(
   size: tuple[int, int] | None = None,
   steps: int = 50,
   guidance: float | None = None,
+  image_guidance: float | None = None,
   tile: int | None = None,
   double_shift: bool = False,
+  extend: Callable[[Conditioner], Conditioner] = lambda conditioner: conditioner,
 ) -> Trained:
   """What samples a generator, as `sample.restore` gives it for a run.
 
@@ -69,14 +72,24 @@ def trained(
     size: height and width of the images, in pixels; the size it was trained at by default.
     steps: of its sampler.
     guidance: scale of guidance; its usual one by default.
+    image_guidance: scale of guidance by the picture that is edited, of InstructPix2Pix.
     tile: decodes in tiles of this many latents a side.
     double_shift: of a flow, as diffusers has it.
+    extend: adds what the generator is told beside its prompt, such as controls.
   """
   mesh = sharding.make_mesh()
   size = size or image_size(pipeline)
   told = prompts(pipeline, chunks=chunks_of(pipeline, texts), size=size, guidance=guidance)
   objective = objective_of(
-    pipeline, size=size, steps=steps, guidance=guidance, told=told, tile=tile, double_shift=double_shift
+    pipeline,
+    size=size,
+    steps=steps,
+    guidance=guidance,
+    image_guidance=image_guidance,
+    told=told,
+    tile=tile,
+    double_shift=double_shift,
+    extend=extend,
   )
   networks = {name: frozen_networks.frozen(tree) for name, tree in frozen_of(pipeline).items()}
   placed = _place({**networks, 'net': frozen_networks.frozen(pipeline.denoiser.params)}, mesh)

@@ -210,6 +210,19 @@ def away_from_prompt(stage: Experiment, text: str) -> Denoising:
   return negative.away_from(parts_of(stage), conditioner, said)
 
 
+def image_shape(trained: Trained) -> tuple[int, int, int]:
+  """Height, width and channels of a sample."""
+  stage = trained.stage
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
+  fields = sorted(stage.objective.conditioner.fields)
+  cond = stage.tokenize(['']) if stage.tokenize is not None else {}
+  if set(fields) - set(cond):
+    cond = {**{name: rows[:1] for name, rows in conditioning(stage, 1).items()}, **cond}
+  shapes = {name: jax.ShapeDtypeStruct(np.shape(cond[name]), np.asarray(cond[name]).dtype) for name in fields}
+  made = jax.eval_shape(stage.objective.sample, trained.params, trained.frozen, shapes, keys)
+  return made.shape[1:]
+
+
 def noise_key(seed: int) -> Any:
   """The key of the first image of `sample(..., seed=seed)`."""
   return jax.random.fold_in(jax.random.key(seed), 0)
@@ -229,6 +242,7 @@ def sample(
   batch_size: int | None = None,
   sample_fn: SampleFn | None = None,
   inputs: Mapping[str, np.ndarray] | None = None,
+  first: int = 0,
 ) -> UInt8[np.ndarray, 'n h w c']:
   """Makes `num` images, on every process.
 
@@ -240,10 +254,11 @@ def sample(
     batch_size: images at a time; by default 64, or what the mesh asks for.
     sample_fn: one of generation/ in place of the objective's `sample`.
     inputs: other inputs of `sample_fn` than the condition, as host arrays of `num` rows each: an image, a mask.
+    first: images before this one are left out.
   """
   mesh = trained.stage.mesh
   batch_size = batch_for(num, mesh) if batch_size is None else batch_size
   sharding.check_batch_size(batch_size, mesh)
   generate = make_generate(sample_fn or trained.stage.objective.sample, mesh=mesh, batch_size=batch_size)
-  batches = generate(trained.params, trained.frozen, cond, seed=seed, num=num, inputs=inputs or {})
+  batches = generate(trained.params, trained.frozen, cond, seed=seed, num=num, inputs=inputs or {}, first=first)
   return np.concatenate([to_host(images, mesh)[:count] for images, count in batches])

@@ -61,6 +61,7 @@ KINDS = {
     },
   ),
   'inpaint': ('StableDiffusionInpaintPipeline', SD | {'unet': UNET | {'in_channels': 9}}),
+  'instruct': ('StableDiffusionInstructPix2PixPipeline', SD | {'unet': UNET | {'in_channels': 8}}),
   'sdxl': (
     'StableDiffusionXLPipeline',
     {
@@ -148,6 +149,7 @@ CASES = {
   'v_ddim': ('sd21', {}),
   'inpaint': ('inpaint', {}),
   'img2img': ('sd15', {}),
+  'instruct': ('instruct', {}),
   'sd3': ('sd3', {}),
 }
 # In the golden file too: SDXL's random weights amplify rounding too much to compare; Flux is not compared yet.
@@ -203,7 +205,7 @@ def write(kind: str, path: pathlib.Path, scheduler: dict | None = None) -> None:
     else:
       made = networks.READERS[str(folder.class_of(config))](config)
       folder.write(path / part, config, tensors_of(made), stem=made.stem)
-  if kind in ('sd15', 'sd21', 'inpaint'):
+  if kind in ('sd15', 'sd21', 'inpaint', 'instruct'):
     index |= {'safety_checker': [None, None], 'feature_extractor': [None, None], 'requires_safety_checker': False}
   if kind == 'sdxl':
     index['force_zeros_for_empty_prompt'] = True
@@ -306,6 +308,9 @@ def answer(case: str, path: pathlib.Path) -> np.ndarray:
     pipe.vae.encode = lambda x: type(
       'Encoded', (), {'latent_dist': type('D', (), {'sample': lambda s, g=None: encode(x).latent_dist.mode()})()}
     )()
+  if case == 'instruct':
+    image = torch.from_numpy(given['image'].transpose(0, 3, 1, 2).copy())
+    options |= {'image': image, 'image_guidance_scale': 1.5}
   if case == 'inpaint':
     options |= {'mask_image': torch.from_numpy(given['mask'].transpose(0, 3, 1, 2).copy())}
   if case == 'img2img':

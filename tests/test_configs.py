@@ -14,6 +14,7 @@ from jaxgen.models.layers import stack
 from jaxgen.train import abstract_state, place_frozen
 from jaxgen.train_state import sampling_params
 from jaxgen.train_step import make_train_step
+from tests.toys import write_pairs
 
 CONFIGS = sorted(path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py'))
 PARAMETERS = {
@@ -77,6 +78,7 @@ def data_dir(tmp_path_factory):
       raise AssertionError
 
   Pictures(data_dir=folder, file_format='array_record').download_and_prepare()
+  write_pairs(folder)
   _latents(folder)
   _lpips(folder.parent / 'weights' / 'lpips.safetensors')
   return folder

@@ -55,6 +55,7 @@ LEVELS = [
     'train',
     'sample',
     'kept_experiment',
+    'generated',
     'from_weights',
     'evaluate',
     'bench',

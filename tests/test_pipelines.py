@@ -76,7 +76,8 @@ def _images(case, path, monkeypatch):
     double_shift=True,
   )
   objective, tokenize = trained.stage.objective, trained.stage.tokenize
-  given, cond = peers.inputs((8, 8, 4), 16), tokenize(peers.PROMPTS)
+  given, cond = peers.inputs((8, 8, 4), 16), dict(tokenize(peers.PROMPTS))
+  cond |= {'before': jnp.asarray(given['image'])} if case == 'instruct' else {}
   negative = {
     name: rows[0] for name, rows in tokenize([peers.NEGATIVE]).items() if name in objective.conditioner.nullable
   }

@@ -1,5 +1,6 @@
 """The smallest experiment that goes through the real loop: a linear denoiser of eight-pixel images."""
 
+import pathlib
 from typing import Any
 
 import jax
@@ -10,7 +11,9 @@ import optax
 from jaxgen import ema, sharding
 from jaxgen.checkpoint import Policy
 from jaxgen.data.dataset import Dataset
+from jaxgen.data.datasets import avatars, avatars_pairs
 from jaxgen.data.loader import Loader
+from jaxgen.data.recipe import prepare
 from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Aux, Objective, Phase
 
@@ -61,3 +64,22 @@ def experiment(**changes: Any) -> Experiment:
     'checkpoints': Policy(every=4, keep=2),
   }
   return Experiment(**(fields | changes))
+
+
+def write_pairs(data_dir: pathlib.Path, num: int = 12) -> None:
+  """Stands for avatars_pairs: a black picture, and a white one that it is edited to."""
+  styles = avatars.DEFAULT.styles
+
+  def examples(split: str):
+    for number in range(num):
+      style, before = avatars.record_choice(avatars_pairs.DEFAULT, split, number)
+      after = avatars_pairs.changed(style, before, np.random.default_rng(number))
+      image = np.concatenate([np.zeros((32, 32, 3), np.uint8), np.full((32, 32, 3), 255, np.uint8)], axis=1)
+      fields = {'was': avatars.encode_words(before.words), 'attributes': avatars.encode_words(after.words)}
+      about = dict.fromkeys(('style', 'licence', 'author', 'source'), '')
+      yield {'image': image, 'label': styles.index(style.name), **fields, **about}
+
+  recipe = avatars_pairs.recipe()._replace(
+    examples=lambda source: {split: examples(split) for split in avatars.SPLITS}, notes=dict
+  )
+  prepare(recipe, data_dir=data_dir)

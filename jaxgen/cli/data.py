@@ -17,7 +17,9 @@ _EXAMPLES = """examples:
   jaxgen data prepare image_folder --source FOLDER --size 256
   jaxgen data prepare avatars                          # 20,000 drawn pictures with captions; needs 'jaxgen[avatars]'
   jaxgen data prepare avatars --size 32 --number 8000 --styles toon-head,personas
+  jaxgen data prepare avatars_pairs                    # 10,000 edits with instructions; needs 'jaxgen[avatars]'
   jaxgen data prepare icons --number 20000 --source iconify-json-2.2.535.tgz
+  jaxgen data prepare generated --run runs/avatars --prompt 'a person' --number 200      # for DreamBooth's prior
   jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this
   jaxgen data encode --data emoji32 --autoencoder runs/emoji_vae/autoencoder     # latents, as emoji32_latents"""
 
@@ -43,13 +45,18 @@ def _parser() -> argparse.ArgumentParser:
   actions.add_parser('list', parents=[directory], help='the datasets, and which are prepared')
   prepare = actions.add_parser('prepare', parents=[directory], help='write a dataset in the form training reads')
   prepare.add_argument('name', help='avatars, emoji32, emoji64, fashion_mnist, image_folder, or a name that TFDS knows')
+  prepare.add_argument('--run', help='generated: the folder of the run that draws')
+  prepare.add_argument('--weights', help='generated: the published generator that draws')
+  prepare.add_argument('--prompt', action='append', help='generated: what is drawn; may be repeated')
+  prepare.add_argument('--steps', type=int, help='generated, with --weights: steps of the sampler (default: 50)')
+  prepare.add_argument('--batch-size', type=int, help='generated: pictures at a time (default: 64)')
   prepare.add_argument('--source', help='folder with the original files')
   prepare.add_argument('--size', type=int, help='image_folder, avatars, icons: height and width (default: 256, 64, 64)')
   prepare.add_argument('--number', type=int, help='avatars, icons: images in train (default: 20000; all)')
   prepare.add_argument('--styles', help='avatars: names of styles with commas between them (default: twelve of them)')
   prepare.add_argument('--seed', type=int, help='avatars: seed of all choices (default: 0)')
   prepare.add_argument('--all-pairs', action='store_true', help='avatars: hold no combinations of words out of train')
-  prepare.add_argument('--name', dest='alias', help="image_folder: a name (default: from the folder's path)")
+  prepare.add_argument('--name', dest='alias', help="image_folder, generated: a name (default: from the folder's path)")
   prepare.add_argument(
     '--max-bad-images', type=int, default=100, help='image_folder: unreadable files to leave out (default: 100)'
   )
@@ -83,9 +90,17 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
 
 
 def _recipes() -> tuple:
-  from jaxgen.data.datasets import avatars, emoji32, emoji64, fashion_mnist, icons, mnist
+  from jaxgen.data.datasets import avatars, avatars_pairs, emoji32, emoji64, fashion_mnist, icons, mnist
 
-  return (avatars.recipe(), emoji32.RECIPE, emoji64.RECIPE, fashion_mnist.RECIPE, icons.recipe(), mnist.RECIPE)
+  return (
+    avatars.recipe(),
+    avatars_pairs.recipe(),
+    emoji32.RECIPE,
+    emoji64.RECIPE,
+    fashion_mnist.RECIPE,
+    icons.recipe(),
+    mnist.RECIPE,
+  )
 
 
 def _list(args: argparse.Namespace) -> int:
@@ -145,6 +160,14 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
     )
   if args.name == 'avatars':
     return data.prepare_avatars(_avatars_options(args), **options)
+  if args.name == 'avatars_pairs':
+    from jaxgen.data.datasets import avatars_pairs
+
+    return avatars_pairs.prepare_avatars_pairs(_avatars_options(args, avatars_pairs.DEFAULT), **options)
+  if args.name == 'generated':
+    path = _generated(args, **options)
+    print(f'--config.prior.dataset={path.parent.name}')
+    return path
   if args.name == 'icons':
     return data.prepare_icons(_icons_options(args), source=args.source, **options)
   if args.name in recipes:
@@ -152,12 +175,40 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
   return data.prepare_tfds(args.name, **options)
 
 
-def _avatars_options(args: argparse.Namespace) -> Any:
-  from jaxgen.data.datasets.avatars import Options
+def _generated(args: argparse.Namespace, **options: Any) -> Any:
+  from jaxgen.generated import prepare_generated
 
-  options = Options(
-    **{name: value for name in ('size', 'number', 'seed') if (value := getattr(args, name)) is not None}
+  if (args.run is None) == (args.weights is None) or not args.prompt:
+    raise ValueError('generated needs --run FOLDER or --weights FOLDER, and --prompt TEXT')
+  if args.weights is not None:
+    from jaxgen import from_weights
+
+    steps, settings = args.steps or 50, {'steps': args.steps or 50}
+    trained = from_weights.trained(from_weights.opened(args.weights), texts=args.prompt, steps=steps)
+  else:
+    from jaxgen import sample
+    from jaxgen.cli.config import load_run
+
+    config, module = load_run(args.run)
+    settings = {'sampling': config.to_dict().get('sampling')}
+    trained = sample.restore(module.build(config), args.run)
+  return prepare_generated(
+    trained,
+    args.prompt,
+    number=200 if args.number is None else args.number,
+    seed=args.seed or 0,
+    batch_size=args.batch_size,
+    settings=settings,
+    name=args.alias,
+    **options,
   )
+
+
+def _avatars_options(args: argparse.Namespace, default: Any = None) -> Any:
+  from jaxgen.data.datasets.avatars import DEFAULT
+
+  given = {name: value for name in ('size', 'number', 'seed') if (value := getattr(args, name)) is not None}
+  options = (default or DEFAULT)._replace(**given)
   options = options._replace(hold_out=not args.all_pairs)
   return options._replace(styles=tuple(args.styles.split(','))) if args.styles else options
 

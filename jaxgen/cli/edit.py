@@ -40,8 +40,32 @@ def check(args: argparse.Namespace) -> None:
   """Raises ValueError where options do not go together."""
   if (args.inpaint is None) != (args.mask is None):
     raise ValueError('--inpaint and --mask go together: an image, and which of its pixels to fill')
+  if args.instruction and args.edit is None:
+    raise ValueError('--instruction says what to change in a picture; give it with --edit IMAGE')
   if args.repeats is not None and args.inpaint is None and args.invert is None:
     raise ValueError('--repeats is for --inpaint or --invert; give one of them an image')
+
+
+def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
+  """The field of a batch that --edit is for a model of instructions; {} for others.
+
+  Raises:
+    ValueError: the model takes no instruction, or it wants one.
+  """
+  from jaxgen.objectives.instruct import FIELD
+  from jaxgen.sample import parts_of
+
+  reads = FIELD in trained.stage.objective.conditioner.fields
+  if args.instruction and not reads:
+    raise ValueError(
+      'this model takes no instruction: it was not trained to edit; say what the whole picture shows with --prompt, '
+      'or train one (--config instruct_pix2pix)'
+    )
+  if not reads:
+    return {}
+  if args.edit is None or not args.instruction:
+    raise ValueError('this model edits pictures as it is told; give it --edit IMAGE and --instruction TEXT')
+  return {FIELD: read_images(args.edit, image_shape(parts_of(trained.stage), trained.frozen), args.num)}
 
 
 def chosen(
@@ -58,8 +82,9 @@ def chosen(
   `parts` stands in for the objective's `denoising`, where it is given; `show` is called with every x0; a network that
   `reads_mask` was trained to inpaint.
   """
+  edit_file = None if args.instruction else args.edit  # else it is a condition
   if parts is None and all(
-    given is None for given in (args.edit, args.inpaint, args.interpolate, args.invert, args.until, show)
+    given is None for given in (edit_file, args.inpaint, args.interpolate, args.invert, args.until, show)
   ):
     return None, cond, {}
   import numpy as np
@@ -73,11 +98,11 @@ def chosen(
     parts = stop.stopped(parts, args.until)
   if show is not None:
     parts = parts._replace(show=show)
-  file = args.edit or args.inpaint or args.invert
+  file = edit_file or args.inpaint or args.invert
   inputs, shape = {}, image_shape(parts, trained.frozen)
   if file is not None:
     inputs = {'image': read_images(file, shape, args.num)}
-  if args.edit is not None:
+  if edit_file is not None:
     return edit.edited(parts, strength=args.strength), cond, inputs
   if args.inpaint is not None:
     inputs |= {'mask': _mask(args.mask, shape, args.num)}

@@ -1,4 +1,4 @@
-"""What `jaxgen sample` does with words: --prompt, --prompts, --negative and --guidance."""
+"""What `jaxgen sample` does with words: --prompt, --prompts, --instruction, --negative and --guidance."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import pathlib
 from typing import Any
 
 _SCALE = 'sampling.scale'  # the field of a config that is the guidance scale
+_IMAGE_SCALE = 'sampling.image_scale'  # that of the picture that is edited
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -16,29 +17,47 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     '--prompt', action='append', metavar='TEXT', help='what to draw; may be repeated, and the images take them in turn'
   )
   group.add_argument('--prompts', metavar='FILE', type=pathlib.Path, help='a file with one prompt a line')
+  group.add_argument(
+    '--instruction',
+    action='append',
+    metavar='TEXT',
+    help='what to change in the picture of --edit (InstructPix2Pix); may be repeated',
+  )
   group.add_argument('--negative', metavar='TEXT', help='what to stay away from; needs guidance above 1')
   group.add_argument('--guidance', metavar='W', type=float, help=f'guidance scale, 1 is unguided (--config.{_SCALE})')
+  group.add_argument(
+    '--image-guidance',
+    metavar='W',
+    type=float,
+    help=f'with --instruction: how much of the picture is kept (--config.{_IMAGE_SCALE})',
+  )
 
 
 def overrides(args: argparse.Namespace) -> list[str]:
-  """The change to the config that --guidance stands for."""
-  return [] if args.guidance is None else [f'--config.{_SCALE}={args.guidance}']
+  """The changes to the config that --guidance and --image-guidance stand for."""
+  given = {_SCALE: args.guidance, _IMAGE_SCALE: args.image_guidance}
+  return [f'--config.{field}={value}' for field, value in given.items() if value is not None]
 
 
 def read(args: argparse.Namespace) -> list[str]:
-  """The prompts; none where none are asked for.
+  """The prompts, or the instructions; none where none are asked for.
 
   Raises:
-    ValueError: a prompt or the file is empty.
+    ValueError: a prompt or the file is empty, or there are prompts and instructions.
   """
-  prompts = list(args.prompt or ())
+  if args.instruction and (args.prompt or args.prompts is not None):
+    raise ValueError('--instruction and --prompt are both given; a model of instructions reads no other text')
+  if args.image_guidance is not None and not args.instruction:
+    raise ValueError('--image-guidance is for --instruction: how much of the picture of --edit is kept')
+  prompts = list(args.prompt or args.instruction or ())
   if args.prompts is not None:
     text = args.prompts.expanduser().read_text(encoding='utf-8-sig')
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     if not lines:
       raise ValueError(f'{args.prompts} holds no prompt; write one a line')
     prompts += lines
-  for name, text in [('--prompt', prompt) for prompt in prompts] + [('--negative', args.negative)]:
+  kind = '--instruction' if args.instruction else '--prompt'
+  for name, text in [(kind, prompt) for prompt in prompts] + [('--negative', args.negative)]:
     if text is not None and not text.strip():
       raise ValueError(f'{name} is empty; say what it should be')
   return prompts

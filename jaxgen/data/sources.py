@@ -2,6 +2,7 @@
 
   emoji32, fashion_mnist, ...   a dataset that jaxgen has a recipe for (see `jaxgen data list`)
   folder:PATH, zip:FILE         your own images, cropped and resized once, at the first use
+  pairs:PATH                    your own pairs of pictures, PATH/before and PATH/after, for edits in words
   parquet:PATTERN               the same, from Parquet files with a column of image bytes
   webdataset:PATTERN            shards of samples in .tar files, read where they are
   npz:FILE                      samples as uint8 [n, h, w, c] in `arr_0`, and labels in `arr_1` if any
@@ -23,10 +24,12 @@ from jaxgen.data.dataset import Dataset, NoSuchSplit, at_resolution, part
 from jaxgen.data.datasets import image_folder, parquet
 from jaxgen.data.datasets.avatars import avatars
 from jaxgen.data.datasets.avatars32 import avatars32
+from jaxgen.data.datasets.avatars_pairs import avatars_pairs
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.datasets.mnist import mnist
+from jaxgen.data.datasets.own_pairs import own_pairs
 from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset, tfds_fields
 from jaxgen.data.datasets.webdataset import webdataset
 from jaxgen.data.recipe import load
@@ -34,12 +37,13 @@ from jaxgen.data.recipe import load
 NAMED: dict[str, Callable[..., Dataset]] = {
   'avatars': avatars,
   'avatars32': lambda split, data_dir=None: avatars32(split),
+  'avatars_pairs': avatars_pairs,
   'emoji32': emoji32,
   'emoji64': emoji64,
   'fashion_mnist': fashion_mnist,
   'mnist': mnist,
 }
-KINDS = ('folder', 'zip', 'parquet', 'webdataset', 'npz', 'tfds')
+KINDS = ('folder', 'zip', 'pairs', 'parquet', 'webdataset', 'npz', 'tfds')
 _HELD_OUT = 10  # one record in so many is for tests, of a dataset that has no test split
 _CACHED = 2**31  # bytes of decoded records that may stay in memory
 
@@ -119,6 +123,8 @@ def _own(kind: str, place: str, split: str, resolution: int, data_dir: str | Non
   match kind:
     case 'folder' | 'zip':
       return _folder(place, split, _wanted(kind, place, resolution), data_dir)
+    case 'pairs':
+      return own_pairs(place, split, size=_wanted(kind, place, resolution), data_dir=data_dir, progress=_first())
     case 'parquet':
       size = _wanted(kind, place, resolution)
       return load(parquet.prepare_parquet(place, size=size, data_dir=data_dir, progress=_first()), split)

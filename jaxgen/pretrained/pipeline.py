@@ -31,7 +31,8 @@ TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3')
 NETWORKS = (*DENOISERS, 'vae', *TEXT_ENCODERS)
 # Without text: what the pipelines of images alone are made of.
 UNCONDITIONAL = ('DDPMPipeline', 'DDIMPipeline', 'PNDMPipeline', 'DiTPipeline')
-STABLE_DIFFUSION = ('StableDiffusionPipeline', 'StableDiffusionImg2ImgPipeline', 'StableDiffusionInpaintPipeline')
+STABLE_DIFFUSION = ('StableDiffusionPipeline', 'StableDiffusionImg2ImgPipeline', 'StableDiffusionInpaintPipeline',
+                    'StableDiffusionInstructPix2PixPipeline')  # fmt: skip
 SDXL = ('StableDiffusionXLPipeline', 'StableDiffusionXLImg2ImgPipeline', 'StableDiffusionXLInpaintPipeline')
 SD3 = ('StableDiffusion3Pipeline', 'StableDiffusion3Img2ImgPipeline', 'StableDiffusion3InpaintPipeline')
 FLUX = ('FluxPipeline', 'FluxImg2ImgPipeline', 'FluxInpaintPipeline')

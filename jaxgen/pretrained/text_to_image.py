@@ -9,12 +9,15 @@ frozen. Differs from the published training code in what a folder does not say: 
 a flow, and losses are not weighted.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
 
 from jaxgen.objectives.base import Objective
+from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.objectives.instruct import instructed, mode_of, two_scales
 from jaxgen.objectives.latent import latent
 from jaxgen.pretrained import pipeline as pipelines
 from jaxgen.pretrained import schedulers
@@ -26,6 +29,8 @@ from jaxgen.processes.parameterisation import learned_variance
 from jaxgen.samplers.guidance import classifier_free
 
 _PATCH = 2
+_INSTRUCTED = ('StableDiffusionInstructPix2PixPipeline',)
+_IMAGE_SCALE = 1.5  # InstructPix2Pix's s_I
 
 
 def objective_of(
@@ -34,9 +39,11 @@ def objective_of(
   size: tuple[int, int] | None = None,
   steps: int = 50,
   guidance: float | None = None,
+  image_guidance: float | None = None,
   told: Prompts | None = None,
   tile: int | None = None,
   double_shift: bool = False,
+  extend: Callable[[Conditioner], Conditioner] = lambda conditioner: conditioner,
 ) -> Objective:
   """The diffusion objective of a generator.
 
@@ -45,9 +52,11 @@ def objective_of(
     size: height and width of the images, in pixels; the size it was trained at by default.
     steps: of sampling.
     guidance: scale of classifier-free guidance; the generator's usual one by default.
+    image_guidance: scale of guidance by the picture that is edited, of InstructPix2Pix.
     told: of `prompts`, for prompts of several chunks, or to drop text in training.
     tile: decodes large images in tiles of this many latents a side.
     double_shift: of a flow, as diffusers has it.
+    extend: adds what the generator is told beside its prompt, such as controls.
 
   Raises:
     ValueError: the sizes do not fit.
@@ -67,6 +76,13 @@ def objective_of(
   parameterise = schedulers.parameterise(schedule)
   if shape[-1] < _made(pipeline):
     parameterise = learned_variance(parameterise)  # which a solver that has its own variance does not read
+  conditioner, scale = told.conditioner, told.scale if guidance is None or flux else guidance
+  guide = classifier_free(scale)
+  if is_instructed(pipeline):
+    assert autoencoder is not None, pipeline.kind
+    conditioner = instructed(conditioner, shape=shape, channels=mode_of(autoencoder.net))
+    guide = two_scales(conditioner, text=scale, image=_IMAGE_SCALE if image_guidance is None else image_guidance)
+  conditioner = extend(conditioner)
   objective = diffusion(
     net,
     schedulers.process(schedule),
@@ -74,8 +90,8 @@ def objective_of(
     parameterisation=parameterise,
     times=times.logit_normal() if schedule.is_flow else times.discrete(schedule.num_train_timesteps),
     sampler=made.sampler,
-    conditioner=told.conditioner,
-    guide=(classifier_free(told.scale if guidance is None or flux else guidance), *made.guide),
+    conditioner=conditioner,
+    guide=(guide, *made.guide),
     limit=None if autoencoder is not None else 1.0,
     noise_std=made.noise_std,
   )
@@ -109,6 +125,11 @@ def concatenated(pipeline: Pipeline) -> int:
   """Channels that a U-Net reads beside them: 5 of an inpainting model."""
   params = pipeline.denoiser.params
   return params['conv_in']['kernel'].shape[2] - channels(pipeline) if 'conv_in' in params else 0
+
+
+def is_instructed(pipeline: Pipeline) -> bool:
+  """Whether it edits a picture as an instruction says: InstructPix2Pix."""
+  return pipeline.kind in _INSTRUCTED
 
 
 def is_guided(pipeline: Pipeline, guidance: float | None = None) -> bool:

@@ -101,8 +101,13 @@ def prepare_avatars(
   """Draws the dataset unless it is there already; returns its folder."""
   made = recipe(options, data_dir=data_dir)
   path = prepare(made, data_dir=data_dir, progress=progress, overwrite=overwrite)
-  shutil.rmtree(path.parent.with_name(f'{made.name}.parts'), ignore_errors=True)
+  forget_parts(path, made)
   return path
+
+
+def forget_parts(path: pathlib.Path, made: Recipe) -> None:
+  """Deletes the part files of a dataset that is prepared at `path`."""
+  shutil.rmtree(path.parent.with_name(f'{made.name}.parts'), ignore_errors=True)
 
 
 def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = None) -> Recipe:
@@ -319,32 +324,62 @@ def rasterise(svg: str, size: int) -> UInt8[np.ndarray, 'size size 3']:
 
 # --- preparation
 
+Make = Callable[[Options, str, int], Record]  # (options, split, number of the record) -> its arrays
+
+
+def picture(options: Options, split: str, number: int) -> Record:
+  """The arrays of a record of avatars."""
+  style, choice = record_choice(options, split, number)
+  image = draw(style, choice, size=options.size, seed=f'{options.seed} {split} {number}')
+  return {'image': image, 'attributes': encode_words(choice.words)}
+
+
+def drawn(options: Options, make: Make, parts: pathlib.Path) -> Examples:
+  """The records of each split, drawn by as many processes as there are cores.
+
+  Args:
+    options: options of the drawing.
+    make: makes a record; a function of a module, so that other processes find it.
+    parts: folder of the part files.
+  """
+  made_by = (options, make.__qualname__, versions(), avatars_styles.STYLES)
+  parts = parts / hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]
+
+  @functools.cache
+  def pool() -> concurrent.futures.ProcessPoolExecutor:
+    """Each process needs ten seconds to start, so that all splits share them."""
+    parts.mkdir(parents=True, exist_ok=True)
+    return concurrent.futures.ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context('spawn'))
+
+  return {split: _split(options, split, make, parts, pool) for split in SPLITS}
+
+
+def no_source(source: pathlib.Path | None) -> None:
+  """Raises ValueError where files are given for what is drawn."""
+  if source is not None:
+    raise ValueError(f'avatars are drawn and need no --source; got {source}')
+
 
 def _count(options: Options, split: str) -> int:
   return options.number if split == 'train' else options.number // 10
 
 
 def _examples(source: pathlib.Path | None, options: Options, parts: pathlib.Path) -> Examples:
-  if source is not None:
-    raise ValueError(f'avatars are drawn and need no --source; got {source}')
-  parts = parts / hashlib.sha256(repr((options, versions(), avatars_styles.STYLES)).encode()).hexdigest()[:12]
-
-  @functools.cache
-  def pool() -> concurrent.futures.ProcessPoolExecutor:
-    """As many processes as cores; each needs ten seconds to start, so that all splits share them."""
-    parts.mkdir(parents=True, exist_ok=True)
-    return concurrent.futures.ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context('spawn'))
-
-  return {split: _split(options, split, parts, pool) for split in SPLITS}
+  no_source(source)
+  return drawn(options, picture, parts)
 
 
 def _split(
-  options: Options, split: str, parts: pathlib.Path, pool: Callable[[], concurrent.futures.ProcessPoolExecutor]
+  options: Options,
+  split: str,
+  make: Make,
+  parts: pathlib.Path,
+  pool: Callable[[], concurrent.futures.ProcessPoolExecutor],
 ) -> Iterator[Record]:
   """Records in order."""
   numbers = range(-(-_count(options, split) // _PART))
   try:
-    made = [pool().submit(_make_part, options, split, part, parts) for part in numbers]
+    made = [pool().submit(_make_part, options, split, make, part, parts) for part in numbers]
     for part in made:
       yield from _read_part(options, part.result())
     if split == SPLITS[-1]:
@@ -354,26 +389,25 @@ def _split(
     raise
 
 
-def _make_part(options: Options, split: str, part: int, folder: pathlib.Path) -> pathlib.Path:
-  """Draws _PART images, unless an earlier run has; the file is complete or not there."""
+def _make_part(options: Options, split: str, make: Make, part: int, folder: pathlib.Path) -> pathlib.Path:
+  """Draws _PART records, unless an earlier run has; the file is complete or not there."""
   path = folder / f'{split}-{part:05}.npz'
   if path.exists():
     return path
-  images, attributes = [], []
-  for number in range(part * _PART, min((part + 1) * _PART, _count(options, split))):
-    style, choice = record_choice(options, split, number)
-    images.append(draw(style, choice, size=options.size, seed=f'{options.seed} {split} {number}'))
-    attributes.append(encode_words(choice.words))
+  numbers = range(part * _PART, min((part + 1) * _PART, _count(options, split)))
+  records = [make(options, split, number) for number in numbers]
+  arrays: dict[str, Any] = {name: np.stack([record[name] for record in records]) for name in records[0]}
   temporary = path.with_suffix(f'.{os.getpid()}.tmp')
   with temporary.open('wb') as file:
-    np.savez_compressed(file, images=np.stack(images), attributes=np.stack(attributes))
+    np.savez_compressed(file, **arrays)
   os.replace(temporary, path)
   return path
 
 
 def _read_part(options: Options, path: pathlib.Path) -> Iterator[Record]:
   with np.load(path) as file:
-    images, attributes = file['images'], file['attributes']
-  for image, numbers in zip(images, attributes, strict=True):
-    style = decode_words(numbers)['style']
-    yield {'image': image, 'label': options.styles.index(style), 'attributes': numbers, **provenance(style)}
+    arrays = dict(file)
+  for number, attributes in enumerate(arrays['attributes']):
+    style = decode_words(attributes)['style']
+    about = {'label': options.styles.index(style), **provenance(style)}
+    yield {name: array[number] for name, array in arrays.items()} | about

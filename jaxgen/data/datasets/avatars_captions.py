@@ -136,6 +136,12 @@ def asked(attributes: Sequence[int] | np.ndarray, text: str) -> Int32[np.ndarray
   return encode_words(words)
 
 
+def expressions(attribute: str) -> dict[str, str]:
+  """What follows 'with' for the words of an attribute; {} for one whose words need no other."""
+  without_color = {word: _colored(pattern, None) for word, pattern in _HAIR.items()}
+  return {'mouth': _MOUTH, 'eyes': _EYES, 'hair': without_color}.get(attribute, {})
+
+
 def a(phrase: str) -> str:
   """The phrase with its article."""
   return f'{"an" if phrase[0] in "aeiou" else "a"} {phrase}'
