@@ -38,6 +38,8 @@ class InitFrom(NamedTuple):
     path: the folder of a run, or of a published network (or its file).
     fresh: patterns of parameters that are initialised anew, whatever the source has.
     widened: patterns of parameters that may be larger than the source's: the common part is copied, the rest is zero.
+    narrowed: patterns of parameters of which the source may have more along the first axis, such as the layers of a
+      stack: the first ones are copied.
     unused: patterns of the source's arrays that have no place here.
     renamed: pairs of a pattern and what takes its place in the paths of the source's arrays.
     average: which average of a run; None for each network's own, 'none' for the parameters themselves.
@@ -48,6 +50,7 @@ class InitFrom(NamedTuple):
   widened: Sequence[str] = ()
   unused: Sequence[str] = ()
   renamed: Sequence[tuple[str, str]] = ()
+  narrowed: Sequence[str] = ()
   average: str | None = None
 
 
@@ -156,7 +159,8 @@ def merged(params: Mapping[str, Any], trees: Mapping[str, Any], source: InitFrom
     if _named(name, source.fresh) or name not in theirs:
       return _named(name, source.fresh)
     same = theirs[name].shape == ours[name].shape
-    return same or (_named(name, source.widened) and _is_wider(ours[name], theirs[name]))
+    wider = _named(name, source.widened) and _is_wider(ours[name], theirs[name])
+    return same or wider or (_named(name, source.narrowed) and _is_shorter(ours[name], theirs[name]))
 
   wrong = [f'{name} {_shape(ours[name])}, there {_shape(theirs.get(name))}' for name in sorted(ours) if not fits(name)]
   wrong += [f'{name} unused' for name in sorted(set(theirs) - set(ours)) if not _named(name, source.unused)]
@@ -172,6 +176,7 @@ def merged(params: Mapping[str, Any], trees: Mapping[str, Any], source: InitFrom
     if _named(name, source.fresh):
       return leaf
     found = np.asarray(theirs[name], leaf.dtype)
+    found = found[: leaf.shape[0]] if _named(name, source.narrowed) else found
     wider = [(0, size - had) for size, had in zip(leaf.shape, found.shape, strict=True)]
     whole = np.pad(found, wider) if wider else found  # of a number there is nothing to widen
     return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
@@ -201,6 +206,10 @@ def _named(name: str, patterns: Sequence[str]) -> bool:
 
 def _is_wider(ours: Any, theirs: Any) -> bool:
   return len(ours.shape) == len(theirs.shape) and all(a >= b for a, b in zip(ours.shape, theirs.shape, strict=True))
+
+
+def _is_shorter(ours: Any, theirs: Any) -> bool:
+  return ours.shape[1:] == theirs.shape[1:] and ours.shape[0] <= theirs.shape[0]
 
 
 def _shape(leaf: Any) -> str:

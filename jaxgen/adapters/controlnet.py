@@ -33,12 +33,19 @@ COPY = {
     r'/(decoder_\d+_|norm_out|conv_out)',
   ),
 }
+# The same for a transformer's (models/control_transformer.py): the first blocks of the stack.
+COPY_TRANSFORMER = {
+  'renamed': (('^net/', f'{NAME}/net/controls_0/net/'),),
+  'fresh': (r'/hint/', r'/zero_\d+/'),
+  'narrowed': (r'/blocks/',),
+  'unused': (rf'^(?!{NAME}/)', r'/(final|last_block)/'),
+}
 _DECODER = ('decoder_', 'norm_out/', 'conv_out/')
 _PREFIX = 'control_model.'
 
 
 def control(*, base: tuple[str, ...] = ('net',)) -> Added:
-  """The branches of an objective whose network is a `Controlled`."""
+  """The branches of an objective whose network is a `Controlled` or a `ControlledTransformer`."""
   return beside(r'^net/controls_\d+/', name=NAME, base=base)
 
 

@@ -1,6 +1,10 @@
 """A stack of equal blocks, whose parameters have an axis for the depth in front.
 
-  x <- block_i(x, *shared, each_i),  i = start ... stop - 1                                             (1)
+  x <- block_i(x, *shared, each_i) [+ residual_i],  i = start ... stop - 1                              (1)
+
+The residuals come in the collection 'residuals', and the x behind each block leaves in the collection 'states', if it
+is mutable; both are trees like x under the stack's name, with an axis for all blocks in front. So a network can be led
+by a control branch (models/control_transformer.py) without knowing of it.
 
 On accelerators, and where a policy decides what is kept, a `lax.scan` runs it: the program does not grow with the
 depth, and compiles once for all blocks. On a CPU, where everything is kept, a loop runs over slices of the same
@@ -20,6 +24,7 @@ from jaxgen import sharding
 from jaxgen.models.layers.remat import Policy
 
 _SOWN = ('maps', 'intermediates')  # collections that a block may fill when they are asked for
+_RESIDUALS, _STATES = 'residuals', 'states'
 _BOTH = ('tensor', 'fsdp')
 # Attention and MLP of the transformers whose stack is called `blocks`: DiT, CLIP, BERT and T5. Over `tensor`: whole
 # heads and hidden units on a device, one all-reduce after each pair of products (Shoeybi et al. 2019, Megatron-LM).
@@ -79,10 +84,18 @@ def stack(
   layer, sown = block(parent=None), []
   if not module.is_initializing():
     sown = [kind for kind in _SOWN if module.is_mutable_collection(kind)]
+  states = not module.is_initializing() and module.is_mutable_collection(_STATES)
+  residuals = module.get_variable(_RESIDUALS, name)
+  if residuals is not None:
+    residuals = jax.tree.map(lambda leaf: leaf[start:stop], residuals)
 
   def run(params: Any, keys: Any, x: Any, shared: Any, inputs: Any) -> Any:
+    inputs, residual = inputs
     more = () if inputs is None else (inputs,)
-    return layer.apply({'params': params}, x, *shared, *more, rngs=keys, mutable=sown)
+    x, kept = layer.apply({'params': params}, x, *shared, *more, rngs=keys, mutable=sown)
+    if residual is not None:
+      x = jax.tree.map(lambda x, r: x + r.astype(x.dtype), x, residual)
+    return x, ({**kept, _STATES: x} if states else kept)
 
   loop = sharding.platform() == 'cpu' and remat is None
   if remat is not None:
@@ -90,7 +103,7 @@ def stack(
   keys = {}
   if module.has_rng('dropout'):
     keys['dropout'] = jax.random.split(module.make_rng('dropout'), stop - start)
-  x, kept = (_loop if loop else _scan)(run, x, shared, (params, keys, each), stop - start)
+  x, kept = (_loop if loop else _scan)(run, x, shared, (params, keys, (each, residuals)), stop - start)
   for kind in kept:
     before = module.get_variable(kind, name)
     whole = kept[kind] if before is None else jax.tree.map(lambda *parts: jnp.concatenate(parts), before, kept[kind])

@@ -1,0 +1,142 @@
+"""ControlNet for transformers: a trainable copy of some blocks that reads a picture of what is wanted where.
+
+  h_0 = embed(x) + hint(patches(control))                                                    (1)
+  r_i = zero_i(h_i),  h_i = copy_i(h_(i-1), ...),  i = 1 ... n                               (2)
+  net(x), with scale r_i added behind each of the depth / n blocks that it stands for        (3)
+
+`hint` and all zero_i start at zero, so that the first step is the net's. The copy is the network itself with n blocks
+and without its last layer, so that DiT, MMDiT and PixArt have branches and know nothing of them (layers/stack.py).
+Chen et al. 2024, "PixArt-delta"; as in Stable Diffusion 3's branches of diffusers, a residual stands for several
+blocks in turn. Differs from PixArt-delta, whose branch stands for the first blocks alone.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from jaxgen.models.dit import patchify
+from jaxgen.models.layers.linear import Linear
+from jaxgen.models.mmdit import MMDiT
+from jaxgen.typing import Array, Cond, Float
+
+_zeros = nn.initializers.zeros_init()
+_STACK = 'blocks'
+
+
+class ControlTransformer(nn.Module):
+  """The branch: `(x, t, cond) -> residuals`, Eqs. 1 and 2.
+
+  Attributes:
+    net: the network whose blocks it has: DiT, PixArt, or an MMDiT as Stable Diffusion 3's.
+    blocks: n.
+    field: the entry of `cond` that it reads, float b h w c as large as x or a multiple of it; FIELD_scale, float b or
+      b n, if it is given, multiplies all residuals or each.
+  """
+
+  net: Any
+  blocks: int
+  field: str = 'control'
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], t: Float[Array, ' b'], cond: Cond, *, train: bool = False
+  ) -> Float[Array, 'r b l d']:
+    net = self._copy()
+    hint = Linear(net.width, kernel_init=_zeros, dtype=net.dtype, name='hint')(self._patches(x, cond[self.field]))
+    with nn.intercept_methods(_within(hint)):
+      if not self.has_variable('params', 'net'):
+        made: Any = net.init(self.make_rng('params'), x, t, cond, train=train)
+        self.put_variable('params', 'net', made['params'])
+      variables = {'params': self.get_variable('params', 'net')}
+      _, kept = net.apply(variables, x, t, cond, train=train, mutable=['states'], rngs=_rngs(self))
+    states: Any = kept['states'][_STACK]
+    states = states[0] if isinstance(states, tuple) else states  # of MMDiT's two streams, the image's
+    zeros = [Linear(net.width, kernel_init=_zeros, dtype=net.dtype, name=f'zero_{i}') for i in range(self.blocks)]
+    residuals = jnp.stack([zero(state) for zero, state in zip(zeros, states, strict=True)])
+    return self._scaled(residuals, cond.get(f'{self.field}_scale'))
+
+  def _copy(self) -> Any:
+    """The network with n blocks in its stack."""
+    net = self.net
+    if isinstance(net, MMDiT):
+      if net.single or net.dual:
+        raise ValueError('control branches are of stacks of one kind of block; this MMDiT has `single` or `dual` ones')
+      return net.clone(depth=self.blocks + 1, parent=None)
+    return net.clone(depth=self.blocks, parent=None)
+
+  def _patches(self, x: Array, control: Array) -> Array:
+    (height, width), (h, w) = control.shape[1:3], x.shape[1:3]
+    factor = height // h
+    if not factor or (height, width) != (factor * h, factor * w):
+      raise ValueError(
+        f'{self.field} is {height}x{width}; for images or latents of {h}x{w} it must be as large or a multiple of it'
+      )
+    return patchify(control.astype(self.net.dtype), factor * self.net.patch)
+
+  def _scaled(self, residuals: Array, scale: Array | None) -> Array:
+    if scale is None:
+      return residuals
+    each = scale if scale.ndim == 2 else scale[:, None]
+    if each.shape[1] not in (1, self.blocks):
+      raise ValueError(f'{self.field}_scale has {each.shape[1]} factors for {self.blocks} residuals; give 1 or all')
+    each = jnp.broadcast_to(each, (len(each), self.blocks)).T
+    return residuals * each[:, :, None, None].astype(residuals.dtype)
+
+
+class ControlledTransformer(nn.Module):
+  """Eq. 3: a transformer under control, whose own parameters stay at the top of the tree.
+
+  Attributes:
+    net: the network.
+    controls: the branches, each with a `field` of its own.
+  """
+
+  net: Any
+  controls: tuple[ControlTransformer, ...]
+
+  def setup(self) -> None:
+    nn.share_scope(self, self.net)
+
+  def __call__(
+    self, x: Float[Array, 'b h w c'], t: Float[Array, ' b'], cond: Cond, *, train: bool = False
+  ) -> Float[Array, 'b h w o']:
+    made = [control(x, t, cond, train=train) for control in self.controls]
+    if self.is_initializing():
+      return self.net(x, t, cond, train=train)
+    params = {name: tree for name, tree in self.variables['params'].items() if not name.startswith('controls_')}
+    depth = jax.tree.leaves(params[_STACK])[0].shape[0]
+    total = sum(spread(residuals, depth) for residuals in made)
+    if isinstance(self.net, MMDiT):
+      total = (total, jnp.zeros(depth))  # the text is left alone
+    net: Any = self.net.clone(parent=None)
+    return net.apply({'params': params, 'residuals': {_STACK: total}}, x, t, cond, train=train, rngs=_rngs(self))
+
+
+def spread(residuals: Float[Array, 'r b l d'], depth: int) -> Float[Array, 'n b l d']:
+  """One residual behind each of `depth` blocks, each for as many in turn."""
+  count = len(residuals)
+  if count > depth:
+    raise ValueError(f'a control branch of {count} blocks for a network of {depth}; use {depth} or fewer')
+  return residuals[jnp.arange(depth) * count // depth]
+
+
+def _within(hint: Array) -> Callable[..., Any]:
+  """Adds the hint to the embedded patches, and leaves out what is behind the blocks."""
+
+  def call_or_not(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
+    name = context.module.path if context.method_name == '__call__' else None
+    if name == ('last_block',):
+      return args[0]
+    if name == ('final',):
+      return jnp.zeros((*args[0].shape[:2], context.module.features), args[0].dtype)
+    made = call(*args, **kwargs)
+    return made + hint if name == ('patch_embed',) else made
+
+  return call_or_not
+
+
+def _rngs(module: nn.Module) -> dict[str, Array]:
+  return {'dropout': module.make_rng('dropout')} if module.has_rng('dropout') else {}

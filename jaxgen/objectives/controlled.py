@@ -1,0 +1,56 @@
+"""Pictures as conditions beside a text: of what is wanted where (control branches), or of what it should look like.
+
+  cond[FIELD]           float b h w c, a control, as it is stored
+  cond[FIELD_scale]     float b or b r, its scale; 1 in training (data/controls.py)
+  cond['image_prompt']  float b m d, the tokens of an image (models/image_prompt.py), with 'image_prompt_scale', float b
+
+A control has no null: guidance sees it with and without the text. `guess` mode (Zhang et al. 2023) follows it in the
+told half of guidance alone: the scale's null is then 0.
+"""
+
+from typing import Any
+
+import numpy as np
+
+from jaxgen.objectives.conditioning import Conditioner, Field
+from jaxgen.typing import Array, Cond, Float, Key
+
+IMAGE_PROMPT, IMAGE_PROMPT_SCALE = 'image_prompt', 'image_prompt_scale'
+
+
+def controlled(conditioner: Conditioner, *fields: str, guess: bool = False) -> Conditioner:
+  """The conditioner with controls beside what it has.
+
+  Args:
+    conditioner: the text's.
+    fields: names of the controls; 'control' alone by default.
+    guess: guidance's weaker half is not controlled.
+  """
+  names = fields or ('control',)
+
+  def encode(params: dict[str, Any], frozen: Any, given: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
+    mine = {name: value for name, value in given.items() if name.removesuffix('_scale') in names}
+    rest = {name: value for name, value in given.items() if name not in mine}
+    return {**(conditioner.encode(params, frozen, rest, keys) if rest else {}), **mine}
+
+  more = {name: Field() for name in names}
+  more |= {f'{name}_scale': Field(0.0 if guess else None) for name in names}
+  return Conditioner({**conditioner.fields, **more}, conditioner.drops, encode, conditioner.init)
+
+
+def prompted(conditioner: Conditioner, nothing: Float[np.ndarray, 'm d']) -> Conditioner:
+  """The conditioner with the tokens of an image under 'image_prompt', and how strongly they are seen.
+
+  Args:
+    conditioner: the text's.
+    nothing: tokens of no image.
+  """
+  mine = (IMAGE_PROMPT, IMAGE_PROMPT_SCALE)
+
+  def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
+    rest = {name: value for name, value in fields.items() if name not in mine}
+    told = conditioner.encode(params, frozen, rest, keys) if rest else {}
+    return {**told, **{name: fields[name] for name in mine if name in fields}}
+
+  more = {IMAGE_PROMPT: Field({IMAGE_PROMPT: nothing}, encoded=True), IMAGE_PROMPT_SCALE: Field()}
+  return Conditioner({**conditioner.fields, **more}, conditioner.drops, encode, conditioner.init)
