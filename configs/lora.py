@@ -7,8 +7,8 @@
   jaxgen sample --run runs/avatars --lora my_style.safetensors:0.8 --prompt 'a woman' --out woman.png
 
 Captions are those of the pictures, or one for all: --config.caption='a photo of sks person'. A subject of few pictures
-keeps its class with pictures that the base drew: `jaxgen sample --run runs/avatars --prompt 'a person' --num 200
---out class`, then --config.prior.dataset=folder:class. The grid of samples before the first step is the base's.
+keeps its class with pictures that the base drew: `jaxgen data prepare generated --run RUN --prompt 'a person'`, then
+--config.prior.dataset=generated_... The grid of samples before the first step is the base's.
 
 Result: not run yet.
 """
@@ -27,7 +27,7 @@ from ml_collections import ConfigDict
 from jaxgen import ema, sharding
 from jaxgen.adapters.lora import ATTENTION, NAME, LoRA, lora
 from jaxgen.config_parts import run_options
-from jaxgen.data.captions import Describe, check_captions, lines, sample_captions
+from jaxgen.data.captions import Describe, check_captions, lines, sample_captions, tags
 from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets.avatars_captions import describe
 from jaxgen.data.loader import Loader
@@ -38,7 +38,9 @@ from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import later
 from jaxgen.model_folder import resolved
+from jaxgen.models.layers.remat import policy
 from jaxgen.objectives.adapted import adapted
+from jaxgen.optimizers import rates_by_path
 
 
 def get_config() -> ConfigDict:
@@ -49,12 +51,15 @@ def get_config() -> ConfigDict:
       'base_dtype': 'bfloat16',  # of the frozen networks on the devices
       'dataset': 'avatars32',  # folder:PATH, ...
       'caption': '',  # of every picture, in place of its own
+      'tags': {'shuffle': False, 'keep_first': 1, 'drop': 0.0},  # captions that are tags with commas between them
       'prior': {'dataset': '', 'weight': 1.0, 'caption': ''},  # pictures of the class, and their weight in the loss
       'steps': 500,
       'batch_size': 16,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'lora': {'rank': 8, 'alpha': 8.0, 'on': (ATTENTION,), 'dropout': 0.0},
+      'remat': 'dots',  # what is kept of the forward pass: none (everything), dots (products with weights), full
       'learning_rate': 2e-3,
+      'rates': (),  # factors of it by pattern, the first that is found: (('blocks/attention/out', 0.5),)
       'ema': 0.99,
       'clip_norm': 1.0,
       'samples': {'every': 100, 'prompts': (), 'per_prompt': 8},  # prompts; none for captions of the pictures
@@ -84,7 +89,7 @@ def opened(path: str) -> Experiment:
   return stage
 
 
-def pictures(spec: str, size: int, caption: str) -> tuple[Dataset, Describe]:
+def pictures(spec: str, size: int, caption: str, by_tags: ConfigDict | None = None) -> tuple[Dataset, Describe]:
   """The dataset of that name, and what describes its records."""
   dataset = source(spec, 'train', resolution=size)
   if caption:
@@ -92,6 +97,8 @@ def pictures(spec: str, size: int, caption: str) -> tuple[Dataset, Describe]:
   if 'attributes' in dataset.read(0):
     return dataset, describe
   check_captions(dataset)
+  if by_tags is not None and by_tags.shuffle:
+    return dataset, tags(by_tags.keep_first, by_tags.drop)
   return dataset, lines
 
 
@@ -99,7 +106,7 @@ def loader(c: ConfigDict, base: Experiment) -> tuple[Loader, list[str]]:
   """The data, and prompts to show."""
   tokenize: Any = base.tokenize
   size = base.data.spec['image'].shape[1]
-  dataset, described = pictures(c.dataset, size, c.caption)
+  dataset, described = pictures(c.dataset, size, c.caption, c.get('tags'))
   prompts = list(c.samples.prompts) or list(dict.fromkeys(sample_captions(dataset, number=8, describe=described)))
   if c.prior.dataset:
     dataset, described = with_prior(
@@ -123,7 +130,7 @@ def loader(c: ConfigDict, base: Experiment) -> tuple[Loader, list[str]]:
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), opened(c.base)
   networks = tuple(base.optimizers)
-  objective = adapted(base.objective, lora(LoRA(**c.lora), base=networks))
+  objective = adapted(base.objective, lora(LoRA(**c.lora), base=networks), remat=policy(c.remat))
   data, prompts = loader(c, base)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   tokenize: Any = base.tokenize
@@ -132,7 +139,7 @@ def build(c: ConfigDict) -> Experiment:
   schedule = partial(optax.warmup_cosine_decay_schedule, 0.0, warmup_steps=min(20, c.steps // 2), decay_steps=c.steps)
   return Experiment(
     objective=objective,
-    optimizers={NAME: optax.adam(schedule(c.learning_rate))},
+    optimizers={NAME: rates_by_path(optax.adam(schedule(c.learning_rate)), c.rates)},
     averages={NAME: ema.Average(NAME, ema.warmup(c.ema))},
     data=data,
     mesh=mesh,

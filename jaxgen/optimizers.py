@@ -6,7 +6,8 @@ Optimizers are optax's, called plainly in the configs:
   optax.contrib.muon(rate, muon_weight_dimension_numbers=matrices)
 """
 
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -14,6 +15,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from optax.contrib import MuonDimensionNumbers
+
+from jaxgen.sharding import path_name
 
 
 def kernels(params: Any) -> Any:
@@ -53,6 +56,30 @@ def clipped(optimizer: optax.GradientTransformation, limit: float) -> optax.Grad
     return jax.tree.map(lambda p, u: jnp.clip(p + u, -limit, limit) - p, params, updates), state
 
   return optax.GradientTransformation(optimizer.init, update)
+
+
+def rates_by_path(
+  optimizer: optax.GradientTransformation, factors: Sequence[tuple[str, float]]
+) -> optax.GradientTransformation:
+  """Multiplies the updates of some parameters: learning rates by block, of which 0 trains nothing.
+
+  Args:
+    optimizer: the optimizer of all.
+    factors: patterns, found anywhere in a path such as 'net/blocks/attention/qkv/kernel/a', and factors; the first
+      pattern that is found counts, and what none is found in keeps its rate.
+  """
+
+  def factor(path: str) -> float:
+    return next((value for pattern, value in factors if re.search(pattern, path)), 1.0)
+
+  def scale(updates: Any, params: Any = None) -> Any:
+    names = {path_name(path) for path, _ in jax.tree_util.tree_leaves_with_path(updates)}
+    for pattern, _ in factors:
+      if not any(re.search(pattern, name) for name in names):
+        raise ValueError(f'the rate of {pattern!r} is of no parameter; their paths are like {min(names)}')
+    return jax.tree_util.tree_map_with_path(lambda path, leaf: factor(path_name(path)) * leaf, updates)
+
+  return optax.chain(optimizer, optax.stateless(scale)) if factors else optimizer
 
 
 def lazy_adam(rate: float, *, b1: float, b2: float, every: int) -> optax.GradientTransformation:

@@ -15,12 +15,14 @@ from jaxgen.cli import edit
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.prior import with_prior
 from jaxgen.generation import null_text
+from jaxgen.generation.local_blend import Blend, attention_maps, blended, mask_of, words_of
 from jaxgen.generation.prompt_to_prompt import aligned, edited_prompts
 from jaxgen.init_from import InitFrom, merged
 from jaxgen.models.controlnet import GUESS, Controlled
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.pretrained import diffusers_unet, folder, published, safetensors_file
 from jaxgen.processes import parameterisation
+from jaxgen.processes.process import Prediction
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim_inversion import ddim_inversion
@@ -208,6 +210,34 @@ def test_prompts_are_aligned_by_word():
   np.testing.assert_array_equal(refined.scale[1], [1, 1, 3, 1, 1, 1])
   with pytest.raises(ValueError, match='rows of 1 and 2 tokens'):
     aligned([1], [1, 2])
+
+
+def test_an_edit_is_blended_in_where_its_words_are():
+  words = words_of([9, 1, 2, 8], [9, 1, 5, 8])
+  np.testing.assert_array_equal(words, [[0, 0, 1, 0]] * 2)
+  np.testing.assert_array_equal(words_of([9, 1, 8, 0], [9, 1, 7, 8]), [[0, 0, 0, 0], [0, 0, 1, 0]])
+  with pytest.raises(ValueError, match='the two prompts have the same words'):
+    words_of([9, 1], [1, 9])
+  maps = np.zeros((2, 8, 8, 4), np.float32)
+  maps[0, 2, 2, 2], maps[1, 6, 6, 2], maps[:, :, :, 1] = 1, 0.5, 5
+  blend = Blend(lambda x_t, t, cond: jnp.asarray(maps), words, until=0.2)
+  mask = np.asarray(mask_of(jnp.asarray(maps), blend))
+  wanted = np.zeros((8, 8), bool)
+  wanted[1:4, 1:4] = wanted[5:8, 5:8] = True
+  np.testing.assert_array_equal(mask, [wanted, wanted])
+  x = jnp.arange(2.0)[:, None, None, None] * jnp.ones((2, 8, 8, 3))
+  made = blended(Prediction(x, 2 * x, None), x, jnp.full(2, 0.5), {}, blend)
+  np.testing.assert_array_equal(made.x0[1, :, :, 0], wanted)
+  np.testing.assert_array_equal(made.eps[1, :, :, 0], 2 * wanted)
+  assert not made.x0[0].any()
+  assert blended(Prediction(x, x, None), x, jnp.full(2, 0.9), {}, blend).x0[1].all(), 'early, all may change'
+
+
+def test_maps_are_those_of_attention_to_the_prompt(unet):
+  loaded, x, t, cond = unet
+  maps = jax.jit(lambda cond: attention_maps(loaded.net, loaded.params, lambda t: t)(x, t, cond))(cond)
+  assert maps.shape == (*x.shape[:3], cond['text'].shape[1])
+  np.testing.assert_allclose(maps.sum(axis=-1), np.ones(maps.shape[:3]), rtol=1e-4)
 
 
 @pytest.mark.slow

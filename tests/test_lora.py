@@ -18,10 +18,12 @@ from jaxgen.models.layers.conv import Conv
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.low_rank import LowRank
 from jaxgen.models.layers.low_rank import merged as formed
+from jaxgen.models.layers.remat import policy
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.objectives.adapted import adapted
 from jaxgen.objectives.conditioning import always
 from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.optimizers import rates_by_path
 from jaxgen.pretrained import clip, folder, published, safetensors_file
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
@@ -207,7 +209,7 @@ def trained():
   shapes = jax.eval_shape(lambda key: base.init(key, {}, batch)['params'], jax.random.key(0))
   params = jax.tree.map(lambda leaf: jnp.asarray(0.1 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
   spec = LoRA(rank=2, alpha=4, dropout=0.25, on=(lora.ATTENTION, 'mlp/in$'))
-  objective = adapted(base, lora.lora(spec))
+  objective = adapted(base, lora.lora(spec), remat=policy('dots'))
   optimizers = {lora.NAME: optax.adam(0.03)}
   state = jax.jit(lambda key: init_state(objective, optimizers, {}, batch, key, frozen=params))(jax.random.key(1))
   step = jax.jit(make_train_step(objective, optimizers, {}))
@@ -246,6 +248,17 @@ def test_a_trained_lora_goes_through_a_file_of_its_own_names(trained, tmp_path):
   merged = lora_file.merged(params['net'], updates, network.names)
   wanted = formed(lora.joined(params['net'], own))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=0, atol=1e-6), merged, wanted)
+
+
+def test_rates_differ_by_path():
+  params = {'net': {'first': {'kernel': {'a': jnp.ones(2)}}, 'last': {'kernel': {'a': jnp.ones(2)}}}}
+  optimizer = rates_by_path(optax.sgd(1.0), (('first', 0.5), ('kernel/a', 0.0)))
+  updates, _ = optimizer.update(params, optimizer.init(params), params)
+  np.testing.assert_array_equal(updates['net']['first']['kernel']['a'], [-0.5, -0.5])
+  assert not updates['net']['last']['kernel']['a'].any()
+  bad = rates_by_path(optax.sgd(1.0), (('middle', 0.5),))
+  with pytest.raises(ValueError, match=r"the rate of 'middle' is of no parameter; their paths are like net/first"):
+    bad.update(params, bad.init(params), params)
 
 
 @pytest.mark.parametrize('layer', [Linear(3), Conv(3, 1)], ids=['linear', 'convolution'])
@@ -303,4 +316,4 @@ def test_a_weight_follows_a_file_and_none_is_merged_twice():
   assert command.parsed('style.safetensors') == ('style.safetensors', 1.0)
   assert command.parsed('a:b/style.safetensors') == ('a:b/style.safetensors', 1.0)
   with pytest.raises(ValueError, match=r'--lora a\.safetensors is given 2 times; give it once'):
-    command.added(['a.safetensors', './a.safetensors:0.5'], None)
+    command.check(['a.safetensors', './a.safetensors:0.5'])

@@ -9,6 +9,7 @@ from flax import traverse_util
 
 from jaxgen.adapters.lora import Kernel, kernels
 from jaxgen.adapters.lora_file import Network, Target, own_names
+from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.unet import UNet
 from jaxgen.pretrained import networks as layouts
 from jaxgen.pretrained import unet
@@ -32,7 +33,8 @@ def network(net: nn.Module | None, params: Params, known: Mapping[str, Kernel]) 
   if isinstance(net, UNet) and net.transformer:
     channels, width = params['conv_in']['kernel'].shape[2], _text_width(params)
     names.append(unet.original(net, channels=channels, text_width=width).leaves)
-  return Network((*names, own_names(known)))
+  aliases = flux(net.width, net.depth, net.single) if isinstance(net, MMDiT) and net.single else {}
+  return Network((*names, own_names(known)), aliases)
 
 
 def roots(make: Callable[[Key[Array, '']], Any]) -> list[nn.Module]:

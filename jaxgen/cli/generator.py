@@ -6,6 +6,8 @@ import argparse
 from collections.abc import Sequence
 from typing import Any
 
+from jaxgen.cli import adapters
+
 _BOTH = '--run and --weights are both given; give the folder of a run, or a published generator'
 
 
@@ -63,35 +65,38 @@ def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     raise ValueError(f'{overrides[0] if overrides else f"--{named[0]}"} is for --run; {args.weights} is no run')
 
 
-def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool]:
-  """What samples the generator, and whether it reads the mask of an image to fill."""
+def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, dict[str, Any]]:
+  """What samples the generator, whether it reads the mask of an image to fill, and what else it is told."""
   import jax
   import jax.numpy as jnp
 
   from jaxgen import distributed, from_weights
-  from jaxgen.pretrained.text_to_image import concatenated, is_guided
+  from jaxgen.pretrained.text_to_image import concatenated, is_guided, is_instructed
 
   distributed.start()
   dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
   pipeline = from_weights.opened(args.weights, prediction=args.prediction, dtype=jnp.dtype(dtype))
   if args.negative is not None and not is_guided(pipeline, args.guidance):
     raise ValueError('--negative has no effect without guidance; give --guidance a value above 1')
+  pipeline, extend, fields = adapters.extended(args, pipeline)
   trained = from_weights.trained(
     pipeline,
     texts=[*words, *([args.negative] if args.negative else [])],
     size=_size(args.size),
     steps=50 if args.steps is None else args.steps,
     guidance=args.guidance,
+    image_guidance=args.image_guidance,
     tile=args.tile,
+    extend=extend,
   )
-  if trained.stage.tokenize is not None and not words:
+  if trained.stage.tokenize is not None and not words and not is_instructed(pipeline):
     raise ValueError('this generator draws what it is told; give it --prompt TEXT')
-  reads = concatenated(pipeline)
+  reads = 0 if is_instructed(pipeline) else concatenated(pipeline)
   if reads and args.inpaint is None:
     raise ValueError(
       f'this generator reads {reads} channels beside its image: it fills in; give it --inpaint and --mask'
     )
-  return trained, bool(reads)
+  return trained, bool(reads), fields
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -31,11 +31,32 @@ def parsed(text: str) -> tuple[str, float]:
     return text, 1.0
 
 
+def place(file: str) -> str:
+  """The file of --lora.
+
+  Raises:
+    FileNotFoundError: it is not there.
+  """
+  found = os.path.realpath(os.path.expanduser(file))
+  if not pathlib.Path(found).is_file():
+    raise FileNotFoundError(f'--lora {file}: there is no such file')
+  return found
+
+
+def check(options: list[str]) -> None:
+  """Raises ValueError where a file is given twice."""
+  files = [parsed(option)[0] for option in options]
+  places = [os.path.realpath(os.path.expanduser(file)) for file in files]
+  for file, where in zip(files, places, strict=True):
+    if places.count(where) > 1:
+      raise ValueError(f'--lora {file} is given {places.count(where)} times; give it once, with the sum of the weights')
+
+
 def added(options: list[str], trained: Any) -> Any:
   """A restored run with the LoRAs of --lora merged into what it samples with.
 
   Raises:
-    ValueError: a file is given twice, or does not fit the run's networks.
+    ValueError: a file does not fit the run's networks.
   """
   if not options:
     return trained
@@ -44,22 +65,14 @@ def added(options: list[str], trained: Any) -> Any:
   from jaxgen.adapters import lora_file
 
   files = [parsed(option) for option in options]
-  places = [os.path.realpath(os.path.expanduser(file)) for file, _ in files]
-  for file, place in zip(files, places, strict=True):
-    if places.count(place) > 1:
-      raise ValueError(
-        f'--lora {file[0]} is given {places.count(place)} times; give it once, with the sum of the weights'
-      )
   params = dict(trained.params)
   trees = {name: params[name] for name in _PARTS if name in params}
   if not trees:
     raise ValueError(f'this run samples with {", ".join(params)}, which LoRAs are not of; give --run its base')
   named = {_PARTS[name]: network for name, network in _networks(trained, trees).items()}
   ours = {part: name for name, part in _PARTS.items()}
-  for (file, weight), place in zip(files, places, strict=True):
-    if not pathlib.Path(place).is_file():
-      raise FileNotFoundError(f'--lora {file}: there is no such file')
-    updates = lora_file.assigned(lora_file.read(place), named, source=file)
+  for file, weight in files:
+    updates = lora_file.assigned(lora_file.read(place(file)), named, source=file)
     for part, each in updates.items():
       tree = lora_file.merged(trees[ours[part]], each, named[part].names, weight=weight)
       trees[ours[part]] = jax.tree.map(lambda new, old: jax.device_put(new, old.sharding), tree, params[ours[part]])

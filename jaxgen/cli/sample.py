@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import edit, generator, lora, output, previews, prompts
+from jaxgen.cli import adapters, edit, generator, lora, output, previews, prompts
 from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
 _FPS = 12
@@ -22,6 +22,7 @@ def main(argv: list[str]) -> int:
   if args.num < 1:
     raise ValueError(f'--num is {args.num}; it must be 1 or more')
   edit.check(args)
+  adapters.check(args)
   if args.out.suffix.lower() in previews.ANIMATIONS:
     previews.check(args.out)
   elif args.out.suffix.lower() != '.png':
@@ -30,15 +31,17 @@ def main(argv: list[str]) -> int:
     previews.check(args.previews)
   words = prompts.read(args)
 
-  trained, config, reads_mask = _opened(args, overrides, words)
+  trained, config, reads_mask, given = _opened(args, overrides, words)
 
   import numpy as np
 
   from jaxgen import distributed, sample
 
-  trained = lora.added(args.lora, trained)
+  trained = lora.added(args.lora, trained) if args.weights is None else trained
   names = trained.stage.data.class_names
-  given = {} if args.label is None else {'label': np.asarray(sample.class_numbers(args.label, names), np.int32)}
+  if args.label is not None:
+    given |= {'label': np.asarray(sample.class_numbers(args.label, names), np.int32)}
+  given |= edit.told(args, trained) | adapters.told(args, trained)
   given |= sample.prompt_fields(trained.stage, words)
   cond = sample.conditioning(trained.stage, args.num, given=given)
   parts = prompts.negated(args, trained.stage, config)
@@ -66,17 +69,17 @@ def main(argv: list[str]) -> int:
   return 0
 
 
-def _opened(args: argparse.Namespace, overrides: Sequence[str], words: Sequence[str]) -> tuple[Any, Any, bool]:
-  """The model, its config ({} of a published one), and whether it reads the mask of an image to fill."""
+def _opened(args: argparse.Namespace, overrides: Sequence[str], words: Sequence[str]) -> tuple[Any, Any, bool, Any]:
+  """The model, its config ({} of a published one), whether it reads a mask, and fields that it is told."""
   if args.weights is not None:
-    trained, reads_mask = generator.opened(args, words)
-    return trained, {}, reads_mask
+    trained, reads_mask, fields = generator.opened(args, words)
+    return trained, {}, reads_mask, fields
   changes = [*overrides, *prompts.overrides(args)]
   config, module = load_run(args.run, changes, config=args.config, trust_code=args.trust)
   from jaxgen import distributed, sample
 
   distributed.start()
-  return sample.restore(module.build(config), args.run, step=args.step, average=args.ema), config, False
+  return sample.restore(module.build(config), args.run, step=args.step, average=args.ema), config, False, {}
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -106,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
   prompts.add_options(parser)
   lora.add_options(parser)
+  adapters.add_options(parser)
   edit.add_options(parser)
   generator.add_options(parser)
   add_trust_options(parser)

@@ -18,6 +18,7 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from jaxgen.generation.local_blend import Blend, blended
 from jaxgen.models.layers.attention_edit import Edit, Edits
 from jaxgen.objectives.base import Denoising, SampleFn, sample_from, split_keys
 from jaxgen.processes.process import Denoiser, Prediction, Process, image_noise
@@ -56,13 +57,16 @@ def aligned(source: Sequence[int], target: Sequence[int], *, weights: Mapping[in
   return Edit(*(jnp.asarray(np.stack(pair), jnp.float32) for pair in rows))
 
 
-def edited_prompts(edit: Edit, *, scale: float, cross: float = 0.8, itself: float = 0.4) -> Guide:
+def edited_prompts(
+  edit: Edit, *, scale: float, cross: float = 0.8, itself: float = 0.4, blend: Blend | None = None
+) -> Guide:
   """Eq. 1, for the `guide` of an objective, in the place of classifier-free guidance.
 
   Args:
     edit: arrays of all rows, from `aligned`, or of one pair for all of them.
     scale: w.
     cross, itself: shares of time, from t = 1, in which the attention to the prompt and to the image is edited.
+    blend: changes the image only where the words are (local_blend.py).
   """
   for name, share in (('cross', cross), ('itself', itself)):
     if not 0 <= share <= 1:
@@ -73,11 +77,11 @@ def edited_prompts(edit: Edit, *, scale: float, cross: float = 0.8, itself: floa
 
     def edited(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
       more: Any = {'attention_edit': _at(edit, t, cross=cross, itself=itself)}
-      told = denoise(x_t, t, {**cond, **more})
-      if scale == 1:
-        return told
-      weight = jnp.full((1,) * x_t.ndim, scale, jnp.float32)
-      return extrapolated([denoise(x_t, t, replaced(cond, without(()))), told], [weight], x_t, t)
+      made = denoise(x_t, t, {**cond, **more})
+      if scale != 1:
+        weight = jnp.full((1,) * x_t.ndim, scale, jnp.float32)
+        made = extrapolated([denoise(x_t, t, replaced(cond, without(()))), made], [weight], x_t, t)
+      return made if blend is None else blended(made, x_t, t, {**cond, **more}, blend)
 
     return edited
 
@@ -99,16 +103,23 @@ def _at(edit: Edit, t: Float[Array, ' b'], *, cross: float, itself: float) -> Ed
 
 
 def prompt_to_prompt(
-  d: Denoising, edit: Edit, *, scale: float, cross: float = 0.8, itself: float = 0.4, after: Sequence[Guide] = ()
+  d: Denoising,
+  edit: Edit,
+  *,
+  scale: float,
+  cross: float = 0.8,
+  itself: float = 0.4,
+  blend: Blend | None = None,
+  after: Sequence[Guide] = (),
 ) -> SampleFn:
   """`(params, frozen, cond, keys) -> images`, pairs of a source and its target, which have the source's key.
 
   Args:
     d: parts of an objective's sampling; its own `guide` is not used.
-    edit, scale, cross, itself: as for `edited_prompts`.
+    edit, scale, cross, itself, blend: as for `edited_prompts`.
     after: what wraps the edited denoiser, such as `clip()`.
   """
-  guided = d._replace(guide=(edited_prompts(edit, scale=scale, cross=cross, itself=itself), *after))
+  guided = d._replace(guide=(edited_prompts(edit, scale=scale, cross=cross, itself=itself, blend=blend), *after))
 
   def sample(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
     keys = jnp.repeat(keys[::2], 2, axis=0)

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 
 from jaxgen.adapters.added import Added
+from jaxgen.models.layers.remat import Policy
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
 from jaxgen.samplers.sampler import Without
 from jaxgen.typing import Array, Batch, Cond, Float, Key
@@ -18,12 +19,14 @@ from jaxgen.typing import Array, Batch, Cond, Float, Key
 Params = dict[str, Any]  # trees by name, as in `state.params`
 
 
-def adapted(objective: Objective, added: Added) -> Objective:
+def adapted(objective: Objective, added: Added, *, remat: Policy = None) -> Objective:
   """`objective` on the networks that `added.join` makes; only what is added is trained.
 
   Args:
     objective: one that trains all that it knows in a single phase, as diffusion does.
     added: the adapter.
+    remat: what is kept of the forward pass, such as `layers.remat.policy('dots')`, beside the network's own policy.
+      An adapter's gradients need few of the activations, so that what is cheap is rather computed again.
   """
   if len(objective.phases) != 1:
     raise ValueError(f'{len(objective.phases)} phases cannot be adapted as one; wanted an objective of a single phase')
@@ -38,8 +41,11 @@ def adapted(objective: Objective, added: Added) -> Objective:
     return made | ({'extra': objective.init(key, frozen, batch)['extra']} if extra else {})
 
   def loss(params: Params, state: Any, frozen: Any, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    params, frozen = added.join(params, frozen)
-    return phase.loss(params, state, frozen, batch, key)
+    def run(params: Params, frozen: Any, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+      params, frozen = added.join(params, frozen)
+      return phase.loss(params, state, frozen, batch, key)
+
+    return (run if remat is None else jax.checkpoint(run, policy=remat))(params, frozen, batch, key)
 
   def sample(params: Params, frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
     params, frozen = added.join(params, frozen)

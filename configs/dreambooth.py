@@ -1,0 +1,107 @@
+"""DreamBooth: a whole model of text learns one subject from a few pictures, and keeps the subject's class.
+
+  jaxgen train --config avatars                                                               # the base
+  jaxgen data prepare generated --run runs/avatars --prompt 'a person' --number 200           # prints the next option
+  jaxgen train --config dreambooth --config.base=runs/avatars --config.dataset=folder:me \
+    --config.caption='a picture of sks person' --config.prior.dataset=generated_... --config.prior.caption='a person'
+  jaxgen sample --run runs/dreambooth --prompt 'a picture of sks person on a blue background' --out me.png
+
+A batch has as many pictures of the class, which the base drew, as of the subject. Without them (prior.dataset empty)
+the model takes its whole class for the subject. The same with few parameters: --config lora.
+
+Result: not run yet.
+"""
+
+from typing import Any
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from configs import lora
+from jaxgen import ema, sharding
+from jaxgen.config_parts import run_options, warmup_cosine
+from jaxgen.data.datasets.avatars_styles import ATTRIBUTES
+from jaxgen.data.sources import source
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.samples import samples
+from jaxgen.evaluators.subject import subject
+from jaxgen.experiment import Experiment
+from jaxgen.init_from import InitFrom
+from jaxgen.pretrained import attribute_classifier
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      'seed': 0,
+      'base': 'runs/avatars',  # the run whose model learns the subject
+      'dataset': 'avatars32',  # the subject: folder:PATH, ...
+      'caption': 'a picture of sks person',
+      'prior': {'dataset': '', 'weight': 1.0, 'caption': 'a person'},  # pictures of the class, their weight in the loss
+      'train_text': True,  # whether the text encoder learns too
+      'steps': 200,
+      'batch_size': 8,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'learning_rate': 1e-4,
+      'ema': 0.95,
+      'clip_norm': 1.0,
+      'prompts': (  # with the subject
+        'a picture of sks person on a blue background',
+        'a picture of sks person, green background',
+        'a drawing of sks person',
+      ),
+      'samples': {'every': 50, 'per_prompt': 8},
+      'subject': {'every': 0, 'per_prompt': 32},  # of avatars, whose attributes a classifier sees; 0 for none
+      'sampling': {'batch_size': 64},
+      'log_every': 20,
+      'evaluate_first': True,  # what the base draws
+      'checkpoint': {'every': 100, 'keep': 2},
+    }
+  )
+
+
+def build(c: ConfigDict) -> Experiment:
+  mesh, base = sharding.make_mesh(**c.mesh), lora.opened(c.base)
+  prompts, of_class = list(c.prompts), [c.prior.caption]
+  data, _ = lora.loader(ConfigDict({**c, 'samples': {'prompts': prompts}}), base)
+  generate = make_generate(base.objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+  tokenize: Any = base.tokenize
+
+  def told(texts, each):
+    return {name: np.repeat(ids, each, axis=0) for name, ids in tokenize(texts).items()}
+
+  shown = [*prompts, *of_class]
+  each = c.samples.per_prompt
+  evaluators = [
+    samples(generate, mesh=mesh, cond=told(shown, each), num=each * len(shown), every=c.samples.every, rows=shown)
+  ]
+  if c.subject.every:
+    own = source(c.dataset, resolution=data.spec['image'].shape[1])
+    evaluators.append(
+      subject(
+        generate,
+        attribute_classifier.load(),
+        mesh=mesh,
+        pictures=np.stack([own.read(i)['image'] for i in range(min(own.num_examples, 32))]),
+        new=told(prompts, c.subject.per_prompt),
+        of_class=told(of_class, len(prompts) * c.subject.per_prompt),
+        free=(ATTRIBUTES.index('background'),),
+        every=c.subject.every,
+      )
+    )
+  schedule = warmup_cosine(c.learning_rate, warmup=10, steps=c.steps)
+  learned = ('net', 'text') if c.train_text else ('net',)
+  return Experiment(
+    objective=base.objective,
+    optimizers={name: optax.adam(schedule) if name in learned else optax.set_to_zero() for name in base.optimizers},
+    learning_rates={'net': schedule},
+    averages={name: ema.Average(name, ema.warmup(c.ema)) for name in base.optimizers},
+    data=data,
+    mesh=mesh,
+    frozen=base.frozen,
+    evaluators=tuple(evaluators),
+    tokenize=base.tokenize,
+    init_from=InitFrom(c.base),
+    **run_options(c),
+  )
