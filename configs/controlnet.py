@@ -35,6 +35,7 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import InitFrom, later
+from jaxgen.model_folder import resolved
 from jaxgen.models.control_transformer import ControlledTransformer, ControlTransformer
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.adapted import adapted
@@ -73,7 +74,7 @@ def get_config() -> ConfigDict:
 
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.get_config()
-  file = pathlib.Path(c.base).expanduser() / 'config.json'
+  file = pathlib.Path(resolved(c.base)).expanduser() / 'config.json'
   if file.is_file():
     base.update(json.loads(file.read_text())['config'])
   stage = avatars.build(base)

@@ -37,6 +37,7 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import InitFrom
+from jaxgen.model_folder import resolved
 from jaxgen.models.concatenated import Concatenated
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.conditioning import trained_text
@@ -73,7 +74,7 @@ def get_config() -> ConfigDict:
 
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.get_config()
-  file = pathlib.Path(c.base).expanduser() / 'config.json'
+  file = pathlib.Path(resolved(c.base)).expanduser() / 'config.json'
   if file.is_file():
     base.update(json.loads(file.read_text())['config'])
   learned: Any = avatars.build(base).objective.denoising  # its process and sampler

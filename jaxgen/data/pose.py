@@ -122,7 +122,7 @@ def depth(
   inverse = np.where(known, 1 / np.maximum(values, 1e-9), 0) if of_distance else values
   low, high = np.quantile(inverse[known], [near, 1 - near])
   made = np.clip((inverse - low) / max(high - low, 1e-9), 0, 1) * known
-  return np.repeat(np.float32(made)[..., None], 3, axis=-1)
+  return np.repeat(np.asarray(made, np.float32)[..., None], 3, axis=-1)
 
 
 def read_depth(path: str | os.PathLike) -> Float[np.ndarray, 'h w']:
