@@ -21,7 +21,6 @@ from jaxgen.config_parts import PROCESSES, SAMPLERS, image_experiment, loader, m
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import source
 from jaxgen.experiment import Experiment, chosen
-from jaxgen.metrics import lpips
 from jaxgen.models.dit import DiT
 from jaxgen.models.projected import ProjectedDiscriminator
 from jaxgen.objectives import distances
@@ -32,6 +31,7 @@ from jaxgen.objectives.gan import losses as gan_losses
 from jaxgen.objectives.gan.adversarial import OneStep, as_generator, perceptual_backbone
 from jaxgen.objectives.gan.augmentation import diff_augment
 from jaxgen.objectives.gan.gan import gan
+from jaxgen.pretrained import lpips
 from jaxgen.processes import parameterisation, times
 from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import clip

@@ -16,11 +16,11 @@ from ml_collections import ConfigDict
 from configs import emoji_dit
 from jaxgen.config_parts import PROCESSES, SAMPLERS, image_experiment, muon_and_adam
 from jaxgen.experiment import Experiment, chosen
-from jaxgen.metrics import lpips
 from jaxgen.models.dit import DiT
 from jaxgen.objectives import distances
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.few_step.distillation import of_last_stage, paired
+from jaxgen.pretrained import lpips
 from jaxgen.processes import parameterisation, times
 from jaxgen.samplers import grids
 from jaxgen.samplers.clipping import clip

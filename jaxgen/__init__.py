@@ -8,8 +8,8 @@
   net = jaxgen.load('DiT-XL-2-256/transformer')     # published weights
   dataset = jaxgen.data.from_arrays(images, labels)
 
-These names, and the sub-packages, are imported at their first use. Importing jaxgen gives XLA's CPU backend the flag
-that it needs to be right (xla_flags.py), so it comes before JAX's first computation.
+These names, and the sub-packages, are imported at their first use. Importing jaxgen sets the flag that XLA's CPU
+backend needs for right results (xla_flags.py), so import it before JAX's first computation.
 """
 
 import importlib
@@ -48,9 +48,9 @@ __all__ = ['__version__', *_LIBRARY, *_MODULES]
 
 
 class _Package(types.ModuleType):
-  """This package, whose functions stay what they are when a module of the same name is imported.
+  """This package; its functions are not replaced when a module of the same name is imported.
 
-  `from jaxgen.train import abstract_state` would otherwise put the module in the place of `jaxgen.train`.
+  `from jaxgen.train import abstract_state` would otherwise replace `jaxgen.train` by the module.
   """
 
   def __setattr__(self, name: str, value: Any) -> None:

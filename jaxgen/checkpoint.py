@@ -1,17 +1,17 @@
 """Checkpoints: asynchronous, sharded, committed or absent.
 
 A checkpoint is a folder `STEP/` with one Orbax item for each part of the state (`params`, `ema`, `opt_state`,
-`extra`, `counters`) and `identity`, the JSON of what must not change when a run goes on. Sampling reads `params` and
-`ema` alone. Arrays are restored straight into the shardings asked for, so the mesh and the number of processes may
-differ from those that saved.
+`extra`, `counters`) and `identity`, the JSON of what must be equal when a run is resumed. Sampling reads `params` and
+`ema` only. Arrays are restored directly into the requested shardings, so the mesh and the number of processes may
+differ from those that saved them.
 
 Where each copy of the state is on processes of its own, as with `data` across slices, the processes of the first copy
 alone read, and send it to the others: a bucket is read once, whatever the number of slices. (They send by adding zeros,
 so that a negative zero becomes zero.)
 
 On a disk a checkpoint also holds the digests of its files (digests.py), written in the background before it is
-committed and checked before it is restored. They are of files and not of arrays, so a restore on any mesh checks all
-that it reads. In a bucket there are none: the store checks what it keeps.
+committed, and checked before it is restored. They are digests of files, not of arrays, so a restore on any mesh checks
+all that it reads. A bucket has none: object stores check their own data.
 """
 
 import contextlib
@@ -42,12 +42,12 @@ _COMMIT_FILES = ('commit_success.txt', '_CHECKPOINT_METADATA')  # Orbax writes t
 
 
 class Policy(NamedTuple):
-  """When to save, and what stays.
+  """When to save, and which checkpoints to keep.
 
   Attributes:
     every: steps between two checkpoints; the last step is always saved.
-    keep: how many of the newest stay.
-    keep_every: steps that are multiples of this stay for good; None for none.
+    keep: number of the newest checkpoints to keep.
+    keep_every: checkpoints of steps that are multiples of this are kept for good; None for none.
     best: name of a metric, lower is better, whose best model is kept in RUN/best (best.py); None for none.
   """
 
@@ -65,13 +65,13 @@ class Checkpoints:
   """The checkpoints of one run, in `directory`."""
 
   def __init__(self, directory: str | os.PathLike, policy: Policy | None = None):
-    """With `policy` None the folder is only read."""
+    """Opens the folder; read-only if `policy` is None."""
     logging.getLogger('absl').addFilter(_is_not_orbax)
     self.directory = epath.Path(directory)
     self.policy = policy
-    self.lost: list[str] = []  # what `recover` found damaged, for messages
+    self.lost: list[str] = []  # messages about checkpoints that `recover` found damaged
     self._saving: int | None = None
-    self._checked: set[int] = set()  # steps whose files are as they were written
+    self._checked: set[int] = set()  # steps whose digests were found right
     options = ocp.CheckpointManagerOptions(
       max_to_keep=policy.keep if policy else None,
       keep_period=policy.keep_every if policy else None,
@@ -94,12 +94,12 @@ class Checkpoints:
   def latest(self) -> int | None:
     return self._manager.latest_step()
 
-  def going_on(self) -> str:
-    """Where a run that starts again goes on, for messages."""
+  def resume_message(self) -> str:
+    """Where a restarted run will resume, for messages."""
     return 'from the start' if self.latest() is None else f'from step {self.latest()}'
 
   def save(self, state: TrainState, identity: Mapping[str, Any]) -> None:
-    """Starts a save and returns when the arrays are copied to the host; nothing is done where the step is there.
+    """Starts a save and returns when the arrays are copied to the host; does nothing if the step is saved already.
 
     Raises:
       CheckpointError: this save, or the one before it in the background, failed.
@@ -110,7 +110,7 @@ class Checkpoints:
     items = {part: ocp.args.StandardSave(getattr(state, part)) for part in PARTS if getattr(state, part)}
     counters = {'step': state.step, 'bad_steps': state.bad_steps}
     try:
-      self._manager.wait_until_finished()  # as `save` does first; the digests of the one before know its step by now
+      self._manager.wait_until_finished()  # `save` would do so first; `_saving` is still the step of the save before
       self._saving = step
       self._manager.save(
         step,
@@ -140,7 +140,7 @@ class Checkpoints:
     advice = 'the disk is full: free some space' if full else 'see the cause above'
     return CheckpointError(
       f'a checkpoint (last asked for: step {step}) could not be saved in {self.directory}: {_first_line(error)}; '
-      f'{advice} and start again, the run goes on {self.going_on()}'
+      f'{advice} and start again, the run goes on {self.resume_message()}'
     )
 
   def _write_digests(self) -> None:
@@ -150,13 +150,13 @@ class Checkpoints:
         digests.write(folder, without=_COMMIT_FILES)
 
   def recover(self) -> int | None:
-    """The newest step whose files are as they were written; None for no checkpoint.
+    """The newest step whose digests are right; None without checkpoints.
 
     Damaged ones that are newer are renamed to `STEP.damaged`, and `lost` says so. All processes call it together,
     before anything is restored.
 
     Raises:
-      CheckpointError: a checkpoint cannot be read, which is no damage.
+      CheckpointError: a checkpoint cannot be read for another reason than damage.
     """
     for step in reversed(self.steps()):
       wrong = self._damage(step)
@@ -170,7 +170,7 @@ class Checkpoints:
     return None
 
   def _damage(self, step: int, below: Sequence[str] | None = None) -> str | None:
-    """What is wrong with the files of a checkpoint, the same on every process; None without digests too."""
+    """The problem with the files of a checkpoint, the same on every process; None if there is none or no digests."""
     folder = pathlib.Path(self.directory) / str(step)
     if in_bucket(self.directory) or not digests.has(folder):
       return None
@@ -186,7 +186,7 @@ class Checkpoints:
     return wrong
 
   def _set_aside(self, step: int) -> epath.Path:
-    """Renames a checkpoint's folder, so that it is none any more."""
+    """Renames a checkpoint's folder, so that it no longer counts as one."""
     number = len(list(self.directory.glob(f'{step}.damaged*')))
     aside = self.directory / f'{step}.damaged{f".{number}" if number else ""}'
     if jax.process_index() == 0:
@@ -201,7 +201,7 @@ class Checkpoints:
 
     Raises:
       FileNotFoundError: there is no such checkpoint.
-      CheckpointError: it is damaged, or is of another network or optimizer.
+      CheckpointError: it is damaged, or belongs to another network or optimizer.
     """
     step = self._existing(step)
     parts = {part: getattr(abstract, part) for part in PARTS if getattr(abstract, part)}
@@ -210,13 +210,13 @@ class Checkpoints:
     return abstract.replace(**restored.pop('counters'), **restored)
 
   def restore_model(self, abstract: TrainState, step: int | None = None) -> TrainState:
-    """As `restore`, but reads only what is sampled with; the rest of `abstract` stays as it is."""
+    """As `restore`, but reads only what sampling needs; the rest of `abstract` stays as it is."""
     step = self._existing(step)
     parts = {part: getattr(abstract, part) for part in MODEL if getattr(abstract, part)}
     return abstract.replace(**self._read(step, parts), step=np.int32(step))
 
   def model(self, step: int | None = None) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Parameters and averages on the host's CPU, in the shapes in which they were saved, whatever made them."""
+    """Parameters and averages on the host's CPU, in the shapes in which they were saved, for any network."""
     step = self._existing(step)
     place = jax.sharding.SingleDeviceSharding(jax.local_devices(backend='cpu')[0])
     saved = {part: self._manager.item_metadata(step)[part] for part in ('params', 'ema')}
@@ -231,7 +231,7 @@ class Checkpoints:
     return found['params'], found.get('ema', {})
 
   def identity(self, step: int | None = None) -> dict[str, Any]:
-    """What the run at `step` was, as given to `save`."""
+    """The identity of the run at `step`, as given to `save`."""
     step = self._existing(step)
     try:
       args = ocp.args.Composite(identity=ocp.args.JsonRestore())
@@ -279,7 +279,7 @@ class Checkpoints:
       return reader.restore(self.directory / str(step) / name, args=wanted)
 
   def _check_shapes(self, step: int, parts: Mapping[str, Any]) -> None:
-    """Orbax would pad or cut an array of another shape; a checkpoint of another network is an error instead."""
+    """Raises for a checkpoint of another network, whose arrays Orbax would pad or cut to fit."""
     saved = self._manager.item_metadata(step)
     for name, tree in parts.items():
       tree_of_saved = saved[name]
@@ -319,7 +319,7 @@ class Checkpoints:
     )
 
   def close(self) -> None:
-    """Waits for a save that is under way and ends the manager; only `save` and `wait` tell of what failed."""
+    """Waits for a running save and closes the manager; only `save` and `wait` report failures."""
     with contextlib.suppress(Exception):
       self._manager.close()
 
@@ -341,23 +341,23 @@ def copies_apart(tree: Any) -> bool:
 
 
 def newest_step(directory: str | os.PathLike) -> int:
-  """The newest committed step, by the folders' names; -1 for none. Needs no Orbax and takes no time."""
+  """The newest committed step, by the folders' names; -1 for none. Fast, without Orbax."""
   folder = epath.Path(directory)
   if not folder.is_dir():
     return -1
   steps = [path for path in folder.iterdir() if path.name.isdecimal()]
-  if in_bucket(folder):  # where a folder has its name before it is whole
+  if in_bucket(folder):  # where a folder has its name before it is complete
     steps = [path for path in steps if (path / 'commit_success.txt').exists()]
   return max((int(path.name) for path in steps), default=-1)
 
 
 def _is_not_orbax(record: logging.LogRecord) -> bool:
-  """Orbax tells of every file that it writes, and with a traceback of each error that `save` and `wait` raise."""
+  """Filters Orbax's log: every file written, and tracebacks of errors that `save` and `wait` raise anyway."""
   return 'orbax' not in record.pathname
 
 
 def _remedy(different: Sequence[str], have: Mapping[str, Any]) -> str:
-  """What to do about a checkpoint whose arrays differ from those of the config."""
+  """Advice for a checkpoint whose arrays differ from those of the config."""
   if any(_FORMER_EDM.search(key) for key in different if key in have):
     return 'an older jaxgen wrote it, whose EDM U-Net had no module `attention`: use a version before commit efd0106'
   return 'use the config that made this run, or another --workdir'

@@ -1,4 +1,4 @@
-"""What two or more configs do alike, as plain functions: data, evaluators, optimizers and the whole of an Experiment.
+"""What several configs share, as plain functions: data, evaluators, optimizers and whole Experiments.
 
 A config defines its objective; what follows is the same for a whole family:
 
@@ -41,11 +41,10 @@ from jaxgen.evaluators.generate import Generate, make_generate
 from jaxgen.evaluators.modes import collapse
 from jaxgen.evaluators.samples import rows_of_classes, samples
 from jaxgen.experiment import Experiment
-from jaxgen.metrics import lpips
 from jaxgen.models.latents import Autoencoder
 from jaxgen.objectives.base import Objective
 from jaxgen.optimizers import matrices
-from jaxgen.pretrained import autoencoder
+from jaxgen.pretrained import autoencoder, lpips
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.vp import vp_cosine

@@ -19,14 +19,14 @@ def _nothing(*_: Any) -> None:
 
 
 class Destination(NamedTuple):
-  """What is called, in order.
+  """A destination of metrics, called in this order.
 
   Attributes:
-    name: for warnings.
+    name: name in warnings.
     start: `(folder, config)`, before all else: the run's folder and what config.json holds. Again at each stage.
     scalars: `(step, values)`, of every line of metrics.
     image: `(step, name, picture)`, of every grid.
-    close: at the end of the process.
+    close: called at the end of the process.
   """
 
   name: str

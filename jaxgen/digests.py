@@ -81,7 +81,7 @@ def problem(
   """What is wrong with the files of a folder that has digests; None where all are as they were written.
 
   Args:
-    folder: with a file of digests.
+    folder: folder with a file of digests.
     below: names of the entries to look at; all when None.
     share: `(i, n)` looks at every n-th file, from the i-th.
 

@@ -220,7 +220,7 @@ def fail(error: Exception, *, code: int = 1) -> None:
   A usual exit would wait for processes that wait for this one.
 
   Args:
-    error: what went wrong.
+    error: the error to report.
     code: exit code of all of them.
   """
   if not jax.distributed.is_initialized() or jax.process_count() == 1:

@@ -18,11 +18,12 @@ from jaxgen.evaluators import quality
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.files import write_whole
-from jaxgen.metrics import inception, suite
+from jaxgen.metrics import suite
 from jaxgen.metrics.evaluate import evaluate as metrics_of
 from jaxgen.metrics.evaluate import read_reference
 from jaxgen.metrics.folder import Images
 from jaxgen.metrics.shards import Shards
+from jaxgen.models import inception
 from jaxgen.sample import Trained
 
 
@@ -32,7 +33,7 @@ def evaluate(
   """Runs the evaluators of the stage that a run is in.
 
   Args:
-    trained: from `sample.restore`; every network is evaluated by what it is sampled with.
+    trained: the result of `sample.restore`.
     workdir: where grids, metrics.jsonl and protocols.json go; not the run's own folder, which holds what it
       measured while it trained.
     only: names of evaluators; all by default.
@@ -76,7 +77,7 @@ def compare(
 
   Args:
     batch_size: images at a time; 16 for each device by default.
-    resize: how images come to the 299x299 of Inception.
+    resize: resizes images to Inception's 299x299.
   """
   mesh = sharding.make_mesh()
   batch_size = 16 * jax.device_count() if batch_size is None else batch_size
@@ -98,7 +99,7 @@ class Samples(NamedTuple):
   """Which samples are measured.
 
   Attributes:
-    num: how many; 50,000 for numbers that compare with the literature.
+    num: number of samples; 50,000 for numbers that compare with the literature.
     seed: seed of the noise.
     batch_size: images at a time.
     cond: their conditioning, as host arrays of `num` rows.
@@ -126,8 +127,8 @@ def measure(
 
   Args:
     trained: the parameters that `sample.restore` returns.
-    folder: where features, samples and result.json are kept.
-    samples: which samples.
+    folder: folder of features, samples and result.json.
+    samples: which samples to evaluate.
     metrics: names of `suite.METRICS`.
     about: the run, its step, average and config: all that the samples depend on.
     reference: a folder of images, a .zip, or an .npz; the run's training data by default.

@@ -45,7 +45,7 @@ class Experiment(NamedTuple):
     clip_norm: global-norm clipping; None for none.
     max_bad_steps: the run stops when this many steps in a row were not finite.
     log_every: steps between two lines of metrics, at most: a checkpoint and an evaluation have one too.
-    checkpoints: when to save and what to keep.
+    checkpoints: when to save and which checkpoints to keep.
     stall_seconds: a run that makes no progress for this long, and for 20 times the median step, says where it hangs,
       saves if it can, and ends. None for no watching; the environment's JAXGEN_STALL_SECONDS goes before it.
     learning_rates: `{params key: optax schedule}`, the schedules of the optimizers, for metrics alone.

@@ -212,11 +212,11 @@ def program(
   """Writes the sampler as one program that needs JAX alone, and the arrays that it takes.
 
   Args:
-    trained: from `sample.restore`.
+    trained: the result of `sample.restore`.
     out: the folder.
     cond: fields of `num` images; their values do not matter.
     num: images that one call makes.
-    platforms: what it may run on.
+    platforms: platforms that it may run on.
   """
   objective = trained.stage.objective
   tree = {'params': trained.params, 'frozen': trained.frozen}

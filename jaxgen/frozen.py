@@ -56,16 +56,21 @@ def shapes(networks: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def place(networks: Mapping[str, Any], places: Mapping[str, Any]) -> dict[str, Any]:
-  """The frozen networks on their devices; one leaf is on the host at a time.
+  """The frozen networks on their devices; one leaf is on the host at a time, the largest first, when least is placed.
 
   Args:
     networks: the frozen networks.
     places: a sharding for each leaf, as of `shapes(networks)`.
   """
   made = {name: frozen(network) for name, network in networks.items()}
-  return {
-    name: jax.tree.map(_placed, network.placed_shapes, places[name], network.load()) for name, network in made.items()
-  }
+  return {name: _placed_tree(network.placed_shapes, places[name], network.load()) for name, network in made.items()}
+
+
+def _placed_tree(like: Any, places: Any, tree: Any) -> Any:
+  shapes, structure = jax.tree.flatten(like)
+  leaves = list(zip(shapes, structure.flatten_up_to(places), structure.flatten_up_to(tree), strict=True))
+  placed = {i: _placed(*leaves[i]) for i in sorted(range(len(leaves)), key=lambda i: -shapes[i].size)}
+  return jax.tree.unflatten(structure, [placed[i] for i in range(len(leaves))])
 
 
 def _placed(like: jax.ShapeDtypeStruct, place: jax.sharding.Sharding, leaf: Any) -> jax.Array:

@@ -32,7 +32,7 @@ NETWORKS = ('net', 'autoencoder', 'generator')
 
 
 class InitFrom(NamedTuple):
-  """Where a run's first parameters come from.
+  """The source of a run's first parameters.
 
   Attributes:
     path: the folder of a run, or of a published network (or its file).

@@ -107,7 +107,7 @@ class LoadedRun:
     """Images, with the sampler and guidance of the config.
 
     Args:
-      num: how many.
+      num: number of images.
       labels: classes by name or number, which the images take in turn; 'all' is each class. By default those of the
         training data's first records.
       prompt: a text, or several that the images take in turn, for models of text.
@@ -258,8 +258,8 @@ def load_run(
     fields: fields of its config to change, such as {'sampling.steps': 50}.
     step: step of the checkpoint, or 'best' for the model with the lowest FID; the newest by default.
     average: see `sample.restore`.
-    experiment: what the run was trained with, for a run that was made from no config; without it such a run can be
-      sampled, and nothing else (kept_experiment.py).
+    experiment: the experiment, for a run that was not made from a config; without it such a run can be sampled, and
+      nothing else (kept_experiment.py).
     config: path or bare name of the config to use in place of the one that the folder names; its code runs.
     trust_code: also run code of the folder that you have not trained with (docs/trust.md).
 

@@ -59,7 +59,7 @@ def model_card(
 
   Args:
     record: config.json.
-    provenance: of the training data (data/licences.py).
+    provenance: provenance of the training data (data/licences.py).
     metrics: records of metrics.jsonl.
     protocols: protocols.json.
     exported: contents of the folder.

@@ -17,10 +17,10 @@ _AFTER = 3  # steps of a life that are not traced: the first ones are slower
 
 
 class Profile(NamedTuple):
-  """What to look into.
+  """What to profile.
 
   Attributes:
-    steps: how many steps to trace; 0 for none.
+    steps: number of steps to trace; 0 for none.
     port: port of this host that a profiler may ask; None for none.
   """
 

@@ -1,4 +1,4 @@
-"""A run: what stays the same from its first step to its last, and how it meets, saves and leaves."""
+"""A run: the values that do not change from its first step to its last, and how it saves, meets and ends."""
 
 import os
 import signal
@@ -28,24 +28,24 @@ _SHOWN = 16  # images of data.png
 
 
 class RunError(RuntimeError):
-  """The run cannot go on, for a reason that the message tells."""
+  """The run cannot continue; the message says why."""
 
 
 class Run(NamedTuple):
-  """What stays the same from a run's first step to its last.
+  """The values that do not change from a run's first step to its last.
 
   Attributes:
     workdir: the run's folder.
-    record: what is written as config.json.
+    record: content of config.json.
     total: steps of all stages.
     writer: writes the folder; silent on every process but the first.
     checkpoints: the run's checkpoints.
     best: keeps the best model.
-    signals: what this process was told.
-    stop: whether the run must save and end here; all processes call it as often.
-    watchdog: told of all that the main thread comes to.
-    goodput: where the time goes.
-    tracer: traces steps, if that was asked for.
+    signals: signals that this process received.
+    stop: whether the run must save and end here; all processes must call it equally often.
+    watchdog: watches the main thread's progress.
+    goodput: measures where the time goes.
+    tracer: traces steps, if asked for.
   """
 
   workdir: epath.Path
@@ -65,15 +65,15 @@ FROZEN = 'frozen_'  # keys of the identity that hold the hashes of frozen networ
 
 
 def identity(stage: Experiment, record: Mapping[str, Any]) -> dict[str, Any]:
-  """What must not change while a run goes on, as JSON."""
+  """The values that must be equal when a run is resumed, as JSON."""
   hashes = {f'{FROZEN}{name}': frozen(network).hash() for name, network in stage.frozen.items()}
   return {'config': record.get('name'), 'run_seed': stage.seed, **hashes} | dict(stage.data.identity)
 
 
 def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: os.PathLike) -> None:
-  """Raises ValueError, naming every difference, where a checkpoint belongs to another run."""
+  """Raises ValueError, naming every difference, if a checkpoint belongs to another run."""
   keys = sorted(saved.keys() | now.keys())
-  if not any(key.startswith(FROZEN) for key in saved):  # a run of a version that did not note them
+  if not any(key.startswith(FROZEN) for key in saved):  # the run of an older version, which did not record them
     keys = [key for key in keys if not key.startswith(FROZEN)]
   different = [key for key in keys if saved.get(key) != now.get(key)]
   if different:
@@ -85,7 +85,7 @@ def check_identity(saved: Mapping[str, Any], now: Mapping[str, Any], workdir: os
 
 
 def save(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
-  """Starts a checkpoint of all processes, after the metrics that go with it."""
+  """Starts a checkpoint on all processes; the metrics up to it are written first."""
   meet(run, f'the checkpoint of step {step}')
   run.writer.sync()
   with run.goodput.within('checkpoint'), run.watchdog.no_whole_state(SAVE_SECONDS):
@@ -93,7 +93,7 @@ def save(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
 
 
 def save_best(run: Run, stage: Experiment, state: TrainState, step: int, values: Mapping[str, float]) -> None:
-  """Keeps the model of an evaluation that is better than all before; called before its values are on record."""
+  """Saves the model if its evaluation is the best so far; called before its values are written."""
   if not run.best.is_better(values):
     return
   meet(run, f'the best model, of step {step}')
@@ -102,7 +102,7 @@ def save_best(run: Run, stage: Experiment, state: TrainState, step: int, values:
 
 
 def save_now(run: Run, stage: Experiment, state: TrainState) -> None:
-  """Saves in the place of a main thread that hangs."""
+  """Saves from the watchdog's thread, when the main thread hangs."""
   run.checkpoints.save(state, identity(stage, run.record))
   run.checkpoints.wait()
 
@@ -119,7 +119,7 @@ def write_report(run: Run) -> None:
 
 
 def write_provenance(run: Run, stage: Experiment) -> None:
-  """Writes provenance.json, where the records of the data name their licences."""
+  """Writes provenance.json, if the records of the dataset name their licences."""
   dataset = getattr(stage.data, 'dataset', None)
 
   def write() -> None:
@@ -144,11 +144,11 @@ def write_data(run: Run, stage: Experiment) -> None:
 
 
 def leave_run(run: Run, step: int, stalled: str | None = None) -> None:
-  """Ends the run at a step whose state is saved, or where there is nothing new to save.
+  """Ends the run at a step whose state is saved, or that has nothing new to save.
 
   Raises:
-    Preempted: it was told to by SIGTERM, or has stalled.
-    Interrupted: it was told to by Ctrl-C.
+    Preempted: the run received SIGTERM, or has stalled.
+    Interrupted: the run received Ctrl-C.
   """
   wait_for_saves(run)
   why = f'No data: {stalled}' if stalled else 'Told to stop'
@@ -157,13 +157,13 @@ def leave_run(run: Run, step: int, stalled: str | None = None) -> None:
 
 
 def meet(run: Run, phase: str) -> None:
-  """Waits for all processes, before what they must do together."""
+  """Waits for all processes before a collective operation."""
   run.watchdog.at(phase)
   distributed.ready(phase)
 
 
 def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> None:
-  """One summary of what is about to be trained; before the first step, the table of the parameters as a file."""
+  """Prints one summary of the training; before the first step, also writes the table of parameters to a file."""
   from clu import parameter_overview
 
   if step == 0:
@@ -183,7 +183,7 @@ def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> No
 
 
 def stall_seconds(stage: Experiment) -> float | None:
-  """The experiment's, or the environment's JAXGEN_STALL_SECONDS; 0 is for no watching."""
+  """JAXGEN_STALL_SECONDS of the environment, else the experiment's; 0 turns the watchdog off."""
   text = os.environ.get('JAXGEN_STALL_SECONDS')
   if not text:
     return stage.stall_seconds
@@ -193,7 +193,7 @@ def stall_seconds(stage: Experiment) -> float | None:
 
 
 def end_stalled(why: str, saved: bool) -> None:
-  """Ends the program on the watchdog's thread: with 75 where all is saved, else as a failure that all are told of."""
+  """Ends the program from the watchdog's thread: exit code 75 if all is saved, else an error on all processes."""
   if saved:
     leave(EXIT_CODES[signal.SIGTERM], f'{why}; what was done is saved, and the same command goes on from there')
   distributed.fail(RunError(f'{why}{distributed.where_all_are()}'))

@@ -67,7 +67,7 @@ def make_mesh(
     data, fsdp, tensor, sequence: sizes of the axes.
     dcn: by axis, how many of its parts are slices, which the slow network joins; one may be -1. They multiply to the
       number of slices: {'fsdp': 2} splits parameters over two slices. None for {'data': -1}.
-    devices: in place of those that are here.
+    devices: devices of the mesh; all by default.
 
   Raises:
     ValueError: the sizes do not multiply to the number of devices, or those of `dcn` to that of slices.
@@ -313,7 +313,7 @@ def shard_tree(tree: Any, mesh: Mesh, rules: Sequence[Rule] = (), *, known: Sequ
 
   Args:
     tree: the state, or the frozen networks.
-    mesh: where the leaves will be.
+    mesh: mesh of the leaves.
     rules: rules of this tree.
     known: rules of all networks there are (`models/rules.py`), for leaves that no rule of `rules` is meant for; one
       that matches nothing or does not divide is passed over.

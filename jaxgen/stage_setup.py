@@ -1,4 +1,4 @@
-"""What a stage of a run begins with: its state, its frozen networks and its compiled step, each on the stage's mesh."""
+"""The start of a stage: its state, its frozen networks and its compiled step, each on the stage's mesh."""
 
 from collections.abc import Callable, Mapping
 from typing import Any

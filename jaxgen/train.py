@@ -66,23 +66,23 @@ def train(
   """Trains until the last step, from the newest checkpoint in `workdir` if there is one.
 
   Args:
-    experiment: what `build(config)` returns; several are stages.
+    experiment: the result of `build(config)`; several are stages.
     workdir: the run's folder.
-    record: what is written as config.json: the config's name and its resolved values.
-    allow_changes: go on although dataset, seed, batch size or config are not those of the checkpoint.
-    signals: from `signals.listening`; SIGTERM and Ctrl-C are heard while this runs without it.
+    record: content of config.json: the config's name and its resolved values.
+    allow_changes: resumes although dataset, seed, batch size or config are not those of the checkpoint.
+    signals: the result of `signals.listening`; by default SIGTERM and Ctrl-C are handled while this runs.
     profile: steps to trace, and a port for profilers.
-    writers: other places that metrics and pictures go to, such as `destination.wandb('project')`.
+    writers: other destinations of metrics and pictures, such as `destination.wandb('project')`.
 
   Returns:
     The state after the last step.
 
   Raises:
-    ValueError: the experiment cannot run as configured, or `workdir` holds another run, or is another process's now.
+    ValueError: the experiment cannot run as configured, `workdir` holds another run, or another process uses it.
     RunError: too many steps in a row were not finite, or the disk is full.
     CheckpointError: a checkpoint cannot be read or written.
-    Preempted: SIGTERM came, or no data; the state is saved.
-    KeyboardInterrupt: Ctrl-C came; the state is saved after the first one.
+    Preempted: SIGTERM was received, or no data arrived; the state is saved.
+    KeyboardInterrupt: Ctrl-C was received; the state is saved after the first one.
   """
   with contextlib.ExitStack() as stack:
     stack.enter_context(distributed.alone_in(workdir))
@@ -129,7 +129,8 @@ def _train(
       write_report(run)
       if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise RunError(
-          f'the disk of {workdir} is full: free some space and start again, the run goes on {checkpoints.going_on()}'
+          f'the disk of {workdir} is full: free some space and start again, the run goes on '
+          f'{checkpoints.resume_message()}'
         ) from error
       raise
     best.close()
@@ -194,21 +195,21 @@ def train_stage(
 
 
 def compiled(run: Run, stage: Experiment, abstract: TrainState, frozen: Any, step: int) -> Callable:
-  """The train step; leaves where the run was told to stop before there is anything new."""
+  """Compiles the train step; ends the run if it was told to stop meanwhile."""
   run.watchdog.at('the compilation of the train step')
   began = time.perf_counter()
   step_fn = compile_step(stage, abstract, frozen)
   run.writer.text(f'Compiled the train step in {time.perf_counter() - began:.1f} s')
-  meet(run, f'the first step after {step}')  # a collective's own patience with who still compiles is short
+  meet(run, f'the first step after {step}')  # a collective soon gives up on a process that still compiles
   if run.stop():
     leave_run(run, step)
   return step_fn
 
 
 def while_waiting(run: Run, stage: Experiment, state: TrainState, window: StepWindow, step: int) -> None:
-  """Between two looks for the next batch: leaves where the run was told to stop, or waits in vain.
+  """Called while the next batch is not ready: ends the run if it was told to stop, or if the data has stalled.
 
-  Of several processes each goes on to wait: they stop at a step that all come to, or its watchdog ends one.
+  With several processes this does nothing: they stop together after a step, or the watchdog ends them.
   """
   stalled = run.watchdog.stalled
   if distributed.is_distributed() or not (stalled or run.stop()):
@@ -223,9 +224,9 @@ def while_waiting(run: Run, stage: Experiment, state: TrainState, window: StepWi
 def after_step(
   run: Run, stage: Experiment, state: TrainState, frozen: Any, window: StepWindow, step: int, end: int
 ) -> None:
-  """Progress, metrics, checkpoint, evaluation: each when it is due.
+  """Shows progress; writes metrics, saves and evaluates when due.
 
-  A line of metrics goes before whatever a run may go on from, so that none of its steps is lost or counted twice.
+  Metrics are written before each checkpoint, so that a resumed run neither loses nor repeats a step's metrics.
   """
   run.writer.progress(step, run.total)
   stopped = run.stop()
@@ -255,7 +256,7 @@ def record_window(run: Run, window: StepWindow, stage: Experiment, state: TrainS
   values |= learning_rates(stage.learning_rates, state.opt_state)
   run.goodput.window(values['step_seconds'], values['input_wait'] * window.seconds)
   values['goodput'] = run.goodput.share
-  if bad := getattr(stage.data, 'bad_records', 0):  # a source of one's own need not count them
+  if bad := getattr(stage.data, 'bad_records', 0):  # a user's own loader may not count them
     values['bad_records'] = bad
   if jax.process_count() > 1 and (shared := distributed.share_seconds(window.own_seconds)):
     values['slowest_process_seconds'] = max(shared.values())
@@ -285,7 +286,7 @@ def due(stage: Experiment, step: int, total: int) -> list[Evaluator]:
 
 
 def not_on_record(run: Run, evaluators: Sequence[Evaluator], step: int) -> list[Evaluator]:
-  """Those whose results are missing: the run was killed after the step's checkpoint."""
+  """The evaluators whose results are missing, because the run was killed after the step's checkpoint."""
   seen = run.writer.on_record(step)
   return [each for each in evaluators if not distributed.agree(int(_seconds_metric(each) in seen))]
 

@@ -51,7 +51,7 @@ class Writer:
     workdir: the run's folder, made if missing. None writes nothing at all.
     resume_step: the step the run goes on from; records of later steps are dropped. None is a new run, which
       drops all of them.
-    stream: where text and progress go, in place of standard output.
+    stream: stream of text and progress, in place of standard output.
     others: other places that metrics and pictures go to.
 
   Raises:

@@ -11,7 +11,7 @@ import optax
 import pytest
 
 from jaxgen import ema, sharding
-from jaxgen.metrics import lpips
+from jaxgen.models import lpips
 from jaxgen.models.projected import ProjectedDiscriminator
 from jaxgen.objectives.conditioning import labels
 from jaxgen.objectives.diffusion.diffusion import diffusion

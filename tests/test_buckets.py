@@ -23,11 +23,11 @@ from jaxgen.data.job import ALONE, Numbered
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Context
 from jaxgen.image_grid import save_png
-from jaxgen.metrics import inception, reference
+from jaxgen.metrics import reference
 from jaxgen.metrics.statistics import Moments
 from jaxgen.metrics_file import read_metrics
 from jaxgen.models.autoencoder import AutoencoderKL
-from jaxgen.pretrained import autoencoder, folder, safetensors_file, weights
+from jaxgen.pretrained import autoencoder, folder, inception, safetensors_file, weights
 from jaxgen.train import train
 from jaxgen.train_state import TrainState
 from jaxgen.writer import Writer, silent

@@ -117,11 +117,11 @@ def _latents(folder):
 
 def _lpips(path):
   """Stands for LPIPS's weights."""
-  from jaxgen.metrics.inception import content_hash
-  from jaxgen.pretrained import lpips, safetensors_file
+  from jaxgen.models import lpips
+  from jaxgen.pretrained import safetensors_file
 
   tensors = {name: np.zeros(shape, np.float32) for name, shape in lpips.shapes().items()}
-  safetensors_file.write(path, tensors, metadata={'hash': content_hash(tensors)})
+  safetensors_file.write(path, tensors, metadata={'hash': safetensors_file.content_hash(tensors)})
 
 
 def opened(name, data_dir, changes=None):

@@ -15,10 +15,10 @@ from jaxgen.evaluators.generate import make_generate, to_host
 from jaxgen.evaluators.held_out_loss import held_out_loss
 from jaxgen.evaluators.likelihood import likelihood
 from jaxgen.evaluators.samples import samples
-from jaxgen.metrics import inception
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.statistics import FeatureStatistics
 from jaxgen.objectives.base import Denoising
+from jaxgen.pretrained import inception
 from jaxgen.processes.process import Prediction
 from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers.sampler import Sampler

@@ -144,6 +144,7 @@ def test_imports_point_down(module, path):
     ('jaxgen.models.dit', 'from jaxgen.data import loader'),
     ('jaxgen.models.dit', 'import jaxgen.metrics.fid'),
     ('jaxgen.data.loader', 'import jaxgen.metrics.fid'),
+    ('jaxgen.metrics.fid', 'from jaxgen.models import inception'),  # functions of features only
     ('jaxgen.models.dit', 'def f():\n  from jaxgen import train'),
     ('jaxgen.samplers.euler', 'from jaxgen.objectives.diffusion import diffusion'),
     ('jaxgen.objectives.base', 'from jaxgen.generation.edit import edited'),

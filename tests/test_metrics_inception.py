@@ -13,16 +13,19 @@ import pytest
 from PIL import Image
 
 from jaxgen import sharding
+from jaxgen.bench.features import features_benchmark
 from jaxgen.cli import evaluate as command
-from jaxgen.metrics import folder, inception
-from jaxgen.metrics.benchmark import features_benchmark
+from jaxgen.evaluators.features import feature_extractor, named_features
+from jaxgen.metrics import folder
 from jaxgen.metrics.evaluate import evaluate
-from jaxgen.metrics.features import feature_extractor, named_features
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.inception_score import inception_score
 from jaxgen.metrics.kernel_distance import kernel_distance
 from jaxgen.metrics.precision_recall import precision_recall
 from jaxgen.metrics.statistics import FeatureStatistics
+from jaxgen.models import inception
+from jaxgen.models.layers.convolution import compiler_options
+from jaxgen.pretrained import inception as inception_weights
 from jaxgen.pretrained import weights
 
 GOLDEN = Path(__file__).parent / 'golden' / 'inception.npz'
@@ -36,7 +39,7 @@ def golden():
 @pytest.fixture(scope='module')
 def network():
   weights.get('inception')
-  return inception.load()
+  return inception_weights.load()
 
 
 def to_float(pixels):
@@ -79,7 +82,7 @@ def test_features_of_images_agree_sharded_over_eight_devices(golden, network):
 def test_features_of_a_prepared_input_agree(golden, network):
   ramp = (np.arange(3 * 299 * 299, dtype=np.float32) / (3 * 299 * 299) * 2 - 1).reshape(3, 299, 299)
   x = np.stack([np.zeros((299, 299, 3), np.float32), ramp.transpose(1, 2, 0)])
-  compute = jax.jit(inception.network, compiler_options=inception.compiler_options())
+  compute = jax.jit(inception.network, compiler_options=compiler_options())
   wanted = np.concatenate([golden['zeros_features'], golden['ramp_features']])
   assert_features_agree(np.asarray(compute(network.params, x)), wanted)
 
@@ -103,25 +106,25 @@ def test_images_are_quantised_like_files():
 def test_missing_and_damaged_weights_say_what_to_do(tmp_path, monkeypatch):
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path))
   with pytest.raises(FileNotFoundError, match='jaxgen weights get inception'):
-    inception.load()
-  path = inception.default_path()
+    inception_weights.load()
+  path = inception_weights.default_path()
   assert path == weights.stored('inception')
   path.parent.mkdir()
   path.write_bytes(b'not weights')
   with pytest.raises(ValueError, match='damaged'):
-    inception.load()
+    inception_weights.load()
   from safetensors.numpy import save_file
 
   save_file({'a': np.ones(3, np.float32)}, path, metadata={'hash': 'of something else'})
   with pytest.raises(ValueError, match='wrong hash'):
-    inception.load()
+    inception_weights.load()
 
 
 def test_logits_need_the_file_that_has_them():
   with pytest.raises(ValueError, match='no logits'):
     inception.inception_logits({}, jnp.ones((1, 2048)))
   tensors = {'fc.weight': np.arange(12, dtype=np.float32).reshape(3, 4)}
-  got = inception.inception_logits(inception.fold(tensors), jnp.eye(4)[1:2])
+  got = inception.inception_logits(inception_weights.fold(tensors), jnp.eye(4)[1:2])
   np.testing.assert_array_equal(got, [[1, 5, 9]])
 
 
@@ -130,7 +133,7 @@ def test_batch_normalisation_is_folded():
   kernel, bias, mean = rng.normal(size=(5, 3, 1, 1)), rng.normal(size=5), rng.normal(size=5)
   variance = rng.uniform(size=5)
   names = {'conv.weight': kernel, 'bn.bias': bias, 'bn.running_mean': mean, 'bn.running_var': variance}
-  folded = inception.fold({f'x.{name}': np.float32(value) for name, value in names.items()})['x']
+  folded = inception_weights.fold({f'x.{name}': np.float32(value) for name, value in names.items()})['x']
   inputs = rng.normal(size=3)
   wanted = (kernel[:, :, 0, 0] @ inputs - mean) / np.sqrt(variance + 1e-3) + bias
   np.testing.assert_allclose(inputs @ folded['kernel'][0, 0] + folded['bias'], wanted, rtol=1e-5)
@@ -250,7 +253,7 @@ def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
 
 
 def test_the_command_prints_the_number_and_its_protocol(folders, small_network, monkeypatch, capsys):
-  monkeypatch.setattr(inception, 'load', lambda: inception.Inception(small_network, 'abc'))
+  monkeypatch.setattr(inception_weights, 'load', lambda: inception_weights.Inception(small_network, 'abc'))
   assert command.main(['--images', str(folders / 'a'), '--reference', str(folders / 'b'), '--batch-size', '8']) == 0
   printed = json.loads(capsys.readouterr().out)
   assert printed['fid_25'] > 0

@@ -4,9 +4,11 @@ import jax
 import numpy as np
 import pytest
 
-from jaxgen.metrics import inception
-from jaxgen.metrics.benchmark import features_benchmark
+from jaxgen.bench.features import features_benchmark
+from jaxgen.models import inception
+from jaxgen.models.layers.convolution import compiler_options
 from jaxgen.pretrained import safetensors_file, weights
+from jaxgen.pretrained.inception import fold
 
 
 @pytest.mark.slow
@@ -14,7 +16,7 @@ def test_features_take_no_longer_than_in_pytorch():
   torch = pytest.importorskip('torch')
   import torch_inception
 
-  params = inception.fold(safetensors_file.read(weights.get('inception')))
+  params = fold(safetensors_file.read(weights.get('inception')))
   peer = torch_inception.build(safetensors_file.read(weights.stored('inception')))
   x = np.random.default_rng(0).uniform(-1, 1, (16, inception.SIZE, inception.SIZE, 3)).astype(np.float32)
   x_torch = torch.from_numpy(x.transpose(0, 3, 1, 2)).to(memory_format=torch.channels_last)
@@ -24,7 +26,7 @@ def test_features_take_no_longer_than_in_pytorch():
     return peer(x_torch).numpy()
 
   wanted = run()
-  compute = jax.jit(inception.network, compiler_options=inception.compiler_options())
+  compute = jax.jit(inception.network, compiler_options=compiler_options())
   np.testing.assert_allclose(compute(params, x), wanted, rtol=1e-3, atol=1e-4)
   result = features_benchmark(params, batch_size=16, peer=run)
   print(result)

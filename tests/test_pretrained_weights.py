@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 from jaxgen.cli import weights as command
-from jaxgen.metrics import inception as network
 from jaxgen.pretrained import inception, safetensors_file, weights
 
 TENSORS = {'w': np.arange(6, dtype=np.float32).reshape(2, 3)}
@@ -62,8 +61,8 @@ def source(tmp_path, home, monkeypatch):
         weights.Source(file.name, sha256, fetch, f'source {i}') for i, fetch in enumerate(fetches, start=1)
       ),
       read=safetensors_file.read,
-      hash=network.content_hash,
-      expected=network.content_hash(TENSORS) if content == 'known' else content,
+      hash=safetensors_file.content_hash,
+      expected=safetensors_file.content_hash(TENSORS) if content == 'known' else content,
     )
     monkeypatch.setattr(weights, 'REGISTRY', {'tiny': entry})
     return file
@@ -203,7 +202,7 @@ def test_both_files_of_inception_give_the_same_tensors(monkeypatch):
   monkeypatch.setattr(inception.torch_file, 'read', lambda path: torchscript_modules(path, tensors))
   from_script = inception.read(Path('x.pt'))
   assert from_state.keys() - from_script.keys() == {'fc.weight'}
-  assert network.content_hash(from_state) == network.content_hash(from_script)
+  assert safetensors_file.content_hash(from_state) == safetensors_file.content_hash(from_script)
   for name in names:
     np.testing.assert_array_equal(from_script[name], tensors[name])
   del state['Mixed_7c.branch_pool.bn.running_var']

@@ -14,7 +14,7 @@ from jaxgen import distributed, sweep
 from jaxgen.cli import evaluate as command
 from jaxgen.cli.main import main
 from jaxgen.evaluators import quality
-from jaxgen.metrics import inception, suite
+from jaxgen.metrics import suite
 from jaxgen.metrics.clip_score import clip_score
 from jaxgen.metrics.frechet_extrapolation import frechet_extrapolation
 from jaxgen.metrics.maximum_mean_discrepancy import cmmd
@@ -22,6 +22,8 @@ from jaxgen.metrics.memorisation import memorisation
 from jaxgen.metrics.precision_recall import density_coverage, precision_recall, two_nearest
 from jaxgen.metrics.reference import read_all
 from jaxgen.metrics.shards import Shards
+from jaxgen.models import inception
+from jaxgen.pretrained import inception as inception_weights
 
 TINY = str(pathlib.Path(__file__).with_name('tiny_config.py'))
 
@@ -217,7 +219,9 @@ def drawn(monkeypatch, tmp_path):
     return extract
 
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
-  monkeypatch.setattr(inception, 'load', lambda: inception.Inception({'fc': {'kernel': np.eye(4)}}, 'cheap'))
+  monkeypatch.setattr(
+    inception_weights, 'load', lambda: inception_weights.Inception({'fc': {'kernel': np.eye(4)}}, 'cheap')
+  )
   monkeypatch.setattr(inception, 'FEATURES', 4)
   monkeypatch.setattr(quality, 'feature_extractor', extractor)
   return counts

@@ -22,7 +22,8 @@ from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.experiment import Experiment
-from jaxgen.metrics import inception
+from jaxgen.models import inception
+from jaxgen.pretrained import inception as inception_weights
 from tests import toys
 
 STEP = 5
@@ -36,7 +37,7 @@ def _network(params, x):
 def experiment(steps: int, replace=setattr) -> Experiment:
   """The toy run, sharded 2 x 4, with FID every 4 steps by a toy network that `replace` puts in Inception's place."""
   kernel = np.random.default_rng(0).normal(size=(27, 4)).astype(np.float32)
-  replace(inception, 'load', lambda: inception.Inception({'kernel': kernel}, 'toy'))
+  replace(inception_weights, 'load', lambda: inception_weights.Inception({'kernel': kernel}, 'toy'))
   replace(inception, 'network', _network)
   mesh = sharding.make_mesh(data=2, fsdp=4)
   generate = make_generate(toys.objective().sample, mesh=mesh, batch_size=16)

@@ -35,7 +35,7 @@ Trees = Mapping[str, Any]  # networks by name, as in `state.params`
 
 
 class LoRA(NamedTuple):
-  """What is corrected, and how.
+  """The layers that are adapted, and how.
 
   Attributes:
     rank: r.
@@ -161,7 +161,7 @@ def lora(spec: LoRA, *, base: Sequence[str] = ('net',), also: Callable[[Key[Arra
   """The LoRA `params['lora']` of networks that are frozen, for `objectives/adapted.py`.
 
   Args:
-    spec: what is corrected, and how.
+    spec: the layers that are adapted, and their ranks.
     base: the networks of the objective; `Experiment.frozen` has them.
     also: makes the first parameters of other frozen networks that are corrected, such as a text encoder's.
   """

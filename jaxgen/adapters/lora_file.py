@@ -173,7 +173,7 @@ def assigned(modules: Mapping[str, Parts], networks: Mapping[str, Network], *, s
   """The corrections of a file, by the network that they are of.
 
   Args:
-    modules: from `read`.
+    modules: the result of `read`.
     networks: 'net' (U-Net or transformer), 'text_encoder', 'text_encoder_2' and 'text_encoder_3', as far as they are.
     source: the file, for messages.
 
@@ -288,7 +288,7 @@ def merged(
 
   Args:
     params: the network's tree, of host arrays or others.
-    updates: from `assigned`.
+    updates: the result of `assigned`.
     leaves: sets of names of its tensors, as in its `Network`.
     weight: 1 is the file's own strength.
   """
@@ -317,7 +317,7 @@ def tree(updates: Sequence[Update], leaves: Sequence[Leaves], kernels: Mapping[s
   """The corrections of a file as a LoRA of `adapters/lora.py`, with its scales: to be trained on, or used unmerged.
 
   Args:
-    updates: from `assigned`; plain LoRA.
+    updates: the result of `assigned`, plain LoRA only.
     leaves: as for `merged`.
     kernels: the network's, by path within it.
   """

@@ -41,8 +41,8 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
 
 def _run(options: argparse.Namespace, overrides: list[str]):
   if options.what == 'features':
-    from jaxgen.metrics import inception
-    from jaxgen.metrics.benchmark import features_benchmark
+    from jaxgen.bench.features import features_benchmark
+    from jaxgen.pretrained import inception
 
     return features_benchmark(inception.load().params)
   from jaxgen.bench import peer, programs, sampler, start, train_step

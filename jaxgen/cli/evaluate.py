@@ -203,7 +203,7 @@ def _names(options: argparse.Namespace) -> list[str]:
 
 def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
   from jaxgen.evaluate import compare
-  from jaxgen.metrics import inception
+  from jaxgen.models import inception
 
   found = compare(
     options.images,

@@ -59,9 +59,10 @@ def _distance(name: str):
   """`(images, images) -> distances`."""
   import jax.numpy as jnp
 
-  from jaxgen.metrics import lpips
+  from jaxgen.objectives.distances import lpips
+  from jaxgen.pretrained.lpips import load
 
   if name == 'pixels':
     return lambda a, b: jnp.mean((a - b) ** 2, axis=(1, 2, 3))
-  params = lpips.load().params
-  return lambda a, b: lpips.lpips(params, a, b)
+  params = load().params
+  return lambda a, b: lpips(params, a, b)

@@ -89,7 +89,7 @@ def sample_captions(dataset: Dataset, *, number: int, seed: int = 0, describe: D
 
   Args:
     dataset: a dataset with captions, or with the fields that `describe` makes them from.
-    number: how many; a record may be described more than once.
+    number: number of descriptions; a record may be described more than once.
     seed: seed of the choices.
     describe: chooses the text.
   """

@@ -58,8 +58,8 @@ def avatar_attributes(
   """An evaluator for each split: `attributes_SPLIT` of its prompts, with the classifier's own on real images beside it.
 
   Args:
-    generate: from `make_generate`.
-    classify: from `pretrained.attribute_classifier.load`.
+    generate: the result of `make_generate`.
+    classify: the result of `pretrained.attribute_classifier.load`.
     mesh: the mesh `generate` was made for.
     splits: splits of avatars by name.
     encode: texts to conditions, as host arrays.

@@ -16,11 +16,12 @@ from jaxgen import distributed, sharding
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import epoch
 from jaxgen.evaluators.base import Context, Evaluator
+from jaxgen.evaluators.features import Extract, feature_extractor
 from jaxgen.evaluators.generate import Generate
-from jaxgen.metrics import inception, reference
-from jaxgen.metrics.features import Extract, feature_extractor
+from jaxgen.metrics import reference
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.statistics import FeatureStatistics, Moments
+from jaxgen.pretrained import inception
 from jaxgen.train_state import sampling_params
 
 FULL = 50_000  # samples of a FID that may be called so

@@ -20,11 +20,15 @@ from jaxgen import distributed, sharding
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import epoch
 from jaxgen.evaluators.base import Context, Evaluator
+from jaxgen.evaluators.features import feature_extractor, named_features, neighbour_distances
 from jaxgen.evaluators.generate import Generate, to_host
 from jaxgen.home import home
-from jaxgen.metrics import inception, lpips, suite
-from jaxgen.metrics.features import NamedExtract, feature_extractor, named_features, neighbour_distances
+from jaxgen.metrics import suite
 from jaxgen.metrics.shards import Shards
+from jaxgen.metrics.suite import NamedExtract
+from jaxgen.models import inception
+from jaxgen.pretrained import inception as inception_weights
+from jaxgen.pretrained import lpips
 from jaxgen.train_state import sampling_params
 from jaxgen.typing import UInt8
 
@@ -64,7 +68,7 @@ def load_networks(
   everywhere = sharding.replicated(mesh)
   extract, logits, distances = None, None, None
   if needs & {'pool', 'spatial'}:
-    network = inception.load()
+    network = inception_weights.load()
     extract = feature_extractor(
       network.params,
       batch_size=batch_size,

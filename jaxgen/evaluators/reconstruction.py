@@ -19,10 +19,10 @@ from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import epoch
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.generate import Generate, to_host
-from jaxgen.metrics.lpips import lpips
 from jaxgen.metrics.reconstruction import psnr, ssim
 from jaxgen.models.latents import Scaling, posterior, unscaled
 from jaxgen.objectives.autoencoder.quantize import whole
+from jaxgen.objectives.distances import lpips
 from jaxgen.pretrained import autoencoder
 from jaxgen.train_state import sampling_params
 from jaxgen.typing import Array, Params

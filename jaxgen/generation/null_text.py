@@ -57,7 +57,7 @@ def invert(
     process: the process that it undoes.
     x0: the images.
     times: decreasing, of DDIM.
-    cond: what is told of the images.
+    cond: conditions of the images.
     null: entries of `cond` that say nothing, of floating-point; where Eq. 2 starts.
     scale: w.
     iterations: gradient steps (Adam) at each time.

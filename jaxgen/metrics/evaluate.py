@@ -9,8 +9,8 @@ import numpy as np
 from jaxgen.data.npz import holds_statistics
 from jaxgen.metrics import reference as statistics_files
 from jaxgen.metrics import suite
-from jaxgen.metrics.features import NamedExtract
 from jaxgen.metrics.folder import Images, image_batches, open_images
+from jaxgen.metrics.suite import NamedExtract
 
 
 class Evaluation(NamedTuple):

@@ -19,7 +19,7 @@ THRESHOLD = 1 / 3
 
 
 class Memorisation(NamedTuple):
-  """What samples have in common with training images.
+  """How close samples are to training images.
 
   Attributes:
     share: samples whose ratio is below the threshold.

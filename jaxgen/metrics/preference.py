@@ -53,7 +53,7 @@ class WinRate(NamedTuple):
 
   Attributes:
     interval: Eq. 1 at `effective` votes.
-    votes: how many there are.
+    votes: number of votes.
     effective: Eq. 2.
     p_value: two-sided p-value of the hypothesis that both sides are equal; below 0.05 where the 95% interval leaves
       out 1/2.
@@ -196,7 +196,7 @@ def bradley_terry_intervals(
     first, second: contenders of each vote, by number.
     scores: 1 where `first` is preferred, 0 where `second`, 1/2 for a tie.
     pairs, raters: as in `win_rate`.
-    contenders: how many there are.
+    contenders: number of contenders.
     prior: as in `bradley_terry`.
     resamples: number of resamples of the bootstrap.
     seed: seed of the bootstrap.

@@ -19,7 +19,7 @@ class Shards:
   """Arrays by name, all with one row an image, that grow by shards.
 
   Args:
-    folder: where they are; None keeps them in memory alone.
+    folder: folder of the shards; None keeps them in memory only.
     about: all that the features depend on, as JSON.
   """
 

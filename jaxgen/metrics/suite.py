@@ -26,6 +26,7 @@ SPLITS = 10
 NEIGHBOURS, NEIGHBOURS_OF_DENSITY = 3, 5
 
 Features = Mapping[str, np.ndarray]
+NamedExtract = Callable[[Any], dict[str, np.ndarray]]  # a batch of images -> features by name
 
 
 class Reference(NamedTuple):

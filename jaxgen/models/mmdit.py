@@ -20,7 +20,6 @@ joint blocks `single` blocks on x = [text, image] with one set of weights, where
   h = norm(x) (1 + scale) + shift;   x <- x + gate * out([attention(qkv(h)), gelu(in(h))])     (8)
 """
 
-from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -35,7 +34,7 @@ from jaxgen.models.layers.embedding import sincos_at
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.rope import angles_of, rotate_pairs
-from jaxgen.models.layers.stack import stack
+from jaxgen.models.layers.stack import MakeBlock, stack
 from jaxgen.typing import Array, Bool, Cond, Float
 
 Streams = tuple[Array, Array]  # tokens of the image, b l d, and of the text, b k d
@@ -163,7 +162,7 @@ class MMDiT(nn.Module):
     both = self._stack(partial(SingleBlock, **options), self.single, 'single_blocks', both, c, angles, mask)
     return both[:, text.shape[1] :]
 
-  def _stack(self, block: Callable[..., nn.Module], depth: int, name: str, x: Any, *shared: Any) -> Any:
+  def _stack(self, block: MakeBlock, depth: int, name: str, x: Any, *shared: Any) -> Any:
     return stack(self, block, x, *shared, depth=depth, name=name, remat=self.remat)
 
   def _grid(self, shape: tuple[int, ...]) -> tuple[int, int]:

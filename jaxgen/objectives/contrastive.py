@@ -84,5 +84,5 @@ def _rows(own: Float[Array, 'b e'], others: Float[Array, 'b e']) -> Float[Array,
 
 
 def _cross_entropy(z: Float[Array, 'b b']) -> Float[Array, '']:
-  """That of row i with i, in nats."""
+  """The cross-entropy of row i with column i, in nats."""
   return -jnp.mean(jnp.diagonal(jax.nn.log_softmax(z.astype(jnp.float32), axis=1)))

@@ -11,9 +11,10 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.metrics.lpips import lpips
+from jaxgen.metrics import lpips as metric
+from jaxgen.models import lpips as networks
 from jaxgen.processes.process import sum_per_image
-from jaxgen.typing import Array, Float
+from jaxgen.typing import Array, Float, Params
 
 Distance = Callable[[Any, Array, Array], Array]
 
@@ -36,6 +37,21 @@ def perceptual(judge: str = 'vgg16', *, side: int | None = None) -> Distance:
     return lpips(frozen['lpips'], judged(a, side), judged(b, side), network=judge)
 
   return distance
+
+
+def lpips(
+  params: Params, a: Float[Array, 'b h w 3'], b: Float[Array, 'b h w 3'], *, network: str = 'vgg16'
+) -> Float[Array, ' b']:
+  """LPIPS of each pair of images in [-1, 1]; gray ones as three equal channels.
+
+  Args:
+    params: parameters that `pretrained.lpips.load` returns; one network of them, `{network: ...}`, is enough.
+    a, b: the images.
+    network: 'alexnet', as papers report it, or 'vgg16', as losses use it.
+  """
+  # Both images in one batch: each layer reads its kernel once.
+  features = networks.features(params, jnp.concatenate([a, b]), network=network)
+  return metric.lpips(features, [params[network][f'head_{i}']['kernel'] for i in range(len(features))])
 
 
 def judged(images: Float[Array, 'b h w c'], side: int | None) -> Float[Array, 'b s s 3']:

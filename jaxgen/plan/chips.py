@@ -35,7 +35,7 @@ class Chip(NamedTuple):
     interconnect: byte/s that a chip can send to its neighbours in a slice: half of the bidirectional sum of its links.
     network: bandwidth between slices, in byte/s that one chip can send.
     devices: JAX devices on a chip.
-    source: where the numbers are published.
+    source: where the numbers were published.
   """
 
   kind: str

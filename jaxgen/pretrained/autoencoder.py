@@ -162,7 +162,7 @@ def convert(file: str | os.PathLike, path: str | os.PathLike, name: str, *, part
   Args:
     file: a checkpoint, .ckpt, .pt, .pth or .safetensors.
     path: the folder to write.
-    name: of a published network. Its latents are scaled as published, unless the file says how.
+    name: name of a published network. Its latents are scaled as published, unless the file says how.
     part: entry of a torch file to take, such as 'ema'; see `torch_file.state_dict`.
 
   Raises:

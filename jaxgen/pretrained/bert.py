@@ -10,19 +10,15 @@ from jaxgen.models.bert import Bert, minilm
 from jaxgen.pretrained import folder, safetensors_file
 from jaxgen.pretrained.layout import Layout, Meta
 from jaxgen.pretrained.state_dict import (
-  Leaf,
   Module,
-  Shape,
   Tensors,
   check,
+  encoder_leaves,
   flat_shapes,
   from_heads,
-  kernel,
   linear,
-  stack_leaf,
   table,
   to_heads,
-  vector,
 )
 from jaxgen.typing import Params
 
@@ -76,7 +72,8 @@ def write(net: Bert, params: Params, meta: Meta) -> Layout:
 
 def layout(net: Bert, config: folder.Config) -> Layout:
   shapes = flat_shapes(net.init, jnp.zeros((1, 1), jnp.int32))
-  return Layout(net, {path: _leaf(path, shape) for path, shape in shapes.items()}, config, folder.TRANSFORMERS, _own)
+  leaves = encoder_leaves(shapes, ends=_ENDS, blocks='encoder.layer.{}', modules=_BLOCK)
+  return Layout(net, leaves, config, folder.TRANSFORMERS, _own)
 
 
 def read_minilm(path: Path) -> dict[str, np.ndarray]:
@@ -107,13 +104,6 @@ def configuration(net: Bert) -> folder.Config:
     'hidden_act': 'gelu',
     'pad_token_id': 0,
   }
-
-
-def _leaf(path: str, shape: Shape) -> Leaf:
-  if path.startswith('blocks/'):
-    return stack_leaf(path.removeprefix('blocks/'), shape, blocks='encoder.layer.{}', modules=_BLOCK)
-  name, of = _ENDS[path]
-  return kernel(name, shape, of) if of else vector(name, shape)
 
 
 def _own(tensors: Tensors) -> Tensors:

@@ -1,4 +1,4 @@
-"""Files in a bucket, gs://BUCKET/FILE, for libraries that read and write files of this machine only: copies of them."""
+"""Local copies of files in a bucket, gs://BUCKET/FILE, for libraries that read and write local files only."""
 
 import os
 import shutil
@@ -13,11 +13,11 @@ _CHUNK = 16 << 20  # bytes
 
 
 class Here(NamedTuple):
-  """A file of this machine.
+  """A local file.
 
   Attributes:
-    path: of it.
-    copy: what deletes it when nobody holds this any more; None where it is no copy.
+    path: its path.
+    copy: deletes the file when it is no longer referenced; None for a file that is no copy.
   """
 
   path: str

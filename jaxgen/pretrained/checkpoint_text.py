@@ -27,13 +27,13 @@ _BLOCK = re.compile(r'(?:resblocks|layers|block)\.(\d+)\.')
 
 
 class _Place(NamedTuple):
-  """Where a checkpoint has a text tower.
+  """Where a checkpoint stores a text tower.
 
   Attributes:
-    prefix: of its tensors' names.
+    prefix: start of its tensors' names.
     component: diffusers' name for it.
     open_names: whether its tensors have OpenCLIP's names.
-    activation: of its MLPs.
+    activation: activation of its MLPs.
     left_out: number of last blocks that are not read; then there is no projection either.
   """
 

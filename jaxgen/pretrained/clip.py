@@ -22,15 +22,13 @@ from jaxgen.pretrained.state_dict import (
   Shape,
   Tensors,
   conv,
+  encoder_leaves,
   flat_shapes,
   from_heads,
-  kernel,
   linear,
-  stack_leaf,
   table,
   to_heads,
   to_qkv,
-  vector,
 )
 from jaxgen.typing import Params
 
@@ -178,41 +176,31 @@ def configuration(net: Net) -> folder.Config:
 
 
 def text_leaves(net: CLIPText, *, prefix: str = '') -> Leaves:
-  """Of a text tower with transformers' names, after `prefix`."""
-  return _leaves(_text_shapes(net), _TEXT, 'text_model.encoder.layers.{}', _BLOCK, prefix)
+  """The leaves of a text tower with transformers' names, after `prefix`."""
+  blocks = 'text_model.encoder.layers.{}'
+  return encoder_leaves(_text_shapes(net), ends=_TEXT, blocks=blocks, modules=_BLOCK, prefix=prefix)
 
 
 def open_text_leaves(net: CLIPText, *, prefix: str = '') -> Leaves:
-  """Of a text tower with OpenCLIP's names, after `prefix`."""
-  return _leaves(_text_shapes(net), _OPEN_TEXT, 'transformer.resblocks.{}', _OPEN_BLOCK, prefix)
+  """The leaves of a text tower with OpenCLIP's names, after `prefix`."""
+  blocks = 'transformer.resblocks.{}'
+  return encoder_leaves(_text_shapes(net), ends=_OPEN_TEXT, blocks=blocks, modules=_OPEN_BLOCK, prefix=prefix)
 
 
 def vision_leaves(net: CLIPVision) -> Leaves:
-  return _leaves(_vision_shapes(net), _VISION, 'vision_model.encoder.layers.{}', _BLOCK, '')
+  blocks = 'vision_model.encoder.layers.{}'
+  return encoder_leaves(_vision_shapes(net), ends=_VISION, blocks=blocks, modules=_BLOCK)
 
 
 def open_layout(net: CLIP) -> Layout:
   """The layout of both towers in a file of OpenCLIP or of OpenAI."""
-  vision = _leaves(_vision_shapes(net.vision), _OPEN_VISION, 'visual.transformer.resblocks.{}', _OPEN_BLOCK, '')
+  shapes, blocks = _vision_shapes(net.vision), 'visual.transformer.resblocks.{}'
+  vision = encoder_leaves(shapes, ends=_OPEN_VISION, blocks=blocks, modules=_OPEN_BLOCK)
   leaves = {f'text/{path}': leaf for path, leaf in open_text_leaves(net.text).items()}
   leaves |= {f'vision/{path}': leaf for path, leaf in vision.items()}
   for name in ('logit_scale', *(('logit_bias',) if net.logit_bias else ())):
     leaves[name] = Leaf((name,), (), (), ())
   return Layout(net, leaves, configuration(net.clone(logit_bias=False)), own=functools.partial(_own, ''))
-
-
-def _leaves(
-  shapes: Mapping[str, Shape], names: Mapping[str, Any], blocks: str, modules: Mapping[str, Module], prefix: str
-) -> dict[str, Leaf]:
-  leaves = {}
-  for path, shape in shapes.items():
-    if path.startswith('blocks/'):
-      leaf = stack_leaf(path.removeprefix('blocks/'), shape, blocks=f'{prefix}{blocks}', modules=modules)
-    else:
-      name, of = names[path]
-      leaf = kernel(prefix + name, shape, of) if of else vector(prefix + name, shape)
-    leaves[path] = leaf
-  return leaves
 
 
 def _text_shapes(net: CLIPText) -> dict[str, Shape]:

@@ -255,7 +255,7 @@ def _heads(config: Mapping[str, Any], features: list[int], *, text: bool) -> dic
 
 
 def _depths(config: Mapping[str, Any], attends: tuple[bool, ...]) -> int | tuple[int, ...]:
-  """Of the transformers; a level without any has 0, unless it is the last, whose number is the middle's too."""
+  """Depths of the transformers; 0 for a level without, but for the last level, whose depth is the middle's too."""
   given = config.get('transformer_layers_per_block', 1)
   if isinstance(given, int):
     return given

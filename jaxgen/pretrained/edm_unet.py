@@ -145,9 +145,9 @@ def original(net: Net, *, resolution: int, channels: int = 3) -> Layout:
   """The layout of the state dict of EDM's network (not of the preconditioned one, whose names start with `model.`).
 
   Args:
-    net: the network; NCSN++ has the frequencies of its weights, of `with_frequencies`.
+    net: the network; of NCSN++, with the frequencies of its weights (`with_frequencies`).
     resolution: side of the images it was trained on, which is part of the tensors' names.
-    channels: of these images.
+    channels: channels of these images.
 
   Raises:
     ValueError: EDM's network of this shape has other groups in its norms.

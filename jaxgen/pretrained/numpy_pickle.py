@@ -1,4 +1,4 @@
-"""Reads pickles of numpy arrays in containers, running nothing of them: trees of Flax parameters of earlier years.
+"""Reads pickles of numpy arrays in containers, such as older trees of Flax parameters, without running them.
 
 The pickle is read as data (pickle_data.py): an array becomes a description, from which it is made afterwards. An object
 of any other class becomes an `Opaque`.

@@ -1,4 +1,4 @@
-"""Reads a pickle as data. Nothing of it is called and no name in it is imported, whatever it holds.
+"""Reads a pickle as data: no name in it is imported, and nothing is called.
 
 A pickle is a program for a stack machine, and Python's own machine imports and calls what the program names. The
 machine here has the same opcodes but no way to call: a global is a `Named`, and what a pickle makes of one by a call
@@ -35,10 +35,10 @@ class Opaque:
   """An object of a class that the reader does not know; it does nothing.
 
   Attributes:
-    name: of its class, or of the function that would make it.
-    args: what that would be called with.
-    state: what the object would be filled with: usually its attributes.
-    entries: what a subclass of dict, list or set would hold.
+    name: name of its class, or of the function that would make it.
+    args: arguments of that call.
+    state: state that the object would be given, usually its attributes.
+    entries: entries of a subclass of dict, list or set.
   """
 
   __slots__ = ('args', 'entries', 'name', 'state')
@@ -59,8 +59,9 @@ def load(file: io.BytesIO, *, make: Makers, reference: Callable[[Any], Any] | No
 
   Args:
     file: the pickle.
-    make: name to what stands for a call of it, which must be safe for any arguments; None makes an `Opaque`.
-    reference: what stands for a persistent id; none are allowed by default.
+    make: maps a name to the function called in its place, which must be safe for any arguments; None makes an
+      `Opaque`.
+    reference: maps a persistent id to its value; none are allowed by default.
 
   Raises:
     PickleError: it is damaged or hostile. What `make` and `reference` raise passes through.

@@ -1,6 +1,6 @@
 """Whole published generators: a folder of diffusers with model_index.json, read and written.
 
-  model_index.json                   what it is of, and its parts: {"unet": ["diffusers", "UNet2DConditionModel"], ...}
+  model_index.json                   its class, and its parts: {"unet": ["diffusers", "UNet2DConditionModel"], ...}
   unet/ or transformer/, vae/, text_encoder/, text_encoder_2/, ...        networks: folders as published.py reads them
   tokenizer/, tokenizer_2/, ...      vocabularies
   scheduler/                         scheduler_config.json
@@ -45,7 +45,7 @@ class Pipeline(NamedTuple):
 
   Attributes:
     components: its networks by the names of their folders, such as 'unet', 'vae', 'text_encoder_2'.
-    tokenizers: by the names of their folders.
+    tokenizers: its tokenizers by the names of their folders.
     schedule: process, prediction and sampler.
     config: model_index.json.
     files: contents of the tokenizers' files by path, for `save`.
@@ -140,7 +140,7 @@ def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
   """Writes a folder that `load` and diffusers read; a folder with model_index.json is whole.
 
   Args:
-    pipeline: of which each network is written in float32.
+    pipeline: the pipeline; its networks are written in float32.
     path: path of the folder.
   """
   path = epath.Path(path)

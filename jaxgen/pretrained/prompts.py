@@ -1,4 +1,4 @@
-"""What published generators are told of a prompt: their conditioners, and the fields of a batch that a prompt becomes.
+"""Conditioners of published generators, and the fields of a batch that a prompt becomes.
 
   Stable Diffusion   text: the last tokens of CLIP, normed
   SDXL               text: [CLIP L, CLIP bigG] before their last blocks, not normed; pooled: bigG's projection; size:
@@ -7,8 +7,8 @@
   Flux               text: T5's tokens; pooled: CLIP L's, not projected; guidance: the scale
   PixArt             text: T5's tokens, whose padding is masked
 
-Prompts are told by token ids, one field for each text encoder: `text`, `text_2`, `text_3`. CLIP's prompts may have
-weights, `(red:1.3)`, and any length: chunks of 77 ids are encoded apart and joined along the tokens
+A prompt is given as token ids, one field for each text encoder: `text`, `text_2`, `text_3`. CLIP's prompts may have
+weights, `(red:1.3)`, and any length: chunks of 77 ids are encoded separately and joined along the tokens
 (data/tokenizers/prompt_weights.py).
 """
 
@@ -28,13 +28,13 @@ from jaxgen.typing import Array, Cond, Key
 FIELDS = ('text', 'text_2', 'text_3')  # of TEXT_ENCODERS
 _FLUX_TOKENS, _FLUX_FEW, _SD3_TOKENS = 512, 256, 256
 _PIXART_TOKENS = {'PixArtAlphaPipeline': 120, 'PixArtSigmaPipeline': 300}
-_AESTHETIC, _UGLY = 6.0, 2.5  # scores that SDXL's refiner is told, and told to stay away from
+_AESTHETIC, _UGLY = 6.0, 2.5  # aesthetic scores of SDXL's refiner, of the condition and of its null
 
 Tokenize = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
 
 class Prompts(NamedTuple):
-  """How a generator is told a prompt.
+  """How a generator takes a prompt.
 
   Attributes:
     conditioner: reads `frozen['text_encoder']`, ...
@@ -55,14 +55,14 @@ def prompts(
   drop_rate: float = 0.0,
   guidance: float | None = None,
 ) -> Prompts:
-  """What a generator is told.
+  """The conditioner and the tokenizers of a generator.
 
   Args:
     pipeline: the generator.
-    size: height and width of the images, in pixels, which SDXL and PixArt are told.
-    chunks: of 77 ids, of CLIP's prompts.
+    size: height and width of the images, in pixels, a condition of SDXL and PixArt.
+    chunks: chunks of 77 ids in a prompt of CLIP.
     drop_rate: probability in training that an image's text is dropped.
-    guidance: the scale that Flux is told.
+    guidance: guidance scale, a condition of Flux.
   """
   if pipeline.kind in pipelines.UNCONDITIONAL:
     net: Any = pipeline.denoiser.net
@@ -206,7 +206,7 @@ class _Clip(NamedTuple):
   tokenizer: Tokenizer
 
   def features(self, frozen: Any, fields: Mapping[str, Array], *, skip: int = 0) -> TextFeatures:
-    """Of each chunk by itself; tokens lie in one row, `pooled` and `projected` are rows of chunks."""
+    """Features of each chunk; tokens are joined in one row, `pooled` and `projected` have a row for each chunk."""
     ids = fields[self.field]
     rows = ids.reshape(-1, self.tokenizer.length)
     made: TextFeatures = self.net.apply({'params': frozen[self.component]}, rows, skip=skip)
@@ -233,7 +233,7 @@ def _by_field(pipeline: Pipeline) -> dict[str, Tokenizer]:
 
 
 def _first(rows: Array, chunks: int) -> Array:
-  """That of the first of each prompt's chunks."""
+  """The row of each prompt's first chunk."""
   return rows[::chunks]
 
 
@@ -243,7 +243,7 @@ def _weigh(tokens: Array, fields: Mapping[str, Array], name: str) -> Array:
 
 
 def _nulls(texts: Mapping[str, _Clip], chunks: int) -> dict[str, Field]:
-  """The fields of CLIP's prompts; no text is the empty one, with weights of 1."""
+  """The fields of CLIP's prompts; the null is the empty text with weights of 1."""
   made = {}
   for name, text in texts.items():
     made[name] = Field(np.tile(encode_all(text.tokenizer, [''])[0], chunks))

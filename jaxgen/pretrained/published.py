@@ -1,4 +1,4 @@
-"""Whatever is published: networks, and whole generators.
+"""Published weights: networks, and whole generators.
 
 load(folder or file) -> Pretrained | Pipeline        save(it, folder)        objective_of(pipeline): text_to_image.py
 """
@@ -18,11 +18,11 @@ def load(path: str | os.PathLike, *, put: Put | None = None, dtype: Any = jnp.fl
   """The network or the generator of a folder or file.
 
   Args:
-    path: of a folder of diffusers or transformers, of a file that `jaxgen weights get` stored, or of a checkpoint of
-      Stable Diffusion in one file.
-    put: of a network: `(path in the tree, array) -> what to put there`, such as an array sharded over a mesh; float32
-      without it. The parameters of a generator are read when they are used.
-    dtype: of the networks' activations.
+    path: path of a folder of diffusers or transformers, of a file that `jaxgen weights get` stored, or of a
+      single-file checkpoint of Stable Diffusion.
+    put: `(path in the tree, array) -> leaf`, such as an array sharded over a mesh; by default float32 on the host. It
+      applies to single networks; the parameters of a generator are read when they are used.
+    dtype: dtype of the networks' activations.
 
   Raises:
     FileNotFoundError: there is no such folder or file, or a part of it is missing.

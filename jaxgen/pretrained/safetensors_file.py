@@ -1,5 +1,6 @@
 """Reads and writes safetensors files as flat dictionaries of numpy arrays, bfloat16 included."""
 
+import hashlib
 import os
 import tempfile
 from collections.abc import Mapping
@@ -67,6 +68,35 @@ def metadata(path: str | os.PathLike) -> dict[str, str]:
       return file.metadata() or {}
   except safetensors.SafetensorError as error:
     raise ValueError(f'{path} cannot be read as a safetensors file: {error}; fetch it again') from error
+
+
+def stored(path: str | os.PathLike, *, name: str) -> tuple[dict[str, np.ndarray], str]:
+  """The tensors of a file that `jaxgen weights get NAME` stored, and their hash.
+
+  Raises:
+    FileNotFoundError: the file is not there.
+    ValueError: it is damaged.
+  """
+  if not epath.Path(path).exists():
+    raise FileNotFoundError(f'{path} does not exist; get the weights with `jaxgen weights get {name}`')
+  remedy = f'delete it and `jaxgen weights get {name}`'
+  try:
+    tensors, noted = read(path), metadata(path).get('hash')
+  except ValueError as error:
+    raise ValueError(f'{path} is damaged ({error.__cause__}); {remedy}') from error
+  if noted is None or content_hash(tensors) != noted:
+    raise ValueError(f'{path} is damaged (wrong hash); {remedy}')
+  return tensors, noted
+
+
+def content_hash(tensors: Mapping[str, np.ndarray]) -> str:
+  """A hash of tensors by name, without those of a classifier, `fc`, which not all files of an Inception have."""
+  digest = hashlib.sha256()
+  for name in sorted(tensors):
+    if not name.startswith('fc.'):
+      digest.update(f'{name} {tensors[name].dtype} {tensors[name].shape}\n'.encode())
+      digest.update(np.ascontiguousarray(tensors[name]).data)
+  return digest.hexdigest()
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata: Mapping[str, str]) -> None:

@@ -118,7 +118,7 @@ def sampling(
   Args:
     schedule: the scheduler's configuration.
     steps: number of steps; PLMS calls the network once more.
-    tokens: of an image, for a flow whose shift depends on their number.
+    tokens: number of tokens of an image, for a flow whose shift depends on it.
     even: a flow goes by t = 1 - i/n, as Flux's pipeline has it.
     double_shift: a flow's last time is shifted twice, as diffusers has it.
 

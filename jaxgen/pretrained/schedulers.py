@@ -52,15 +52,15 @@ _DEFAULTS = {
 
 
 class Schedule(NamedTuple):
-  """What a scheduler's configuration says, under diffusers' names.
+  """The configuration of a scheduler, under diffusers' names.
 
   Attributes:
     num_train_timesteps: T.
     beta_schedule: 'linear', 'scaled_linear', 'squaredcos_cap_v2', or 'flow'.
-    beta_start, beta_end: of the first two.
+    beta_start, beta_end: first and last beta of the first two.
     prediction_type: 'epsilon', 'sample' or 'v_prediction'; 'flow_prediction' of a flow.
     scheduler: the class's name.
-    shift: of a flow's times.
+    shift: shift of a flow's times.
     more: the configuration's other entries, such as `timestep_spacing`; sampling.py reads them.
   """
 

@@ -40,7 +40,7 @@ _SD1_TEXT = 768  # width of CLIP L, which Stable Diffusion 1 reads
 
 
 def is_checkpoint(path: str | os.PathLike) -> bool:
-  """Whether a file holds a whole generator; a damaged one does not."""
+  """Whether a file holds a whole generator; False for a damaged file."""
   path = Path(path)
   if path.is_dir() or path.suffix not in ('.safetensors', '.ckpt') or not path.exists():
     return False
@@ -52,8 +52,8 @@ def load(path: str | os.PathLike, *, prediction: str | None = None, dtype: Any =
 
   Args:
     path: path of the file, .safetensors or .ckpt; nothing in it is run.
-    prediction: what the network predicts, 'epsilon' or 'v_prediction'; needed of Stable Diffusion 2.
-    dtype: of the networks' activations, but for the autoencoder's, which are float32.
+    prediction: the network's prediction, 'epsilon' or 'v_prediction'; needed for Stable Diffusion 2.
+    dtype: dtype of the networks' activations; the autoencoder's are float32.
 
   Raises:
     ValueError: the file is damaged, or of another model, or `prediction` has to be given.
@@ -97,7 +97,7 @@ _SCHEDULE = {'timestep_spacing': 'leading', 'steps_offset': 1}
 
 
 def _unet(tensors: Tensors, dtype: Any) -> Layout:
-  """The layout of the U-Net, whose shape is that of its tensors."""
+  """The layout of the U-Net, whose sizes follow from its tensors."""
   shapes = {name.removeprefix(_UNET): tuple(tensor.shape) for name, tensor in tensors.items() if name.startswith(_UNET)}
   try:
     width, channels = shapes['input_blocks.0.0.weight'][:2]

@@ -1,4 +1,4 @@
-"""State dicts: tensors by name, as PyTorch's modules save them, and the Flax trees they become, bit for bit.
+"""State dicts: tensors by name, as PyTorch's modules save them, to and from Flax trees, bit for bit.
 
 A `Leaf` says where one Flax parameter is found and how it lies there: its axes in another order, in a shape of its own.
 A linear layer is transposed, a 1x1 convolution is a linear layer with axes of size 1 at the end, heads are an axis
@@ -8,7 +8,7 @@ A mapping is `{path in the tree: Leaf}`, and goes both ways.
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
@@ -20,12 +20,15 @@ from flax import traverse_util
 from jaxgen.typing import Params
 
 _THREADS = 4
+_ALIGNMENT = 64  # bytes
+_LARGE = 32  # a parameter with more than this part of all numbers is read alone
 Shape = tuple[int, ...]
 Tensors = Mapping[str, Any]  # arrays, or what has a shape and becomes an array when it is asked to
+Each = Callable[[Callable[[Any], Any], Iterable[Any]], Iterable[Any]]  # as `map`
 
 
 class Order(NamedTuple):
-  """Of a kernel: its axes as the tensor orders them, and the tensor's shape from the kernel's."""
+  """How a kernel is stored: its axes in the order of the tensor, and the tensor's shape from the kernel's."""
 
   order: Shape
   tensor_shape: Callable[[Shape], Shape]
@@ -43,17 +46,17 @@ Modules = dict[str, tuple[str, Order]]  # Flax module -> (PyTorch module, layout
 
 
 class Leaf(NamedTuple):
-  """Where one Flax parameter is found.
+  """Where one Flax parameter is stored.
 
   Attributes:
-    names: of its tensors: one, or one for each index of the axes `apart`, the last axis fastest.
-    shape: in Flax.
-    order: of the axes of a part (the leaf without the axes `apart`) in its tensor.
-    tensor_shape: of one tensor.
+    names: names of its tensors: one, or one for each index of the axes `apart`, the last axis fastest.
+    shape: shape in Flax.
+    order: order of the axes of a part (the leaf without the axes `apart`) in its tensor.
+    tensor_shape: shape of one tensor.
     apart: the axes along which the parts lie.
-    view: axes that a part is seen with, where they are not its own; `order` is of these.
-    copies: the tensors are all the whole leaf; on reading they must be equal.
-    flip: axes of a part that run the other way in its tensor.
+    view: shape that a part is given before its axes are ordered; its own shape by default.
+    copies: each tensor is the whole leaf; on reading they must be equal.
+    flip: axes of a part that are reversed in its tensor.
   """
 
   names: tuple[str, ...]
@@ -69,7 +72,12 @@ class Leaf(NamedTuple):
   def part_shape(self) -> Shape:
     return tuple(size for axis, size in enumerate(self.shape) if axis not in self.apart)
 
-  def to_flax(self, tensors: Tensors) -> np.ndarray:
+  @property
+  def size(self) -> int:
+    return math.prod(self.shape)
+
+  def to_flax(self, tensors: Tensors, *, each: Each = map) -> np.ndarray:
+    """The parameter; `each` maps over its tensors, such as a pool's `map`."""
     if not self.apart:
       first = np.asarray(tensors[self.names[0]])
       for name in self.names[1:]:
@@ -77,12 +85,17 @@ class Leaf(NamedTuple):
           raise ValueError(f'{name} is not equal to {self.names[0]}; the network here has one for both')
       return self._part(first)
     part = self._part(tensors[self.names[0]])
-    whole = np.empty(self.shape, part.dtype)
+    whole = _aligned(self.shape, part.dtype)
     parts = np.moveaxis(whole, self.apart, range(len(self.apart)))  # the same memory
     indices = list(np.ndindex(*parts.shape[: len(self.apart)]))
     parts[indices[0]] = part
-    for index, name in zip(indices[1:], self.names[1:], strict=True):
+
+    def fill(at: tuple[Shape, str]) -> None:
+      index, name = at
       parts[index] = self._part(tensors[name])
+
+    for _ in each(fill, zip(indices[1:], self.names[1:], strict=True)):
+      pass
     return whole
 
   def to_torch(self, leaf: np.ndarray) -> dict[str, np.ndarray]:
@@ -103,8 +116,16 @@ class Leaf(NamedTuple):
     return np.flip(turned, self.flip) if self.flip else turned  # a flip of a number is no array
 
   def of_one(self) -> 'Leaf':
-    """Of the only block of a stack of one, without the axis of its depth."""
+    """The leaf of the only block of a stack of one, without the axis of the depth."""
     return self._replace(shape=self.shape[1:], apart=tuple(axis - 1 for axis in self.apart if axis))
+
+
+def _aligned(shape: Shape, dtype: Any) -> np.ndarray:
+  """An empty array at an address that XLA's CPU backend takes over without a copy."""
+  size = math.prod(shape) * np.dtype(dtype).itemsize
+  block = np.empty(size + _ALIGNMENT, np.uint8)
+  start = -block.ctypes.data % _ALIGNMENT
+  return block[start : start + size].view(dtype).reshape(shape)
 
 
 Leaves = Mapping[str, Leaf]
@@ -140,9 +161,9 @@ class Module(NamedTuple):
   """A module of a stack's block, in PyTorch.
 
   Attributes:
-    names: of its modules there: one, or those whose outputs lie along one axis here, such as queries, keys and values.
+    names: names of its modules there: one, or those whose outputs lie along one axis here, such as queries and keys.
       One with `{}` in it takes `weight` or `bias` there, others after a dot.
-    layout: of its kernel, of one of these modules.
+    layout: layout of the kernel of one of these modules.
   """
 
   names: tuple[str, ...]
@@ -153,10 +174,10 @@ def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Mo
   """The leaf of a scanned stack, whose first axis is the depth's.
 
   Args:
-    path: within the block.
-    shape: with the depth.
+    path: path within the block.
+    shape: shape with the depth.
     blocks: name of a block, `{}` its number.
-    modules: of a block, by their path here.
+    modules: modules of a block, by their path here.
     start: number of the stack's first block there.
   """
   module, _, parameter = path.rpartition('/')
@@ -171,6 +192,33 @@ def stack_leaf(path: str, shape: Shape, *, blocks: str, modules: Mapping[str, Mo
   if parameter == 'kernel':
     return Leaf(there, shape, layout.order, layout.tensor_shape(part), apart)
   return Leaf(there, shape, tuple(range(len(part))), (math.prod(part),), apart)
+
+
+def encoder_leaves(
+  shapes: Mapping[str, Shape],
+  *,
+  ends: Mapping[str, tuple[str, Order | None]],
+  blocks: str,
+  modules: Mapping[str, Module],
+  prefix: str = '',
+) -> dict[str, Leaf]:
+  """The leaves of an encoder: one stack, called `blocks`, and the parameters before and after it.
+
+  Args:
+    shapes: shapes of the parameters by path.
+    ends: tensor and layout of each parameter outside the stack; None for the layout of a vector.
+    blocks: name of a block, `{}` its number.
+    modules: modules of a block, by their path here.
+    prefix: start of all names of tensors.
+  """
+
+  def leaf(path: str, shape: Shape) -> Leaf:
+    if path.startswith('blocks/'):
+      return stack_leaf(path.removeprefix('blocks/'), shape, blocks=prefix + blocks, modules=modules)
+    name, layout = ends[path]
+    return kernel(prefix + name, shape, layout) if layout else vector(prefix + name, shape)
+
+  return {path: leaf(path, shape) for path, shape in shapes.items()}
 
 
 def flat_shapes(init: Any, *args: Any) -> dict[str, Shape]:
@@ -202,9 +250,9 @@ def to_flax(
   """The parameters of a network from a state dict.
 
   Args:
-    leaves: of the network.
+    leaves: leaves of the network.
     tensors: the state dict.
-    network: what it should be of, for messages.
+    network: name of the network, for messages.
     put: `(path, array) -> what to put in the tree`: places a parameter before others are read. Threads call it.
 
   Raises:
@@ -212,12 +260,19 @@ def to_flax(
   """
   check(tensors, {name: leaf.tensor_shape for leaf in leaves.values() for name in leaf.names}, network=network)
 
-  def make(path: str) -> Any:
-    return put(path, leaves[path].to_flax(tensors))
+  def make(path: str, each: Each = map) -> Any:
+    return put(path, leaves[path].to_flax(tensors, each=each))
 
-  # Reading, hashing and transposing leave Python's lock. Each thread holds one parameter.
+  order = sorted(leaves, key=lambda path: leaves[path].size, reverse=True)
+  few = sum(leaf.size for leaf in leaves.values()) / _LARGE
+  large = [path for path in order if leaves[path].size > few]
+  small = order[len(large) :]
+  # Reading, hashing and transposing release Python's lock. A large parameter is in memory twice while it is put, so it
+  # is read alone, by all threads, the largest first, while memory is emptiest; then each thread holds a small one.
   with ThreadPoolExecutor(_THREADS) as pool:
-    return traverse_util.unflatten_dict(dict(zip(leaves, pool.map(make, leaves), strict=True)), sep='/')
+    made = {path: make(path, pool.map) for path in large}
+    made |= dict(zip(small, pool.map(make, small), strict=True))
+  return traverse_util.unflatten_dict({path: made[path] for path in leaves}, sep='/')
 
 
 class Unread:
@@ -230,7 +285,7 @@ class Unread:
 
   @property
   def size(self) -> int:
-    return math.prod(self.shape)
+    return self._leaf.size
 
   def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
     return np.asarray(self._leaf.to_flax(self._tensors), dtype or self.dtype)
@@ -259,7 +314,7 @@ def check(tensors: Tensors, wanted: Mapping[str, Shape], *, network: str) -> Non
   Args:
     tensors: arrays, or anything with a shape, by name.
     wanted: the shape of every tensor the network has.
-    network: what the file should be of, for the message.
+    network: name of the network, for the message.
 
   Raises:
     ValueError: tensors are missing, unexpected or of another shape; the message counts them and has the first names.

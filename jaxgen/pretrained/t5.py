@@ -8,18 +8,14 @@ from jaxgen.models.t5 import T5Encoder
 from jaxgen.pretrained import folder
 from jaxgen.pretrained.layout import Layout, Meta
 from jaxgen.pretrained.state_dict import (
-  Leaf,
   Module,
-  Shape,
   Tensors,
+  encoder_leaves,
   flat_shapes,
   from_heads,
-  kernel,
   linear,
-  stack_leaf,
   table,
   to_heads,
-  vector,
 )
 from jaxgen.typing import Params
 
@@ -34,6 +30,11 @@ _BLOCK = {
   'mlp/gate': Module(('layer.1.DenseReluDense.wi_0',), linear),
   'mlp/in': Module(('layer.1.DenseReluDense.wi_1',), linear),
   'mlp/out': Module(('layer.1.DenseReluDense.wo',), linear),
+}
+_ENDS = {
+  'token_embed/embedding': (_TABLE, table),
+  'relative_bias': (f'encoder.block.0.{_FIRST}.relative_attention_bias.weight', table),
+  'norm_out/scale': ('encoder.final_layer_norm.weight', None),
 }
 
 
@@ -70,7 +71,7 @@ def write(net: T5Encoder, params: Params, meta: Meta) -> Layout:
 def layout(net: T5Encoder, config: folder.Config, *, prefix: str = '') -> Layout:
   """The layout of an encoder, whose tensors' names start with `prefix`."""
   shapes = flat_shapes(net.init, jnp.zeros((1, 1), jnp.int32))
-  leaves = {path: _leaf(path, shape, prefix) for path, shape in shapes.items()}
+  leaves = encoder_leaves(shapes, ends=_ENDS, blocks='encoder.block.{}', modules=_BLOCK, prefix=prefix)
   return Layout(net, leaves, config, folder.TRANSFORMERS, _own)
 
 
@@ -94,16 +95,6 @@ def configuration(net: T5Encoder) -> folder.Config:
     'eos_token_id': 1,
     'pad_token_id': 0,
   }
-
-
-def _leaf(path: str, shape: Shape, prefix: str) -> Leaf:
-  if path.startswith('blocks/'):
-    return stack_leaf(path.removeprefix('blocks/'), shape, blocks=f'{prefix}encoder.block.{{}}', modules=_BLOCK)
-  if path == 'token_embed/embedding':
-    return kernel(prefix + _TABLE, shape, table)
-  if path == 'relative_bias':
-    return kernel(f'{prefix}encoder.block.0.{_FIRST}.relative_attention_bias.weight', shape, table)
-  return vector(f'{prefix}encoder.final_layer_norm.weight', shape)
 
 
 def _own(tensors: Tensors) -> Tensors:

@@ -90,13 +90,13 @@ def original(
 
   Args:
     net: the network.
-    qkv_order: of the code that trained the weights; nothing to a network with transformers.
-    channels: of the images that it is trained on.
+    qkv_order: order of queries, keys and values in the file; not used by a network with transformers.
+    channels: channels of the images that it was trained on.
     text_width: features of a token of text, if the network reads text.
     concat, vector: as in `shapes`.
     linear_projection: a transformer's first and last layers are linear layers in the file, not convolutions: Stable
       Diffusion 2 and XL.
-    prefix: what the names of its tensors start with in a checkpoint of a whole model.
+    prefix: start of its tensors' names in a checkpoint of a whole model.
   """
 
   def own(tensors: Tensors) -> Tensors:
@@ -118,11 +118,11 @@ def transformer(depth: int, projection: Order) -> Modules:
 
 
 def shapes(net: UNet, channels: int, text_width: int, *, concat: int = 0, vector: int = 0) -> dict[str, Shape]:
-  """Of the parameters by path.
+  """Shapes of the parameters by path.
 
   Args:
     net: the network.
-    channels: of its images.
+    channels: channels of its images.
     text_width: features of a token.
     concat: channels of `cond['concat']`.
     vector: features that join the time: of the pooled text, and of the numbers of `cond['size']`.

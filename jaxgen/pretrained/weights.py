@@ -1,4 +1,4 @@
-"""Named weights: where they come from, what their bytes must be, and where they are kept.
+"""Named weights: their sources, their hashes, and where they are stored.
 
 `get` converts a fetched or given file once to safetensors and stores it under ~/.cache/jaxgen/weights
 (JAXGEN_HOME). A file is trusted by the SHA-256 of its bytes or of its tensors; anything else is refused.
@@ -21,7 +21,6 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from jaxgen.home import fetched, home, kept
-from jaxgen.metrics.inception import content_hash
 from jaxgen.models.bert import minilm
 from jaxgen.pretrained import bert, inception, lpips, raw_file, safetensors_file
 
@@ -147,7 +146,7 @@ REGISTRY = {
       ),
     ),
     read=inception.read,
-    hash=content_hash,
+    hash=safetensors_file.content_hash,
     expected='f38c5ea972e27417f64765e5b709d22df630fe10a52fe9d7857bccb741123365',
     licence='Apache-2.0',
   ),
@@ -162,7 +161,7 @@ REGISTRY = {
       ),
     ),
     read=lpips.read,
-    hash=content_hash,
+    hash=safetensors_file.content_hash,
     expected='db1424c0fe53a2e2bd24a70673e49aff0d11bf289b13acbaf1f9b22bc8a703ea',
     licence='BSD-2-Clause',
   ),
@@ -177,7 +176,7 @@ REGISTRY = {
       ),
     ),
     read=bert.read_minilm,
-    hash=content_hash,
+    hash=safetensors_file.content_hash,
     expected='320696a33b0d78d813b6cfd34d24f649efdc7bd060d3684a44813f6c7c98e809',
     licence='Apache-2.0',
     config=bert.configuration(minilm()),

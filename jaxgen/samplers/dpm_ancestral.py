@@ -35,7 +35,7 @@ def dpm_2s_ancestral(
   """Samples from `x` at times[0] to times[-1], two network calls a step, by Eqs. 2 and 4.
 
   Args:
-    eta: in [0, 1]; 0 is the ODE, DPM-Solver++(2S).
+    eta: share of noise in [0, 1]; 0 is the ODE, DPM-Solver++(2S).
   """
   return _two_stages(denoise, process, x, times, cond, keys, eta, noise_inside=False)
 
@@ -53,7 +53,7 @@ def dpm_sde(
   """Samples from `x` at times[0] to times[-1], two network calls a step, by Eqs. 3 and 4.
 
   Args:
-    eta: in [0, 1]; 0 is the ODE, DPM-Solver++(2S).
+    eta: share of noise in [0, 1]; 0 is the ODE, DPM-Solver++(2S).
   """
   return _two_stages(denoise, process, x, times, cond, keys, eta, noise_inside=True)
 

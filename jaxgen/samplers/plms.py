@@ -40,7 +40,7 @@ def plms(
   """Samples from `x` at times[0] to times[-1], one network call a step and one more.
 
   Args:
-    space: what is averaged over steps: what the network predicts.
+    space: quantity that is averaged over steps: the network's prediction.
   """
   times, seen = jnp.asarray(times), space(process)
 

@@ -26,7 +26,7 @@ class Interval(NamedTuple):
 
   Attributes:
     times: decreasing, from `high` to `low`.
-    repeats: how often.
+    repeats: number of repeats.
   """
 
   times: Times
@@ -38,7 +38,7 @@ def restart(solve: Solver, intervals: Sequence[Interval]) -> Solver:
 
   Args:
     solve: a solver of the ODE, such as heun.
-    intervals: in the order in which they are met.
+    intervals: intervals in the order in which they are reached.
   """
 
   def solver(

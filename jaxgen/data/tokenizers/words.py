@@ -69,7 +69,7 @@ def from_captions(
   Args:
     captions: the texts.
     length: length of a row; what the longest caption needs when None.
-    at_least: how often a word must occur.
+    at_least: smallest number of occurrences of a word.
     end: as for `words`.
 
   Raises:

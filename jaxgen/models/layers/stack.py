@@ -23,6 +23,9 @@ from jax import lax
 from jaxgen import sharding
 from jaxgen.models.layers.remat import Policy
 
+MakeBlock = Callable[..., nn.Module]  # a module's class with its fields bound by `functools.partial`
+# (params, keys, x, shared, inputs) of one block -> x, and what it sowed
+_Run = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
 _SOWN = ('maps', 'intermediates')  # collections that a block may fill when they are asked for
 _RESIDUALS, _STATES = 'residuals', 'states'
 _BOTH = ('tensor', 'fsdp')
@@ -47,7 +50,7 @@ TRANSFORMER_RULES: tuple[sharding.Rule, ...] = (
 
 def stack(
   module: nn.Module,
-  block: Callable[..., nn.Module],
+  block: MakeBlock,
   x: Any,
   *shared: Any,
   depth: int,
@@ -111,7 +114,7 @@ def stack(
   return x
 
 
-def _scan(run: Callable[..., Any], x: Any, shared: Any, per_block: Any, length: int) -> tuple[Any, Any]:
+def _scan(run: _Run, x: Any, shared: Any, per_block: Any, length: int) -> tuple[Any, Any]:
   def body(x: Any, per_block: Any) -> tuple[Any, Any]:
     params, keys, inputs = per_block
     return run(params, keys, x, shared, inputs)
@@ -119,7 +122,7 @@ def _scan(run: Callable[..., Any], x: Any, shared: Any, per_block: Any, length: 
   return lax.scan(body, x, per_block, length=length)
 
 
-def _loop(run: Callable[..., Any], x: Any, shared: Any, per_block: Any, length: int) -> tuple[Any, Any]:
+def _loop(run: _Run, x: Any, shared: Any, per_block: Any, length: int) -> tuple[Any, Any]:
   leaves, treedef = jax.tree.flatten(per_block)
   # The gradient of a split is one concatenation; that of slices would be a sum of whole stacks, mostly zeros.
   leaves = [[part.squeeze(0) for part in lax.split(leaf, [1] * length)] for leaf in leaves]
@@ -146,7 +149,7 @@ def _initialise(module: nn.Module, block: Any, x: Any, rest: Sequence[Any], *, d
 class _Body(nn.Module):
   """A block as a scan wants it, under the block's own names."""
 
-  block: Callable[..., nn.Module]
+  block: MakeBlock
 
   def setup(self) -> None:
     self.inner = self.block()

@@ -30,7 +30,7 @@ class ImagePrompt(NamedTuple):
   """An image as a prompt.
 
   Attributes:
-    tokens: of the image, projected by models/image_prompt.py.
+    tokens: tokens of the image, projected by models/image_prompt.py.
     scale: w of each image of the batch; None for 1.
   """
 

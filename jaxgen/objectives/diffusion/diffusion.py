@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.vlb import vlb_estimate
-from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.network import Network
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, Parameterise, denoiser
@@ -45,7 +45,6 @@ def diffusion(
   loss_in: Parameterise | None = None,
   weighting: weightings.Weighting = weightings.uniform,
   conditioner: Conditioner = unconditional,
-  weights: Weights = own,
   weight_map: str = 'weight',
   vlb_weight: float = 1e-3,
   guide: Sequence[Guide] = (),
@@ -64,7 +63,6 @@ def diffusion(
     loss_in: the space of the loss, if not the parameterisation's own.
     weighting: multiplies the squared error in the space of the loss.
     conditioner: conditions of the network; `labels(10, drop_rate=0.1)` for classes.
-    weights: the tree that the network is applied with.
     weight_map: entry of the batch that multiplies the squared error, of an image (b) or of each pixel (b h w 1);
       a batch without 'weight' has weight 1.
     vlb_weight: lambda of Eq. 2, for a parameterisation that learns a variance.
@@ -77,10 +75,10 @@ def diffusion(
   judged = space if loss_in is None else loss_in(process)
   if space.learns_variance and process.num_steps is None:
     raise ValueError('a learned variance is trained by a bound over steps; give the process num_steps')
-  network = Network(net, weights)
+  network = Network(net)
 
   def denoiser_of(params: dict[str, Any], frozen: Any, **kwargs: Any) -> Denoiser:
-    return denoiser(network.apply(params, frozen, **kwargs), process, parameterisation)
+    return denoiser(network.apply(params, **kwargs), process, parameterisation)
 
   def loss(
     params: dict[str, Any], state: Any, frozen: Any, batch: Batch, key: Key[Array, '']
@@ -152,7 +150,7 @@ def init_of(
 
 
 def trained(conditioner: Conditioner) -> str | tuple[str, ...]:
-  """What a phase trains: the network, and the conditioner's own parameters if there are any."""
+  """The keys that a phase trains: the network, and the conditioner's own parameters if there are any."""
   return ('net', *conditioner.trains) if conditioner.trains else 'net'
 
 

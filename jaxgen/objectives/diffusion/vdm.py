@@ -25,7 +25,7 @@ from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import by_time, init_of, trained
 from jaxgen.objectives.diffusion.vlb import pixel_log_likelihood, prior_term
-from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.network import Network
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes.parameterisation import Parameterise
@@ -61,20 +61,19 @@ def vdm(
   parameterisation: Parameterise = parameterisations.eps,
   times: time_samplers.TimeSampler = time_samplers.stratified,
   conditioner: Conditioner = unconditional,
-  weights: Weights = own,
   guide: Sequence[Guide] = (),
 ) -> Objective:
   """Trains `net` by Eq. 1 and the schedule by Eq. 3.
 
   Args:
-    net, shape, sampler, conditioner, weights, guide: as in `diffusion`.
+    net, shape, sampler, conditioner, guide: as in `diffusion`.
     ends: y_0 and y_1.
     width: width of the schedule's network.
     every: steps between two updates of the schedule.
     parameterisation: the meaning of the network's output.
     times: uniform times, independent or stratified, as Eq. 3 asks.
   """
-  schedule, network = Monotone(*ends, width=width), Network(net, weights)
+  schedule, network = Monotone(*ends, width=width), Network(net)
   conditioner.check()
   if not ends[0] < ends[1]:
     raise ValueError(f'ends are {ends}; the negative log SNR rises with time')
@@ -87,7 +86,7 @@ def vdm(
     return y, process_of(y, ends)
 
   def denoiser(params: dict[str, Any], frozen: Any, process: Process, **kwargs: Any) -> Denoiser:
-    return make_denoiser(network.apply(params, frozen, **kwargs), process, parameterisation)
+    return make_denoiser(network.apply(params, **kwargs), process, parameterisation)
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     net_key, schedule_key = jax.random.split(key)

@@ -28,7 +28,7 @@ from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import init_of, trained
 from jaxgen.objectives.distances import Distance, pseudo_huber
-from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.network import Network
 from jaxgen.objectives.weight_map import map_of, masked
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
@@ -58,7 +58,6 @@ def consistency(
   target: Target | None = None,
   distance: Distance = pseudo_huber,
   conditioner: Conditioner = unconditional,
-  weights: Weights = own,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains f by Eq. 2.
@@ -74,9 +73,9 @@ def consistency(
     teacher: `frozen -> denoise` of a diffusion model to distil; None trains from data alone.
     target: gives the parameters of f(x_s, s); None for the network's own.
     distance: rho of Eq. 2.
-    conditioner, weights, limit: as in `diffusion`.
+    conditioner, limit: as in `diffusion`.
   """
-  process, network = process or edm(), Network(net, weights)
+  process, network = process or edm(), Network(net)
   conditioner.check()
   if not 1 <= first <= last:
     raise ValueError(f'the grid goes from {first} to {last} intervals; wanted 1 <= first <= last')
@@ -84,7 +83,7 @@ def consistency(
     raise ValueError(f'times are {times}; they must start at 1 and fall, without reaching 0')
 
   def function(params: dict[str, Any], frozen: Any, cond: Cond, **kwargs: Any) -> Callable[[Array, Array], Array]:
-    return _function(network.apply(params, frozen, **kwargs), process, data_std, cond)
+    return _function(network.apply(params, **kwargs), process, data_std, cond)
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     time_key, noise_key, drop_key, dropout_key, encode_key = jax.random.split(key, 5)

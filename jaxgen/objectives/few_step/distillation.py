@@ -23,8 +23,8 @@ A student that cannot reach its target is a blur by squared errors; a perceptual
 Differs from Luhman & Luhman and Liu et al.: they make all pairs before training, a pool that never changes.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -46,6 +46,12 @@ from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.sampler import Guide, Sampler, Without
 from jaxgen.typing import Array, Batch, Float, Key
+
+
+class DenoiserOf(Protocol):
+  """Gives the denoiser of some parameters."""
+
+  def __call__(self, params: dict[str, Any], *, train: bool, rngs: Mapping[str, Array] | None = None) -> Denoiser: ...
 
 
 def of_last_stage(old: Any, fresh: Any) -> Any:
@@ -111,11 +117,11 @@ def progressive(
     t = time_samplers.discrete(steps)(time_key, len(x0))
     eps = noise_like(x0, noise_key)
     z_t = corrupt(process, x0, eps, t)
-    taught = denoiser_of({**params, 'net': state.extra['teacher']}, frozen, train=False)
+    taught = denoiser_of({**params, 'net': state.extra['teacher']}, train=False)
     teacher = _guided(taught, guide_teacher, process, without)
     target = progressive_target(lambda z, t: teacher(z, t, cond), process, z_t, t, steps)
     perfect = of_x0.predict(jax.lax.stop_gradient(target), z_t, t)
-    prediction = denoiser_of(params, frozen, train=True, rngs={'dropout': dropout_key})(z_t, t, cond)
+    prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(z_t, t, cond)
     weight = map_of(batch)
     each = weighting(process, t) * squared_error(judged, prediction, perfect, t, weight)
     if distance is not None:
@@ -200,7 +206,7 @@ def paired(
     size = len(batch['image'])
     if fresh > size:
       raise ValueError(f'{fresh} fresh pairs of a batch of {size}: a pair takes its condition from the batch')
-    taught = denoiser_of({**params, 'net': state.extra['teacher']}, frozen, train=False)
+    taught = denoiser_of({**params, 'net': state.extra['teacher']}, train=False)
 
     def generate(x: Array, fields: dict[str, Array], keys: Key[Array, ' b']) -> Array:
       cond, without = conditioner.told(params, frozen, fields, keys)
@@ -213,7 +219,7 @@ def paired(
     cond, _ = conditioner.told(params, frozen, fields, jax.random.split(encode_key, size))
     t = times(time_key, size)
     x_t = corrupt(process, x0, eps, t)
-    prediction = denoiser_of(params, frozen, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
+    prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
     perfect = space.predict(space.target(x0, eps, t), x_t, t)
     each = squared_error(judged, prediction, perfect, t)
     if distance is not None:
@@ -241,10 +247,13 @@ def refill(
   return kept | {'drawn': pairs['drawn'] + fresh}
 
 
-def _denoiser_of(net: nn.Module, process: Process, parameterisation: Parameterise) -> Callable[..., Denoiser]:
-  """`(params, frozen, *, train, rngs) -> denoise`."""
+def _denoiser_of(net: nn.Module, process: Process, parameterisation: Parameterise) -> DenoiserOf:
   network = Network(net)
-  return lambda params, frozen, **kwargs: denoiser(network.apply(params, frozen, **kwargs), process, parameterisation)
+
+  def denoiser_of(params: dict[str, Any], *, train: bool, rngs: Mapping[str, Array] | None = None) -> Denoiser:
+    return denoiser(network.apply(params, train=train, rngs=rngs), process, parameterisation)
+
+  return denoiser_of
 
 
 def _guided(denoise: Denoiser, guides: Sequence[Guide], process: Process, without: Without) -> Denoiser:

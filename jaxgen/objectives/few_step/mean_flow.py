@@ -19,8 +19,8 @@ is u, or another parameterisation of the end of that line: of x0, u = (x_t - x0)
 output itself.
 """
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
 
 import flax.linen as nn
 import jax
@@ -31,7 +31,7 @@ from jaxgen.models.layers import attention
 from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import init_of, trained
-from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.network import Network
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, noise_like, sum_per_image
@@ -44,7 +44,16 @@ from jaxgen.typing import Array, Batch, Cond, Float, Key
 
 END = 'end'
 Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
-JumpOf = Callable[..., Jump]  # (params, frozen, cond, *, train, rngs) -> jump
+
+
+class JumpOf(Protocol):
+  """Gives the jump of some parameters under a condition."""
+
+  def __call__(
+    self, params: dict[str, Any], frozen: Any, cond: Cond, *, train: bool, rngs: Mapping[str, Array] | None = None
+  ) -> Jump: ...
+
+
 FLOW = rectified_flow()
 
 
@@ -56,7 +65,6 @@ def mean_flow(
   jumps: Float[np.ndarray, ' n'],
   different: float = 0.25,
   conditioner: Conditioner = unconditional,
-  weights: Weights = own,
   scale: float = 1.0,
   kappa: float = 0.0,
   power: float = 1.0,
@@ -72,7 +80,7 @@ def mean_flow(
     times: sampled twice for each image; the later is t, the earlier r.
     jumps: the sampler's times, from 1 to 0: `grids.uniform(1)` for one step.
     different: share of the images with r < t; the others train v.
-    conditioner, weights: as in `diffusion`.
+    conditioner: as in `diffusion`.
     scale: w of Eq. 4, guidance that is distilled into the network where the condition is not dropped, so that a guided
       image costs no second pass.
     kappa: k of Eq. 4, in [0, 1); where it is not 0, a training step has one more pass.
@@ -81,7 +89,7 @@ def mean_flow(
     parameterisation: the meaning of the network's output; one with a margin where it is singular.
     limit: samples are clipped to [-limit, limit]; None for latents.
   """
-  network = Network(net, weights)
+  network = Network(net)
   jump_of = jump_of_network(network, time_scale, parameterisation)
   conditioner.check()
   if not 0 <= different <= 1:
@@ -136,7 +144,7 @@ def jump_of_network(network: Network, scale: float, parameterisation: Parameteri
   space = parameterisation(FLOW)
 
   def jump_of(params: dict[str, Any], frozen: Any, cond: Cond, **kwargs: Any) -> Jump:
-    apply = network.apply(params, frozen, **kwargs)
+    apply = network.apply(params, **kwargs)
 
     def jump(x: Array, t: Array, r: Array) -> Array:
       output = apply(x, scale * t, {**cond, 'interval': scale * (t - r)})

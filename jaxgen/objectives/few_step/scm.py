@@ -27,7 +27,7 @@ from jaxgen.objectives.base import Aux, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import diffusion, trained
 from jaxgen.objectives.few_step.consistency import Teacher
-from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.network import Network
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes import trig_flow
 from jaxgen.processes.parameterisation import preconditioned
@@ -51,7 +51,6 @@ def scm(
   warmup: int = 10_000,
   teacher: Teacher | None = None,
   conditioner: Conditioner = unconditional,
-  weights: Weights = own,
   limit: float | None = 1.0,
 ) -> Objective:
   """Trains f by Eq. 4.
@@ -65,13 +64,13 @@ def scm(
     sample_times: times at which `sample` calls f, falling from 1; one for each step.
     warmup: steps in which the second part of Eq. 3 comes in.
     teacher: `frozen -> denoise` of a diffusion model of `process` to distil; None trains from data alone.
-    conditioner, weights, limit: as in `diffusion`.
+    conditioner, limit: as in `diffusion`.
   """
   process = process or trig_flow.trig_flow(data_std=data_std, time_scale=math.pi / 2)
   times = times or trig_flow.log_normal(data_std=data_std)
   if not sample_times or sample_times[0] != 1 or (np.diff((*sample_times, 0.0)) >= 0).any():
     raise ValueError(f'sample_times are {sample_times}; they must start at 1 and fall, without reaching 0')
-  grid, network = np.asarray([*sample_times, 0], np.float32), Network(net, weights)
+  grid, network = np.asarray([*sample_times, 0], np.float32), Network(net)
   base = diffusion(
     net,
     process,
@@ -80,7 +79,6 @@ def scm(
     times=times,
     sampler=Sampler(consistency, grid),
     conditioner=conditioner,
-    weights=weights,
     guide=(clip(limit),),
     limit=limit,
   )
@@ -95,7 +93,7 @@ def scm(
     if teacher is not None:
       x0, eps, _ = jax.lax.stop_gradient(teacher(frozen)(x_t, t, cond))
 
-    apply = network.apply(params, frozen, train=True, rngs={'dropout': dropout_key})
+    apply = network.apply(params, train=True, rngs={'dropout': dropout_key})
 
     def output_of(x: Array, t: Array) -> Array:
       return apply(x / data_std, process.network_time(t), cond).astype(jnp.float32)

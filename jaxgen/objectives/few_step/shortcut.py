@@ -28,7 +28,7 @@ from jaxgen.objectives.few_step.mean_flow import (
   jump_of_network,
   mean_where,
 )
-from jaxgen.objectives.network import Network, Weights, own
+from jaxgen.objectives.network import Network
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import corrupt, expand, noise_like, sum_per_image
@@ -43,7 +43,6 @@ def shortcut(
   finest: int = 128,
   bootstrap_every: int = 4,
   conditioner: Conditioner = unconditional,
-  weights: Weights = own,
   time_scale: float = 1000.0,
   parameterisation: Parameterise = velocity,
   limit: float | None = 1.0,
@@ -51,7 +50,7 @@ def shortcut(
   """Trains u by Eq. 1, and at interval 0 as the velocity.
 
   Args:
-    net, shape, jumps, conditioner, weights, time_scale, parameterisation, limit: as in `mean_flow`; jumps of 1, 1/2,
+    net, shape, jumps, conditioner, time_scale, parameterisation, limit: as in `mean_flow`; jumps of 1, 1/2,
       1/4, ... are the trained ones, and there is no derivative by t.
     finest: a power of two; jumps of 1/finest are taken at interval 0.
     bootstrap_every: one image in this many trains the self-consistency target (Eq. 1), which the average of the
@@ -62,7 +61,7 @@ def shortcut(
     raise ValueError(f'finest is {finest}; it must be a power of two, 2 or more')
 
   conditioner.check()
-  network = Network(net, weights)
+  network = Network(net)
   any_jump = jump_of_network(network, time_scale, parameterisation)
 
   def jump_of(params, frozen, cond: Cond, **kwargs: Any) -> Jump:

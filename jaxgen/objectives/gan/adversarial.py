@@ -19,7 +19,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.metrics import lpips
+from jaxgen.models import lpips
 from jaxgen.objectives.distances import judged
 from jaxgen.objectives.gan.gan import Backbone
 from jaxgen.processes.parameterisation import Parameterise, denoiser

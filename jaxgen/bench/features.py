@@ -7,7 +7,8 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from jaxgen.metrics import inception
+from jaxgen.models import inception
+from jaxgen.models.layers.convolution import compiler_options
 from jaxgen.typing import Params
 
 
@@ -21,7 +22,7 @@ def features_benchmark(
   """
   x = jnp.zeros((batch_size, inception.SIZE, inception.SIZE, 3))
   params = jax.device_put(params)
-  compute = jax.jit(inception.network, compiler_options=inception.compiler_options())
+  compute = jax.jit(inception.network, compiler_options=compiler_options())
   begin = time.perf_counter()
   compiled = compute.lower(params, x).compile()
   compile_seconds = time.perf_counter() - begin

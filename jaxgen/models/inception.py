@@ -1,7 +1,8 @@
 """The Inception network that FID is defined on (the TensorFlow graph of 2015-12-05), and its input pipeline.
 
 Rethinking the Inception Architecture (Szegedy et al., 2015) with the graph's own details: average pools leave
-the padding out of the mean, the last block pools by maximum, and batch normalisation has no scale and eps 1e-3.
+the padding out of the mean, the last block pools by maximum, and batch normalisation has no scale and eps 1e-3; it is
+folded into the kernels: params = {'Mixed_5b.branch1x1': {'kernel': h w in out, 'bias': out}, ..., perhaps 'fc'}.
 
 An image becomes features as a file would, so that a number does not depend on how the image came here:
 
@@ -11,11 +12,7 @@ An image becomes features as a file would, so that a number does not depend on h
 """
 
 import functools
-import hashlib
-import os
-from collections.abc import Callable, Mapping
-from pathlib import Path
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -23,83 +20,14 @@ import numpy as np
 from jax import lax
 from jaxtyping import Float
 
-from jaxgen.home import fetched, home
 from jaxgen.typing import Array, Params
 
 SIZE = 299
 FEATURES = 2048
 SPATIAL_CHANNELS = 7
 SPATIAL = 17 * 17 * SPATIAL_CHANNELS
-_BATCH_NORM_EPS = 1e-3
 
 Resize = Callable[[Float[Array, 'b h w c']], Float[Array, 'b 299 299 c']]
-
-
-class Inception(NamedTuple):
-  params: Params  # {'Mixed_5b.branch1x1': {'kernel': h w in out, 'bias': out}, ...}, perhaps 'fc'
-  hash: str  # of the tensors that the features come from, whatever file they were in
-
-
-def default_path() -> Path:
-  return fetched(home() / 'weights' / 'inception.safetensors')
-
-
-def load(path: Path | None = None) -> Inception:
-  """The network of a file that `jaxgen weights get inception` stored.
-
-  Raises:
-    FileNotFoundError: the weights are not there.
-    ValueError: the file is damaged.
-  """
-  import safetensors
-
-  path = path or default_path()
-  if not path.exists():
-    raise FileNotFoundError(f'{path}: no Inception weights; get them with `jaxgen weights get inception`')
-  try:
-    with safetensors.safe_open(os.fspath(path), framework='np') as file:
-      tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
-      stored_hash = (file.metadata() or {}).get('hash')
-  except safetensors.SafetensorError as error:
-    raise ValueError(f'{path} is damaged ({error}); delete it and `jaxgen weights get inception`') from error
-  if stored_hash is None or content_hash(tensors) != stored_hash:
-    raise ValueError(f'{path} is damaged (wrong hash); delete it and `jaxgen weights get inception`')
-  return Inception(params=fold(tensors), hash=stored_hash)
-
-
-def content_hash(tensors: Mapping[str, np.ndarray]) -> str:
-  """A hash of the tensors that the features come from: the classifier's are left out, as not all files have them."""
-  digest = hashlib.sha256()
-  for name in sorted(tensors):
-    if not name.startswith('fc.'):
-      digest.update(f'{name} {tensors[name].dtype} {tensors[name].shape}\n'.encode())
-      digest.update(np.ascontiguousarray(tensors[name]).data)
-  return digest.hexdigest()
-
-
-def fold(tensors: Mapping[str, np.ndarray]) -> Params:
-  """Convolutions with their batch normalisation folded in: kernels h w in out, in float32 from float64 arithmetic."""
-  params: Params = {}
-  for name in (key.removesuffix('.conv.weight') for key in tensors if key.endswith('.conv.weight')):
-    scale = 1 / np.sqrt(np.float64(tensors[f'{name}.bn.running_var']) + _BATCH_NORM_EPS)
-    kernel = tensors[f'{name}.conv.weight'] * scale[:, None, None, None]
-    bias = tensors[f'{name}.bn.bias'] - tensors[f'{name}.bn.running_mean'] * scale
-    params[name] = {'kernel': np.float32(kernel.transpose(2, 3, 1, 0)), 'bias': np.float32(bias)}
-  if 'fc.weight' in tensors:
-    params['fc'] = {'kernel': tensors['fc.weight'].T}
-  return params
-
-
-def compiler_options() -> dict[str, bool | str]:
-  """For `jax.jit` of the network: on CPUs Eigen's convolutions take half the time of YNNPACK's, jaxlib's default."""
-  eigen: dict[str, bool | str] = {'xla_cpu_experimental_ynn_fusion_type': ''}
-  if jax.default_backend() != 'cpu':
-    return {}
-  try:
-    jax.jit(lambda x: x).lower(0.0).compile(compiler_options=eigen)
-  except jax.errors.JaxRuntimeError:  # a jaxlib without YNNPACK does not know the option
-    return {}
-  return eigen
 
 
 def inception_features(

@@ -10,8 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Float
 
-from jaxgen.metrics import inception
-from jaxgen.metrics.lpips import lpips
+from jaxgen.metrics.suite import NamedExtract
+from jaxgen.models import inception
+from jaxgen.models.layers.convolution import compiler_options
+from jaxgen.objectives.distances import lpips
 from jaxgen.typing import Array, Params
 
 Extract = Callable[[Float[Array, 'b h w 3'] | Float[np.ndarray, 'b h w 3']], Float[np.ndarray, 'b d']]
@@ -29,7 +31,7 @@ def feature_extractor(
   """Returns `extract(images)`: float32 Inception features, on every process, of images in [-1, 1].
 
   Args:
-    params: parameters that `inception.load()` returns; they are placed once.
+    params: parameters that `pretrained.inception.load()` returns; they are placed once.
     batch_size: host arrays are cut into batches of this many images. A global array is one batch.
     resize: resizes images to 299 x 299.
     network: network of the resized images; `network_with_spatial` gives the features of sFID, too.
@@ -44,9 +46,7 @@ def feature_extractor(
     shards = batch_size // batch_sharding.shard_shape((batch_size,))[0]
   params = jax.device_put(params, replicated)
   prepare = jax.jit(functools.partial(inception.prepare, resize=resize), out_shardings=batch_sharding)
-  compute = jax.jit(
-    network or inception.network, out_shardings=replicated, compiler_options=inception.compiler_options()
-  )
+  compute = jax.jit(network or inception.network, out_shardings=replicated, compiler_options=compiler_options())
 
   def place(images: np.ndarray) -> Array:
     if batch_sharding is None:
@@ -65,9 +65,6 @@ def feature_extractor(
     return np.concatenate([extract_batch(images[i : i + batch_size]) for i in range(0, len(images), batch_size)])
 
   return extract
-
-
-NamedExtract = Callable[[Any], dict[str, np.ndarray]]  # a batch of images -> features by name, as metrics/suite.py has
 
 
 def named_features(extract: Extract | None, distances: Extract | None, needs: set[str]) -> NamedExtract:
