@@ -15,6 +15,7 @@ from jaxgen.objectives.few_step.distillation import progressive
 from jaxgen.objectives.few_step.mean_flow import mean_flow
 from jaxgen.objectives.few_step.scm import scm
 from jaxgen.objectives.few_step.shortcut import shortcut
+from jaxgen.objectives.gan import gan, losses
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.vp import vp_cosine
 from jaxgen.samplers import grids
@@ -66,3 +67,10 @@ def test_reconstructions_take_weight_maps():
   )[0]
   np.testing.assert_allclose(error(LEFT) + error(1 - LEFT), error(None), rtol=1e-6)
   np.testing.assert_allclose(error(2.0 * jnp.ones(4)), 2 * error(None), rtol=1e-6)
+
+
+def test_an_objective_that_uses_no_weights_refuses_them():
+  objective = gan.gan(Scaled(), Scaled(), latent=4, loss=losses.hinge)
+  batch = {'image': jnp.zeros((4, *SHAPE)), 'weight': jnp.ones(4)}
+  with pytest.raises(ValueError, match="a GAN does not use weights, and the batch has the field 'weight'"):
+    objective.init(jax.random.key(0), {}, batch)

@@ -17,7 +17,7 @@ from jaxgen.typing import Array, Float
 _EPS = 1e-10  # within the square root of a length, so that its gradient is finite where all features are zero
 
 
-def lpips(features: Sequence[Float[Array, 'b2 _ _ _']], heads: Sequence[Float[Array, ' c']]) -> Float[Array, ' b']:
+def lpips(features: Sequence[Float[Array, 'b2 _ _ _']], heads: Sequence[Float[Array, ' _']]) -> Float[Array, ' b']:
   """Eq. 2 for each pair.
 
   Args:

@@ -20,6 +20,7 @@ import jax.numpy as jnp
 
 from jaxgen.models.clip import Similarity
 from jaxgen.objectives.base import Aux, Objective, Phase
+from jaxgen.objectives.weight_map import check_no_map
 from jaxgen.sharding import split_batch
 from jaxgen.typing import Array, Batch, Float, Key
 
@@ -46,6 +47,7 @@ def contrastive(
   """
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    check_no_map(batch, 'a contrastive loss')
     image, text = (jnp.zeros((1, *batch[name].shape[1:]), batch[name].dtype) for name in ('image', 'text'))
     return {'params': {NAME: net.init(key, text, prepare(image))['params']}}
 

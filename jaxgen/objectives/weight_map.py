@@ -8,6 +8,9 @@ are compared, as for latents: each then has the mean of its pixels' weights.
             multiply the distance instead
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import jax.numpy as jnp
 
 from jaxgen.processes.process import expand
@@ -19,6 +22,16 @@ def map_of(batch: Batch, name: str = 'weight') -> Array | None:
   if name != 'weight' and name not in batch:
     raise ValueError(f'weight_map names {name!r}, which the batch does not have; it has {sorted(batch)}')
   return batch.get(name)
+
+
+def check_no_map(batch: Mapping[str, Any], objective: str) -> None:
+  """Raises ValueError if a batch has weights, for an objective that would not use them.
+
+  A GAN judges images as a whole, a contrastive loss compares pairs, a bound in bits holds for all of an image, and
+  pairs that a teacher made are of no record: none of these has an error of a pixel to weigh.
+  """
+  if 'weight' in batch:
+    raise ValueError(f"{objective} does not use weights, and the batch has the field 'weight'; leave it out")
 
 
 def weighted(squares: Float[Array, 'b ...'], weight: Float[Array, 'b ...'] | None) -> Float[Array, 'b ...']:

@@ -26,6 +26,7 @@ from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import by_time, init_of, trained
 from jaxgen.objectives.diffusion.vlb import pixel_log_likelihood, prior_term
 from jaxgen.objectives.network import Network
+from jaxgen.objectives.weight_map import check_no_map
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes.parameterisation import Parameterise
@@ -89,6 +90,7 @@ def vdm(
     return make_denoiser(network.apply(params, **kwargs), process, parameterisation)
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    check_no_map(batch, 'VDM')
     net_key, schedule_key = jax.random.split(key)
     made = init_of(network, shape, conditioner)(net_key, frozen, batch)
     of_schedule: Any = schedule.init(schedule_key, jnp.zeros(1))

@@ -35,7 +35,7 @@ from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import by_time, diffusion, squared_error
 from jaxgen.objectives.distances import Distance
 from jaxgen.objectives.network import Network
-from jaxgen.objectives.weight_map import map_of, masked
+from jaxgen.objectives.weight_map import check_no_map, map_of, masked
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes import weighting as weightings
@@ -195,6 +195,7 @@ def paired(
   judged = space if loss_in is None else loss_in(process)
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    check_no_map(batch, 'training on pairs of a teacher')
     made = _with_teacher(base.init)(key, frozen, batch)
     fields = conditioner.select(batch)
     cond = {name: jnp.zeros((pool, *a.shape[1:]), a.dtype) for name, a in fields.items()}

@@ -33,6 +33,7 @@ from jaxgen.objectives.conditioning import always
 from jaxgen.objectives.gan.augmentation import Augmentation, no_augmentation
 from jaxgen.objectives.gan.losses import GanLoss, heuristics
 from jaxgen.objectives.gan.regularizers import DiscriminatorPenalty, GeneratorPenalty
+from jaxgen.objectives.weight_map import check_no_map
 from jaxgen.processes.process import image_noise
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
@@ -154,6 +155,7 @@ def gan(
   lazy_d = [_lazy_discriminator(game, p) for p in discriminator_penalties if p.every > 1]
 
   def init(key: Key[Array, ''], frozen: Any, batch: Batch) -> dict[str, Any]:
+    check_no_map(batch, 'a GAN')
     g_key, d_key, z_key = jax.random.split(key, 3)
     few = {name: jnp.zeros((1, *a.shape[1:]), a.dtype) for name, a in game.condition(batch).items()}
     few |= scheduled(jnp.int32(0))
