@@ -86,7 +86,7 @@ def test_an_encoded_null_stands_for_the_encoder_s_output():
   assert np.all(np.asarray(cond['pooled'])[~np.asarray(lost)] > 0)
   entries = told.nulls({}, FROZEN, ('text',))
   np.testing.assert_array_equal(entries['pooled'], -1)
-  whole, _ = told.told({}, FROZEN, _batch(2), jax.random.split(jax.random.key(0), 2))
+  whole, _ = told.condition({}, FROZEN, _batch(2), jax.random.split(jax.random.key(0), 2))
   np.testing.assert_array_equal(told.without({}, FROZEN, whole)['text'], np.zeros((2, 3, 2)))
 
 
@@ -104,7 +104,7 @@ def test_drops_that_cannot_be_are_refused(drops, message):
 
 
 def test_what_has_no_null_cannot_be_left_out():
-  _, without = always('label').told({}, {}, {'label': jnp.zeros(2, int)}, jax.random.split(jax.random.key(0), 2))
+  _, without = always('label').condition({}, {}, {'label': jnp.zeros(2, int)}, jax.random.split(jax.random.key(0), 2))
   assert without(()) == {}
   with pytest.raises(ValueError, match="'size' has no null"):
     TOLD.nulls({}, FROZEN, ('size',))

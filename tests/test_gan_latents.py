@@ -40,7 +40,7 @@ def test_a_walk_goes_by_its_stops_and_back_to_the_first():
 def test_truncation_to_nothing_is_the_mean_image(params):
   z = jnp.asarray(np.random.default_rng(0).standard_normal((3, 8), np.float32))
   draw = jax.jit(
-    lambda z, cutoff: gan_latents.draw(_net, params, z, {}, truncation=0.0, cutoff=cutoff), static_argnums=1
+    lambda z, cutoff: gan_latents.images_of(_net, params, z, {}, truncation=0.0, cutoff=cutoff), static_argnums=1
   )
   images = draw(z, None)
   np.testing.assert_allclose(images, images[:1].repeat(3, 0), atol=1e-6)
@@ -59,7 +59,7 @@ def test_projection_finds_an_image_of_the_generator_and_w_plus_comes_closer(para
   ws = jnp.asarray(rng.standard_normal((1, _net.num_styles, 8), np.float32))
   z = jnp.asarray(rng.standard_normal((1, 8), np.float32))
   target = jnp.clip(_net.apply(made, ws, gan_latents.constant_noise, method='images')[0], -1, 1)
-  inside = gan_latents.draw(_net, params, z, {})[0]
+  inside = gan_latents.images_of(_net, params, z, {})[0]
 
   def project(image, each_layer, noise_weight=1.0):
     return jax.jit(

@@ -1,4 +1,4 @@
-"""Data sets of latents: written over a mesh, resumed, read, and refused for another autoencoder."""
+"""Datasets of latents: written over a mesh, resumed, read, and refused for another autoencoder."""
 
 import os
 import pathlib

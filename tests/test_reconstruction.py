@@ -116,7 +116,7 @@ def test_the_folder_that_is_kept_makes_latents_of_mean_0_and_variance_1(case, di
   _, mean, std = direct
   zeros = jnp.zeros_like(std)
   keys = jax.random.split(jax.random.key(0), NUM)
-  scaled = np.asarray(latents.draw(loaded.frozen, mean, zeros, keys), np.float64)
+  scaled = np.asarray(latents.sample_posterior(loaded.frozen, mean, zeros, keys), np.float64)
   spread = (np.asarray(std, np.float64) * loaded.scaling.scale) ** 2
   if case.kind is reconstruction.CODES:  # diffusers' VQModel has one scale for all channels, but jaxgen keeps each
     assert (np.asarray(std) == 0).all()

@@ -24,7 +24,7 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
 
   Args:
     sample: an objective's, `(params, frozen, cond, keys) -> images`, or one of generation/.
-    mesh: the batch is split over its `data` and `fsdp` axes.
+    mesh: mesh; the batch is sharded over its `data` and `fsdp` axes.
     batch_size: images at a time.
 
   `generate` takes `cond`, and `inputs` for a sample that wants more (an image to edit), as host arrays of `num` rows
@@ -59,7 +59,7 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
 
 
 def sampler(sample: SampleFn, *, mesh: jax.sharding.Mesh) -> Any:
-  """The jitted `(params, frozen, cond, root, indices, inputs) -> images`, a batch of them split over the mesh."""
+  """The jitted `(params, frozen, cond, root, indices, inputs) -> images`, a batch sharded over the mesh."""
   place = sharding.batch_sharding(mesh)
 
   def run(params, frozen, cond, root, indices, inputs):

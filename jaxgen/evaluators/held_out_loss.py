@@ -42,7 +42,7 @@ def held_out_loss(
   Args:
     denoising: the objective's.
     dataset: images that the run does not train on; the training data shows overfitting beside it, under another name.
-    mesh: a batch is split over it.
+    mesh: mesh that a batch is sharded over.
     every: interval in steps.
     batch_size: images at a time.
     times: times in (0, 1).

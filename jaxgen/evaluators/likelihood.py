@@ -32,7 +32,7 @@ def likelihood(
   Args:
     measure: `(params, frozen, images, cond, keys) -> {name: float32 [b]}`, such as bits per dimension.
     dataset: best one that the run does not train on.
-    mesh: a batch is split over it.
+    mesh: mesh that a batch is sharded over.
     every: interval in steps.
     batch_size: images at a time.
     num: number of images, the dataset's first ones; None for all.

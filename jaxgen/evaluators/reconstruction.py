@@ -87,7 +87,7 @@ def reconstruction(
     net: the autoencoder's network.
     dataset: best one that the run does not train on.
     latents: GAUSSIAN or CODES.
-    mesh: a batch is split over it.
+    mesh: mesh that a batch is sharded over.
     every: interval in steps.
     batch_size: images at a time.
     num: number of images, the dataset's first ones.

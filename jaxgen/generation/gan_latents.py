@@ -50,7 +50,7 @@ def mix(coarse: Float[Array, 'b l d'], fine: Float[Array, 'b l d'], *, layer: in
   return jnp.concatenate([coarse[:, :layer], fine[:, layer:]], axis=1)
 
 
-def draw(
+def images_of(
   generator: StyleGenerator,
   params: dict[str, Any],
   z: Float[Array, 'b z'],

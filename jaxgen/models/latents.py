@@ -59,7 +59,7 @@ def posterior(net: nn.Module, frozen: Any, images: Float[Array, 'b h w c']) -> t
   return made
 
 
-def draw(
+def sample_posterior(
   frozen: Any, mean: Float[Array, 'b h w z'], std: Float[Array, 'b h w z'], keys: Key[Array, ' b']
 ) -> Float[Array, 'b h w z']:
   """Eq. 1, one sample for each image from its own key."""

@@ -1,6 +1,6 @@
 """The sharding rules of all networks: which dimension of a parameter goes over which axis of the mesh.
 
-Each network's module has its own, `RULES`; a network without has none, and its parameters are split over `fsdp` alone.
+Each network's module has its own, `RULES`; a network without has none; its parameters are sharded over `fsdp` alone.
 Patterns name a network's parts closely enough that no other's match; the autoencoders have the blocks of U-Nets.
 A stage tries the rules of its Experiment first, then these (`jaxgen.sharding`). A new network's are added here.
 """

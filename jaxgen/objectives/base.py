@@ -67,7 +67,7 @@ class Denoising(NamedTuple):
   Attributes:
     process: `params -> process` that the denoiser undoes.
     denoiser: `(params, frozen) -> denoise`, without guidance.
-    condition: encodes the conditions of the network; see `Conditioner.told`.
+    condition: encodes the conditions of the network; see `Conditioner.condition`.
     sampler: solver and times.
     shape: shape of one image's x0, as the denoiser sees it.
     limit: samples are clipped to [-limit, limit]; None for latents.

@@ -95,7 +95,7 @@ class Conditioner(NamedTuple):
       raise ValueError(f'the network wants {missing}, which the batch does not have; it has {sorted(batch)}')
     return {name: batch[name] for name in self.fields}
 
-  def told(
+  def condition(
     self, params: dict[str, Any], frozen: Any, batch: Mapping[str, Array], keys: Key[Array, ' b']
   ) -> tuple[Cond, Without]:
     """The whole condition of a batch, for sampling, and the null condition."""

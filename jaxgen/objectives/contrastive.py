@@ -81,7 +81,7 @@ def scale(found: Similarity) -> Float[Array, '']:
 
 
 def _rows(own: Float[Array, 'b e'], others: Float[Array, 'b e']) -> Float[Array, 'b b']:
-  """Cosines of each of `own` with all of `others`; the rows are split over devices as the batch is."""
+  """Cosines of each of `own` with all of `others`; the rows are sharded over devices as the batch is."""
   return split_batch(jnp.einsum('ie,je->ij', split_batch(own), others, precision='highest'))
 
 

@@ -14,7 +14,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.models.latents import decode, draw, posterior, scaled
+from jaxgen.models.latents import decode, posterior, sample_posterior, scaled
 from jaxgen.models.tiles import decode_tiled
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.typing import Array, Batch, Float, Key
@@ -41,7 +41,7 @@ def latent(objective: Objective, net: nn.Module, *, tile: int | None = None) -> 
       draw_key, key = jax.random.split(key)
       mean = batch['image'].astype(jnp.float32)
       std = batch.get('std', jnp.zeros_like(mean)).astype(jnp.float32)
-      z = draw(frozen['autoencoder'], mean, std, jax.random.split(draw_key, len(mean)))
+      z = sample_posterior(frozen['autoencoder'], mean, std, jax.random.split(draw_key, len(mean)))
       rest = {name: value for name, value in batch.items() if name not in STORED}
       return phase.loss(params, state, frozen, rest | {'image': z}, key)
 

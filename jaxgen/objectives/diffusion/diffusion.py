@@ -108,7 +108,7 @@ def diffusion(
   denoising = Denoising(
     process=lambda params: process,
     denoiser=lambda params, frozen: denoiser_of(params, frozen, train=False),
-    condition=conditioner.told,
+    condition=conditioner.condition,
     sampler=sampler,
     shape=shape,
     limit=limit,

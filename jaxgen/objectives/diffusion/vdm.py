@@ -121,7 +121,7 @@ def vdm(
   denoising = Denoising(
     process=lambda params: made(params)[1],
     denoiser=lambda params, frozen: denoiser(params, frozen, made(params)[1], train=False),
-    condition=conditioner.told,
+    condition=conditioner.condition,
     sampler=sampler,
     shape=shape,
     limit=1.0,

@@ -110,7 +110,7 @@ def consistency(
   denoising = Denoising(
     process=lambda params: process,
     denoiser=denoiser,
-    condition=conditioner.told,
+    condition=conditioner.condition,
     sampler=Sampler(sampling.consistency, grid),
     shape=shape,
     limit=limit,

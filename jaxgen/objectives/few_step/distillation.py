@@ -24,7 +24,7 @@ Differs from Luhman & Luhman and Liu et al.: they make all pairs before training
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -48,6 +48,7 @@ from jaxgen.samplers.sampler import Guide, Sampler, Without
 from jaxgen.typing import Array, Batch, Float, Key
 
 
+@runtime_checkable
 class DenoiserOf(Protocol):
   """Gives the denoiser of some parameters."""
 
@@ -113,7 +114,7 @@ def progressive(
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     time_key, noise_key, dropout_key, encode_key = jax.random.split(key, 4)
     x0 = batch['image'].astype(jnp.float32)
-    cond, without = conditioner.told(params, frozen, batch, jax.random.split(encode_key, len(x0)))
+    cond, without = conditioner.condition(params, frozen, batch, jax.random.split(encode_key, len(x0)))
     t = time_samplers.discrete(steps)(time_key, len(x0))
     eps = noise_like(x0, noise_key)
     z_t = corrupt(process, x0, eps, t)
@@ -210,14 +211,14 @@ def paired(
     taught = denoiser_of({**params, 'net': state.extra['teacher']}, train=False)
 
     def generate(x: Array, fields: dict[str, Array], keys: Key[Array, ' b']) -> Array:
-      cond, without = conditioner.told(params, frozen, fields, keys)
+      cond, without = conditioner.condition(params, frozen, fields, keys)
       denoise = _guided(taught, guide_teacher, process, without)
       return teacher.solve(denoise, process, x, teacher.times, cond=cond, keys=keys)
 
     pairs = refill(state.extra['pairs'], generate, conditioner.select(batch), noise_key, fresh)
     row = jax.random.randint(row_key, (size,), 0, jnp.minimum(pairs['drawn'], pool))
     x0, eps, fields = jax.tree.map(lambda a: a[row], (pairs['x0'], pairs['eps'], pairs['cond']))
-    cond, _ = conditioner.told(params, frozen, fields, jax.random.split(encode_key, size))
+    cond, _ = conditioner.condition(params, frozen, fields, jax.random.split(encode_key, size))
     t = times(time_key, size)
     x_t = corrupt(process, x0, eps, t)
     prediction = denoiser_of(params, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)

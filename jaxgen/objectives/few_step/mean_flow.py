@@ -20,7 +20,7 @@ output itself.
 """
 
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -46,6 +46,7 @@ END = 'end'
 Jump = Callable[[Array, Array, Array], Array]  # (x_t, t, r) -> u
 
 
+@runtime_checkable
 class JumpOf(Protocol):
   """Gives the jump of some parameters under a condition."""
 
@@ -202,7 +203,7 @@ def denoising_by_jumps(
   return Denoising(
     process=lambda params: FLOW,
     denoiser=denoiser,
-    condition=conditioner.told,
+    condition=conditioner.condition,
     sampler=Sampler(jumping, times),
     shape=shape,
     limit=limit,
