@@ -20,8 +20,8 @@ from jaxgen.data.datasets.latents import TEXT
 from jaxgen.data.job import Numbered
 from jaxgen.data.loader import Batches, held_rows, to_devices
 from jaxgen.data.reader import Reader
-from jaxgen.models.layers.convolution import compiler_options
 from jaxgen.models.latents import Autoencoder, normal, posterior
+from jaxgen.models.layers.convolution import compiler_options
 from jaxgen.typing import Array
 
 Report = Callable[[str], None]
