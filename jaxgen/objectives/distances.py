@@ -51,7 +51,8 @@ def lpips(
   """
   # Both images in one batch: each layer reads its kernel once.
   features = networks.features(params, jnp.concatenate([a, b]), network=network)
-  return metric.lpips(features, [params[network][f'head_{i}']['kernel'] for i in range(len(features))])
+  heads = [jnp.asarray(params[network][f'head_{i}']['kernel']) for i in range(len(features))]
+  return metric.lpips(features, heads)
 
 
 def judged(images: Float[Array, 'b h w c'], side: int | None) -> Float[Array, 'b s s 3']:
