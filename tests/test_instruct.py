@@ -127,7 +127,9 @@ def test_drops_are_exclusive_and_guidance_has_two_scales():
   def denoise(x_t, t, cond):
     return space.predict(x_t + 10.0 * (cond['label'] != 4)[:, None, None, None] + cond['concat'], x_t, t)
 
-  told, without = conditioner.told({}, {}, {n: a[:1] for n, a in batch.items()}, jax.random.split(jax.random.key(0), 1))
+  told, without = conditioner.condition(
+    {}, {}, {n: a[:1] for n, a in batch.items()}, jax.random.split(jax.random.key(0), 1)
+  )
   guided = two_scales(conditioner, text=3.0, image=2.0)(denoise, process, without)
   x = jnp.zeros((1, 2, 2, 3))
   np.testing.assert_allclose(guided(x, jnp.full(1, 0.5), told).x0, jnp.full(x.shape, 2.0 * 1 + 3.0 * 10), rtol=1e-5)
