@@ -3,11 +3,12 @@
   jaxgen data prepare avatars
   jaxgen train --config avatars                       # 15 minutes: the words, colors and places
   jaxgen train --config avatars64 --init-from runs/avatars --init-fresh 'net/(patch_embed|final)/'
-  jaxgen sample --prompt 'a smiling woman with red hair and glasses' --out woman.png
+  jaxgen sample --weights jaxgen/avatars --prompt 'a smiling woman with red hair and glasses' --out woman.png
 
 A patch has twice the side, so the transformer has as many tokens, and all of it but its first and last layer goes on.
 
-Result: not run.
+Result, seed 0: attributes_test 0.80, attributes_seen 0.80 (real pictures 0.98, chance 0.25), 0.77 after half of the
+steps; fid_256 138 against 2,000 pictures of `seen`. 30 minutes on two busy cores, after the 15 of avatars.
 """
 
 from ml_collections import ConfigDict

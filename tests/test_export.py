@@ -109,7 +109,7 @@ def packed(exported):
   folder, _ = exported
   out = folder.parent / 'shipped' / 'tiny'
   options = ('--format', 'jaxgen', '--config', str(DENOISER), '--num', '2', '--out', str(out))
-  assert main(['export', str(folder), *options]) == 0
+  assert main(['export', str(folder), *options, '--config.steps=9']) == 0
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(model_folder, 'SHIPPED', out.parent)
     yield out
@@ -131,6 +131,7 @@ def test_a_model_in_half_precision_draws_as_its_run(exported, packed, tmp_path, 
   assert np.abs(got - wanted).max() <= 1
   card = (packed / 'README.md').read_text()
   assert 'jaxgen sample --weights .' in card
+  assert json.loads((packed / 'config.json').read_text())['config']['steps'] == 9  # as the command line changed it
   np.testing.assert_array_equal(init_from.read(packed)['net']['level'], np.float16([0.2, 0.2]))
 
 
@@ -158,8 +159,12 @@ def test_models_that_are_not_what_they_should_be_are_told_in_one_line(packed, tm
     model_folder.write(tmp_path, {'net': {'level': np.float32([7e4])}}, step=0, transform='')
 
 
+SHIPPED = model_folder.SHIPPED
+
+
 @pytest.mark.parametrize('name', model_folder.shipped())
-def test_what_comes_with_jaxgen_draws(name):
+def test_what_comes_with_jaxgen_draws(name, monkeypatch):
+  monkeypatch.setattr(model_folder, 'SHIPPED', SHIPPED)  # `packed` stands in for it
   run = library.load_run(name)
   assert run.sample(1).std() > 1
 

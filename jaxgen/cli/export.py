@@ -23,7 +23,8 @@ def main(argv: list[str]) -> int:
   trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
   out, record = epath.Path(args.out), _record(epath.Path(args.run))
   output.clear_export(args.out)
-  made = export.model(trained, out, record) if args.format == 'jaxgen' else export.networks(trained, out)
+  opens = record | {'config': config.to_dict()}  # with what the command line changes: the folder opens with it
+  made = export.model(trained, out, opens) if args.format == 'jaxgen' else export.networks(trained, out)
   cond = sample.conditioning(trained.stage, args.num)
   if args.stablehlo:
     export.program(trained, out, cond, num=args.num, platforms=args.platforms.split(','))
