@@ -21,6 +21,8 @@ hair in 0.60; mouths and eyes, a few pixels large, in 0.26 and 0.29. fid_256 122
 13 minutes on two cores that others used too, and 5 for the measurements.
 """
 
+import json
+import pathlib
 from functools import partial
 
 import numpy as np
@@ -35,11 +37,12 @@ from jaxgen.data.datasets.avatars_captions import LENGTH, describe
 from jaxgen.data.licences import allow
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory, source
-from jaxgen.data.tokenizers.tokenizer import encode_all
+from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
 from jaxgen.data.tokenizers.words import from_captions
 from jaxgen.evaluators.avatars import avatar_attributes
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.experiment import Experiment
+from jaxgen.model_folder import resolved
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.pixart import PixArt
 from jaxgen.models.text_encoder import TextEncoder
@@ -96,12 +99,26 @@ def opened(c: ConfigDict, split: str) -> tuple[Dataset, Describe]:
   return dataset, lines
 
 
+def of_run(path: str) -> ConfigDict:
+  """The config of a run of avatars or of a variant, or of a model that comes with jaxgen; the default where none is."""
+  config, file = get_config(), pathlib.Path(resolved(path)).expanduser() / 'config.json'
+  if file.is_file():
+    kept = json.loads(file.read_text())['config']
+    config.model = ConfigDict(kept['model'])  # which has the fields of its network
+    config.update(kept)
+  return config
+
+
+def vocabulary(dataset: Dataset, described: Describe) -> Tokenizer:
+  """A tokenizer of the words of a dataset's captions."""
+  captions = sample_captions(dataset, number=4000, describe=described)
+  return from_captions(captions, length=LENGTH if described is describe else None)
+
+
 def build(c: ConfigDict) -> Experiment:
   (dataset, described), (test, _) = opened(c, 'train'), opened(c, 'test')
   dataset = allow(dataset, c.licences) if c.licences else dataset
-  words = from_captions(
-    sample_captions(dataset, number=4000, describe=described), length=LENGTH if described is describe else None
-  )
+  words = vocabulary(dataset, described)
   data = Loader(
     dataset,
     batch_size=c.batch_size,

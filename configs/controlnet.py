@@ -11,8 +11,6 @@ those that it was given, and edges_f1_without the same at scale 0, which is the 
 Result: not run yet.
 """
 
-import json
-import pathlib
 from functools import partial
 from typing import Any
 
@@ -24,18 +22,16 @@ from configs import avatars
 from jaxgen import ema, sharding
 from jaxgen.adapters.controlnet import COPY_TRANSFORMER, NAME, control
 from jaxgen.config_parts import run_options, warmup_cosine
-from jaxgen.data.captions import sample_captions, tokenized
+from jaxgen.data.captions import tokenized
 from jaxgen.data.controls import canny, with_control
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory
 from jaxgen.data.tokenizers.tokenizer import encode_all
-from jaxgen.data.tokenizers.words import from_captions
 from jaxgen.evaluators.controls import edges_followed
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import InitFrom, later
-from jaxgen.model_folder import resolved
 from jaxgen.models.control_transformer import ControlledTransformer, ControlTransformer
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.adapted import adapted
@@ -73,14 +69,10 @@ def get_config() -> ConfigDict:
 
 
 def build(c: ConfigDict) -> Experiment:
-  mesh, base = sharding.make_mesh(**c.mesh), avatars.get_config()
-  file = pathlib.Path(resolved(c.base)).expanduser() / 'config.json'
-  if file.is_file():
-    base.update(json.loads(file.read_text())['config'])
+  mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   stage = avatars.build(base)
   learned: Any = stage.objective.denoising  # its process and sampler
-  captioned, described = avatars.opened(base, 'train')
-  words = from_captions(sample_captions(captioned, number=4000, describe=described))
+  words = avatars.vocabulary(*avatars.opened(base, 'train'))
   told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
   (dataset, describe), (test, _) = (avatars.opened(told, split) for split in ('train', 'test'))
   transform = with_control(tokenized(words, describe=describe), canny)

@@ -14,8 +14,6 @@ beside them stand the same of the right answers.
 Result: not run yet.
 """
 
-import json
-import pathlib
 from functools import partial
 from typing import Any
 
@@ -37,7 +35,6 @@ from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import InitFrom
-from jaxgen.model_folder import resolved
 from jaxgen.models.concatenated import Concatenated
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.conditioning import trained_text
@@ -73,13 +70,9 @@ def get_config() -> ConfigDict:
 
 
 def build(c: ConfigDict) -> Experiment:
-  mesh, base = sharding.make_mesh(**c.mesh), avatars.get_config()
-  file = pathlib.Path(resolved(c.base)).expanduser() / 'config.json'
-  if file.is_file():
-    base.update(json.loads(file.read_text())['config'])
+  mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   learned: Any = avatars.build(base).objective.denoising  # its process and sampler
-  captioned, described = avatars.opened(base, 'train')
-  known = from_captions(sample_captions(captioned, number=4000, describe=described))
+  known = avatars.vocabulary(*avatars.opened(base, 'train'))
   dataset, test = train_and_test(c.dataset, resolution=c.resolution)
   known_edits = 'was' in dataset.read(0)  # of avatars_pairs, which can be scored
   describe = instruction if known_edits else lines

@@ -10,8 +10,6 @@ The base is a run of avatars, whose words are those of its captions; the new wor
 Result: not run yet.
 """
 
-import json
-import pathlib
 from typing import Any
 
 import numpy as np
@@ -22,11 +20,10 @@ from configs import avatars
 from jaxgen import sharding
 from jaxgen.adapters.textual_inversion import NAME, start_as, textual_inversion
 from jaxgen.config_parts import run_options
-from jaxgen.data.captions import sample_captions, tokenized
+from jaxgen.data.captions import tokenized
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory, source
 from jaxgen.data.tokenizers.tokenizer import encode_all, with_tokens
-from jaxgen.data.tokenizers.words import from_captions
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
@@ -59,13 +56,9 @@ def get_config() -> ConfigDict:
 
 
 def build(c: ConfigDict) -> Experiment:
-  mesh, base_config = sharding.make_mesh(**c.mesh), avatars.get_config()
-  file = pathlib.Path(c.base).expanduser() / 'config.json'
-  if file.is_file():
-    base_config.update(json.loads(file.read_text())['config'])
+  mesh, base_config = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   base = avatars.build(base_config)
-  captioned, described = avatars.opened(base_config, 'train')
-  words = from_captions(sample_captions(captioned, number=4000, describe=described))
+  words = avatars.vocabulary(*avatars.opened(base_config, 'train'))
   unknown = words.unknown(c.start)
   if unknown or c.token not in c.caption:
     raise ValueError(

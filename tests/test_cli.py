@@ -424,7 +424,7 @@ def test_report_is_written_again(trained, capsys):
 def test_train_takes_the_default_config(capsys):
   # `./launch/local train` names none; an override that is wrong shows which config it was read against.
   assert program.main(['train', '--config.stesp=5']) == 2
-  assert "config emoji_dit has no field 'stesp'" in capsys.readouterr().err
+  assert "config avatars has no field 'stesp'" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
