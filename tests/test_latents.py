@@ -19,11 +19,14 @@ from jaxgen.cli import data as command
 from jaxgen.cli.main import is_message
 from jaxgen.data import shard_writer, sources
 from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.latents import latents
+from jaxgen.data.datasets.latents import latents, nulls
 from jaxgen.data.loader import Loader
 from jaxgen.models.autoencoder import AutoencoderKL
-from jaxgen.models.latents import Autoencoder, Scaling, posterior
+from jaxgen.models.latents import Autoencoder, Scaling, posterior, scaled
+from jaxgen.objectives import conditioning
 from jaxgen.pretrained import autoencoder as pretrained
+from jaxgen.pretrained import text_encoder
+from tests import pipelines
 
 SCALING = Scaling(np.float32([0.1, -0.2]), np.float32([2, 3]))
 NUM = 21
@@ -196,10 +199,141 @@ def test_shards_of_another_autoencoder_are_not_used(made, tmp_path, monkeypatch)
 
 
 def test_samples_need_no_deviation(made, tmp_path):
-  _encode(made, tmp_path, samples=True, flips=False)
+  _encode(made, tmp_path, fields={'image': encoding.Latents(encoding.sample)}, flips=False)
   dataset = latents('things_latents', autoencoder=made.hash, data_dir=tmp_path)
   assert dataset.num_examples == NUM
   assert dataset.read(0).keys() == {'image', 'label', 'caption'}
+
+
+TABLE = np.random.default_rng(2).standard_normal((64, 3)).astype(np.float32)
+
+
+def _letters() -> text_encoder.TextEncoder:
+  """Stands for a text encoder: a row of a table for each letter."""
+
+  def encode(params, frozen, fields, keys):
+    return {'text': frozen['table'][fields['text']], 'text_mask': fields['text'] > 0}
+
+  def tokenize(texts):
+    return {
+      'text': np.asarray([[ord(letter) % 64 for letter in text[:12].ljust(12, '\0')] for text in texts], np.int32)
+    }
+
+  conditioner = conditioning.Conditioner({'text': conditioning.Field(np.zeros(12, np.int32))}, {}, encode)
+  return text_encoder.TextEncoder(conditioner, tokenize, {'table': TABLE}, 'letters')
+
+
+def _pairs() -> Dataset:
+  """Images with an edited one, a control image, and fields of several kinds."""
+  rng = np.random.default_rng(4)
+
+  def record(i):
+    image, edited, control = (rng.uniform(-1, 1, (8, 8, 3)).astype(np.float32) for _ in range(3))
+    kept = {'control': control, 'mask': np.int32([i, 1]), 'weight': np.float32(i / 3), 'good': np.bool_(i % 2)}
+    return {'image': image, 'edited': edited, **kept, 'number': i, 'caption': f'number {i}\nn {i}', 'author': 'né ' * i}
+
+  return Dataset('pairs', 'train', [record(i) for i in range(9)], dict, 'pairs')
+
+
+def test_every_field_is_kept_and_those_that_are_named_are_encoded(made, tmp_path):
+  source = _pairs()
+  fields = {'image': encoding.Latents(), 'edited': encoding.Latents(encoding.mean, scaled=True)}
+  options = {'name': 'pairs_latents', 'mesh': sharding.make_mesh(data=2, fsdp=4), 'batch_size': 8, 'data_dir': tmp_path}
+  encoding.encode([source], made, fields=fields, text=_letters(), **options)
+  dataset = latents('pairs_latents', autoencoder=made.hash, data_dir=tmp_path)
+  edited = np.stack([record['edited'] for record in source.source])
+  both = jnp.asarray(np.stack([edited, edited[:, :, ::-1]], axis=1).reshape(-1, 8, 8, 3))
+  wanted = scaled(made.frozen, jax.jit(lambda x: posterior(made.net, made.frozen, x))(both)[0]).reshape(9, 2, 4, 4, 2)
+  seen = set()
+  for index in range(dataset.num_examples):
+    record = dataset.read(index)
+    i = int(record['number'])
+    given = source.source[i]
+    assert record.keys() == given.keys() | {'std', 'text', 'text_mask'}
+    mirrored = int(not np.array_equal(record['control'], given['control']))
+    np.testing.assert_array_equal(record['control'], given['control'][:, :: -1 if mirrored else 1])
+    np.testing.assert_allclose(record['edited'], wanted[i, mirrored], rtol=1e-3, atol=2e-3)
+    for name in ('mask', 'weight', 'good'):
+      assert np.asarray(record[name]).dtype == given[name].dtype
+      np.testing.assert_array_equal(record[name], given[name])
+    assert (record['caption'], record['author']) == (given['caption'], given['author'])
+    ids = [_letters().tokenize([line])['text'][0] for line in given['caption'].split('\n')]
+    (which,) = [j for j, row in enumerate(ids) if np.allclose(record['text'], TABLE[row], atol=1e-2)]
+    np.testing.assert_array_equal(record['text_mask'], ids[which] > 0)
+    seen.add((i, mirrored))
+  assert len(seen) == 18
+  none = nulls('pairs_latents', data_dir=tmp_path)
+  np.testing.assert_allclose(none['text'], np.tile(TABLE[0], (12, 1)), atol=1e-2)
+  assert not none['text_mask'].any()
+  batch = {name: jnp.stack([jnp.asarray(dataset.read(i)[name]) for i in range(4)]) for name in ('text', 'text_mask')}
+  told = conditioning.encoded(none, drop_rate=0.5)
+  cond, dropped = told.dropped({}, {}, batch, drop_key=jax.random.key(1), encode_key=jax.random.key(0))
+  assert 0 < int(dropped.sum()) < 4
+  np.testing.assert_array_equal(cond['text_mask'].any(axis=1), ~dropped)
+  with pytest.raises(ValueError, match=r'holds other latents \(fields, kept, text differ\)'):
+    encoding.encode([source], made, **options)
+
+
+def test_with_text_a_killed_run_ends_with_the_same_bytes(made, tmp_path, monkeypatch):
+  whole = _encode(made, tmp_path / 'whole', text=_letters(), shard=8)
+  with monkeypatch.context() as patch:
+    patch.setattr(shard_writer._Place, 'finish', lambda *_: None)
+    _encode(made, tmp_path, text=_letters(), shard=8)
+  path = _encode(made, tmp_path, text=_letters(), shard=8)
+  assert 'nulls.npz' in _files(path)
+  assert _files(path) == _files(whole)
+
+
+def test_a_dataset_without_text_has_no_nulls(written):
+  with pytest.raises(FileNotFoundError, match='encode the dataset with --text-encoder FOLDER'):
+    nulls('things_latents', data_dir=written[0])
+
+
+@pytest.mark.parametrize(
+  ('fields', 'message'),
+  [
+    ({'edited': encoding.Latents()}, "wanted 'image' among them"),
+    ({'image': encoding.Latents(), 'mask': encoding.Latents()}, "'mask' of pairs is int32"),
+    ({'image': encoding.Latents(), 'depth': encoding.Latents()}, "no field 'depth'; it has author, caption, control"),
+  ],
+)
+def test_a_field_that_is_no_image_is_refused(made, tmp_path, fields, message):
+  with pytest.raises(ValueError, match=message):
+    encoding.encode(
+      [_pairs()], made, name='x', mesh=sharding.make_mesh(), batch_size=8, fields=fields, data_dir=tmp_path
+    )
+
+
+def test_scaled_images_are_opened_by_who_asks_for_them(made, tmp_path):
+  _encode(made, tmp_path, fields={'image': encoding.Latents(encoding.mean, scaled=True)}, flips=False)
+  with pytest.raises(ValueError, match=r'are scaled, and this run wants them not to be.*--field image=FORM`'):
+    latents('things_latents', autoencoder=made.hash, data_dir=tmp_path)
+  stored = latents('things_latents', autoencoder=made.hash, scaled=True, data_dir=tmp_path).read(0)
+  (image,) = [record['image'] for record in _dataset().source if record['caption'] == stored['caption']]
+  wanted = scaled(made.frozen, posterior(made.net, made.frozen, jnp.asarray(image[None]))[0])[0]
+  np.testing.assert_allclose(stored['image'], wanted, rtol=1e-3, atol=2e-3)
+
+
+def test_published_text_encoders_by_themselves_and_of_a_pipeline(tmp_path):
+  pytest.importorskip('tokenizers')
+  pipelines.write('sdxl', tmp_path / 'sdxl')
+  whole = text_encoder.load(tmp_path / 'sdxl')
+  ids = {name: jnp.asarray(value) for name, value in whole.tokenize(['a red cat']).items()}
+  assert set(ids) == {'text', 'text_weight', 'text_2', 'text_2_weight'}
+  made, none = jax.jit(lambda frozen: (whole.encode(frozen, ids), whole.nulls(frozen)))(whole.frozen)
+  assert {name: entry.shape for name, entry in made.items()} == {'text': (1, 77, 32), 'pooled': (1, 12)}
+  assert {name: entry.shape for name, entry in none.items()} == {'text': (77, 32), 'pooled': (12,)}
+  assert not none['text'].any()
+  lone = text_encoder.load(tmp_path / 'sdxl' / 'text_encoder_2', tokenizer=tmp_path / 'sdxl' / 'tokenizer_2', length=9)
+  ids = {name: jnp.asarray(value) for name, value in lone.tokenize(['a red cat']).items()}
+  first, none = jax.jit(lambda frozen: (lone.encode(frozen, ids), lone.nulls(frozen)))(lone.frozen)
+  assert first['text'].shape == (1, 9, 16) and none['text'].shape == (9, 16)
+  # It does not see what is behind the end.
+  np.testing.assert_allclose(first['pooled'], made['pooled'], rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match='has tokenizers and lengths of its own'):
+    text_encoder.load(tmp_path / 'sdxl', length=9)
+  with pytest.raises(ValueError, match='wanted a text encoder'):
+    text_encoder.load(tmp_path / 'sdxl' / 'unet')
 
 
 def test_the_command(made, tmp_path, capsys, monkeypatch):
@@ -212,3 +346,7 @@ def test_the_command(made, tmp_path, capsys, monkeypatch):
   assert 'emoji32_latents' in capsys.readouterr().out
   assert latents('emoji32_latents', autoencoder=hash_of_weights).num_examples == NUM
   assert command.main(arguments) == 0  # it is there already
+  with pytest.raises(ValueError, match='--field image=median: wanted NAME=FORM'):
+    command.main([*arguments, '--field', 'image=median'])
+  with pytest.raises(ValueError, match='add --text-encoder FOLDER'):
+    command.main([*arguments, '--tokens', '12'])

@@ -72,7 +72,7 @@ def _records(shards):
 
 
 def _write(path, job, splits=None):
-  layout = tfds_builder.Layout('about', '', tfds_builder.arrays({'image': (1,)}, (), ()), {})
+  layout = tfds_builder.Layout('about', '', tfds_builder.arrays({'image': np.zeros(1, np.float16)}), {})
   splits = splits or {'train': Numbered(23, _records, shard=4), 'test': Numbered(3, _records, shard=4)}
   shard_writer.write(path, layout, splits, identity='a', job=job)
 

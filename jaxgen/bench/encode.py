@@ -9,7 +9,7 @@ import jax
 import numpy as np
 
 from jaxgen import sharding
-from jaxgen.encode import encoder
+from jaxgen.encode import IMAGE, encoder
 from jaxgen.pretrained import autoencoder
 
 BATCH_SIZE, SIZE = 2, 256
@@ -36,11 +36,12 @@ def bench_encode(
   draw, mesh = np.random.default_rng(0), sharding.make_mesh(data=1, devices=jax.devices()[:1])
   made = autoencoder.blank(network)
   spread = lambda leaf: draw.standard_normal(leaf.shape, np.float32) * max(np.prod(leaf.shape[:-1]), 1) ** -0.5  # noqa: E731
-  frozen = jax.device_put(made.frozen | {'params': jax.tree.map(spread, made.params)}, sharding.replicated(mesh))
+  frozen = {'autoencoder': made.frozen | {'params': jax.tree.map(spread, made.params)}}
+  frozen = jax.device_put(frozen, sharding.replicated(mesh))
   images = draw.uniform(-1, 1, (batch_size, size, size, 3)).astype(np.float32)
-  batch = jax.device_put((images, np.arange(batch_size, dtype=np.int32)), sharding.batch_sharding(mesh))
+  batch = jax.device_put(({'image': images}, {}, np.arange(batch_size, dtype=np.int32)), sharding.batch_sharding(mesh))
   began = time.perf_counter()
-  jitted: Any = encoder(made.net, mesh, flips=False, samples=False)
+  jitted: Any = encoder(made.net, mesh, fields=IMAGE, flips=False)
   run = jitted.lower(frozen, *batch).compile()
   compiled = time.perf_counter() - began
   ours, theirs = [], []

@@ -21,7 +21,8 @@ _EXAMPLES = """examples:
   jaxgen data prepare icons --number 20000 --source iconify-json-2.2.535.tgz
   jaxgen data prepare generated --run runs/avatars --prompt 'a person' --number 200      # for DreamBooth's prior
   jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this
-  jaxgen data encode --data emoji32 --autoencoder runs/emoji_vae/autoencoder     # latents, as emoji32_latents"""
+  jaxgen data encode --data emoji32 --autoencoder runs/emoji_vae/autoencoder     # latents, as emoji32_latents
+  jaxgen data encode --data folder:pairs --autoencoder sd-vae --field original=mean --text-encoder clip-vit-l14"""
 
 
 def main(argv: list[str]) -> int:
@@ -70,7 +71,8 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
     'encode',
     parents=[directory],
     help="write a dataset of an autoencoder's latents",
-    description='Encodes the images of a dataset once. The same command goes on with a run that was stopped or killed.',
+    description='Encodes the images, and the captions, of a dataset once. The same command goes on with a run that '
+    'was stopped or killed.',
   )
   encode.add_argument(
     '--data', required=True, help='a dataset as --config.dataset names it: emoji32, folder:PATH, one of TFDS, ...'
@@ -85,7 +87,19 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
     '--batch-size', type=int, default=32, help="images at a time, over a process's devices (default: 32)"
   )
   encode.add_argument('--no-flips', action='store_true', help='without the mirrored images')
-  encode.add_argument('--samples', action='store_true', help='one sample of each latent, not mean and deviation')
+  encode.add_argument(
+    '--field',
+    action='append',
+    default=[],
+    metavar='NAME=FORM[,scaled]',
+    help='a field of images and what is stored of it: moments (mean and deviation), sample, mean or mode, perhaps '
+    'scaled as the autoencoder says; may be repeated (default: image=moments). Other fields are kept as they are',
+  )
+  encode.add_argument(
+    '--text-encoder', help='also encode the captions: a folder of CLIP, T5 or BERT, or of a diffusers pipeline'
+  )
+  encode.add_argument('--tokenizer', help='folder of its tokenizer (default: the same)')
+  encode.add_argument('--tokens', type=int, help="tokens of a caption (default: the tokenizer's)")
   encode.add_argument('--dtype', default='float32', help="of the autoencoder's activations (default: float32)")
 
 
@@ -225,14 +239,19 @@ def _encode(args: argparse.Namespace) -> int:
 
   from jaxgen import distributed, sharding
   from jaxgen.encode import encode
-  from jaxgen.pretrained import autoencoder
+  from jaxgen.pretrained import autoencoder, text_encoder
 
   distributed.start()
   mesh = sharding.make_mesh(devices=jax.local_devices())
   sharding.check_batch_size(args.batch_size, mesh)
   datasets = [_open(args, split) for split in args.split or ['train']]
-  loaded = autoencoder.load(
-    args.autoencoder, dtype=jnp.dtype(args.dtype), put=lambda _, array: jax.device_put(array, sharding.replicated(mesh))
+  fields = _fields(args.field)
+  if args.text_encoder is None and (args.tokenizer or args.tokens):
+    raise ValueError('--tokenizer and --tokens are of a text encoder; add --text-encoder FOLDER')
+  put = lambda _, array: jax.device_put(array, sharding.replicated(mesh))  # noqa: E731
+  loaded = autoencoder.load(args.autoencoder, dtype=jnp.dtype(args.dtype), put=put)
+  text = args.text_encoder and text_encoder.load(
+    args.text_encoder, tokenizer=args.tokenizer, length=args.tokens, put=put, dtype=jnp.dtype(args.dtype)
   )
   live = sys.stderr.isatty() and distributed.is_first()
   try:
@@ -243,7 +262,8 @@ def _encode(args: argparse.Namespace) -> int:
       mesh=mesh,
       batch_size=args.batch_size,
       flips=not args.no_flips,
-      samples=args.samples,
+      fields=fields,
+      text=text or None,
       data_dir=args.data_dir,
       report=(lambda message: print(f'\r\x1b[K{message}', end='', file=sys.stderr, flush=True))
       if live
@@ -257,6 +277,21 @@ def _encode(args: argparse.Namespace) -> int:
   if distributed.is_first():
     print(f'encoded in {path}')
   return 0
+
+
+def _fields(given: list[str]) -> dict[str, Any]:
+  """`--field` as `jaxgen.encode.encode` takes it."""
+  from jaxgen.encode import IMAGE, Latents, mean, moments, sample
+
+  forms = {'moments': moments, 'sample': sample, 'mean': mean, 'mode': mean}  # a Gaussian's mode is its mean
+  fields = dict(IMAGE)
+  for text in given:
+    name, _, how = text.partition('=')
+    form, _, scaled = how.partition(',')
+    if not name or form not in forms or scaled not in ('', 'scaled'):
+      raise ValueError(f'--field {text}: wanted NAME=FORM or NAME=FORM,scaled with a form of {", ".join(forms)}')
+    fields[name] = Latents(forms[form], bool(scaled))
+  return fields
 
 
 def _open(args: argparse.Namespace, split: str) -> Any:

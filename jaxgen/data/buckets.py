@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import Batches, HostBatch, Loader, held_rows, to_devices
+from jaxgen.typing import Array
 
 Shape = tuple[int, int]  # height, width
 
@@ -108,7 +109,7 @@ class BucketLoader:
     bucket, number = self.place(step)
     return self._loaders[bucket].rows(number, rows)
 
-  def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> Batches:
+  def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> Batches[dict[str, Array]]:
     """Global batches of `start_step`, `start_step + 1`, ... as arrays on the devices of `sharding`."""
     rows = held_rows(sharding, self._batch_size)
     return Batches(

@@ -14,7 +14,7 @@ The permutations (of index i in epoch e, without storing them) and the random nu
 
 import sys
 from collections.abc import Callable, Sequence
-from typing import Any, cast
+from typing import Any, Generic, TypeVar, cast
 
 import jax
 import numpy as np
@@ -24,6 +24,7 @@ from jaxgen.data.reader import Reader, Transform
 from jaxgen.typing import Array
 
 HostBatch = dict[str, np.ndarray]
+T = TypeVar('T')
 
 
 class Loader:
@@ -118,7 +119,7 @@ class Loader:
       for index in raw:
         self._ahead.pop(index, None)
 
-  def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> 'Batches':
+  def iterate(self, start_step: int, sharding: jax.sharding.Sharding) -> 'Batches[dict[str, Array]]':
     """Global batches of `start_step`, `start_step + 1`, ... as arrays on the devices of `sharding`.
 
     Args:
@@ -151,7 +152,7 @@ def epoch(
   threads: int | None = None,
   prefetch: int = 2,
   max_bad_records: int = 100,
-) -> 'Batches':
+) -> 'Batches[dict[str, Array]]':
   """Every record once, in order: for reference statistics.
 
   The batches have one more field, 'mask', bool [b]: False where the row is no record of the dataset, because the
@@ -169,13 +170,13 @@ def epoch(
   return Batches(batch, steps, prefetch=prefetch)
 
 
-class Batches:
+class Batches(Generic[T]):
   """An iterator over `make(step)` that makes batches ready in the background.
 
   The background is one thread; `make` may use more. Close it, or leave the `with` block, to stop reading ahead.
   """
 
-  def __init__(self, make: Callable[[int], dict[str, Array]], steps: range, *, prefetch: int):
+  def __init__(self, make: Callable[[int], T], steps: range, *, prefetch: int):
     import grain
 
     options = grain.ReadOptions(num_threads=min(prefetch, 1), prefetch_buffer_size=prefetch)
@@ -183,16 +184,16 @@ class Batches:
     self._iterator = iter(source.to_iter_dataset(options))
     self._iterator.start_prefetch()
 
-  def __iter__(self) -> 'Batches':
+  def __iter__(self) -> 'Batches[T]':
     return self
 
-  def __next__(self) -> dict[str, Array]:
+  def __next__(self) -> T:
     return next(self._iterator)
 
   def close(self) -> None:
     self._iterator.close()
 
-  def __enter__(self) -> 'Batches':
+  def __enter__(self) -> 'Batches[T]':
     return self
 
   def __exit__(self, *_) -> None:

@@ -148,6 +148,8 @@ class _Place:
     }
     self._here.mkdir(parents=True, exist_ok=True)
     with tfds_builder.full_disk_said(self._here):
+      for name, data in layout.files.items():
+        (self._here / name).write_bytes(data)
       tfds_builder.write_info(
         self._here, self.name, self._path.name, layout._replace(metadata={**layout.metadata, **digests}), notes
       )

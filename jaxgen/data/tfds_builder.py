@@ -54,12 +54,14 @@ class Layout(NamedTuple):
     license: licence of the records.
     features: fields of a record.
     metadata: kept in the folder.
+    files: other files of the folder, by name.
   """
 
   about: str
   license: str
   features: tfds.features.FeaturesDict
   metadata: Mapping[str, str]
+  files: Mapping[str, bytes] = {}
 
 
 class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -75,7 +77,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     super().__init__(data_dir=data_dir, file_format='array_record')
 
   def _info(self) -> tfds.core.DatasetInfo:
-    about, license, features, metadata = layout(self._recipe)
+    about, license, features, metadata, _ = layout(self._recipe)
     return tfds.core.DatasetInfo(
       builder=self,
       description=about,
@@ -160,16 +162,18 @@ def full_disk_said(folder: pathlib.Path) -> Iterator[None]:
     raise
 
 
-def arrays(
-  shapes: Mapping[str, tuple[int, ...]], class_names: Sequence[str], texts: Sequence[str]
-) -> tfds.features.FeaturesDict:
-  """Fields of a record of float16 arrays, with a label and texts perhaps."""
-  features: dict[str, tfds.features.FeatureConnector] = {
-    field: tfds.features.Tensor(shape=shape, dtype=np.float16, encoding='bytes') for field, shape in shapes.items()
-  }
-  if class_names:
-    features['label'] = tfds.features.ClassLabel(names=list(class_names))
-  return tfds.features.FeaturesDict(features | {text: tfds.features.Text() for text in texts})
+def arrays(like: Record, class_names: Sequence[str] = ()) -> tfds.features.FeaturesDict:
+  """Fields of records of arrays, numbers and texts that are like a given one; `class_names` are those of a 'label'."""
+
+  def feature(name: str, value: Any) -> tfds.features.FeatureConnector:
+    if isinstance(value, str):
+      return tfds.features.Text()
+    if name == 'label' and class_names:
+      return tfds.features.ClassLabel(names=list(class_names))
+    array = np.asarray(value)
+    return tfds.features.Tensor(shape=array.shape, dtype=array.dtype, encoding='bytes' if array.ndim else 'none')
+
+  return tfds.features.FeaturesDict({name: feature(name, value) for name, value in like.items()})
 
 
 def serialized(features: tfds.features.FeaturesDict, record: Record) -> bytes:
@@ -231,6 +235,13 @@ def data_source(builder: tfds.core.DatasetBuilder, split: str, *, image_field: s
   except (ValueError, KeyError) as error:
     splits = ', '.join(builder.info.splits)
     raise NoSuchSplit(f'{name} has no split {split!r}; it has {splits} (slices as in train[:100])') from error
+
+
+def dtypes(builder: tfds.core.DatasetBuilder) -> dict[str, np.dtype]:
+  """Dtypes of the fields that are arrays; TFDS reads some scalars as Python's numbers."""
+  features: dict[str, Any] = dict(builder.info.features)
+  tensors = (name for name, it in features.items() if type(it) is tfds.features.Tensor)
+  return {name: np.dtype(features[name].np_dtype) for name in tensors}
 
 
 def class_names(builder: tfds.core.DatasetBuilder, field: str) -> tuple[str, ...]:

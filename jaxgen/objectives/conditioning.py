@@ -192,6 +192,18 @@ def trained_text(encoder: nn.Module, *, length: int, drop_rate: float = 0.0) -> 
   return Conditioner({'text': Field(empty)}, {('text',): drop_rate} if drop_rate else {}, encode, init)
 
 
+def encoded(nulls: Mapping[str, Any], *, drop_rate: float = 0.0) -> Conditioner:
+  """Conditions that are stored as the network reads them, such as features of text; all are dropped together.
+
+  Args:
+    nulls: entries of a batch with the values that stand for no condition: `data.datasets.latents.nulls(name)`.
+    drop_rate: probability that an image's conditions are dropped in training.
+  """
+  return Conditioner(
+    {name: Field(null) for name, null in nulls.items()}, {tuple(nulls): drop_rate} if drop_rate else {}
+  )
+
+
 def always(*names: str) -> Conditioner:
   """Fields that are given as they are stored, and never dropped."""
   return Conditioner({name: Field() for name in names})
