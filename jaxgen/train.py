@@ -287,8 +287,7 @@ def due(stage: Experiment, step: int, total: int) -> list[Evaluator]:
 
 def not_on_record(run: Run, evaluators: Sequence[Evaluator], step: int) -> list[Evaluator]:
   """The evaluators whose results are missing, because the run was killed after the step's checkpoint."""
-  seen = run.writer.on_record(step)
-  return [each for each in evaluators if not distributed.agree(int(_seconds_metric(each) in seen))]
+  return [it for it in evaluators if not distributed.agree(int(_seconds_metric(it) in run.writer.on_record(step)))]
 
 
 def evaluate(
@@ -309,7 +308,8 @@ def evaluate(
     seconds = time.perf_counter() - began
     save_best(run, stage, state, step, values)
     run.writer.scalars(step, dict(values) | {_seconds_metric(evaluator): seconds})
-    shown = '  '.join(f'{name} {value:.4g}' for name, value in values.items())
+    whole = {name: value for name, value in values.items() if '/' not in name} or values  # without each attribute's
+    shown = '  '.join(f'{name} {value:.4g}' for name, value in whole.items())
     run.writer.text(f'step {step:,}  {evaluator.name} took {seconds:.1f} s  {shown}'.rstrip())
   if evaluators:
     write_report(run)
