@@ -1,7 +1,7 @@
 """The model of `avatars` at 64 pixels, grown from one of 32: the weights that come with jaxgen, `jaxgen/avatars`.
 
   jaxgen data prepare avatars
-  jaxgen train --config avatars                       # 15 minutes: the words, colors and places
+  jaxgen train --config avatars                       # the words, colors and places
   jaxgen train --config avatars64 --init-from runs/avatars --init-fresh 'net/(patch_embed|final)/'
   jaxgen sample --weights jaxgen/avatars --prompt 'a smiling woman with red hair and glasses' --out woman.png
 

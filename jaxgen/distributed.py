@@ -65,7 +65,7 @@ def start(signals: Signals | None = None) -> None:
   """Joins the job this process is part of; call it before anything touches a device.
 
   Args:
-    signals: of a program that may end before its first step where any process of the job is told to stop.
+    signals: signal handlers of a program that may end before its first step where any process is told to stop.
 
   Raises:
     ValueError: the environment names a coordinator but not this process, or a time that is no number of seconds.
@@ -153,7 +153,7 @@ def job(folder: str | os.PathLike) -> Job:
   """All processes as workers on one dataset, if they see the same folder of prepared datasets; else each is alone.
 
   Args:
-    folder: of this machine, or the mirror of one in a bucket, which all see.
+    folder: folder of prepared datasets on this machine, or the mirror of one in a bucket, which all processes see.
   """
   if jax.process_count() == 1:
     return ALONE

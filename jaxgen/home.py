@@ -39,7 +39,7 @@ def fetched(path: pathlib.Path, *, last: str = '') -> pathlib.Path:
   """The same path, to which a file or folder of a mirror is brought from its bucket, if it is there and not here.
 
   Args:
-    path: of this machine.
+    path: path on this machine.
     last: name of the file that makes a folder in the bucket whole; '' for a file.
   """
   there = remote(path)

@@ -252,8 +252,7 @@ def record_window(run: Run, window: StepWindow, stage: Experiment, state: TrainS
   """Writes and shows the metrics of the steps since the last line."""
   if window.is_empty:
     return
-  values = window.read()
-  values |= learning_rates(stage.learning_rates, state.opt_state)
+  values = window.read() | learning_rates(stage.learning_rates, state.opt_state)
   run.goodput.window(values['step_seconds'], values['input_wait'] * window.seconds)
   values['goodput'] = run.goodput.share
   if bad := getattr(stage.data, 'bad_records', 0):  # a user's own loader may not count them
@@ -287,7 +286,8 @@ def due(stage: Experiment, step: int, total: int) -> list[Evaluator]:
 
 def not_on_record(run: Run, evaluators: Sequence[Evaluator], step: int) -> list[Evaluator]:
   """The evaluators whose results are missing, because the run was killed after the step's checkpoint."""
-  return [it for it in evaluators if not distributed.agree(int(_seconds_metric(it) in run.writer.on_record(step)))]
+  seen = run.writer.on_record(step)
+  return [each for each in evaluators if not distributed.agree(int(_seconds_metric(each) in seen))]
 
 
 def evaluate(

@@ -31,7 +31,7 @@ class Encoded(NamedTuple):
   """An image of a record.
 
   Attributes:
-    pixels: of the image.
+    pixels: pixels of the image, uint8 h w c.
     png: the same, compressed.
   """
 
