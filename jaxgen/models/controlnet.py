@@ -32,7 +32,8 @@ class ControlNet(nn.Module):
   Attributes:
     net: the U-Net whose encoder and middle it has.
     hint: features of the hint's layers.
-    strides: how often the hint halves the control, which is so much larger than x: 3 for latents, 0 for pixels.
+    strides: how often the hint halves the control, which is so much larger than what the first convolution sees: 3 for
+      latents, 0 for pixels, 1 for pixels in patches of 2.
     field: the entry of `cond` that it reads, float b h w 3 in [0, 1]; FIELD_scale, float b or b r, if it is given,
       multiplies all residuals or each.
   """
@@ -47,7 +48,7 @@ class ControlNet(nn.Module):
     self, x: Float[Array, 'b h w c'], t: Float[Array, ' b'], cond: Cond, *, train: bool = False
   ) -> tuple[Float[Array, 'b h2 w2 c2'], ...]:
     net, control = self.net, cond[self.field]
-    height, width = (side << self.strides for side in x.shape[1:3])
+    height, width = ((side << self.strides) // net.patch for side in x.shape[1:3])
     if control.shape[1:3] != (height, width):
       raise ValueError(
         f'{self.field} is {control.shape[1]}x{control.shape[2]}; for images or latents of {x.shape[1]}x{x.shape[2]} '

@@ -34,6 +34,7 @@ from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.rope import Angles, angles_2d
 from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
+from jaxgen.models.layers.resample import depth_to_space, space_to_depth
 from jaxgen.typing import Array, Cond, Float
 
 _TIME_FEATURES = 256
@@ -225,17 +226,13 @@ def jit(
 
 def patchify(x: Float[Array, 'b h w c'], patch: int) -> Float[Array, 'b l ppc']:
   """Cuts images into rows of tokens; a token is a patch in row-major order, channels last."""
-  b, height, width, c = x.shape
-  x = x.reshape(b, height // patch, patch, width // patch, patch, c)
-  return x.transpose(0, 1, 3, 2, 4, 5).reshape(b, -1, patch * patch * c)
+  x = space_to_depth(x, patch)
+  return x.reshape(x.shape[0], -1, x.shape[-1])
 
 
 def unpatchify(x: Float[Array, 'b l ppc'], grid: tuple[int, int], patch: int) -> Float[Array, 'b h w c']:
   """The inverse of `patchify` for a grid of (rows, columns) of patches."""
-  rows, columns = grid
-  c = x.shape[-1] // patch**2
-  x = x.reshape(x.shape[0], rows, columns, patch, patch, c).transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(x.shape[0], rows * patch, columns * patch, c)
+  return depth_to_space(x.reshape(x.shape[0], *grid, x.shape[-1]), patch)
 
 
 def norm(x: Float[Array, 'b l d']) -> Float[Array, 'b l d']:

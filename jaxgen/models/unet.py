@@ -35,7 +35,7 @@ from jaxgen.models.layers.embedding import LabelEmbedding, ddpm_timestep_embeddi
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
-from jaxgen.models.layers.resample import double, halve
+from jaxgen.models.layers.resample import depth_to_space, double, halve, space_to_depth
 from jaxgen.models.layers.transformer import ImagePrompt, Transformer
 from jaxgen.typing import Array, Cond, Float
 
@@ -153,6 +153,8 @@ class UNet(nn.Module):
     fourier: deviation of the frequencies of random Fourier features of log t, which stand in for the sinusoid; the
       output is then divided by t, which is a deviation of noise (Song et al. 2021). 0 for the sinusoid.
     num_classes: labels are 0 to num_classes - 1, and num_classes, the null label, adds nothing; 0 is unconditional.
+    patch: side of the squares of pixels that the first convolution reads as one and the last writes; 1 in the published
+      ones, 2 or 4 where pixels are many (Hoogeboom et al. 2023, "simple diffusion").
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     dropout: rate within the blocks (Eq. 5), when training.
     groups: number of groups in each group norm; divides every level's features.
@@ -172,6 +174,7 @@ class UNet(nn.Module):
   size_features: int = 0
   fourier: float = 0.0
   num_classes: int = 0
+  patch: int = 1
   learn_sigma: bool = False
   dropout: float = 0.0
   groups: int = 32
@@ -216,11 +219,12 @@ class UNet(nn.Module):
       x = jnp.concatenate([x, kept.pop()], axis=-1)
       x = run(self, stage, x, c, cond, double, dropout=dropout, name=f'decoder_{i}')
     x = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_out')(x))
-    x = _conv(channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x).astype(jnp.float32)
+    x = _conv(self.patch**2 * channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x)
+    x = depth_to_space(x, self.patch).astype(jnp.float32)
     return x / t[:, None, None, None] if self.fourier else x
 
   def _check(self, shape: tuple[int, ...]) -> None:
-    factor = 2 ** (len(self.multipliers) - 1)
+    factor = self.patch * 2 ** (len(self.multipliers) - 1)
     if shape[1] % factor or shape[2] % factor:
       raise ValueError(
         f'images of {shape[1]}x{shape[2]} cannot be halved {len(self.multipliers) - 1} times; '
@@ -251,6 +255,7 @@ def conditioned(net: UNet, t: Float[Array, 'b'], cond: Cond) -> Float[Array, 'b 
 
 def conv_in(net: UNet, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
   """The first convolution, inside a compact module."""
+  x = space_to_depth(x, net.patch)
   return _conv(int(net.multipliers[0] * net.width), dtype=net.dtype, name='conv_in')(x.astype(net.dtype))
 
 

@@ -1,4 +1,4 @@
-"""Images of half and of twice the side, without parameters."""
+"""Images of other sides, without parameters."""
 
 import jax.numpy as jnp
 
@@ -15,6 +15,20 @@ def double(x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 c']:
   """Each pixel as a 2x2 square (nearest neighbour)."""
   b, h, w, c = x.shape
   return jnp.broadcast_to(x[:, :, None, :, None], (b, h, 2, w, 2, c)).reshape(b, 2 * h, 2 * w, c)
+
+
+def space_to_depth(x: Float[Array, 'b h w c'], side: int) -> Float[Array, 'b h2 w2 d']:
+  """Each square of side^2 pixels as the channels of one; pixels in row-major order, channels last."""
+  b, h, w, c = x.shape
+  x = x.reshape(b, h // side, side, w // side, side, c).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h // side, w // side, side * side * c)
+
+
+def depth_to_space(x: Float[Array, 'b h w d'], side: int) -> Float[Array, 'b h2 w2 c']:
+  """The inverse of `space_to_depth`."""
+  b, h, w, d = x.shape
+  x = x.reshape(b, h, w, side, side, d // side**2).transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(b, h * side, w * side, d // side**2)
 
 
 def halve_smooth(x: Float[Array, 'b h w c'], *, padding: int = 1) -> Float[Array, 'b h2 w2 c']:
