@@ -254,9 +254,23 @@ def test_resampling():
     np.testing.assert_array_equal(doubled[:, row::2, column::2], x)
 
 
+def test_a_patch_is_the_network_on_squares_of_pixels():
+  plain, patched = _small(learn_sigma=False), _small(learn_sigma=False, patch=2)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 12, 3))
+  squares = x.reshape(2, 4, 2, 6, 2, 3).transpose(0, 1, 3, 2, 4, 5).reshape(2, 4, 6, 12)
+  params = patched.init(jax.random.key(1), x, _t, _cond)
+  params = jax.tree.map(lambda leaf: leaf + 0.1, params)  # the last layer starts at zero
+  made, wanted = patched.apply(params, x, _t, _cond), plain.apply(params, squares, _t, _cond)
+  assert made.shape == x.shape and np.abs(made).max() > 0
+  for row, column in np.ndindex(2, 2):
+    square = slice(3 * (2 * row + column), 3 * (2 * row + column) + 3)
+    np.testing.assert_array_equal(made[:, row::2, column::2], wanted[..., square])
+
+
 @pytest.mark.parametrize(
   ('fields', 'shape', 'message'),
   [
+    ({'patch': 4}, (8, 12), 'the sides of the images must divide by 8'),
     ({}, (8, 7), 'images of 8x7 cannot be halved 1 times; the sides of the images must divide by 2'),
     ({'groups': 32}, (8, 8), 'level 0: 16 features do not divide into 32 groups'),
     ({'heads': 3}, (8, 8), '32 features are not 3 heads of size 10; change heads, head_size or the width'),

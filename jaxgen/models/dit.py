@@ -32,9 +32,9 @@ from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.embedding import LabelEmbedding, sincos_2d, timestep_embedding
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
+from jaxgen.models.layers.resample import depth_to_space, space_to_depth
 from jaxgen.models.layers.rope import Angles, angles_2d
 from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
-from jaxgen.models.layers.resample import depth_to_space, space_to_depth
 from jaxgen.typing import Array, Cond, Float
 
 _TIME_FEATURES = 256

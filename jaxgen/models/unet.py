@@ -253,7 +253,7 @@ def conditioned(net: UNet, t: Float[Array, 'b'], cond: Cond) -> Float[Array, 'b 
   return nn.silu(c).astype(net.dtype)
 
 
-def conv_in(net: UNet, x: Float[Array, 'b h w c']) -> Float[Array, 'b h w d']:
+def conv_in(net: UNet, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
   """The first convolution, inside a compact module."""
   x = space_to_depth(x, net.patch)
   return _conv(int(net.multipliers[0] * net.width), dtype=net.dtype, name='conv_in')(x.astype(net.dtype))

@@ -168,6 +168,8 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   seen, made = params['conv_in']['kernel'].shape[2], params['conv_out']['kernel'].shape[3]
   times = {make: flags for flags, make in _TIMES.items()}[style.time_features]
   paddings = {padding: number for number, padding in _PADDINGS.items()}
+  if net.patch > 1:
+    raise ValueError(f'diffusers has no U-Net that reads patches, and this one has patch={net.patch}')
   if features[0] != net.width or (text and (style.scale_shift or style.resize_in_blocks)):
     raise ValueError('diffusers has no U-Net whose first level is not one width wide, or of this style with text')
   attends = tuple(level in net.attention for level in range(len(features)))
