@@ -30,12 +30,11 @@ _BATCH = 100  # images at a time
 Classify = Callable[[Float[np.ndarray, 'b h w c']], Int[np.ndarray, 'b a']]
 
 
-@functools.cache
-def load(path: str | os.PathLike = FILE) -> Classify:
-  """The classifier: square float images in [-1, 1] to a value of each attribute of `avatars_styles.VOCABULARY`.
+def read(path: str | os.PathLike = FILE) -> tuple[ConvClassifier, Params]:
+  """The network and its parameters, for images of 32 pixels a side.
 
   Raises:
-    ValueError: the file is damaged, or of another vocabulary; of the classifier: the side is no multiple of 32.
+    ValueError: the file is damaged, or of another vocabulary.
   """
   about = safetensors_file.metadata(path)
   if about.get('vocabulary') != _vocabulary():
@@ -44,7 +43,17 @@ def load(path: str | os.PathLike = FILE) -> Classify:
     sum(SIZES), widths=tuple(json.loads(about['widths'])), strides=tuple(json.loads(about['strides']))
   )
   flat = {name: jnp.asarray(array, jnp.float32) for name, array in safetensors_file.read(path).items()}
-  params = traverse_util.unflatten_dict(flat, sep='/')
+  return net, traverse_util.unflatten_dict(flat, sep='/')
+
+
+@functools.cache
+def load(path: str | os.PathLike = FILE) -> Classify:
+  """The classifier: square float images in [-1, 1] to a value of each attribute of `avatars_styles.VOCABULARY`.
+
+  Raises:
+    ValueError: as `read`; of the classifier: the side is no multiple of 32.
+  """
+  net, params = read(path)
   run = jax.jit(functools.partial(predict, net, sizes=SIZES))
 
   def classify(images: Float[np.ndarray, 'b h w c']) -> Int[np.ndarray, 'b a']:

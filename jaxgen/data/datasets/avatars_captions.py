@@ -13,8 +13,10 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Int32
 
+from jaxgen.data.dataset import Record
 from jaxgen.data.datasets.avatars import choose, decode_words, encode_words
 from jaxgen.data.datasets.avatars_styles import STYLES, Words
+from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode
 from jaxgen.data.tokenizers.words import vocabulary_of
 
 LENGTH = 36  # words of the longest caption, with some to spare
@@ -134,6 +136,16 @@ def asked(attributes: Sequence[int] | np.ndarray, text: str) -> Int32[np.ndarray
   if not any(noun in text for noun in STYLES[words['style']].nouns):
     del words['style']
   return encode_words(words)
+
+
+def prompted(tokenizer: Tokenizer) -> Callable[[Record, np.random.Generator], Record]:
+  """A transform that adds the token ids of a full caption, and what it asks for: 'text' and 'asked'."""
+
+  def transform(record: Record, rng: np.random.Generator) -> Record:
+    text = caption(record['attributes'], rng, keep=1.0)
+    return record | {'text': encode(tokenizer, text).ids, 'asked': asked(record['attributes'], text)}
+
+  return transform
 
 
 def expressions(attribute: str) -> dict[str, str]:
