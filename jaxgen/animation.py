@@ -25,7 +25,7 @@ def check(path: str | os.PathLike) -> None:
 
 
 def write(path: epath.Path, frames: UInt8[np.ndarray, 'f h w c'], *, frames_per_second: int) -> None:
-  """An animated WebP, PNG or GIF, which plays for ever, or an MP4, by the path's suffix; complete or not there.
+  """Writes an animated WebP, PNG or GIF, which loops, or an MP4, by the path's suffix; the file is complete or absent.
 
   Raises:
     ValueError: another suffix, or imageio-ffmpeg is missing for MP4.

@@ -50,7 +50,7 @@ class Best:
     return bool(distributed.agree(int(found is not None and found[1] < self._value)))
 
   def save(self, state: TrainState, identity: Mapping[str, Any], values: Mapping[str, float]) -> None:
-    """Saves the model of a better evaluation, and returns when it is there."""
+    """Saves the model of a better evaluation, and returns when the save is committed."""
     name, self._value = self._found(values) or (self._metric, self._value)
     checkpoints = self._open()
     best = {'metric': name, 'value': self._value}

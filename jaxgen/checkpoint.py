@@ -37,7 +37,7 @@ from jaxgen.train_state import TrainState
 PARTS = ('params', 'ema', 'opt_state', 'extra')
 MODEL = ('params', 'ema', 'extra')
 _FORMER_EDM = re.compile(r'(block\d+|up|down|in\d)/(norm2|qkv|proj)/')  # these are in `attention/` now
-_SENT = ('float32', 'bfloat16', 'float16', 'int32', 'uint32')  # dtypes that a sum keeps
+_SENT = ('float32', 'bfloat16', 'float16', 'int32', 'uint32')  # dtypes that a sum preserves
 _COMMIT_FILES = ('commit_success.txt', '_CHECKPOINT_METADATA')  # Orbax writes them after the digests
 
 
@@ -71,7 +71,7 @@ class Checkpoints:
     self.policy = policy
     self.lost: list[str] = []  # messages about checkpoints that `recover` found damaged
     self._saving: int | None = None
-    self._checked: set[int] = set()  # steps whose digests were found right
+    self._checked: set[int] = set()  # steps whose digests were checked
     options = ocp.CheckpointManagerOptions(
       max_to_keep=policy.keep if policy else None,
       keep_period=policy.keep_every if policy else None,
@@ -150,7 +150,7 @@ class Checkpoints:
         digests.write(folder, without=_COMMIT_FILES)
 
   def recover(self) -> int | None:
-    """The newest step whose digests are right; None without checkpoints.
+    """The newest step whose digests match; None without checkpoints.
 
     Damaged ones that are newer are renamed to `STEP.damaged`, and `lost` says so. All processes call it together,
     before anything is restored.

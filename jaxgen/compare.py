@@ -1,4 +1,4 @@
-"""Several runs on one page: their curves laid over each other, the same samples side by side, and what differs.
+"""Several runs on one page: curves overlaid, samples side by side, and the differences of their configs.
 
 The page loads nothing from elsewhere and needs no script. Numbers of one name are put side by side only with what their
 protocols differ in, since such numbers do not compare.
@@ -49,7 +49,7 @@ th { font-weight: 400; color: var(--soft); } td { overflow-wrap: anywhere; }
 
 
 class Run(NamedTuple):
-  """What a run's folder says."""
+  """The contents of a run's folder."""
 
   name: str
   folder: epath.Path
@@ -109,7 +109,7 @@ def _read(folder: epath.Path) -> Run:
 
 
 def _named(runs: Sequence[Run]) -> list[Run]:
-  """Runs whose folders are called alike get the folder above as well."""
+  """Runs by name; where two folders have the same name, with the name of the parent folder."""
   names = [run.name for run in runs]
   return [
     run._replace(name=f'{run.folder.resolve().parent.name}/{run.name}') if names.count(run.name) > 1 else run

@@ -2,10 +2,10 @@
 
 A config defines its objective; what follows is the same for a whole family:
 
-  PROCESSES, SAMPLERS      what the fields `process` and `sampling.name` of small diffusion models may name
+  PROCESSES, SAMPLERS      choices of the fields `process` and `sampling.name` of small diffusion models
   run_options              the fields of an Experiment that a config gives by their own names
   image_experiment         small class-conditional diffusion and few-step models of images
-  balanced_experiment      diffusion on CIFAR-10 and ImageNet 64, sampled with as many images of each class
+  balanced_experiment      diffusion on CIFAR-10 and ImageNet 64, sampled with equally many images of each class
   gan_experiment           GANs
   latent_experiment        small diffusion models on the latents of an autoencoder
   imagenet_experiment      diffusion on latents of ImageNet
@@ -78,7 +78,7 @@ def loader(c: ConfigDict, dataset: Dataset) -> Loader:
 
 
 def source_or_noise(c: ConfigDict, split: str = 'train', *, num_classes: int) -> Dataset:
-  """What `c.dataset` names; `synthetic` is noise with labels, to time a step without data."""
+  """The dataset that `c.dataset` names; `synthetic` is noise with labels, to time a step without data."""
   if c.dataset == 'synthetic':
     return synthetic((c.resolution, c.resolution, 3), num_classes=num_classes)
   return source(c.dataset, split, resolution=c.resolution, data_dir=c.data_dir)
@@ -152,7 +152,9 @@ def grid_and_fid(
   cond: Callable[[int], Cond],
   protocol: Mapping[str, Any],
 ) -> tuple[Evaluator, ...]:
-  """A grid of samples, and FID unless `c.fid.num_samples` is 0.
+  """A grid of samples, unless it shows no image, and FID, unless `c.fid.num_samples` is 0.
+
+  An interval of 0 also turns an evaluator off (`Experiment.evaluators`).
 
   Args:
     c: config with `samples.every` and `fid`.
@@ -163,11 +165,13 @@ def grid_and_fid(
     cond: the number of FID's samples -> their conditions.
     protocol: sampler, guidance and labels, written beside FID.
   """
-  grid = samples(generate, mesh=mesh, every=c.samples.every, **shown)
-  if not c.fid.num_samples:
-    return (grid,)
-  given = cond(c.fid.num_samples)
-  return grid, fid(generate, reference(), mesh=mesh, cond=given, protocol=protocol, **c.fid)
+  evaluators: tuple[Evaluator, ...] = ()
+  if shown['num'] and c.samples.every:
+    evaluators += (samples(generate, mesh=mesh, every=c.samples.every, **shown),)
+  if c.fid.num_samples and c.fid.every:
+    given = cond(c.fid.num_samples)
+    evaluators += (fid(generate, reference(), mesh=mesh, cond=given, protocol=protocol, **c.fid),)
+  return evaluators
 
 
 def labels_of_batches(data: Loader) -> Callable[[int], Cond]:
@@ -176,7 +180,7 @@ def labels_of_batches(data: Loader) -> Callable[[int], Cond]:
 
 
 def labels_in_turn(num_classes: int) -> Callable[[int], Cond]:
-  """As many of each class, as `cond` of `grid_and_fid`."""
+  """Equally many labels of each class, as `cond` of `grid_and_fid`."""
   return lambda num: {'label': np.arange(num, dtype=np.int32) % num_classes} if num_classes else {}
 
 
@@ -227,7 +231,7 @@ def balanced_experiment(
   decay: ema.Decay,
   sampler: str,
 ) -> Experiment:
-  """A diffusion model whose grid and FID have as many images of each class, if there are classes.
+  """A diffusion model whose grid and FID have equally many images of each class, if there are classes.
 
   Args:
     c: the config.
@@ -271,7 +275,7 @@ def gan_experiment(
     reference: opens the dataset that FID compares with.
   """
   mesh, num_classes = sharding.make_mesh(**c.mesh.to_dict()), data.dataset.num_classes
-  classes = np.arange(c.samples.num, dtype=np.int32) * max(num_classes, 1) // c.samples.num
+  classes = np.arange(c.samples.num, dtype=np.int32) * max(num_classes, 1) // max(c.samples.num, 1)
   shown = {'cond': {'label': classes} if num_classes else {}, 'num': c.samples.num}
 
   def cond(num: int) -> Cond:
@@ -282,7 +286,7 @@ def gan_experiment(
   protocol = {'labels': 'of the training data', 'sampler': 'one pass', 'truncation': 1.0}
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   evaluators = grid_and_fid(c, generate, mesh=mesh, shown=shown, reference=reference, cond=cond, protocol=protocol)
-  if c.fid.num_samples:
+  if c.fid.num_samples and c.fid.every:
     num = min(c.fid.num_samples, 256)
     images = data.rows(0, range(num))['image']
     alike = collapse(generate, mesh=mesh, cond=cond(c.fid.num_samples), images=images, num=num, every=c.fid.every)
@@ -415,7 +419,7 @@ def autoencoder_experiment(
   """
   mesh, dataset = sharding.make_mesh(**c.mesh), data.dataset
   measures: tuple[Evaluator, ...] = ()
-  if c.fid.num_samples:
+  if c.fid.num_samples and c.fid.every:
     restored = reconstruction.restored(net, held_out, mesh=mesh, batch_size=c.images.batch_size)
     rfid = fid(restored, held_out, mesh=mesh, cond={}, protocol={'samples are': 'restored'}, prefix='r', **c.fid)
     measures = (rfid,)

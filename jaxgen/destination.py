@@ -1,4 +1,4 @@
-"""Another place that a run's metrics and pictures go to, beside its folder: `train(..., writers=[wandb('project')])`.
+"""Destinations of a run's metrics and pictures beside its folder: `train(..., writers=[wandb('project')])`.
 
 A destination observes: each of its calls is made in order on a thread of its own, and one that fails or hangs costs a
 warning and a count, never the run (observers.py). The first process alone has any.

@@ -1,4 +1,4 @@
-"""Digests of the files of a folder, and which errors of reading say nothing about the file.
+"""Digests of the files of a folder, and which read errors are transient.
 
 A file's digest is the SHA-256 of the sums of its blocks of 512 little-endian 64-bit words, and of the bytes after the
 last whole block. The sums are ten times as fast as SHA-256 of all bytes. A changed bit or a torn, cut or foreign block
@@ -35,7 +35,7 @@ _TEXTS = (*(os.strerror(code).lower() for code in _CODES), 'resource_exhausted',
 
 
 def is_passing(error: BaseException) -> bool:
-  """Whether an error of reading, or one that it was raised from, may be gone at the next try and is no damage."""
+  """Whether a read error, or its cause, is transient: the next try may succeed, and the file is not damaged."""
   while error is not None:
     if isinstance(error, MemoryError) or (isinstance(error, OSError) and error.errno in _CODES):
       return True
@@ -46,7 +46,7 @@ def is_passing(error: BaseException) -> bool:
 
 
 def patiently(read: Callable[[], T]) -> T:
-  """`read()`, tried again after a while where it fails for a reason that may pass."""
+  """Calls `read()`, again after a pause where it fails with a transient error."""
   for wait in WAITS:
     try:
       return read()
@@ -78,7 +78,7 @@ def has(folder: pathlib.Path) -> bool:
 def problem(
   folder: pathlib.Path, *, below: Collection[str] | None = None, share: tuple[int, int] = (0, 1)
 ) -> str | None:
-  """What is wrong with the files of a folder that has digests; None where all are as they were written.
+  """The first problem found with the files of a folder that has digests; None where all match.
 
   Args:
     folder: folder with a file of digests.
@@ -86,7 +86,7 @@ def problem(
     share: `(i, n)` looks at every n-th file, from the i-th.
 
   Raises:
-    OSError: a file cannot be read, which is no damage, however often it is tried.
+    OSError: a file cannot be read after several tries, which does not mean that it is damaged.
   """
   text = patiently(functools.partial((folder / NAME).read_bytes)).decode(errors='replace')
   lines = [line.partition('  ') for line in text.splitlines()]

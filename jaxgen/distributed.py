@@ -58,7 +58,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class Missing(RuntimeError):
-  """Some processes did not come to where all of them must meet; the message names them."""
+  """Some processes did not reach a point where all must meet; the message names them."""
 
 
 def start(signals: Signals | None = None) -> None:
@@ -68,7 +68,7 @@ def start(signals: Signals | None = None) -> None:
     signals: signal handlers of a program that may end before its first step where any process is told to stop.
 
   Raises:
-    ValueError: the environment names a coordinator but not this process, or a time that is no number of seconds.
+    ValueError: the environment names a coordinator but not this process, or a time that is not a number of seconds.
   """
   if jax.distributed.is_initialized():
     return
@@ -106,7 +106,7 @@ def start(signals: Signals | None = None) -> None:
 
 
 def is_distributed() -> bool:
-  """Whether several processes make this run, or one that JAX started as if it were several."""
+  """Whether this run has several processes, or one that JAX started as if it had."""
   return jax.distributed.is_initialized()
 
 
@@ -123,12 +123,12 @@ def agree(value: int) -> int:
 
 
 def ready(phase: str) -> float:
-  """Waits until every process has come to `phase`, a name that all of them give, such as 'save at step 100'.
+  """Waits until every process has reached `phase`, a name that all of them give, such as 'save at step 100'.
 
   It takes a message to the coordinator and back, and no device. Returns the seconds that it waited.
 
   Raises:
-    Missing: some have not come in JAXGEN_READY_SECONDS.
+    Missing: some have not reached it within JAXGEN_READY_SECONDS.
   """
   if jax.process_count() == 1:
     return 0.0
@@ -173,7 +173,7 @@ def job(folder: str | os.PathLike) -> Job:
 
 
 def _comes(path: pathlib.Path) -> bool:
-  """Whether a file is there, or comes within the time for which network file systems remember that it was not."""
+  """Whether a file exists, or appears within the time for which network file systems cache its absence."""
   end = time.monotonic() + _SEEN_SECONDS
   while not path.exists():
     if not path.parent.exists() or time.monotonic() > end:
@@ -188,10 +188,10 @@ def _at(where: str) -> None:
 
 
 def _meet_patiently(phase: str) -> None:
-  """As `ready`, of processes that work for hours: it waits as long as any of them says where it is.
+  """As `ready`, for processes that work for hours: it waits as long as any of them reports progress.
 
   Raises:
-    Missing: none has come on for JAXGEN_STALL_SECONDS (1800; 0 for any time).
+    Missing: none has made progress for JAXGEN_STALL_SECONDS (1800; 0 for no limit).
   """
   store, seconds = _store(), float(os.environ.get('JAXGEN_STALL_SECONDS') or 1800)
   _at(phase)
@@ -203,12 +203,12 @@ def _meet_patiently(phase: str) -> None:
     if now != places:
       places, since = now, time.monotonic()
     if 0 < seconds < time.monotonic() - since:
-      raise Missing(f'no process has come on for {seconds:.0f} s (JAXGEN_STALL_SECONDS){where_all_are()}')
+      raise Missing(f'no process has made progress for {seconds:.0f} s (JAXGEN_STALL_SECONDS){where_all_are()}')
     time.sleep(0.2)
 
 
 def where_all_are() -> str:
-  """Where each process was last, for the message of one that makes no progress; '' for a single process."""
+  """The last known phase of each process, for the message of one that makes no progress; '' for a single process."""
   if not is_distributed():
     return ''
   return '; last seen: ' + ', '.join(f'{_name(i)} at {place!r}' for i, place in sorted(_places().items()))
@@ -241,7 +241,7 @@ def fail(error: Exception, *, code: int = 1) -> None:
 def agreed_stop(signals: Signals) -> Callable[[], bool]:
   """Returns `stop()`, true once the run must save and end here.
 
-  With several processes all of them answer alike at the same call, whichever was told; so all must call it as often.
+  With several processes all return the same answer at the same call, whichever got the signal; so all must call it
   """
   if not is_distributed():
     return lambda: signals.received is not None
@@ -260,7 +260,7 @@ def agreed_stop(signals: Signals) -> Callable[[], bool]:
 
 
 def share_seconds(seconds: float) -> dict[str, float]:
-  """Tells the others how long a step takes this process, without waiting for them; the last known times by name."""
+  """Publishes how long a step takes this process, without waiting; returns the last known times of all by name."""
   store = _store()
   store.key_value_set(f'jaxgen/seconds/{jax.process_index()}', f'{seconds:.6g}', allow_overwrite=True)
   if not is_first():
@@ -271,10 +271,10 @@ def share_seconds(seconds: float) -> dict[str, float]:
 
 @contextlib.contextmanager
 def alone_in(workdir: str | os.PathLike) -> Iterator[None]:
-  """Keeps a run's folder for this job until the end, or its death; of a bucket it cannot, and does nothing.
+  """Locks a run's folder for this job until the block or the process ends; does nothing for a bucket.
 
   Raises:
-    ValueError: another process has it.
+    ValueError: another process holds the lock.
   """
   if not is_first() or '://' in os.fspath(workdir):
     yield
@@ -308,7 +308,7 @@ def _name(index: int) -> str:
 
 
 def _places() -> dict[int, str]:
-  """The phase that each process came to last."""
+  """The last phase that each process reached."""
   return {int(key.rpartition('/')[2]): place for key, place in _store().key_value_dir_get('jaxgen/at/')}
 
 

@@ -32,6 +32,7 @@ Report = Callable[[str], None]
 Latent = Float[Array, 'b h w z']
 Form = Callable[[Latent, Latent, Key[Array, ' b']], tuple[Latent, ...]]  # (mean, std, keys) -> what is stored
 Encode = Callable[[Any, dict[str, Array], dict[str, Array], Array], dict[str, Array]]  # (frozen, images, ids, index)
+EncodePlaced = Callable[[dict[str, Array], dict[str, Array], Array], dict[str, Array]]  # (images, ids, index)
 _LONGEST = 8192  # bytes of all texts of a record
 _FIELD = 'field/'  # before the names of fields in what is read
 _TEXTS, _DESCRIBED = 'texts', 'described'
@@ -292,7 +293,7 @@ def _example(read_rows: _Rows, run: Encode, frozen: Any, batch_size: int) -> Rec
 
 
 def _maker(
-  read_rows: _Rows, run: Callable[..., dict[str, Array]], mesh: jax.sharding.Mesh, batch_size: int
+  read_rows: _Rows, run: EncodePlaced, mesh: jax.sharding.Mesh, batch_size: int
 ) -> Callable[[Sequence[Sequence[int]]], Iterator[Sequence[Record]]]:
   """Numbers of images by shard -> the records of each of them, and of its mirror; a batch is of one shard."""
   place, rows = sharding.batch_sharding(mesh), range(batch_size)

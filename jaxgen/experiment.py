@@ -38,7 +38,7 @@ class Experiment(NamedTuple):
     rules: sharding rules of the state, by path.
     frozen: networks that are used, not trained: an argument of the step, each leaf sharded over `fsdp`. Trees of
       arrays, or `frozen.Frozen` to read them late and in a dtype of their own.
-    evaluators: run while training, each at its own interval and after the last step.
+    evaluators: run while training, each at its own interval and after the last step; those of interval 0 do not run.
     evaluate_first: they also run before the first step: where the curves begin, and where an evaluation that cannot
       run (for want of memory, say) is noticed at once.
     accumulate: micro-batches in a batch.
@@ -109,7 +109,11 @@ def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment
   stages = (experiment,) if isinstance(experiment, Experiment) else tuple(experiment)
   # As Frozen, so that each is hashed once.
   stages = tuple(
-    stage._replace(frozen={name: frozen(network) for name, network in stage.frozen.items()}) for stage in stages
+    stage._replace(
+      frozen={name: frozen(network) for name, network in stage.frozen.items()},
+      evaluators=tuple(evaluator for evaluator in stage.evaluators if evaluator.every != 0),
+    )
+    for stage in stages
   )
   if not stages:
     raise ValueError('a run needs at least one Experiment, got none; build() must return one')

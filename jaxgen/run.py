@@ -1,8 +1,9 @@
-"""A run: the values that do not change from its first step to its last, and how it saves, meets and ends."""
+"""A run: the values that do not change from its first step to its last, and how it saves, evaluates, meets and ends."""
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +15,7 @@ from jaxgen.best import Best
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.data import licences
 from jaxgen.distributed import Interrupted, Preempted
+from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.experiment import Experiment
 from jaxgen.frozen import frozen
 from jaxgen.goodput import Goodput
@@ -160,6 +162,44 @@ def meet(run: Run, phase: str) -> None:
   """Waits for all processes before a collective operation."""
   run.watchdog.at(phase)
   distributed.ready(phase)
+
+
+def due(stage: Experiment, step: int, total: int) -> list[Evaluator]:
+  """The evaluators that run after a step."""
+  return [evaluator for evaluator in stage.evaluators if step % evaluator.every == 0 or step == total]
+
+
+def not_on_record(run: Run, evaluators: Sequence[Evaluator], step: int) -> list[Evaluator]:
+  """The evaluators whose results are missing, because the run was killed after the step's checkpoint."""
+  seen = run.writer.on_record(step)
+  return [each for each in evaluators if not distributed.agree(int(each.clock in seen))]
+
+
+def evaluate(
+  run: Run, evaluators: Sequence[Evaluator], stage: Experiment, state: TrainState, frozen: Any, step: int
+) -> None:
+  """Runs evaluators and writes their metrics; ends the run between two pieces of work if it was told to stop."""
+
+  def pause() -> None:
+    run.watchdog.at(f'an evaluation at step {step}')
+    if run.stop():
+      if run.signals.unsaved:
+        save(run, stage, state, step)
+      leave_run(run, step)
+
+  for evaluator in evaluators:
+    meet(run, f'{evaluator.name} at step {step}')
+    began = time.perf_counter()
+    with run.goodput.within('evaluation'):
+      values = evaluator.run(Context(step, state, frozen, run.writer, run.workdir, pause))
+    seconds = time.perf_counter() - began
+    save_best(run, stage, state, step, values)
+    run.writer.scalars(step, dict(values) | {evaluator.clock: seconds})
+    whole = {name: value for name, value in values.items() if '/' not in name} or values  # without each attribute's
+    shown = '  '.join(f'{name} {value:.4g}' for name, value in whole.items())
+    run.writer.text(f'step {step:,}  {evaluator.name} took {seconds:.1f} s  {shown}'.rstrip())
+  if evaluators:
+    write_report(run)
 
 
 def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> None:

@@ -11,7 +11,7 @@ from jaxgen import init_from, sharding
 from jaxgen.experiment import Experiment
 from jaxgen.models.rules import RULES
 from jaxgen.train_state import TrainState, init_state
-from jaxgen.train_step import make_train_step
+from jaxgen.train_step import TrainStep, make_train_step
 
 
 def abstract_state(stage: Experiment) -> TrainState:
@@ -107,7 +107,7 @@ def frozen_places(stage: Experiment) -> dict[str, Any]:
   return sharding.shard_tree(frozen_networks.shapes(stage.frozen), stage.mesh, known=RULES)
 
 
-def mesh_step(stage: Experiment):
+def mesh_step(stage: Experiment) -> TrainStep:
   """The train step of a stage, traced with its mesh in sight."""
   step = make_train_step(
     stage.objective,

@@ -10,7 +10,7 @@ import errno
 import functools
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -20,7 +20,6 @@ from jaxgen import distributed, files, goodput, sharding
 from jaxgen.best import Best
 from jaxgen.checkpoint import Checkpoints
 from jaxgen.destination import Destination
-from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.experiment import Experiment, as_stages, stage_of
 from jaxgen.goodput import Goodput
 from jaxgen.optimizers import learning_rates
@@ -30,12 +29,14 @@ from jaxgen.run import (
   RunError,
   check_identity,
   describe,
+  due,
   end_stalled,
+  evaluate,
   identity,
   leave_run,
   meet,
+  not_on_record,
   save,
-  save_best,
   save_now,
   stall_seconds,
   wait_for_saves,
@@ -47,6 +48,7 @@ from jaxgen.signals import Signals, listening
 from jaxgen.stage_setup import abstract_state, compile_step, first_state, place_frozen
 from jaxgen.step_window import StepWindow
 from jaxgen.train_state import TrainState
+from jaxgen.train_step import TrainStep
 from jaxgen.watchdog import Waiting, Watchdog
 from jaxgen.writer import Writer, silent
 
@@ -194,7 +196,7 @@ def train_stage(
   return state
 
 
-def compiled(run: Run, stage: Experiment, abstract: TrainState, frozen: Any, step: int) -> Callable:
+def compiled(run: Run, stage: Experiment, abstract: TrainState, frozen: Any, step: int) -> TrainStep:
   """Compiles the train step; ends the run if it was told to stop meanwhile."""
   run.watchdog.at('the compilation of the train step')
   began = time.perf_counter()
@@ -278,43 +280,3 @@ def check_finite(run: Run, stage: Experiment, state: TrainState, step: int) -> N
       f'parameters are those before them. Lower the learning rate or clip_norm, or use a wider dtype; the newest '
       f'checkpoint is of step {run.checkpoints.latest()}'
     )
-
-
-def due(stage: Experiment, step: int, total: int) -> list[Evaluator]:
-  return [evaluator for evaluator in stage.evaluators if step % evaluator.every == 0 or step == total]
-
-
-def not_on_record(run: Run, evaluators: Sequence[Evaluator], step: int) -> list[Evaluator]:
-  """The evaluators whose results are missing, because the run was killed after the step's checkpoint."""
-  seen = run.writer.on_record(step)
-  return [each for each in evaluators if not distributed.agree(int(_seconds_metric(each) in seen))]
-
-
-def evaluate(
-  run: Run, evaluators: Sequence[Evaluator], stage: Experiment, state: TrainState, frozen: Any, step: int
-) -> None:
-  def pause() -> None:
-    run.watchdog.at(f'an evaluation at step {step}')
-    if run.stop():
-      if run.signals.unsaved:
-        save(run, stage, state, step)
-      leave_run(run, step)
-
-  for evaluator in evaluators:
-    meet(run, f'{evaluator.name} at step {step}')
-    began = time.perf_counter()
-    with run.goodput.within('evaluation'):
-      values = evaluator.run(Context(step, state, frozen, run.writer, run.workdir, pause))
-    seconds = time.perf_counter() - began
-    save_best(run, stage, state, step, values)
-    run.writer.scalars(step, dict(values) | {_seconds_metric(evaluator): seconds})
-    whole = {name: value for name, value in values.items() if '/' not in name} or values  # without each attribute's
-    shown = '  '.join(f'{name} {value:.4g}' for name, value in whole.items())
-    run.writer.text(f'step {step:,}  {evaluator.name} took {seconds:.1f} s  {shown}'.rstrip())
-  if evaluators:
-    write_report(run)
-
-
-def _seconds_metric(evaluator: Evaluator) -> str:
-  """The metric that says how long an evaluation took, and so that it was done."""
-  return f'{evaluator.name}/seconds'

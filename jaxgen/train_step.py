@@ -33,6 +33,9 @@ class Mean(NamedTuple):
   count: Array
 
 
+TrainStep = Callable[[TrainState, Any, Batch, Array], tuple[TrainState, dict[str, Mean]]]  # (state, frozen, batch, key)
+
+
 def make_train_step(
   objective: Objective,
   optimizers: Mapping[str, optax.GradientTransformation],
@@ -40,7 +43,7 @@ def make_train_step(
   *,
   accumulate: int = 1,
   clip_norm: float | None = None,
-) -> Callable:
+) -> TrainStep:
   """Returns `step(state, frozen, batch, key) -> (state, metrics)`, pure, to be jitted by the caller.
 
   Args:

@@ -8,8 +8,10 @@ A shape is written where the array is: `x: Float[Array, 'b h w c']`. The shapes 
 in the tests, never in a training run.
 """
 
+from collections.abc import Callable
 from typing import Any
 
+import flax.linen as nn
 from jax import Array
 from jaxtyping import Bool, Float, Int, Key, PyTree, UInt8
 
@@ -17,5 +19,19 @@ Cond = dict[str, Array]  # conditioning: {'label': int32 b, 'text': float b k d,
 Batch = dict[str, Array]  # {'image': float b h w c in [-1, 1], 'label': ...}
 Params = dict[str, Any]  # one network's Flax parameters
 Metrics = dict[str, Array]  # scalars by name
+MakeModule = Callable[..., nn.Module]  # a module's class, some of its fields bound by `functools.partial`
 
-__all__ = ['Array', 'Batch', 'Bool', 'Cond', 'Float', 'Int', 'Key', 'Metrics', 'Params', 'PyTree', 'UInt8']
+__all__ = [
+  'Array',
+  'Batch',
+  'Bool',
+  'Cond',
+  'Float',
+  'Int',
+  'Key',
+  'MakeModule',
+  'Metrics',
+  'Params',
+  'PyTree',
+  'UInt8',
+]

@@ -5,8 +5,10 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from ml_collections import ConfigDict
 
 from jaxgen import data, sharding
+from jaxgen.config_parts import grid_and_fid
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES
 from jaxgen.evaluators import attributes as evaluators
 from jaxgen.evaluators.avatars import avatar_attributes, prompts
@@ -179,3 +181,15 @@ def test_the_classifier_in_the_package_knows_avatars_and_real_pictures_are_what_
     assert found[evaluator.name] == found[f'{evaluator.name}_real'] > 0.95
     assert found[f'{evaluator.name}_chance'] < 0.5
     assert {key.partition('/')[2] for key in found if '/' in key} <= set(ATTRIBUTES)
+
+
+def test_a_number_or_an_interval_of_0_makes_no_evaluator():
+  mesh, splits = sharding.make_mesh(devices=jax.devices()[:1]), {'test': data.avatars32('test')}
+  generate = make_generate(lambda params, frozen, cond, keys: cond['image'], mesh=mesh, batch_size=8)
+  for number, every in ((0, 5), (5, 0)):
+    options = {'mesh': mesh, 'splits': splits, 'encode': lambda texts: {}, 'number': number, 'every': every}
+    assert avatar_attributes(generate, lambda images: images, **options) == ()
+  options = {'mesh': mesh, 'reference': lambda: splits['test'], 'cond': lambda num: {}, 'protocol': {}}
+  for every, num in ((0, 8), (5, 0)):
+    c = ConfigDict({'samples': {'every': every}, 'fid': {'every': every, 'num_samples': num, 'batch_size': 8}})
+    assert grid_and_fid(c, generate, shown={'cond': {}, 'num': num}, **options) == ()

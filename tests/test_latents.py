@@ -350,3 +350,25 @@ def test_the_command(made, tmp_path, capsys, monkeypatch):
     command.main([*arguments, '--field', 'image=median'])
   with pytest.raises(ValueError, match='add --text-encoder FOLDER'):
     command.main([*arguments, '--tokens', '12'])
+
+
+def test_the_command_with_a_text_encoder(made, tmp_path, capsys, monkeypatch):
+  pytest.importorskip('tokenizers')
+  monkeypatch.setenv('JAXGEN_HOME', str(tmp_path))
+  pipelines.write('sdxl', tmp_path / 'sdxl')
+  folder, tokenizer = tmp_path / 'sdxl' / 'text_encoder_2', tmp_path / 'sdxl' / 'tokenizer_2'
+  hash_of_weights = pretrained.save(tmp_path / 'ae', made.net, made.params, SCALING)
+  monkeypatch.setattr('jaxgen.distributed.start', lambda *_: None)
+  monkeypatch.setitem(sources.NAMED, 'emoji32', lambda split, data_dir=None: _pairs())
+  options = ('--autoencoder', str(tmp_path / 'ae'), '--name', 'told', '--batch-size', '8', '--field', 'edited=mode')
+  words = ('--text-encoder', str(folder), '--tokenizer', str(tokenizer), '--tokens', '9')
+  assert command.main(['encode', '--data', 'emoji32', *options, *words]) == 0
+  assert 'told' in capsys.readouterr().out
+  record, none = latents('told', autoencoder=hash_of_weights).read(0), nulls('told')
+  assert record['edited'].shape == record['image'].shape == (4, 4, 2)
+  loaded = text_encoder.load(folder, tokenizer=tokenizer, length=9)
+  texts = [*record['caption'].split('\n'), '']
+  ids = {name: jnp.asarray(value) for name, value in loaded.tokenize(texts).items()}
+  alone = jax.jit(lambda frozen: loaded.encode(frozen, ids))(loaded.frozen)
+  assert min(np.abs(alone['text'][i] - record['text']).max() for i in range(2)) < 1e-2
+  np.testing.assert_allclose(none['text'], alone['text'][2], atol=1e-2)

@@ -17,6 +17,7 @@ from jaxgen import digests, report, sharding
 from jaxgen.checkpoint import CheckpointError, Checkpoints, Policy
 from jaxgen.distributed import Preempted
 from jaxgen.evaluators.base import Evaluator
+from jaxgen.experiment import as_stages
 from jaxgen.metrics_file import read_metrics
 from jaxgen.train import RunError, train
 from tests import toys
@@ -300,8 +301,9 @@ def test_experiments_that_cannot_run_are_refused_before_compiling(tmp_path):
     train(toys.experiment(checkpoints=Policy(every=0)), tmp_path)
   with pytest.raises(ValueError, match=r'checkpoints\.keep is 0'):
     train(toys.experiment(checkpoints=Policy(keep=0)), tmp_path)
-  with pytest.raises(ValueError, match='every of look is 0; it must be 1 or more'):
-    train(toys.experiment(evaluators=(_evaluator(0),)), tmp_path)
+  with pytest.raises(ValueError, match='every of look is -1; it must be 1 or more'):
+    train(toys.experiment(evaluators=(_evaluator(-1),)), tmp_path)
+  assert as_stages(toys.experiment(evaluators=(_evaluator(0), _evaluator(2))))[0].evaluators[0].every == 2
   with pytest.raises(ValueError, match=r"evaluators must have different names, got \['look', 'look'\]"):
     train(toys.experiment(evaluators=(_evaluator(1), _evaluator(2))), tmp_path)
   with pytest.raises(ValueError, match='batch_size 16 does not divide over 8 devices times 3 accumulation steps'):

@@ -12,7 +12,6 @@ pixels' values; they are shares of the steepest step there is.
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float32
@@ -94,4 +93,4 @@ def with_control(
   return add
 
 
-MAKERS: dict[str, Callable[..., Any]] = {'canny': canny, 'picture': lambda image: (image + 1) / 2}
+MAKERS: dict[str, Make] = {'canny': canny, 'picture': lambda image: (image + 1) / 2}

@@ -34,7 +34,8 @@ from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset, tfds_f
 from jaxgen.data.datasets.webdataset import webdataset
 from jaxgen.data.recipe import load
 
-NAMED: dict[str, Callable[..., Dataset]] = {
+Open = Callable[..., Dataset]  # (split, *, data_dir=None)
+NAMED: dict[str, Open] = {
   'avatars': avatars,
   'avatars32': lambda split, data_dir=None: avatars32(split),
   'avatars_pairs': avatars_pairs,

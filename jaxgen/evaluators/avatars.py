@@ -63,11 +63,11 @@ def avatar_attributes(
     mesh: the mesh `generate` was made for.
     splits: splits of avatars by name.
     encode: texts to conditions, as host arrays.
-    number: number of prompts of a split.
-    every: interval in steps.
+    number: number of prompts of a split; 0 for no evaluator.
+    every: interval in steps; 0 for no evaluator.
   """
   made = []
-  for split, dataset in splits.items():
+  for split, dataset in splits.items() if number and every else ():
     found = prompts(dataset, number=number)
     made.append(
       attributes(

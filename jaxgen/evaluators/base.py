@@ -38,7 +38,7 @@ class Evaluator(NamedTuple):
 
   Attributes:
     name: name of its files and clocks.
-    every: interval in steps; it also runs after the last one.
+    every: interval in steps; it also runs after the last one. 0 for never.
     run: Context -> scalars by name.
     check: called before training; raises where the evaluator cannot run, for want of weights for instance.
   """
@@ -47,3 +47,8 @@ class Evaluator(NamedTuple):
   every: int
   run: Callable[[Context], dict[str, float]]
   check: Callable[[], Any] = lambda: None
+
+  @property
+  def clock(self) -> str:
+    """The metric that says how many seconds an evaluation took, and so that it was done."""
+    return f'{self.name}/seconds'

@@ -4,8 +4,8 @@ Image i of a set is a function of (params, cond_i, seed, i) alone: its key is fo
 batch size nor the number of devices or processes changes it, beyond floating-point reassociation.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -15,12 +15,35 @@ from jaxgen import sharding
 from jaxgen.objectives.base import SampleFn
 from jaxgen.typing import Array, Float, UInt8
 
-# (params, frozen, cond, *, seed, num, inputs={}) -> batches of images, with how many of each are meant
-Generate = Callable[..., Iterator[tuple[Array, int]]]
+
+@runtime_checkable
+class Generate(Protocol):
+  """Makes images in batches: yields `(images, count)`, of which the first `count` are meant."""
+
+  def __call__(
+    self, params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
+  ) -> Iterator[tuple[Array, int]]: ...
 
 
-def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int) -> Generate:
-  """Returns `generate(params, frozen, cond, *, seed, num, inputs={})`, compiled once for its batch size.
+@runtime_checkable
+class GenerateFrom(Protocol):
+  """A `Generate` that also takes inputs, such as an image to edit, and can begin at a later image."""
+
+  def __call__(
+    self,
+    params: Any,
+    frozen: Any,
+    cond: Mapping[str, np.ndarray],
+    *,
+    seed: int,
+    num: int,
+    inputs: Mapping[str, np.ndarray] = {},
+    first: int = 0,
+  ) -> Iterator[tuple[Array, int]]: ...
+
+
+def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int) -> GenerateFrom:
+  """Returns `generate(params, frozen, cond, *, seed, num, inputs={}, first=0)`, compiled once for its batch size.
 
   Args:
     sample: an objective's, `(params, frozen, cond, keys) -> images`, or one of generation/.

@@ -21,7 +21,7 @@ from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import epoch
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.features import feature_extractor, named_features, neighbour_distances
-from jaxgen.evaluators.generate import Generate, to_host
+from jaxgen.evaluators.generate import GenerateFrom, to_host
 from jaxgen.home import home
 from jaxgen.metrics import suite
 from jaxgen.metrics.shards import Shards
@@ -98,7 +98,7 @@ def _logits(params: Any, features: np.ndarray) -> np.ndarray:
 
 
 def collect(
-  generate: Generate,
+  generate: GenerateFrom,
   params: Any,
   frozen: Any,
   cond: Mapping[str, np.ndarray],
@@ -173,7 +173,7 @@ def dataset_reference(
 
 
 def quality(
-  generate: Generate,
+  generate: GenerateFrom,
   dataset: Dataset,
   *,
   metrics: Sequence[str],

@@ -10,7 +10,6 @@ ask for it; f levels less one give latents of side h / 2^f. Rombach et al. 2022,
 Latent Diffusion Models"; Esser et al. 2021, "Taming Transformers" (VQGAN) has the same two stacks.
 """
 
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,7 +22,7 @@ from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.resample import double
-from jaxgen.typing import Array, Float, Key
+from jaxgen.typing import Array, Float, Key, MakeModule
 
 _EPS = 1e-6
 _LOG_VARIANCE = (-30.0, 20.0)  # its range, outside of which exp is of no use
@@ -251,7 +250,7 @@ class Block(nn.Module):
     return x + h
 
 
-def _layers(net: Encoder | Decoder) -> tuple[Callable[..., nn.Module], Callable[..., nn.Module]]:
+def _layers(net: Encoder | Decoder) -> tuple[MakeModule, MakeModule]:
   """Makers of Eq. 1, `(features, name=)`, and of Eq. 2, `(name=)`."""
   block, attend = Block, AttentionBlock
   if net.remat is not None:

@@ -34,8 +34,8 @@ from jaxgen.models.layers.embedding import sincos_at
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.rope import angles_of, rotate_pairs
-from jaxgen.models.layers.stack import MakeBlock, stack
-from jaxgen.typing import Array, Bool, Cond, Float
+from jaxgen.models.layers.stack import stack
+from jaxgen.typing import Array, Bool, Cond, Float, MakeModule
 
 Streams = tuple[Array, Array]  # tokens of the image, b l d, and of the text, b k d
 
@@ -162,7 +162,7 @@ class MMDiT(nn.Module):
     both = self._stack(partial(SingleBlock, **options), self.single, 'single_blocks', both, c, angles, mask)
     return both[:, text.shape[1] :]
 
-  def _stack(self, block: MakeBlock, depth: int, name: str, x: Any, *shared: Any) -> Any:
+  def _stack(self, block: MakeModule, depth: int, name: str, x: Any, *shared: Any) -> Any:
     return stack(self, block, x, *shared, depth=depth, name=name, remat=self.remat)
 
   def _grid(self, shape: tuple[int, ...]) -> tuple[int, int]:

@@ -9,7 +9,6 @@ Conditional Adversarial Networks" (pix2pix); also the adversary of VQGAN and of 
 several scales each discriminator, with weights of its own, sees the image halved once more: Wang et al. 2018.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
@@ -17,7 +16,7 @@ import jax.numpy as jnp
 
 from jaxgen.models.layers.batch_norm import BatchStatisticsNorm
 from jaxgen.models.layers.conv import Conv
-from jaxgen.typing import Array, Float
+from jaxgen.typing import Array, Float, MakeModule
 
 _normal = nn.initializers.normal(0.02)
 
@@ -36,7 +35,7 @@ class PatchGAN(nn.Module):
   width: int = 64
   layers: int = 3
   max_factor: int = 8
-  norm: Callable[..., nn.Module] | None = BatchStatisticsNorm
+  norm: MakeModule | None = BatchStatisticsNorm
   dtype: Any = jnp.float32
 
   @nn.compact
@@ -74,7 +73,7 @@ class MultiScalePatchGAN(nn.Module):
   width: int = 64
   layers: int = 3
   max_factor: int = 8
-  norm: Callable[..., nn.Module] | None = BatchStatisticsNorm
+  norm: MakeModule | None = BatchStatisticsNorm
   dtype: Any = jnp.float32
 
   @nn.compact

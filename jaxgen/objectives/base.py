@@ -18,13 +18,14 @@ from jaxgen.objectives.conditioning import Condition, Conditioner, unconditional
 from jaxgen.processes.parameterisation import Parameterise
 from jaxgen.processes.process import Denoiser, Process, image_noise
 from jaxgen.samplers import preview
-from jaxgen.samplers.ddim_inversion import ddim_inversion
+from jaxgen.samplers.ddim_inversion import Invert, ddim_inversion
 from jaxgen.samplers.ddpm import ddpm
 from jaxgen.samplers.sampler import Guide, Sampler, Without
 from jaxgen.typing import Array, Cond, Float, Key
 
 InitFn = Callable[[Array, Any, dict[str, Any]], dict[str, Any]]  # (key, frozen, batch) -> {'params': ..., 'extra': ...}
-SampleFn = Callable[..., Array]  # (params, frozen, cond, keys) -> images, float32 b h w c in [-1, 1]
+# (params, frozen, cond, keys) -> images, float32 b h w c in [-1, 1]; those of generation/ take further inputs by name
+SampleFn = Callable[..., Array]
 
 
 class Aux(NamedTuple):
@@ -96,7 +97,7 @@ class Denoising(NamedTuple):
   walk: Sampler | None = None
   predicts: Parameterise | None = None
   noise_std: float | None = None
-  inverse: Callable[..., Array] | None = ddim_inversion
+  inverse: Invert | None = ddim_inversion
 
 
 class Objective(NamedTuple):

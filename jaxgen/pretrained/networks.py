@@ -39,7 +39,8 @@ from jaxgen.pretrained.layout import Layout, Meta, Pretrained, Put
 from jaxgen.typing import Params
 
 # A class name is only looked up in this table: nothing is imported or run because a folder names it.
-READERS: dict[str, Callable[..., Layout]] = {
+Read = Callable[..., Layout]  # (config, *, dtype) -> layout
+READERS: dict[str, Read] = {
   **dict.fromkeys(clip.CLASSES, clip.read),
   **dict.fromkeys(t5.CLASSES, t5.read),
   **dict.fromkeys(bert.CLASSES, bert.read),

@@ -51,7 +51,8 @@ class Opaque:
     return f'<{self.name}>'
 
 
-Makers = Callable[[Named], Callable[..., Any] | None]
+Make = Callable[..., Any]  # makes an object of the arguments in a pickle
+Makers = Callable[[Named], Make | None]  # what stands for a class or function that a pickle names; None refuses it
 
 
 def load(file: io.BytesIO, *, make: Makers, reference: Callable[[Any], Any] | None = None) -> Any:

@@ -25,7 +25,7 @@ import ml_dtypes
 import numpy as np
 
 from jaxgen.pretrained import bucket, pickle_data
-from jaxgen.pretrained.pickle_data import Named, Opaque, PickleError
+from jaxgen.pretrained.pickle_data import Make, Named, Opaque, PickleError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b'\x80\x02\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')
@@ -94,7 +94,7 @@ def _ordered(pairs: Any = (), *_: Any) -> dict:
   return made
 
 
-_MAKE: dict[Named, Callable[..., Any]] = {
+_MAKE: dict[Named, Make] = {
   Named('collections', 'OrderedDict'): _ordered,
   Named('collections', 'defaultdict'): lambda *_: {},
   Named('torch', 'Size'): lambda sizes=(), *_: tuple(sizes) if isinstance(sizes, list | tuple) else (),
@@ -110,7 +110,7 @@ _MAKE: dict[Named, Callable[..., Any]] = {
 }
 
 
-def _maker(name: Named) -> Callable[..., Any] | None:
+def _maker(name: Named) -> Make | None:
   """The table, with a TorchScript archive's own classes, which are dictionaries of their attributes."""
   return (lambda *_: _Object()) if name.module.startswith('__torch__') else _MAKE.get(name)
 

@@ -8,12 +8,30 @@ reconstruction has an error of order 1. Its fixed point, y = x_t, u = t, inverts
 repeating Eq. 2 (Pan et al. 2023). A step from sigma = 0 starts with u = t as well: there eps is undefined.
 """
 
+from typing import Protocol, runtime_checkable
+
 import jax
 import jax.numpy as jnp
 
 from jaxgen.processes.process import Denoiser, Process
 from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float
+
+
+@runtime_checkable
+class Invert(Protocol):
+  """Finds the noise from which a sampler makes `x`."""
+
+  def __call__(
+    self,
+    denoise: Denoiser,
+    process: Process,
+    x: Float[Array, 'b ...'],
+    times: Times,
+    *,
+    cond: Cond | None = None,
+    repeats: int = 0,
+  ) -> Float[Array, 'b ...']: ...
 
 
 def ddim_inversion(

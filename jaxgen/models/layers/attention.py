@@ -25,7 +25,7 @@ from jaxgen import sharding
 from jaxgen.models.layers.attention_edit import Edit, edited
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.rope import Angles, rotate
-from jaxgen.typing import Array, Bool, Float
+from jaxgen.typing import Array, Bool, Float, MakeModule
 
 Mask = Bool[Array, '#b k'] | Bool[Array, '#b #l k']  # True where a query may attend to a key
 Bias = Float[Array, '#b #n #l #k']
@@ -79,7 +79,7 @@ class Attention(nn.Module):
   fused: bool = True
   qkv_bias: bool = True
   out_bias: bool = True
-  qk_norm: Callable[..., nn.Module] | None = None
+  qk_norm: MakeModule | None = None
   scale: float | None = None
   qkv_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
   out_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()

@@ -11,10 +11,12 @@ from typing import Any
 from jax import lax
 from jax.ad_checkpoint import checkpoint_policies
 
-Policy = Callable[..., Any] | None  # of `jax.checkpoint`; None keeps every activation
+# The policy of `jax.checkpoint`: (primitive, *arrays, **parameters) -> whether to keep the result
+Saveable = Callable[..., Any]
+Policy = Saveable | None  # None keeps every activation
 
 
-def _of_products(policy: Callable[..., Any]) -> Policy:
+def _of_products(policy: Saveable) -> Policy:
   """The policy for products that add something up; a bias for each token (`Linear`) is one that does not."""
 
   def kept(primitive: Any, *arrays: Any, **parameters: Any) -> Any:

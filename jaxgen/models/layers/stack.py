@@ -22,8 +22,8 @@ from jax import lax
 
 from jaxgen import sharding
 from jaxgen.models.layers.remat import Policy
+from jaxgen.typing import MakeModule
 
-MakeBlock = Callable[..., nn.Module]  # a module's class with its fields bound by `functools.partial`
 # (params, keys, x, shared, inputs) of one block -> x, and what it sowed
 _Run = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
 _SOWN = ('maps', 'intermediates')  # collections that a block may fill when they are asked for
@@ -50,7 +50,7 @@ TRANSFORMER_RULES: tuple[sharding.Rule, ...] = (
 
 def stack(
   module: nn.Module,
-  block: MakeBlock,
+  block: MakeModule,
   x: Any,
   *shared: Any,
   depth: int,
@@ -149,7 +149,7 @@ def _initialise(module: nn.Module, block: Any, x: Any, rest: Sequence[Any], *, d
 class _Body(nn.Module):
   """A block as a scan wants it, under the block's own names."""
 
-  block: MakeBlock
+  block: MakeModule
 
   def setup(self) -> None:
     self.inner = self.block()
