@@ -1,4 +1,4 @@
-"""A classifier of the attributes of avatars, which measures whether samples show what their prompts say.
+"""A classifier of the attributes of avatars, which measures whether samples show what their prompts ask for.
 
   jaxgen data prepare avatars --size 32 --number 40000 --seed 1 --all-pairs     # needs 'jaxgen[avatars]'
   jaxgen train --config avatars_attributes
@@ -61,7 +61,7 @@ def build(c: ConfigDict) -> Experiment:
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
-  c.pictures = 40_000  # drawn for it; 0 for those of avatars32
+  c.pictures = 40_000  # images drawn for it; 0 for those of avatars32
   c.steps = 2000
   c.batch_size = 128
   c.learning_rate = 2e-3
@@ -70,6 +70,6 @@ def get_config() -> ConfigDict:
   c.widths = (32, 64, 128, 256)
   c.strides = (1, 2, 2, 2)
   c.evaluate_every = 1000
-  c.parts = 4  # in which the test images are classified
+  c.parts = 4  # batches in which the test images are classified
   c.mesh = ConfigDict({'data': -1, 'fsdp': 1, 'sequence': 1, 'tensor': 1})
   return c

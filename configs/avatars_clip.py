@@ -1,4 +1,4 @@
-"""A small CLIP learns which caption is of which avatar; retrieval of held-out pairs is measured in the loop.
+"""A small CLIP on avatars and their captions; retrieval of held-out pairs is measured in the loop.
 
   jaxgen train --config avatars_clip
 

@@ -1,4 +1,4 @@
-"""A U-Net of Stable Diffusion's kind draws avatars from words, in pixels: the base of edits, control and adapters.
+"""Text to image on avatars by a U-Net like Stable Diffusion's, in pixels: the base of edits, control and adapters.
 
   jaxgen train --config avatars_unet
   jaxgen sample --run runs/avatars_unet --prompt 'a smiling woman with red hair and glasses' --out woman.png

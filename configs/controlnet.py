@@ -1,4 +1,4 @@
-"""ControlNet on avatars: a branch beside a trained model of text learns to draw where the edges are.
+"""ControlNet on avatars: a branch beside a trained text-to-image model learns to follow edges.
 
   jaxgen train --config avatars                                            # the base
   jaxgen train --config controlnet --config.base=runs/avatars
@@ -47,7 +47,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'base': 'runs/avatars',  # the run of avatars whose model is led
+      'base': 'runs/avatars',  # the run of avatars whose model the branch controls
       'base_dtype': 'bfloat16',  # of the frozen networks on the devices
       'dataset': 'avatars32',
       'blocks': 3,  # of the branch

@@ -1,4 +1,4 @@
-"""DreamBooth: a whole model of text learns one subject from a few pictures, and keeps the subject's class.
+"""DreamBooth: a whole text-to-image model learns one subject from a few pictures, and keeps the subject's class.
 
   jaxgen train --config avatars                                                               # the base
   jaxgen data prepare generated --run runs/avatars --prompt 'a person' --number 200           # prints the next option
@@ -46,7 +46,7 @@ def get_config() -> ConfigDict:
       'learning_rate': 1e-4,
       'ema': 0.95,
       'clip_norm': 1.0,
-      'prompts': (  # with the subject
+      'prompts': (  # prompts with the subject
         'a picture of sks person on a blue background',
         'a picture of sks person, green background',
         'a drawing of sks person',
@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
       'subject': {'every': 0, 'per_prompt': 32},  # of avatars, whose attributes a classifier sees; 0 for none
       'sampling': {'batch_size': 64},
       'log_every': 20,
-      'evaluate_first': True,  # what the base draws
+      'evaluate_first': True,  # evaluates the base before the first step
       'checkpoint': {'every': 100, 'keep': 2},
     }
   )

@@ -66,7 +66,7 @@ def get_config() -> ConfigDict:
         'train_steps': 600,
         'pool': 4096,
         'fresh': 8,
-        'judge': 'alexnet',  # LPIPS's network, and the side of what it sees
+        'judge': 'alexnet',  # LPIPS's network, and the side of its inputs
         'side': 64,
         'muon': 0.01,
         'adam': 1e-3,
@@ -75,10 +75,10 @@ def get_config() -> ConfigDict:
         'train_steps': 1200,
         'batch_size': 32,
         'width': 64,
-        'judge': 'alexnet',  # the discriminator's backbone, and the side of what it sees
+        'judge': 'alexnet',  # the discriminator's backbone, and the side of its inputs
         'side': 64,
         'generator': 5e-5,  # learning rates
-        'warmup': 100,  # steps in which the generator's grows to that, while the discriminator learns
+        'warmup': 100,  # steps over which the generator's rate rises to that, while the discriminator learns
         'discriminator': 1e-3,
         'b1': 0.0,
         'b2': 0.99,

@@ -1,4 +1,4 @@
-"""emoji_dit without labels, led to a class by a classifier of noisy images that is trained beside it.
+"""emoji_dit without labels, guided to a class by a classifier of noisy images that is trained beside it.
 
   ./launch/local train --config emoji_classifier
 

@@ -1,4 +1,4 @@
-"""A DiT learns the emoji as 8x8 latents of emoji_vae: a flow, latent by latent, decoded for grids and FID alone.
+"""A DiT on the emoji as 8x8 latents of emoji_vae, by flow matching; decoded for grids and FID only.
 
   jaxgen train --config emoji_latent_dit        # after emoji_vae's three commands
 

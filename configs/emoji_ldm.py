@@ -1,4 +1,4 @@
-"""emoji_latent_dit with a U-Net: latent diffusion as it began, in small.
+"""emoji_latent_dit with a U-Net: a small version of the original latent diffusion.
 
   jaxgen train --config emoji_ldm               # after emoji_vae's three commands
 

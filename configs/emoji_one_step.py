@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
       'train_steps': 600,
       'pool': 4096,
       'fresh': 8,
-      'judge': 'alexnet',  # LPIPS's network, and the side of what it sees
+      'judge': 'alexnet',  # LPIPS's network, and the side of its inputs
       'side': 64,
       'muon': 0.01,
       'adam': 1e-3,

@@ -1,4 +1,4 @@
-"""emoji_dit with a small ADM: a U-Net whose blocks the time and the label modulate.
+"""emoji_dit with a small ADM: a U-Net modulated by time and label.
 
   ./launch/local train --config emoji_unet
 

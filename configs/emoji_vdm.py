@@ -1,4 +1,4 @@
-"""emoji_dit as a variational diffusion model: its bound in bits per dimension, and a schedule that is learned with it.
+"""emoji_dit as a variational diffusion model: the bound in bits per dimension, with a learned noise schedule.
 
   ./launch/local train --config emoji_vdm
 

@@ -1,4 +1,4 @@
-"""InstructPix2Pix on avatars: a model of text learns to change what an instruction says in a picture, and nothing else.
+"""InstructPix2Pix on avatars: a text-to-image model learns to edit a picture as an instruction says.
 
   jaxgen train --config avatars                                            # the base
   jaxgen data prepare avatars_pairs                                        # pairs, drawn; needs 'jaxgen[avatars]'
@@ -60,7 +60,7 @@ def get_config() -> ConfigDict:
       'ema': 0.99,
       'clip_norm': 1.0,
       'sampling': {'scale': 2.0, 'image_scale': 1.5, 'batch_size': 64},
-      'samples': {'every': 500, 'pictures': 8},  # how many are shown
+      'samples': {'every': 500, 'pictures': 8},  # number of edits in the grid
       'edits': {'every': 500, 'number': 256},
       'log_every': 50,
       'evaluate_first': True,

@@ -1,4 +1,4 @@
-"""A LoRA of a model of text and images, on one's own pictures: a style, a subject (DreamBooth), a way of drawing.
+"""A LoRA of a text-to-image model on your own pictures: a style, or a subject (DreamBooth).
 
   jaxgen train --config avatars                                                    # the base, or any run of text
   jaxgen train --config lora --config.base=runs/avatars --config.dataset=folder:my_photos
@@ -57,7 +57,7 @@ def get_config() -> ConfigDict:
       'batch_size': 16,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'lora': {'rank': 8, 'alpha': 8.0, 'on': (ATTENTION,), 'dropout': 0.0},
-      'remat': 'dots',  # what is kept of the forward pass: none (everything), dots (products with weights), full
+      'remat': 'dots',  # rematerialisation: none, dots (keeps products with weights) or full
       'learning_rate': 2e-3,
       'rates': (),  # factors of it by pattern, the first that is found: (('blocks/attention/out', 0.5),)
       'ema': 0.99,
@@ -65,7 +65,7 @@ def get_config() -> ConfigDict:
       'samples': {'every': 100, 'prompts': (), 'per_prompt': 8},  # prompts; none for captions of the pictures
       'sampling': {'batch_size': 64},
       'log_every': 20,
-      'evaluate_first': True,  # what the base draws
+      'evaluate_first': True,  # evaluates the base before the first step
       'checkpoint': {'every': 100, 'keep': 2},
     }
   )

@@ -1,4 +1,4 @@
-"""A DCGAN on stacked digits: how many of 1,000 modes, three classes in three channels, does it cover?
+"""A DCGAN on stacked digits, three classes in three channels: how many of 1,000 modes does it cover?
 
   jaxgen data prepare mnist --source FOLDER_OF_IDX_FILES
   jaxgen train --config stacked_digits_dcgan

@@ -1,4 +1,4 @@
-"""A new word for what a few pictures show: its vectors alone are trained, beside a model of text and images.
+"""Textual inversion: a new word for a few pictures; only its vectors are trained, beside a frozen model.
 
   jaxgen train --config avatars                                                        # the base
   jaxgen train --config textual_inversion --config.base=runs/avatars --config.dataset=folder:my_cat \

@@ -30,7 +30,7 @@ from jaxgen.typing import Array, Float, Key
 
 Report = Callable[[str], None]
 Latent = Float[Array, 'b h w z']
-Form = Callable[[Latent, Latent, Key[Array, ' b']], tuple[Latent, ...]]  # (mean, std, keys) -> what is stored
+Form = Callable[[Latent, Latent, Key[Array, ' b']], tuple[Latent, ...]]  # (mean, std, keys) -> the stored arrays
 Encode = Callable[[Any, dict[str, Array], dict[str, Array], Array], dict[str, Array]]  # (frozen, images, ids, index)
 EncodePlaced = Callable[[dict[str, Array], dict[str, Array], Array], dict[str, Array]]  # (images, ids, index)
 _LONGEST = 8192  # bytes of all texts of a record
@@ -49,7 +49,7 @@ def sample(mean: Latent, std: Latent, keys: Key[Array, ' b']) -> tuple[Latent, .
 
 
 def mean(mean: Latent, std: Latent, keys: Key[Array, ' b']) -> tuple[Latent, ...]:
-  """The mean of the posterior, a Gaussian, and so its mode: what editing models read their images as."""
+  """The mean of the posterior, a Gaussian, and so its mode: the form in which editing models read their images."""
   return (mean,)
 
 
@@ -141,7 +141,7 @@ def _identity(
   text: TextEncoder | None,
   **options: Any,
 ) -> dict[str, Any]:
-  """Everything that the latents depend on; what is empty was not there before these could be chosen."""
+  """Everything that the latents depend on; empty entries are left out, as in latents that an older version wrote."""
   usual = dict(fields) in (IMAGE, {'image': Latents(sample)})
   return {
     'autoencoder': autoencoder.hash,
@@ -265,7 +265,7 @@ def _text(row: np.ndarray) -> str:
 
 
 def _records(made: Mapping[str, np.ndarray], batch: _Batch, row: int) -> list[Record]:
-  """The record of a row, and that of its mirror."""
+  """The record of a row, and the record of its mirror image."""
 
   def record(copy: int) -> Record:
     fields = {name: values[row, copy] for name, values in made.items()}

@@ -1,4 +1,4 @@
-"""What a run has trained, measured: by the evaluators of its config, or by any metrics of metrics/suite.py."""
+"""Evaluates a trained run: by the evaluators of its config, or by any metrics of metrics/suite.py."""
 
 import hashlib
 import json
@@ -185,7 +185,7 @@ def _reference(
   path: pathlib.Path | None,
   report: Callable[[str], None],
 ) -> tuple[suite.Reference, dict[str, Any]]:
-  """What samples are compared with, and its name for the protocol."""
+  """The reference of the samples, and its name for the protocol."""
   if path is not None:
     options = {'metrics': metrics, 'extract': networks.extract, 'batch_size': batch_size, 'report': report}
     found, count = read_reference(path, **options)

@@ -1,4 +1,4 @@
-"""What a config builds: everything a run needs, as plain values.
+"""Experiment: the result of a config's `build`, with everything that a run needs, as plain values.
 
 A run is an Experiment, or a tuple of them: stages, run one after the other (progressive growing, 256 then 512,
 distillation). Steps are counted across stages.
@@ -83,7 +83,7 @@ class NoSuchChoice(ValueError):
 
 
 def chosen(choices: Mapping[str, T], name: str, *, field: str) -> T:
-  """What a field of a config names.
+  """The choice that a field of a config names.
 
   Args:
     choices: the choices, by name.

@@ -1,4 +1,4 @@
-"""What a run has learned, as a folder for others, with a model card.
+"""Exports a run's model as a folder, with a model card.
 
   README.md               the model card: data, training, numbers with how they were measured, a grid, how to use it
   samples.png
@@ -7,7 +7,7 @@
   sampler.stablehlo       the whole sampler as one program of jax.export, for serving without jaxgen, and its arrays,
   sampler.safetensors     where it is asked for
 
-Or, for who has jaxgen, the model alone in half precision, with the run's config (model_folder.py).
+Or, for users of jaxgen, the model alone in half precision, with the run's config (model_folder.py).
 
 The program is `(arrays, fields, seed) -> uint8 images`, of one number of images.
 """
@@ -43,7 +43,7 @@ PLATFORMS = ('cpu', 'cuda', 'tpu')
 
 
 class Exported(NamedTuple):
-  """What a folder holds.
+  """The contents of an exported folder.
 
   Attributes:
     networks: by name, the layout that each is in: 'diffusers' or 'safetensors'.

@@ -1,4 +1,4 @@
-"""Files that are replaced as a whole, and JSON files that are read in whatever state they are.
+"""Atomic replacement of files, and tolerant reading of JSON files.
 
 A replaced file is written beside its place under a name that nobody else uses, brought to the disk, and renamed: a
 reader, a second writer and a kill at any moment see the old file or the new one. In a bucket (gs://BUCKET/NAME) an

@@ -16,7 +16,7 @@ from jax.interpreters.partial_eval import dce_jaxpr
 def count(function: Callable, *args: Any) -> int:
   """Operations of `function(*args)`, over all devices; the arguments may be ShapeDtypeStructs.
 
-  What no result depends on is not compiled, and not counted.
+  Operations that no result depends on are not compiled, and not counted.
 
   Raises:
     ValueError: there is a product in a while loop, whose number of turns is not known.

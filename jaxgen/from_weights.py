@@ -1,4 +1,4 @@
-"""A published generator in the place of a run: what `jaxgen sample --weights` samples.
+"""Opens a published generator in the place of a run, for `jaxgen sample --weights`.
 
 Its networks are placed leaf by leaf on the mesh, as a run's frozen ones are, so that memory holds each once.
 """
@@ -64,18 +64,18 @@ def trained(
   double_shift: bool = False,
   extend: Callable[[Conditioner], Conditioner] = lambda conditioner: conditioner,
 ) -> Trained:
-  """What samples a generator, as `sample.restore` gives it for a run.
+  """A generator in the form that `sample.restore` gives for a run.
 
   Args:
     pipeline: the generator.
-    texts: the prompts that it will be told, negative ones too; they decide the number of CLIP's chunks.
+    texts: the prompts that it will be given, negative ones too; they decide the number of CLIP's chunks.
     size: height and width of the images, in pixels; the size it was trained at by default.
-    steps: of its sampler.
+    steps: steps of its sampler.
     guidance: scale of guidance; its usual one by default.
     image_guidance: scale of guidance by the picture that is edited, of InstructPix2Pix.
     tile: decodes in tiles of this many latents a side.
     double_shift: of a flow, as diffusers has it.
-    extend: adds what the generator is told beside its prompt, such as controls.
+    extend: adds conditions beside the prompt, such as controls.
   """
   mesh = sharding.make_mesh()
   size = size or image_size(pipeline)

@@ -1,4 +1,4 @@
-"""Pictures that a model drew, as a dataset: what keeps a class while a subject of it is learned (DreamBooth's prior).
+"""A dataset of samples of a model: DreamBooth's prior, which keeps a class while one of its subjects is learned.
 
 The dataset's name has a hash of all that its pictures follow from: the weights, the prompts, the seed and the sampler's
 settings. So the same call finds them again, and another model's are never taken for them.
@@ -38,11 +38,11 @@ def prepare_generated(
 
   Args:
     trained: the model, from `sample.restore` or `from_weights.trained`.
-    prompts: what is drawn, in turn.
+    prompts: prompts, used in turn.
     number: number of pictures.
     seed: seed of the noise.
     batch_size: pictures at a time.
-    settings: whatever else the pictures depend on, such as the run's config; it enters the hash.
+    settings: everything else that the pictures depend on, such as the run's config; it enters the hash.
     name: name of the dataset; 'generated_HASH' by default.
     data_dir: the folder of prepared datasets.
     how: `progress` and `overwrite` of `recipe.prepare`.

@@ -1,4 +1,4 @@
-"""Where a run's time goes, summed over all its lives: the share that became steps which were kept is its goodput.
+"""Where a run's time goes, summed over all its restarts: the share spent on steps that were kept is its goodput.
 
   init, restore, compile     before the first step of a life
   step, input                steps, and waiting for their data
@@ -76,7 +76,7 @@ class Goodput:
     return seconds['step'] / max(sum(seconds.values()), 1e-9)
 
   def record(self, step: int) -> str:
-    """What goodput.json holds as of a step."""
+    """The content of goodput.json as of a step."""
     seconds = {state: round(value, 3) for state, value in self.seconds.items()}
     kept = {'seconds': seconds, 'step': step, 'step_seconds': self._step_seconds, 'time': round(time.time(), 3)}
     return json.dumps(kept) + '\n'

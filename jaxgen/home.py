@@ -1,7 +1,7 @@
 """The folder that jaxgen keeps between runs: weights, prepared datasets, reference statistics, compiled programs.
 
-It is $JAXGEN_HOME, else ~/.cache/jaxgen. In a bucket, gs://BUCKET/FOLDER, it is shared by hosts, none of which has to
-make again what another has made: libraries that read and write files of this machine alone get a mirror of it in
+It is $JAXGEN_HOME, else ~/.cache/jaxgen. In a bucket, gs://BUCKET/FOLDER, it is shared by hosts, so that none has to
+repeat the work of another: libraries that read and write local files only get a mirror of it in
 ~/.cache/jaxgen/buckets, into which `fetched` brings a file or folder that is not there yet, and from which `kept`
 copies what was made here. The same goes for a data_dir in a bucket.
 """

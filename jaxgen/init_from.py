@@ -1,4 +1,4 @@
-"""First parameters from elsewhere: published weights, or another run.
+"""Initial parameters from published weights or from another run.
 
   InitFrom('runs/base')                                       # the averages of a run's newest checkpoint
   InitFrom('DiT-XL-2-256', fresh=('label_embed',))            # a folder of diffusers; a label table of its own
@@ -27,7 +27,7 @@ from jaxgen.frozen import Frozen, frozen, tree_hash
 from jaxgen.objectives.base import Objective
 from jaxgen.sharding import path_name
 
-# Where a published network goes, which has no name of its own: the first of these that is trained.
+# A published network has no name of its own; it goes to the first of these that is trained.
 NETWORKS = ('net', 'autoencoder', 'generator')
 
 

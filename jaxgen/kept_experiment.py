@@ -1,4 +1,4 @@
-"""What sampling takes of an Experiment, kept in the run's folder, for runs that were made from no config.
+"""Keeps what sampling needs of an Experiment in the run's folder, for runs that were made without a config.
 
   experiment/STAGE.stablehlo       the sampler, a program of jax.export: (arrays, fields, keys) -> images
   experiment/STAGE.safetensors     frozen networks, and the conditions of the first images of the training data
@@ -40,7 +40,7 @@ _PARTS = ('params', 'ema', 'extra')
 
 
 class Data(NamedTuple):
-  """In the place of the loader: the names of the classes, and the conditions of some training images."""
+  """Stands in for the loader: the names of the classes, and the conditions of some training images."""
 
   class_names: tuple[str, ...]
   conditions: Mapping[str, np.ndarray]

@@ -1,4 +1,4 @@
-"""jaxgen as a library: what a run trained, as images, numbers and parameters; and training and measuring from Python.
+"""jaxgen as a library: sampling, evaluating and training from Python, and the parameters of a run.
 
   run = load_run('runs/emoji_dit')         run.sample(16), run.edit(images), run.evaluate(['fid']), run.params
   run = train('emoji_dit', 'runs/mine')    as `jaxgen train`, and returns the run
@@ -60,7 +60,7 @@ load = published.load
 
 @dataclasses.dataclass(frozen=True)
 class LoadedRun:
-  """A trained model with all that it takes to sample it.
+  """A trained model with everything needed to sample it.
 
   Attributes:
     folder: the run's folder.
@@ -77,7 +77,7 @@ class LoadedRun:
 
   @property
   def step(self) -> int:
-    """The train steps that the weights have had."""
+    """Number of train steps of the weights."""
     return self.trained.step
 
   @property

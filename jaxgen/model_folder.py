@@ -1,4 +1,4 @@
-"""A run's model as a small folder, which opens as the run does.
+"""A run's model as a small folder that opens like the run.
 
   config.json          the config that made the run
   model.safetensors    what it is sampled with, by path (`net/blocks/...`), in half precision; state of the objective,
@@ -59,7 +59,7 @@ def is_model(folder: str | os.PathLike) -> bool:
 
 
 def step(folder: str | os.PathLike) -> int:
-  """The train steps that a model has had."""
+  """Number of train steps of a model."""
   return int(safetensors_file.metadata(epath.Path(folder) / FILE)['step'])
 
 

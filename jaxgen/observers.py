@@ -1,4 +1,4 @@
-"""Work that only observes a run, such as TensorBoard, the report or the progress line: it never stops or blocks it.
+"""Observers of a run, such as TensorBoard, the report or the progress line: they never stop or block it.
 
 Each observer has a daemon thread and a short queue of calls. Whoever hands in a call goes on at once, or waits for a
 bounded time where later work relies on the result. A call that raises, that finds the queue full, or that is not done
@@ -129,7 +129,7 @@ class _Thread:
 
 
 class _Result:
-  """Whether a call is done, and whether it came to its end."""
+  """Whether a call is done, and whether it succeeded."""
 
   def __init__(self):
     self.done = threading.Event()

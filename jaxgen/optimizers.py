@@ -1,4 +1,4 @@
-"""What optax needs to be told of Flax parameters: which are decayed, and which are matrices; GANs' ways with Adam.
+"""Helpers for optax: masks for weight decay, Muon's view of matrices, and GANs' variants of Adam.
 
 Optimizers are optax's, called plainly in the configs:
 

@@ -1,4 +1,4 @@
-"""Looking into a run: a trace of some steps, a port for a profiler, and what filled a device that is out of memory.
+"""Profiling of a run: a trace of some steps, a port for a profiler, and a memory profile when a device is full.
 
 A trace is in WORKDIR/profile, for TensorBoard's profile plugin and for xprof (`xprof WORKDIR/profile`). A port takes a
 trace at any time (`jax.collect_profile PORT 2000`). Where a device is out of memory, WORKDIR/memory.prof says what its
@@ -29,7 +29,7 @@ class Profile(NamedTuple):
 
 
 class Tracer:
-  """Traces the chosen steps of a life; told of each step before it begins."""
+  """Traces the chosen steps of a process; `step` is called before each step."""
 
   def __init__(self, profile: Profile, workdir: str | os.PathLike):
     if profile.steps < 0:

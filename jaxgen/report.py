@@ -92,7 +92,7 @@ def write(workdir: str | os.PathLike) -> epath.Path:
 
 
 def _object(value: Any) -> Mapping[str, Any]:
-  """What a damaged file may hold in the place of an object is none."""
+  """The value if it is an object; a damaged file may hold something else."""
   return value if isinstance(value, Mapping) else {}
 
 

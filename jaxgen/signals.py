@@ -25,13 +25,13 @@ _END_SECONDS = 30.0
 
 
 class Signals:
-  """What this process was told.
+  """The signals that this process received.
 
   Attributes:
     received: the first signal, or None.
     unsaved: the run has steps that no checkpoint holds; the loop sets it.
     stepped: the run has made a step; the loop sets it.
-    rescue: saves the state in the place of a main thread that hangs, in bounded time; returns what became of it.
+    rescue: saves the state in the place of a main thread that hangs, in bounded time; returns the outcome.
     alone: the process may leave by itself when it does not come to it; not so where several leave together.
     leave: how it leaves before the first step, by exit code and reason.
     exits: the process may be ended from another thread: it is the `jaxgen` program.
@@ -52,7 +52,7 @@ class Signals:
       self.received = signal.Signals(number)
 
   def act(self, number: int) -> None:
-    """What the thread does about a signal, where it may end the process."""
+    """The thread's reaction to a signal, where it may end the process."""
     self.hear(number)
     self._presses += number == signal.SIGINT
     assert self.received is not None

@@ -82,7 +82,7 @@ class StepWindow:
     return values
 
   def newly_slow(self, shared: Mapping[str, float]) -> str | None:
-    """What to say of the slowest of several processes, by seconds a step of its own, when it is not the one before."""
+    """A message about the slowest process, by its own seconds a step, when it is another one than before."""
     slowest = max(shared, key=lambda name: shared[name])
     median = statistics.median(shared.values())
     if shared[slowest] <= _SLOW * median or slowest == self._slowest:

@@ -1,4 +1,4 @@
-"""What a person sees of a run: one live line in a terminal, plain lines with the time anywhere else."""
+"""Console output of a run: one live line in a terminal, plain lines with the time anywhere else."""
 
 import shutil
 import time

@@ -1,4 +1,4 @@
-"""All that training carries from one step to the next, as one tree of arrays."""
+"""The training state: everything that is carried from one step to the next, as one tree of arrays."""
 
 from typing import Any
 

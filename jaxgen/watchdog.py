@@ -1,6 +1,6 @@
 """Notices that a run makes no progress, says where every thread is, and saves what can be saved.
 
-The main thread tells what it does (`at`, `step`). Where it is silent for longer than
+The main thread reports what it does (`at`, `step`). If it is silent for longer than
 
   max(seconds, 20 times the median time of a step)
 
@@ -47,11 +47,11 @@ class Watchdog:
     self.stalled: str | None = None
 
   def at(self, where: str) -> None:
-    """The main thread comes to something; the time of a step that it is part of does not count."""
+    """The main thread begins work of that name; the step that contains it does not count for the median."""
     self._where, self._since, self._stepped, self.stalled = where, time.monotonic(), None, None
 
   def step(self, step: int) -> None:
-    """The main thread has come to the end of a step."""
+    """The main thread has finished a step."""
     now = time.monotonic()
     if self._stepped is not None:
       self._steps.append(now - self._stepped)
@@ -84,7 +84,7 @@ class Watchdog:
     self._save = save
 
   def rescue(self) -> str:
-    """Saves in the place of a main thread that hangs, and never lets it go on; says what became of it."""
+    """Saves in the place of a main thread that hangs, and never lets it continue; returns the outcome."""
     return 'what was done is saved' if self._rescue() else 'what came after the newest checkpoint could not be saved'
 
   def _rescue(self) -> bool:

@@ -1,4 +1,4 @@
-"""What a run leaves behind and what a person sees of it while it runs.
+"""Writes a run's folder, and shows its progress.
 
   config.json       the resolved config, and the environment it ran in
   status.json       {"step": 100, "total": 20000, "time": seconds since 1970}, as of the last progress
@@ -8,7 +8,7 @@
   samples/          NAME_STEP.png, grids of images
   NAME.txt          longer texts, e.g. the table of parameters
 
-A run that resumes at step s goes on as if it had never died: what an earlier process wrote beyond s is
+A run that resumes at step s continues as if it had never died: what an earlier process wrote beyond s is
 dropped first. One process writes; the others get `silent()`. The folder may be in a bucket, gs://BUCKET/RUN.
 
 Training relies on metrics.jsonl alone, which is written at once and whose errors are raised. All the rest observes
@@ -49,7 +49,7 @@ class Writer:
 
   Args:
     workdir: the run's folder, made if missing. None writes nothing at all.
-    resume_step: the step the run goes on from; records of later steps are dropped. None is a new run, which
+    resume_step: the step the run resumes from; records of later steps are dropped. None is a new run, which
       drops all of them.
     stream: stream of text and progress, in place of standard output.
     others: other places that metrics and pictures go to.
@@ -134,7 +134,7 @@ class Writer:
     return set() if self._workdir is None else self._metrics.on_record(step)
 
   def sync(self) -> None:
-    """Returns when the records so far outlast this machine: call it before what a run may go on from."""
+    """Returns when the records so far are stored safely: call it before a save that a run may resume from."""
     if self._workdir is not None:
       self._metrics.sync()
 

@@ -1,4 +1,4 @@
-"""Adapters: what is trained beside a network that stays as it is, and the files that people exchange of it.
+"""Adapters: parameters that are trained beside a frozen network, and the file formats in which people exchange them.
 
 from jaxgen.adapters.lora import LoRA, lora
 from jaxgen.adapters.textual_inversion import textual_inversion

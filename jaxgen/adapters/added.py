@@ -1,4 +1,4 @@
-"""What an adapter is: something that is trained beside networks that stay as they are.
+"""The form of an adapter: parameters that are trained beside frozen networks.
 
 `objectives/adapted.py` makes of an objective one that trains the adapter.
 """
@@ -16,7 +16,7 @@ class Added(NamedTuple):
   """An adapter.
 
   Attributes:
-    init: `(key, make) -> {params key: tree}`, what is trained; `make(key)` gives the first parameters of the objective
+    init: `(key, make) -> {params key: tree}`, the trained ones; `make(key)` gives the first parameters of the objective
       that is adapted, for their shapes.
     join: `(params, frozen) -> (params, frozen)` of the objective that is adapted.
     trains: the keys that `init` gives.

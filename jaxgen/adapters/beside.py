@@ -16,7 +16,7 @@ from jaxgen.typing import Array, Key
 
 
 def beside(pattern: str, *, name: str, base: tuple[str, ...] = ('net',)) -> Added:
-  """What is found in the objective's parameters, trained as params[name], for `objectives/adapted.py`.
+  """Trains the leaves that match a pattern as params[name], for `objectives/adapted.py`.
 
   Args:
     pattern: found in a path such as 'net/encoder_0_attention/block_0/image_key/kernel'.

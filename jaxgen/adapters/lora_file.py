@@ -12,7 +12,7 @@ With W as PyTorch keeps it, (out, in) or (out, in, rows, columns), and s = alpha
 
 Underscores hide where one name ends, so kohya's names are looked up among those of the network's modules. A network may
 have several sets of names (`Leaves`): diffusers', the original code's, jaxgen's own. A weight of 1 is the file's own
-strength. Whatever a file has that no network has is an error: it would be lost in silence.
+strength. A module that no network has is an error: it would be lost in silence.
 """
 
 import json

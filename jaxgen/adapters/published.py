@@ -5,7 +5,7 @@
   pipeline = with_controls(pipeline, [controlnet.load('canny')])            # reads cond['control']
   pipeline, tokens, nothing = with_image_prompt(pipeline, 'ip-adapter.bin', encoder, images)
 
-Each gives a generator of the same kind; what it is told more is a field of the conditioner (objectives/controlled.py).
+Each gives a generator of the same kind; its new conditions are fields of the conditioner (objectives/controlled.py).
 """
 
 import os

@@ -31,7 +31,7 @@ class Embedding(NamedTuple):
   """A token's rows.
 
   Attributes:
-    token: what stands for them in a prompt.
+    token: the word that stands for them in a prompt.
     rows: by the encoder that reads them: 'text_encoder', and of SDXL 'text_encoder_2'.
   """
 
@@ -49,7 +49,7 @@ def textual_inversion(
   """New rows beside frozen networks, for `objectives/adapted.py`: params['tokens'], and params['tokens']['rows'] of the
   objective.
 
-  What is trained is how far each row is from where it started, so that it can be made before the table is read.
+  The trained parameter is the difference of each row from its start, so that it can be made before the table is read.
 
   Args:
     start: ids of the words that the rows start as, one for each row.
@@ -105,7 +105,7 @@ def read(path: str | os.PathLike, *, token: str | None = None) -> Embedding:
 
   Args:
     path: .safetensors, .pt or .bin; nothing in it is run.
-    token: what it is called; by default what the file says, else <NAME> of the file's name.
+    token: its name; by default the one in the file, else <NAME> of the file's name.
 
   Raises:
     ValueError: it is none.

@@ -1,1 +1,1 @@
-"""How fast things are here: the train step of an experiment, alone or in turn with another program's; a sampler."""
+"""Benchmarks on this machine: the train step of an experiment, alone or in turn with another program's; a sampler."""

@@ -1,4 +1,4 @@
-"""How fast images become latents: what `jaxgen data encode` runs on a batch, alone or in turn with another program."""
+"""Times the encoder of `jaxgen data encode` on a batch, alone or in turn with another program."""
 
 import statistics
 import time

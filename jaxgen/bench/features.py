@@ -1,4 +1,4 @@
-"""How fast features are made, alone or beside a peer in one interleaved run."""
+"""Times Inception's features, alone or in turn with another program."""
 
 import statistics
 import time

@@ -1,4 +1,4 @@
-"""Another program whose step is timed in turn with jaxgen's, and the commands of those in `tests/`."""
+"""Peers: other programs whose steps are timed in turn with jaxgen's, and the commands of those in `tests/`."""
 
 import os
 import pathlib

@@ -1,4 +1,4 @@
-"""What a sampler costs beside the network that it calls."""
+"""The overhead of a sampler beside the network that it calls."""
 
 import time
 from collections.abc import Callable

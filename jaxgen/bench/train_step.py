@@ -1,4 +1,4 @@
-"""How fast a train step is: the real one of an experiment, alone or in turn with another program's.
+"""Times the train step of an experiment, alone or in turn with another program's.
 
 Steps differ where phases have intervals, so a cycle of steps is timed, after which all phases have run as often
 as they do on average: 16 steps where a path length is taken every 4 and R1 every 16, 1 step where there is no interval.

@@ -1,4 +1,4 @@
-"""What `jaxgen sample` adds to a generator: --lora, --embedding, --control and --image-prompt.
+"""Adapters in `jaxgen sample`: --lora, --embedding, --control and --image-prompt.
 
 For --weights all of them are files; a run has its own control branches, and reads what --control gives it.
 """
@@ -64,12 +64,12 @@ def check(args: argparse.Namespace) -> None:
 
 
 class Extended(NamedTuple):
-  """A published generator with what the options add.
+  """A published generator with the adapters of the options.
 
   Attributes:
     pipeline: the generator.
     extend: extends its conditioner.
-    fields: fields of a batch that it is told in all images.
+    fields: fields of the batch, the same for all images.
   """
 
   pipeline: Any
@@ -117,10 +117,10 @@ def extended(args: argparse.Namespace, pipeline: Any) -> Extended:
 
 
 def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
-  """The fields of a batch that the options are.
+  """The fields of a batch that the options give.
 
   Raises:
-    ValueError: a control is given to a model that reads none, or the other way round.
+    ValueError: a control is given to a model that reads none, or is missing for one that reads it.
   """
   import numpy as np
 
@@ -131,7 +131,7 @@ def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
   names = [name for name in fields if f'{name}_scale' in fields and name.startswith(FIELD)]
   if len(names) != len(args.control):
     raise ValueError(
-      f'--control is given {len(args.control)} times; this model reads {len(names)} pictures of what is wanted where'
+      f'--control is given {len(args.control)} times; this model reads {len(names)} control pictures'
       + ('' if names else ': train one (--config controlnet), or give --weights and --controlnet')
     )
   given: dict[str, np.ndarray] = {}

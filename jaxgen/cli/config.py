@@ -63,7 +63,7 @@ def change(config: Any, overrides: Mapping[str, Any] | Sequence[str], *, name: s
 
 
 def record(config: Any, module: types.ModuleType) -> dict[str, Any]:
-  """What config.json keeps of a config, enough for `load_run` to build it again."""
+  """The record of a config in config.json, enough for `load_run` to build it again."""
   return {
     'name': module.__name__.rpartition('.')[2],
     'file': None if _is_shipped(module) else str(module.__file__),

@@ -1,4 +1,4 @@
-"""What `jaxgen sample` does with images: files in, and how to sample from them."""
+"""Images as inputs of `jaxgen sample`: reads files, and chooses how to sample from them."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def check(args: argparse.Namespace) -> None:
 
 
 def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
-  """The field of a batch that --edit is for a model of instructions; {} for others.
+  """The field of a batch that --edit gives to a model that follows instructions; {} for others.
 
   Raises:
     ValueError: the model takes no instruction, or it wants one.
@@ -77,7 +77,7 @@ def chosen(
   show: Any = None,
   reads_mask: bool = False,
 ) -> tuple[Any, dict[str, np.ndarray], dict[str, np.ndarray]]:
-  """What the options ask for: how to sample (None for the objective's own way), the condition, and its inputs.
+  """The sampling that the options ask for: the sample function (None for the objective's own), condition and inputs.
 
   `parts` stands in for the objective's `denoising`, where it is given; `show` is called with every x0; a network that
   `reads_mask` was trained to inpaint.

@@ -30,7 +30,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 
 def as_run(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
-  """The changes to its config, where --weights is a model of a run, which takes the place of --run."""
+  """If --weights is an exported model of a run, uses it as --run; returns the changes to its config."""
   from jaxgen import model_folder
 
   args.model = None
@@ -66,7 +66,7 @@ def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
 
 
 def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, dict[str, Any]]:
-  """What samples the generator, whether it reads the mask of an image to fill, and what else it is told."""
+  """The opened generator, whether it reads the mask of an image to fill, and its further conditions."""
   import jax
   import jax.numpy as jnp
 

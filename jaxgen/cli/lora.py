@@ -1,4 +1,4 @@
-"""What `jaxgen sample` and `jaxgen weights` do with LoRA: --lora FILE[:WEIGHT], and a run's LoRA as a file."""
+"""LoRA on the command line: --lora FILE[:WEIGHT] of `jaxgen sample`, and `jaxgen weights lora`."""
 
 from __future__ import annotations
 

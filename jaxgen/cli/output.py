@@ -1,4 +1,4 @@
-"""Folders that commands write images into: earlier output is replaced, images of others are kept and refused."""
+"""Output folders of commands: earlier output is replaced; a folder with other images is refused."""
 
 import json
 import pathlib
@@ -42,7 +42,7 @@ def clear_samples(folder: pathlib.Path) -> None:
 
 
 def check_export_folder(folder: pathlib.Path) -> None:
-  """Refuses a folder for an export that holds what no earlier `jaxgen export` wrote.
+  """Refuses a folder for an export that holds files that no earlier `jaxgen export` wrote.
 
   Raises:
     ValueError: it has such a file.
@@ -58,7 +58,7 @@ def check_export_folder(folder: pathlib.Path) -> None:
 
 
 def clear_export(folder: pathlib.Path) -> None:
-  """Deletes what an earlier `jaxgen export` wrote, which would be taken for a part of the new one."""
+  """Deletes the files of an earlier `jaxgen export`, which would be taken for a part of the new one."""
   check_export_folder(folder)
   for path in folder.iterdir() if folder.exists() else ():
     if path.is_dir():

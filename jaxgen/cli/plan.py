@@ -1,4 +1,4 @@
-"""`jaxgen plan`: what a config will need on TPUs or GPUs that are not here."""
+"""`jaxgen plan`: memory, communication and time of a config on TPUs or GPUs that are not here."""
 
 import argparse
 import json

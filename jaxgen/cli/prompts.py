@@ -1,4 +1,4 @@
-"""What `jaxgen sample` does with words: --prompt, --prompts, --instruction, --negative and --guidance."""
+"""Text options of `jaxgen sample`: --prompt, --prompts, --instruction, --negative and --guidance."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pathlib
 from typing import Any
 
 _SCALE = 'sampling.scale'  # the field of a config that is the guidance scale
-_IMAGE_SCALE = 'sampling.image_scale'  # that of the picture that is edited
+_IMAGE_SCALE = 'sampling.image_scale'  # guidance scale of the picture that is edited
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:

@@ -10,7 +10,7 @@ from jaxgen.cli import adapters, edit, generator, lora, output, previews, prompt
 from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
 _FPS = 12
-_STRIP = 12  # images of an interpolation that are drawn in one row, at most
+_STRIP = 12  # images of an interpolation in one row, at most
 
 
 def main(argv: list[str]) -> int:
@@ -70,7 +70,7 @@ def main(argv: list[str]) -> int:
 
 
 def _opened(args: argparse.Namespace, overrides: Sequence[str], words: Sequence[str]) -> tuple[Any, Any, bool, Any]:
-  """The model, its config ({} of a published one), whether it reads a mask, and fields that it is told."""
+  """The model, its config ({} of a published one), whether it reads a mask, and its further conditions."""
   if args.weights is not None:
     trained, reads_mask, fields = generator.opened(args, words)
     return trained, {}, reads_mask, fields

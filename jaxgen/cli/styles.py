@@ -1,4 +1,4 @@
-"""What `project`, `mix`, `walk` and `truncate` share: a run's generator with styles, and options."""
+"""Shared parts of `project`, `mix`, `walk` and `truncate`: a run's generator with styles, and options."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """`jaxgen train`: trains a config, or resumes the run in its folder.
 
 With JAXGEN_RESTARTS set, as launchers that start a run again set it, a failure after a new checkpoint ends with 75: it
-is no more than a preemption, and is not counted against the failures that are made good.
+is treated like a preemption, and is not counted as a failure.
 """
 
 import argparse

@@ -1,4 +1,4 @@
-"""`jaxgen vote`: people compare images in the browser, and what their votes say."""
+"""`jaxgen vote`: people compare images in the browser; results with confidence intervals."""
 
 import argparse
 import importlib.util
@@ -134,7 +134,7 @@ def _questions(texts: list[str] | None, kind: str) -> dict[str, str] | None:
 
 
 def _say_power(pairs: int) -> None:
-  """The power of the study beforehand: what each rater adds, and what differences need."""
+  """Prints the power of the study beforehand: votes that each rater adds, and votes that differences need."""
   from jaxgen.metrics import preference
 
   needed = ', '.join(f'{rate:.0%}: {preference.votes_needed(rate)}' for rate in (0.55, 0.6, 0.65, 0.7))

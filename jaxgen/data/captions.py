@@ -1,8 +1,8 @@
-"""From a record to the row of token ids that a step learns from: transforms for the loader.
+"""Transforms for the loader that turn a record's caption into a row of token ids.
 
   loader = data.Loader(dataset, transform=tokenized(tokenizer, describe=lines), ...)     # adds 'text', int32 [b, k]
 
-What is chosen (which phrasing, which order of tags) comes from the random numbers of the loader of that row of that
+The choices (which phrasing, which order of tags) come from the loader's random numbers for that row of that
 step, so it varies from epoch to epoch and a resumed run sees the same.
 """
 

@@ -1,11 +1,11 @@
-"""Pictures of what is wanted where, made of images: the conditions of control branches.
+"""Control pictures such as edges, made from images: the conditions of control branches.
 
 A control is float32 h w 3 in [0, 1], and is made of an image in [-1, 1] by a function, `Make`, such as `canny`. Edges
 of Canny 1986, "A Computational Approach to Edge Detection", on luminance in [0, 1]:
 
   g = gradient of the image under a Gaussian                                                 (1)
   thin  = |g| is no less than at both neighbours along g                                     (2)
-  edges = thin pixels over `low` that hang together with one over `high`                     (3)
+  edges = thin pixels over `low` that are connected to one over `high`                       (3)
 
 Differs from OpenCV's: gradients are those of a Gaussian, not Sobel's, so that thresholds do not depend on the size of
 pixels' values; they are shares of the steepest step there is.
@@ -22,7 +22,7 @@ FIELD = 'control'  # of a batch
 Image = Float32[np.ndarray, 'h w 3']
 Make = Callable[[Image], Image]
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)
-_EIGHT = np.ones((3, 3), int)  # neighbours that hang together
+_EIGHT = np.ones((3, 3), int)  # neighbours that are connected
 
 
 def canny(image: Image, *, sigma: float = 0.7, low: float = 0.06, high: float = 0.12) -> Image:
@@ -64,7 +64,7 @@ def canny_edges(image: Image, *, sigma: float = 0.7, low: float = 0.06, high: fl
 
 
 def edge_f1(seen: Bool[np.ndarray, 'h w'], wanted: Bool[np.ndarray, 'h w'], *, reach: int = 1) -> float:
-  """F1 of edges: the harmonic mean of the shares of each that the other has within `reach` pixels; 1 for none in both.
+  """F1 of edges: harmonic mean of the shares of each that the other has within `reach` pixels; 1 if neither has any.
 
   Args:
     seen: edges of a sample.

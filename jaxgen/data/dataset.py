@@ -63,7 +63,7 @@ class Dataset(NamedTuple):
 
     Raises:
       BadRecord: the bytes on disk are damaged.
-      OSError: it could not be read, which is no damage, however often it was tried.
+      OSError: it could not be read after several tries, which does not mean that it is damaged.
     """
     if raw is not None:
       with contextlib.suppress(ValueError, OSError, RuntimeError, MemoryError):  # read again below, with patience
@@ -97,8 +97,8 @@ def read_raw(dataset: Dataset, indices: Sequence[int]) -> dict[int, Any]:
 
 
 def at_resolution(dataset: Dataset, size: int) -> Dataset:
-  """The dataset with images of size x size: larger ones cropped and resized as ADM does, smaller ones with a border of
-  -1 (black), as 28x28 gets it that wants 32x32."""
+  """The dataset with images of size x size: larger ones are cropped and resized as in ADM, smaller ones get a border of
+  -1 (black), such as 28x28 images that become 32x32."""
   from jaxgen.data.image import center_crop, to_float
 
   height, width, _ = dataset.read(0)['image'].shape

@@ -1,4 +1,4 @@
-"""Licensed data only: which records may be learned from, and what a run has to say of those that were.
+"""Licences of the training data: which records may be used, and the provenance that a run records.
 
 A record may carry 'licence' (an SPDX identifier), 'author' and 'source', as text. `allow` keeps the records of some
 licences; one without a licence is out unless it is asked for. `provenance` is what a run's folder and an exported model
@@ -99,7 +99,7 @@ def _text(value: Any) -> str:
 
 
 def provenance(dataset: Dataset) -> dict[str, Any]:
-  """What a model that was trained on the dataset has to say, as JSON.
+  """The provenance of a model that was trained on the dataset, as JSON.
 
   Returns:
     'dataset', 'split', 'records'; counts of 'licences' and of 'sources'; 'attributions', one line each for every

@@ -1,4 +1,4 @@
-"""An ordered map over threads that reads no further ahead than it must."""
+"""An ordered map over threads with a bounded read-ahead."""
 
 import collections
 import os

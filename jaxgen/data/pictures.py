@@ -1,4 +1,4 @@
-"""Encoded images of any origin to the examples of a recipe: decoded, cropped, and the unreadable ones left out."""
+"""Turns encoded images of any origin into the examples of a recipe: decodes, crops and leaves out unreadable ones."""
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence

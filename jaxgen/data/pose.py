@@ -1,4 +1,4 @@
-"""Poses and depths as pictures, the way published control branches were trained on them.
+"""Poses and depths as pictures, in the form that published control branches were trained on.
 
   pose    each limb an ellipse, each joint a disc, in OpenPose's colors on black, of people's keypoints
   depth   near is white and far is black, of a 16-bit picture or an array

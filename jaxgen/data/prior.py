@@ -1,4 +1,4 @@
-"""A subject's pictures among pictures of its class: what keeps a model from taking the whole class for the subject.
+"""Prior preservation: pictures of a subject mixed with pictures of its class, so that the model keeps the class.
 
   L = (sum over the subject's rows of L_i + w sum over the class's of L_i) / rows          (1)
 

@@ -1,10 +1,10 @@
-"""From files as they are found to a prepared dataset on disk, and from there to a `Dataset`.
+"""Prepares a dataset on disk from its original files, and opens it as a `Dataset`.
 
 A recipe says what a dataset holds and how to read its original files. `prepare` writes it once, through TFDS, as
 ArrayRecord files with PNG images, in `DATA_DIR/NAME/VERSION`; `load` opens what was written. TFDS writes into a
 folder of another name and renames it when all is there, so a killed preparation leaves nothing that could be read.
 Where the originals can be read by number, several processes share the work (shard_writer.py).
-A prepared dataset remembers the files that it was made from, and is made again when they have changed.
+A prepared dataset records the files that it was made from, and is made again when they have changed.
 """
 
 import contextlib
@@ -101,7 +101,7 @@ def _prepare(
   job.meet(f'the preparation of {recipe.name}')
   changed = path.exists() and recipe.origin not in ('', read_origin(path))
   there = path.exists() and not changed and not overwrite
-  job.meet(f'a look at {path}')  # none changes it before all have looked
+  job.meet(f'a look at {path}')  # no process changes it before all have checked
   if there:
     return
   if changed and progress:
@@ -144,7 +144,7 @@ def origin_of(source: pathlib.Path) -> str:
 
 
 def read_origin(path: pathlib.Path) -> str:
-  """What a prepared dataset remembers of its original files; empty where it remembers nothing."""
+  """The fingerprint of the original files that a prepared dataset recorded; empty where it recorded none."""
   from jaxgen.data import tfds_builder
 
   return tfds_builder.open_folder(path).info.metadata.get(tfds_builder.ORIGIN, '')

@@ -79,7 +79,7 @@ def write(
 
 
 def _telling(made: Iterator[Sequence[Record]], num: int, job: Job, where: str) -> Iterator[Sequence[Record]]:
-  """The records of `num` originals; tells the others on the way, who wait only while there is some news."""
+  """The records of `num` originals; reports progress to the other processes, which wait only while there is some."""
   for i in range(num):
     if i % _NEWS_EVERY == 0:
       job.at(f'{where}, {i} of {num} originals')
@@ -172,7 +172,7 @@ def _stored(value: Any) -> Any:
 
 
 def _content(record: Record) -> bytes:
-  """What a record holds, however its image is compressed."""
+  """The content of a record, whatever the compression of its image."""
   parts = []
   for name, value in sorted(record.items()):
     value = value.pixels if isinstance(value, Encoded) else value

@@ -2,8 +2,8 @@
 
 A reader of ArrayRecord keeps about 100 bytes for each record of its shard, and a file handle: all shards of 100 million
 records would take 10 GB. Here the shards that were used last stay open, up to `_RECORDS` records, and another one is
-opened when it is asked for, which takes about a microsecond for each record that it has: what is to be read in any
-order at that size wants small shards, as `shard_writer.py` makes them.
+opened when it is asked for, which takes about a microsecond for each of its records: datasets that are read in random
+order at that size need small shards, as `shard_writer.py` makes them.
 """
 
 import bisect

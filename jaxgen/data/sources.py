@@ -1,4 +1,4 @@
-"""What `--config.dataset` of a config may name, and how it is opened: one function for all configs.
+"""Opens the dataset that `--config.dataset` names: one function for all configs.
 
   emoji32, fashion_mnist, ...   a dataset that jaxgen has a recipe for (see `jaxgen data list`)
   folder:PATH, zip:FILE         your own images, cropped and resized once, at the first use
@@ -45,16 +45,16 @@ NAMED: dict[str, Open] = {
   'mnist': mnist,
 }
 KINDS = ('folder', 'zip', 'pairs', 'parquet', 'webdataset', 'npz', 'tfds')
-_HELD_OUT = 10  # one record in so many is for tests, of a dataset that has no test split
+_HELD_OUT = 10  # one record in this many is held out for tests, where a dataset has no test split
 _CACHED = 2**31  # bytes of decoded records that may stay in memory
 
 
 class UnknownDataset(FileNotFoundError):
-  """What `dataset` names is none of the forms above."""
+  """`dataset` has none of the forms above."""
 
 
 def source(spec: str, split: str = 'train', *, resolution: int = 0, data_dir: str | None = None) -> Dataset:
-  """Opens what `--config.dataset` names.
+  """Opens the dataset that `--config.dataset` names.
 
   Args:
     spec: one of the forms above.

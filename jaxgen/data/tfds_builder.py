@@ -47,7 +47,7 @@ def _in_order(example: bytes) -> bytes:
 
 
 class Layout(NamedTuple):
-  """What a dataset says of itself.
+  """The description of a dataset.
 
   Attributes:
     about: one line.
@@ -111,7 +111,7 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
 
 def layout(recipe: 'Recipe') -> Layout:
-  """What a recipe's dataset says of itself."""
+  """The description of a recipe's dataset."""
   features: dict[str, tfds.features.FeatureConnector] = {}
   features['image'] = tfds.features.Image(shape=recipe.image_shape, encoding_format='png')
   if recipe.class_names:
@@ -136,7 +136,7 @@ def write(recipe: 'Recipe', examples: 'Examples', data_dir: pathlib.Path, *, pro
 
 @contextlib.contextmanager
 def whole_or_nothing(folder: pathlib.Path) -> Iterator[None]:
-  """Writing of a dataset, DATA_DIR/NAME, that leaves nothing behind when it fails.
+  """Writes a dataset, DATA_DIR/NAME, within the block; leaves nothing behind when it fails.
 
   Raises:
     OSError: the disk is full; in one line, whatever library says it how.

@@ -1,7 +1,7 @@
-"""Whether a model of avatars draws what its prompts say, of pairs of words that it has seen and of those it has not.
+"""Attribute accuracy of a model of avatars, for pairs of words that it has seen and for pairs that it has not.
 
-The prompts are full captions of records of `test` (held-out pairs alone) and `seen`. Only what a caption names is asked
-for: 'none' is mostly left unsaid.
+The prompts are full captions of records of `test` (held-out pairs alone) and `seen`. Only attributes that a caption
+names are measured: 'none' is mostly left unsaid.
 """
 
 from collections.abc import Callable, Mapping, Sequence

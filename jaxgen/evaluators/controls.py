@@ -1,4 +1,4 @@
-"""Whether samples follow the edges that they were given: their F1 under control, and beside it without (scale 0)."""
+"""Measures whether samples follow the edges that they were given: F1 with control, and without (scale 0)."""
 
 from collections.abc import Mapping
 

@@ -1,4 +1,4 @@
-"""Whether edits are what their instructions say, and leave alone what they do not name.
+"""Measures whether edits follow their instructions and keep all other attributes.
 
   changed = share of edits whose changed attribute is the one that was asked for                       (1)
   kept    = share of the attributes that both pictures show alike and that the edit still shows        (2)

@@ -24,7 +24,7 @@ from jaxgen.metrics.statistics import FeatureStatistics, Moments
 from jaxgen.pretrained import inception
 from jaxgen.train_state import sampling_params
 
-FULL = 50_000  # samples of a FID that may be called so
+FULL = 50_000  # samples of a FID that may be called 'fid'
 
 
 def fid_name(num_samples: int) -> str:
@@ -110,7 +110,7 @@ def fid(
 
 
 def _on_first(key: Mapping[str, str], compute: Callable[[], Moments]) -> Moments | None:
-  """Kept or computed statistics on the first process, which alone has use for them; all of them compute."""
+  """Kept or computed statistics, on the first process only; all processes take part in computing them."""
   path, first = reference.cached_path(key), distributed.is_first()
   if distributed.agree(int(path.exists())):
     return reference.read(path) if first else None

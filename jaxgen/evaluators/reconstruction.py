@@ -163,7 +163,7 @@ def keep(
   by_channel: bool = True,
   name: str = FOLDER,
 ) -> Evaluator:
-  """Writes the autoencoder as a folder of diffusers' layout, WORKDIR/NAME: what `jaxgen data encode` takes.
+  """Writes the autoencoder as a folder of diffusers' layout, WORKDIR/NAME, for `jaxgen data encode`.
 
   Args:
     net: the autoencoder's network.

@@ -1,8 +1,8 @@
 """Mode coverage of stacked digits while a generator trains, by the classifier that is trained beside it.
 
-Published numbers (VEEGAN, PacGAN) are of 26,000 samples, where a mode counts that any of them shows. So many samples
-spread evenly are still (M - 1) / (2 n) = 0.02 nats from uniform over M = 1,000 modes. What the classifier takes for
-another class counts for a mode that may not be there: its accuracy on images it has not seen is written beside.
+Published numbers (VEEGAN, PacGAN) are of 26,000 samples, where a mode counts if any of them shows it. That many samples
+spread evenly are still (M - 1) / (2 n) = 0.02 nats from uniform over M = 1,000 modes. An image that is classified as
+another class counts for a mode that may be absent: so the accuracy on held-out images is written beside.
 """
 
 import functools

@@ -1,4 +1,4 @@
-"""Whether a model that learned a subject draws it in new prompts, and still draws the rest of its class.
+"""Measures whether a model that learned a subject shows it in new prompts, and keeps the diversity of its class.
 
   subject   = share of the subject's attributes that samples of new prompts show                       (1)
   diversity = mean over attributes of 1 - sum_v p_v^2, p_v the share of samples of the class with v    (2)

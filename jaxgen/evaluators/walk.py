@@ -1,4 +1,4 @@
-"""A walk between latents, as a file that moves: how a generator's images turn into one another."""
+"""A walk between latents as an animation: how a generator's images change into one another."""
 
 from collections.abc import Callable
 from typing import Any

@@ -1,4 +1,4 @@
-"""Uses of a trained model beside drawing from noise; each takes an objective's `denoising` and returns a way to sample.
+"""Uses of a trained model beside sampling from noise; each takes an objective's `denoising` and returns a `SampleFn`.
 
 from jaxgen.generation.edit import edited                        # an image, with noise and sampled again
 from jaxgen.generation.inpaint import inpainted

@@ -65,7 +65,7 @@ def inpainted(d: Denoising, *, repeats: int = 10) -> SampleFn:
 
 
 def told_inpainted(d: Denoising) -> SampleFn:
-  """As `inpainted`, by a network that reads the mask and what is known, `cond['concat']`.  # Eq. 3"""
+  """As `inpainted`, by a network that reads the mask and the known pixels, `cond['concat']`.  # Eq. 3"""
 
   def sample(
     params: dict,
@@ -98,7 +98,7 @@ def repaint(
   repeats: int = 10,
   solve: Solver = ddpm,
 ) -> Float[Array, 'b ...']:
-  """Fills in what is not known.  # Eq. 1
+  """Fills in the unknown pixels.  # Eq. 1
 
   Args:
     denoise, process, times, cond: the solver's.

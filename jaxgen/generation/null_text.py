@@ -1,4 +1,4 @@
-"""Null-text inversion: an image's own noise, and the null conditions with which guidance finds its way back.
+"""Null-text inversion: the noise of an image, and null conditions with which guided sampling reconstructs it.
 
   (1)  x_0* = x0, ..., x_T*      DDIM inversion without guidance (samplers/ddim_inversion.py)
   (2)  null_t = argmin |x_s* - step(x_t, t, s; cond, null, w)|^2, from null_(t+1); x_s = step(..., null_t)
@@ -24,11 +24,11 @@ from jaxgen.typing import Array, Cond, Float, Key
 
 
 class Inverted(NamedTuple):
-  """What leads back to an image.
+  """The result of an inversion.
 
   Attributes:
     noise: x_T.
-    nulls: the entries of `cond` that say nothing, with the steps in front: n b ...
+    nulls: null entries of `cond`, with the steps in front: n b ...
     error: mean squared error to the trajectory after each step.
   """
 
@@ -58,7 +58,7 @@ def invert(
     x0: the images.
     times: decreasing, of DDIM.
     cond: conditions of the images.
-    null: entries of `cond` that say nothing, of floating-point; where Eq. 2 starts.
+    null: null entries of `cond`, of floating-point; the start of Eq. 2.
     scale: w.
     iterations: gradient steps (Adam) at each time.
     learning_rate: their size, which falls linearly over the times, as in the paper's code.

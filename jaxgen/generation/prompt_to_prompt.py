@@ -2,10 +2,10 @@
 
 Rows 2i and 2i + 1 of a batch are a source and its target, of the same noise. While t is in the first share of time, the
 target takes over the source's attention (models/layers/attention_edit.py): `cross` of it the maps of the tokens that
-both prompts have, `itself` of it those of the image's own tokens. Guidance asks the network twice, and edits what is
-told alone:
+both prompts have, `itself` of it those of the image's own tokens. Guidance calls the network twice, and edits the
+conditional call only:
 
-  (1)  D_w = D(nothing) + w (D(cond, edited) - D(nothing))
+  (1)  D_w = D(null) + w (D(cond, edited) - D(null))
 
 Both images start from the same noise, and then each goes its own way. Needs a network that takes
 cond['attention_edit'], which a U-Net with transformers does.

@@ -1,4 +1,4 @@
-"""Objectives: what is learned, as a NamedTuple of pure functions that the train step runs (base.py).
+"""Objectives: training methods, each a NamedTuple of pure functions that the train step runs (base.py).
 
 from jaxgen.objectives.diffusion.diffusion import diffusion      # or vdm.vdm
 from jaxgen.objectives.few_step.mean_flow import mean_flow       # or consistency, distillation, shortcut, scm

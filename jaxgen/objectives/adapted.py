@@ -1,8 +1,8 @@
-"""Learning something that is added to trained networks, in the place of the networks themselves.
+"""Training of adapters: parameters that are added to frozen networks.
 
   adapted(objective, Added(init, join)) -> objective
 
-The inner objective sees its own parameters, which `join` makes of what is trained and of what is frozen: a network with
+The inner objective sees its own parameters, which `join` makes from the trained and the frozen ones: a network with
 a LoRA, with a control branch, with new tokens. It knows nothing of the adapter, and so every objective can be adapted.
 """
 
@@ -25,8 +25,8 @@ def adapted(objective: Objective, added: Added, *, remat: Policy = None) -> Obje
   Args:
     objective: one that trains all that it knows in a single phase, as diffusion does.
     added: the adapter.
-    remat: what is kept of the forward pass, such as `layers.remat.policy('dots')`, beside the network's own policy.
-      An adapter's gradients need few of the activations, so that what is cheap is rather computed again.
+    remat: policy for the forward pass, such as `layers.remat.policy('dots')`, beside the network's own policy.
+      An adapter's gradients need few of the activations, so that cheap ones are computed again.
   """
   if len(objective.phases) != 1:
     raise ValueError(f'{len(objective.phases)} phases cannot be adapted as one; wanted an objective of a single phase')

@@ -1,4 +1,4 @@
-"""Objectives: what is trained, and how samples are made from it. An objective is data, a NamedTuple of pure functions.
+"""Objectives: the losses that are trained, and how to sample. An objective is data, a NamedTuple of pure functions.
 
 The train step knows nothing else of a method: it runs the phases in order, and each phase differentiates
 some subtrees of the parameters. A GAN has two phases, a diffusion model one; a regulariser that runs every

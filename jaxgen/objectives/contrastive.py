@@ -1,4 +1,4 @@
-"""Learns to say which caption is of which image: CLIP and SigLIP.
+"""Contrastive training of images with captions: CLIP and SigLIP.
 
   z_ij = s <u_i, v_j> + b,  u_i of text i and v_j of image j, of length 1                               (1)
   L = -mean_i (log softmax_j(z_ij)_i + log softmax_j(z_ji)_i) / 2,  s <= 100, b = 0                     (2)
@@ -41,7 +41,7 @@ def contrastive(
   Args:
     net: `(ids, images) -> Similarity`, such as `models.clip.CLIP`.
     loss: `info_nce` or `sigmoid_pairs`.
-    prepare: what the network sees of images in [-1, 1], such as `models.clip.preprocess` with its size.
+    prepare: preprocessing of images in [-1, 1], such as `models.clip.preprocess` with its size.
 
   A batch has 'image' and 'text', int32 `b k`.
   """

@@ -1,11 +1,11 @@
-"""Pictures as conditions beside a text: of what is wanted where (control branches), or of what it should look like.
+"""Pictures as conditions beside a text: for control branches, or as image prompts.
 
   cond[FIELD]           float b h w c, a control, as it is stored
   cond[FIELD_scale]     float b or b r, its scale; 1 in training (data/controls.py)
   cond['image_prompt']  float b m d, the tokens of an image (models/image_prompt.py), with 'image_prompt_scale', float b
 
-A control has no null: guidance sees it with and without the text. `guess` mode (Zhang et al. 2023) follows it in the
-told half of guidance alone: the scale's null is then 0.
+A control has no null: guidance sees it with and without the text. `guess` mode (Zhang et al. 2023) uses it in the
+conditional half of guidance only: the scale's null is then 0.
 """
 
 from typing import Any
@@ -24,7 +24,7 @@ def controlled(conditioner: Conditioner, *fields: str, guess: bool = False) -> C
   Args:
     conditioner: the text's.
     fields: names of the controls; 'control' alone by default.
-    guess: guidance's weaker half is not controlled.
+    guess: the unconditional half of guidance is not controlled.
   """
   names = fields or ('control',)
 
@@ -39,11 +39,11 @@ def controlled(conditioner: Conditioner, *fields: str, guess: bool = False) -> C
 
 
 def prompted(conditioner: Conditioner, nothing: Float[np.ndarray, 'm d']) -> Conditioner:
-  """The conditioner with the tokens of an image under 'image_prompt', and how strongly they are seen.
+  """The conditioner with the tokens of an image under 'image_prompt', and their scale.
 
   Args:
     conditioner: the text's.
-    nothing: tokens of no image.
+    nothing: tokens that stand for no image.
   """
   mine = (IMAGE_PROMPT, IMAGE_PROMPT_SCALE)
 

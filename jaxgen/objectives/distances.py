@@ -1,7 +1,7 @@
 """Distances between images, for losses: `(frozen, a, b) ->` a number for each image.
 
 (1)  pseudo-Huber  sqrt(|a - b|^2 + c^2) - c,   c = 0.00054 sqrt(D) of D values: iCT, Song & Dhariwal 2024
-(2)  perceptual    LPIPS(a, b) of metrics/lpips.py: Song et al. 2023
+(2)  perceptual    LPIPS(a, b) of models/lpips.py: Song et al. 2023
 """
 
 import math

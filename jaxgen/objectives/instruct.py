@@ -1,4 +1,4 @@
-"""InstructPix2Pix: a picture and an instruction in words are the conditions of the picture as it should be.
+"""InstructPix2Pix: the edited picture is generated from the original picture and an instruction.
 
 Diffusion learns the edited picture; the network reads the picture before the edit as more channels beside x_t,
 cond['concat'], and the instruction as its text. Each alone is dropped in 5% of the rows, and both in another 5%, so
@@ -34,7 +34,7 @@ def instructed(
   Args:
     conditioner: the text's.
     shape: shape of one image of `channels`.
-    channels: what the network reads of a picture, such as `mode_of(autoencoder)`; None for the picture as it is.
+    channels: makes the network's input of a picture, such as `mode_of(autoencoder)`; None for the picture itself.
     drop_rate: probability of each of the three events: no instruction, no picture, neither.
   """
   texts = conditioner.nullable

@@ -1,4 +1,4 @@
-"""Training on an autoencoder's latents: the only place that knows of them.
+"""Training on an autoencoder's latents.
 
   latent(objective, net) -> objective
 

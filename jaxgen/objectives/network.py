@@ -1,6 +1,6 @@
 """A trained network: a Flax module that is applied with the tree params['net'].
 
-An adapter is seen by no network: it joins what is trained and what is frozen to such a tree (objectives/adapted.py).
+Networks know nothing of adapters: those join trained and frozen parameters into such a tree (objectives/adapted.py).
 """
 
 from typing import Any, NamedTuple

@@ -1,1 +1,1 @@
-"""What a run will need on a machine that is not here: memory, collectives, time. `jaxgen plan` prints it."""
+"""Plans of a run on a machine that is not here: memory, collectives, time. `jaxgen plan` prints them."""

@@ -1,4 +1,4 @@
-"""Accelerators: what they are published to do, and the devices of a machine made of them, without the machine.
+"""Accelerators: their published peaks, and the devices of a machine made of them, without the machine.
 
 A topology is written GENERATION:SHAPE. Of TPUs, `v5e:4x4` is one slice of chips; there may be several slices, joined by
 the data centre's network, and the compiler comes with `jax[tpu]`. Of GPUs, `h100:2x8` is two nodes of eight, and a node
@@ -13,7 +13,7 @@ from jaxgen.plan import gpus
 from jaxgen.plan.gpus import GPUS
 
 GIB = 2**30
-# What libtpu asks for before it starts where there is no TPU; v5litepod-4 only names a machine that it knows.
+# Variables that libtpu needs where there is no TPU; v5litepod-4 only names a machine that it knows.
 NO_TPU_HERE = {
   'TPU_SKIP_MDS_QUERY': '1',
   'TPU_ACCELERATOR_TYPE': 'v5litepod-4',

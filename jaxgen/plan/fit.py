@@ -1,4 +1,4 @@
-"""Changes that make a program fit: of its mesh, of what it keeps for the backward pass, of its micro-batches.
+"""Changes that make a program fit: of its mesh, its rematerialisation policy and its micro-batches.
 
 A candidate is a set of changes to a config's fields. Cheap things rule candidates out: the state's bytes are known
 from the shardings; once a candidate did not compile, so are its activations A (what was needed, less the state), and
@@ -134,7 +134,7 @@ def as_flags(changes: Changes) -> str:
 
 
 def choice(found: Sequence[tuple[Changes, Mapping[str, Any]]]) -> list[str]:
-  """The result of `best` in lines: the changes to make, what limits them, and what the others cost."""
+  """The result of `best` in lines: the changes to make, their limit, and the cost of the others."""
   (changes, made), *others = found
   step = made['roofline']['step']
   lines = [f'fits best: {as_flags(changes) or "as it is"}, limited by {made["roofline"]["limited_by"]}']

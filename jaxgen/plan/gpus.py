@@ -1,4 +1,4 @@
-"""GPUs that are not there, as XLA wants them described to compile for them.
+"""Descriptions of GPUs, for which XLA compiles where there is none.
 
 A topology is written GPU:NODESxGPUS, `h100:2x8`: two nodes of eight. Products are not tuned, since tuning times them on
 a GPU; a real run tunes, so its kernels are not quite these, but its arrays and its collectives are.
@@ -15,7 +15,7 @@ _PLUGINS = ('jax_cuda13_plugin', 'jax_cuda12_plugin')
 
 
 class Gpu(NamedTuple):
-  """What XLA knows of a GPU, as the CUDA driver reports it; sizes in bytes.
+  """Properties of a GPU that XLA uses, as the CUDA driver reports them; sizes in bytes.
 
   Attributes:
     name: `device_kind` of its JAX devices.

@@ -1,11 +1,11 @@
-"""The plan of a train step on a machine: it is compiled for it, and what the compiler made is put beside the peaks.
+"""The plan of a train step on a machine: the step is compiled for it, and the program is compared with the peaks.
 
   compute   = operations that are executed / (devices * peak FLOP/s)                        (1)
   memory    = bytes moved to and from a device's memory / its bandwidth                     (2)
   neighbours, network = bytes that a device sends within, between slices / its bandwidth    (3)
   step      = the largest of them: all overlap, and each runs at its published peak         (4)
 
-Eq. 4 is a bound that no real step reaches; what it tells is which of them is in the way, and what a run costs at least.
+Eq. 4 is a bound that no real step reaches; it says which resource limits the step, and the least that a run costs.
 Williams et al. 2009, "Roofline". Operations are counted from the jaxpr (flops.py), rematerialisation and the padding of
 fused kernels included; Eqs. 2 and 3 are read from the compiled program (program.py).
 """
@@ -41,7 +41,7 @@ class DoesNotFit(ValueError):
 
 
 def plan(stage: Experiment, machine: Topology) -> dict[str, Any]:
-  """Compiles the train step of a stage whose mesh covers a machine, and says what it will take.
+  """Compiles the train step of a stage whose mesh covers a machine, and returns its memory, traffic and time.
 
   Returns:
     Numbers ready for JSON: bytes and seconds, of one device unless named otherwise.
@@ -216,7 +216,7 @@ def timed(compile_: Callable[[], Any], machine: Topology) -> tuple[Any, dict[str
 
 
 def _check_memory(memory: Mapping[str, float]) -> None:
-  """Refuses what the compiler lets pass; a GPU's lets everything."""
+  """Refuses programs that are too large and that the compiler lets pass; a GPU's lets every program pass."""
   if memory['peak'] > memory['limit']:
     raise _does_not_fit(memory['peak'], memory['limit'])
 

@@ -1,6 +1,6 @@
-"""What a compiled program does, read from its text (HLO): collectives, and traffic with the memory.
+"""Collectives and memory traffic of a compiled program, read from its text (HLO).
 
-A scan is a `while` in the program; what is in its body counts as often as it turns. The number of turns is read from
+A scan is a `while` in the program; its body counts as often as it runs. The number of iterations is read from
 the program: the condition compares a counter with a constant, and the body adds a constant to it.
 
 Bytes that a device sends for an array of S bytes (S: the whole result of a gather, what goes into the others), among n
@@ -158,7 +158,7 @@ def called(instruction: Instruction) -> list[str]:
 
 
 def turns(program: Program, computation: Computation, loop: Instruction) -> int:
-  """How often a loop turns; 1 where the program does not tell."""
+  """Number of iterations of a loop; 1 where the program does not tell."""
   known = re.search(r'known_trip_count":\{"n":"(\d+)"', loop.attributes)
   if known:
     return int(known.group(1))

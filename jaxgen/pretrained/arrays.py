@@ -1,4 +1,4 @@
-"""Files of plain arrays by name: what weights are saved as where the pickle they are published in is trusted."""
+"""Files of plain arrays by name: the form in which weights of published pickles are saved where those are trusted."""
 
 import os
 
@@ -12,7 +12,7 @@ def read(path: str | os.PathLike, *, prefix: str = '') -> dict[str, np.ndarray]:
   """The arrays of an npz or safetensors file whose names start with `prefix`, without it.
 
   Raises:
-    ValueError: the file is neither, or none of its arrays is called so.
+    ValueError: the file is neither, or none of its arrays has that prefix.
   """
   place = os.fspath(path)
   if place.endswith('.npz'):

@@ -1,4 +1,4 @@
-"""The classifier of attributes that comes with jaxgen: what measures whether an avatar shows what its prompt says.
+"""The classifier of attributes that comes with jaxgen: measures whether avatars show what their prompts ask for.
 
 `configs/avatars_attributes.py` trains it at 32x32, and says how well it does on pictures it has not seen. Larger images
 are averaged down to that size. Half precision.

@@ -130,7 +130,7 @@ def load(path: str | os.PathLike, *, put: layout.Put | None = None, dtype: Any =
 
 
 def as_autoencoder(it: Pretrained) -> Autoencoder:
-  """A loaded autoencoder as what makes latents."""
+  """A loaded network as an Autoencoder."""
   if not isinstance(it.net, Net):
     raise ValueError(f'{type(it.net).__name__} is no autoencoder; wanted AutoencoderKL or VQModel')
   return Autoencoder(it.net, it.params, it.meta.scaling or unscaled(it.net.channels_of_latents), it.meta.hash)

@@ -112,7 +112,7 @@ def write(folder: str | os.PathLike, config: Config, arrays: Mapping[str, np.nda
 
 
 def write_config(path: str | os.PathLike, config: Config) -> None:
-  """A JSON file, complete or not there."""
+  """Writes a JSON file that is complete or absent."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   version = {} if 'architectures' in config else {'_diffusers_version': _VERSION}

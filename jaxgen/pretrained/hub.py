@@ -1,4 +1,4 @@
-"""Published models on the Hugging Face Hub: which of them jaxgen reads, and how they are fetched (extra `hub`).
+"""Published models on the Hugging Face Hub that jaxgen reads, and how they are fetched (extra `hub`).
 
   fetch(MODELS['dit-xl-2-256']) -> the folder, for `--init-from`, `--weights` and `jaxgen.load`
 

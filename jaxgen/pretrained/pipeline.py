@@ -64,12 +64,12 @@ class Pipeline(NamedTuple):
 
   @property
   def denoiser(self) -> Pretrained:
-    """The network that is trained."""
+    """The denoising network."""
     return next(self.components[name] for name in DENOISERS if name in self.components)
 
   @property
   def autoencoder(self) -> Autoencoder | None:
-    """What makes its latents."""
+    """The autoencoder of its latents."""
     it = self.components.get('vae')
     if it is None:
       return None

@@ -1,4 +1,4 @@
-"""A file that is kept as it is, as one array of bytes: the vocabulary of a tokenizer."""
+"""A file that is stored unchanged, as one array of bytes: the vocabulary of a tokenizer."""
 
 import hashlib
 import pathlib

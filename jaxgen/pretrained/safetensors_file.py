@@ -100,7 +100,7 @@ def content_hash(tensors: Mapping[str, np.ndarray]) -> str:
 
 
 def write(path: str | os.PathLike, arrays: Mapping[str, np.ndarray], *, metadata: Mapping[str, str]) -> None:
-  """Writes a file that is either complete or not there, whenever the process is killed."""
+  """Writes a file that is complete or absent, whenever the process is killed."""
   path = epath.Path(path)
   path.parent.mkdir(parents=True, exist_ok=True)
   handle, temporary = tempfile.mkstemp(dir=None if in_bucket(path) else path.parent, prefix=f'.{path.name}.')

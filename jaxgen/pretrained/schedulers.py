@@ -1,4 +1,4 @@
-"""Schedulers' configurations, as diffusers keeps them: the processes they mean, and what a network predicts about them.
+"""Schedulers' configurations in diffusers' form: the process of each, and the prediction type of its network.
 
   load(folder) -> Schedule        process(schedule), parameterisation(schedule)        save(folder, schedule)
 
@@ -159,7 +159,7 @@ def _zero_terminal(betas: Float[np.ndarray, ' k']) -> Float[np.ndarray, ' k']:
 
 
 def parameterisation(schedule: Schedule) -> Parameterisation:
-  """What the network predicts about `process(schedule)`."""
+  """The parameterisation of the network for `process(schedule)`."""
   return parameterise(schedule)(process(schedule))
 
 

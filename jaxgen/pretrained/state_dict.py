@@ -34,7 +34,7 @@ class Order(NamedTuple):
   tensor_shape: Callable[[Shape], Shape]
 
 
-# What a PyTorch module's weight looks like, for a kernel of the shape in the comment.
+# Layouts of a PyTorch module's weight, for a kernel of the shape in the comment.
 table = Order((0, 1), lambda shape: shape)  # rows, features
 linear = Order((1, 0), lambda shape: shape[::-1])  # in, out
 to_heads = Order((1, 2, 0), lambda shape: (shape[1] * shape[2], shape[0]))  # in, heads, out of a head

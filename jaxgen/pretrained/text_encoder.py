@@ -1,4 +1,4 @@
-"""Published text encoders by themselves: what turns the texts of a dataset into features that training reads.
+"""Published text encoders by themselves: they turn the texts of a dataset into features for training.
 
 A folder of transformers holds one encoder and its tokenizer:
 

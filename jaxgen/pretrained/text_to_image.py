@@ -56,7 +56,7 @@ def objective_of(
     told: of `prompts`, for prompts of several chunks, or to drop text in training.
     tile: decodes large images in tiles of this many latents a side.
     double_shift: of a flow, as diffusers has it.
-    extend: adds what the generator is told beside its prompt, such as controls.
+    extend: adds conditions beside the prompt, such as controls.
 
   Raises:
     ValueError: the sizes do not fit.
@@ -99,7 +99,7 @@ def objective_of(
 
 
 def frozen_of(pipeline: Pipeline) -> dict[str, Any]:
-  """The trees of what is not trained, for `Experiment.frozen`; they are read when they are placed."""
+  """The trees of the networks that are not trained, for `Experiment.frozen`; they are read when they are placed."""
   autoencoder = pipeline.autoencoder
   trees = {} if autoencoder is None else {'autoencoder': autoencoder.frozen}
   return trees | {name: pipeline.components[name].params for name in TEXT_ENCODERS if name in pipeline.components}
@@ -115,7 +115,7 @@ def image_size(pipeline: Pipeline) -> tuple[int, int]:
 
 
 def channels(pipeline: Pipeline) -> int:
-  """Channels of what is denoised."""
+  """Channels of the image or latents that are denoised."""
   if pipeline.autoencoder is not None:
     return pipeline.autoencoder.net.channels_of_latents
   return pipeline.denoiser.params['conv_in']['kernel'].shape[2]
@@ -133,7 +133,7 @@ def is_instructed(pipeline: Pipeline) -> bool:
 
 
 def is_guided(pipeline: Pipeline, guidance: float | None = None) -> bool:
-  """Whether sampling at this scale, or at the usual one, is led away from something."""
+  """Whether sampling at this scale, or at the usual one, is guided."""
   usual = prompts(pipeline, size=image_size(pipeline)).scale
   return pipeline.kind not in pipelines.FLUX and (usual if guidance is None else guidance) > 1
 

@@ -1,1 +1,1 @@
-"""People judge images: studies in one SQLite file, the web page they vote on, and what the votes say."""
+"""Studies in which people judge images: one SQLite file, the web page on which they vote, and the results."""

@@ -1,4 +1,4 @@
-"""What the votes of a study say: a JSON object, and its tables.
+"""The results of a study: a JSON object, and its tables.
 
 `summary` gives
 

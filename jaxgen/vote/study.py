@@ -66,7 +66,7 @@ class Image(NamedTuple):
 
 
 class Shown(NamedTuple):
-  """What a rater sees next.
+  """The next trial of a rater.
 
   Attributes:
     token: token of the assignment.
@@ -338,7 +338,7 @@ LEFT JOIN votes ON votes.assignment = assignments.token
 
 
 def open_trials(db: sqlite3.Connection, rater: int) -> Iterator[Shown]:
-  """What the rater has not judged yet, in order."""
+  """The trials that the rater has not judged yet, in order."""
   total, done = db.execute(
     'SELECT COUNT(*), COUNT(votes.assignment) FROM assignments '
     'LEFT JOIN votes ON votes.assignment = assignments.token WHERE rater = ?',

@@ -1,4 +1,4 @@
-"""avatars: pictures whose right description is known, made by `jaxgen data prepare avatars`.
+"""avatars: pictures with known attributes, made by `jaxgen data prepare avatars`.
 
 Words are chosen from the tables in `avatars_styles`, drawn as SVG by dicebear-core and rasterised by resvg. So each
 record has its attributes as integers, captions are made from those (`avatars_captions`), and a classifier of attributes
@@ -390,7 +390,7 @@ def _split(
 
 
 def _make_part(options: Options, split: str, make: Make, part: int, folder: pathlib.Path) -> pathlib.Path:
-  """Draws _PART records, unless an earlier run has; the file is complete or not there."""
+  """Draws _PART records, unless an earlier run has; the file is complete or absent."""
   path = folder / f'{split}-{part:05}.npz'
   if path.exists():
     return path

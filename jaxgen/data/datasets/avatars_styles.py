@@ -1,4 +1,4 @@
-"""What the avatars of each style can show, in words: the tables that `avatars` draws from and that captions read.
+"""The attributes that avatars of each style can show: the tables that `avatars` draws from and that captions read.
 
 A style is one definition of the package dicebear-styles. Its parts (hair, mouth, ...) have variants with names of the
 artist's own; a table here gives the variants that can be told apart at 32x32 a word that is true of the picture. All

@@ -1,9 +1,9 @@
 """A dataset of an autoencoder's latents, of images that were encoded once: `jaxgen data encode`.
 
 A record is {'image': float16 h w z, 'std': float16 h w z, ...}: the mean and the standard deviation of the latents
-before their scaling (models/latents.py), or one sample and no 'std'. It is not the variance, of which float16 has not
-the smallest values. Other fields of images may be latents too, 'NAME' and perhaps 'NAME_std'; 'text', 'text_mask' and
-'pooled' are what a text encoder made of a caption; all else is as it was. A mirrored copy of an image is a record of
+before their scaling (models/latents.py), or one sample and no 'std'. It is not the variance: float16 cannot hold
+its smallest values. Other fields of images may be latents too, 'NAME' and perhaps 'NAME_std'; 'text', 'text_mask' and
+'pooled' are a text encoder's features of a caption; all else is unchanged. A mirrored copy of an image is a record of
 its own. The folder keeps the hash of the autoencoder, and is opened for that one alone.
 
 It is written shard by shard (data/shard_writer.py), and a killed run resumes at the shards that are missing.

@@ -104,7 +104,7 @@ def _about(path: pathlib.Path) -> tuple[str, int, int]:
 
 
 def _write(place: pathlib.Path, paths: Sequence[pathlib.Path]) -> None:
-  """Indexes all shards; both files are complete or not there."""
+  """Indexes all shards; both files are complete or absent."""
   rows: list[tuple] = []
   labels: list[int | str | None] = []
   content = hashlib.sha256()

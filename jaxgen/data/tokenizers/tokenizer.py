@@ -1,4 +1,4 @@
-"""What a tokenizer is, and how its pieces become rows of one length.
+"""Tokenizers, and how their pieces become rows of one length.
 
 A row of length k of a text with pieces p_1 .. p_n is
 

@@ -1,6 +1,6 @@
 """Classifier guidance, with the classifier trained beside the model (Dhariwal & Nichol 2021).
 
-  (1)  L = -log p(y | x_t),   x_t = alpha(t) x0 + sigma(t) eps        in nats, at the times the sampler will ask about
+  (1)  L = -log p(y | x_t),   x_t = alpha(t) x0 + sigma(t) eps        in nats, at the times of sampling
 
   guided_by_classifier(objective, net) -> objective
 

@@ -1,7 +1,7 @@
 """Students of an earlier stage of the run: progressive distillation, Reflow, and one step in place of a sampler.
 
-A stage that distils the stage before it begins with `of_last_stage` (Experiment.begin): what that stage would be
-sampled with becomes the student's first parameters and `state.extra['teacher']`, so a checkpoint holds it.
+A stage that distils the stage before it begins with `of_last_stage` (Experiment.begin): the parameters with which that
+stage would be sampled become the student's first parameters and `state.extra['teacher']`, so a checkpoint holds them.
 
 `progressive` (Salimans & Ho 2022, Algorithm 2): one DDIM step of the student, of N, replaces two of the teacher, of
 2 N, do. From z_t, t one of the student's times, the teacher goes to m = t - 1/(2 N) and to s = t - 1/N, and
@@ -18,7 +18,7 @@ of a rectified flow at all times this is Reflow (Liu et al. 2022), whose straigh
 need fewer steps; at t = 1 alone, a student of one step (Luhman & Luhman 2021). The pairs are made during training: each
 step adds `fresh` to a pool in `state.extra`, from which its batch is taken.
 
-A student that cannot reach its target is a blur by squared errors; a perceptual distance may be added to them.
+Squared errors alone make a student blurred where it cannot reach its target; a perceptual distance may be added.
 
 Differs from Luhman & Luhman and Liu et al.: they make all pairs before training, a pool that never changes.
 """

@@ -1,14 +1,14 @@
-"""A student of one step as a GAN's generator, and the frozen backbone of the discriminator that it goes on against.
+"""Adversarial post-training: a one-step student as a GAN's generator, and a frozen backbone of the discriminator.
 
   (1)  G(z, c) = x0(sigma_1 z, t = 1, c)
 
-A student of pairs (distillation.py) comes as near to its teacher as a distance between two images sees, and blurs what
-it cannot foretell. A discriminator compares with the data, which is better than the teacher: adversarial post-training
+A student trained on pairs (distillation.py) matches its teacher in a distance between two images, and blurs what
+it cannot predict. A discriminator compares with the data, which is better than the teacher: adversarial post-training
 (Lin et al. 2025, "Diffusion Adversarial Post-Training for One-Step Video Generation").
 
 Differs from it: the discriminator is any network that `gan` takes, not a second copy of the diffusion transformer. One
-that begins from nothing is soon lost: a good generator fools it by small changes, and it learns no more. On features of
-a network that was trained before, as in adversarial distillation (Sauer et al. 2023), it is not.
+trained from scratch soon fails: a good generator fools it by small changes, and it learns no more. On features of
+a pretrained network, as in adversarial distillation (Sauer et al. 2023), it does not.
 """
 
 import math
@@ -60,7 +60,7 @@ def as_generator(old: Any, fresh: Any) -> Any:
   """The first state of a `gan` of OneStep after a stage that trained 'net', for Experiment.begin.
 
   Args:
-    old: the state after the last stage; of its network the average named 'net', if there is one, goes on.
+    old: the state after the last stage; the average named 'net' of its network is used, if there is one.
     fresh: a new state of this stage, of which all else is kept.
   """
   generator = {'net': old.ema.get('net', old.params['net'])}

@@ -1,7 +1,7 @@
-"""Augmenting what a discriminator sees, real and generated alike, differentiably and on the device.
+"""Augmentation of the discriminator's inputs, real and generated alike, differentiable and on the device.
 
-An augmentation that happens with a probability below 0.8 does not leak into what the generator makes, and keeps the
-discriminator from learning a small training set by heart. Adaptive (ADA, Karras et al. 2020, "Training GANs with
+An augmentation that happens with a probability below 0.8 does not leak into the generated images, and keeps the
+discriminator from memorising a small training set. Adaptive (ADA, Karras et al. 2020, "Training GANs with
 Limited Data"): with r_t the mean sign of the discriminator's real logits over `interval` steps,
 
   (1)  p <- clip(p + sign(r_t - target) * images / ramp, 0, 1)       images seen since the last time
@@ -20,7 +20,7 @@ from jaxgen.typing import Array, Float, Key
 
 
 class Augmentation(NamedTuple):
-  """What the objective calls T.
+  """T of the objective (gan.py).
 
   Attributes:
     init: initial value of `state.extra['augmentation']`.

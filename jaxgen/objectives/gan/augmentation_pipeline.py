@@ -44,7 +44,7 @@ _GRAY = np.outer(_LUMA, _LUMA).astype(np.float32)
 
 
 class Pipeline(NamedTuple):
-  """What p is multiplied by, for each transformation; 0 for none. The default is ADA's ("bgc").
+  """Factors of p, one for each transformation; 0 for none. The default is ADA's ("bgc").
 
   The first seven are Eq. 1, the next five Eq. 2; a group of which all are 0 costs nothing.
   """

@@ -1,12 +1,12 @@
-"""A classifier that is trained beside an objective, to tell which mode of stacked digits an image is of.
+"""A classifier that is trained beside an objective, to find the mode of stacked digits that an image shows.
 
   (1)  L = -mean over channels of log p(y_c | x_c),   y_c the label's digit of channel c        in nats
 
   with_channel_classifier(objective, net) -> objective
 
 The wrapped objective has one more network, 'channel_classifier', with a phase of its own, which sees real images only,
-one channel at a time. Nothing else of the objective changes, and its samples know nothing of it; evaluators/stacked.py
-asks it what they show.
+one channel at a time. Nothing else of the objective changes, and its samples do not depend on it; evaluators/stacked.py
+classifies them with it.
 """
 
 from typing import Any

@@ -1,4 +1,4 @@
-"""Losses of GANs: what the discriminator and the generator minimise, given logits.
+"""Losses of GANs: functions of the logits that discriminator and generator minimise.
 
 With r and f the logits of a real and of a generated image, s softplus:
 
