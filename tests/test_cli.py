@@ -201,6 +201,8 @@ def test_overrides_change_one_field(arguments, field, value):
     (['--stesp=5'], 'unknown option --stesp'),
     (['steps=5'], "unexpected argument 'steps=5'"),
     (['--config.steps'], 'Missing value for flag --config.steps'),
+    (['--config.optimizer.learning_rate=nan'], "'optimizer.learning_rate' is nan; it must be finite"),
+    ({'optimizer.betas': (0.9, float('inf'))}, "'optimizer.betas' is (0.9, inf); it must be finite"),
   ],
 )
 def test_overrides_that_cannot_be_say_why(arguments, message):

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from jaxgen.cli import edit, lora
+from jaxgen.cli.numbers import finite
 
 if TYPE_CHECKING:
   import numpy as np
@@ -33,12 +34,12 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     '--controlnet', metavar='FOLDER', action='append', default=[], help='of --weights: the branch of each --control'
   )
-  group.add_argument('--control-scale', metavar='S', action='append', type=float, default=[], help='of each (1)')
+  group.add_argument('--control-scale', metavar='S', action='append', type=finite, default=[], help='of each (1)')
   group.add_argument('--guess', action='store_true', help='controls lead without a prompt (guess mode)')
   group.add_argument('--image-prompt', metavar='IMAGE', type=pathlib.Path, help='what it should look like')
   group.add_argument('--ip-adapter', metavar='FILE', help='of --weights: the adapter of --image-prompt')
   group.add_argument('--image-encoder', metavar='FOLDER', help="the adapter's CLIP vision tower")
-  group.add_argument('--image-prompt-scale', metavar='S', type=float, default=1.0, help='how strongly it is seen (1)')
+  group.add_argument('--image-prompt-scale', metavar='S', type=finite, default=1.0, help='how strongly it is seen (1)')
 
 
 def check(args: argparse.Namespace) -> None:

@@ -9,6 +9,7 @@ import argparse
 import difflib
 import importlib
 import json
+import math
 import os
 import pathlib
 import re
@@ -275,6 +276,7 @@ def _set(config: Any, overrides: Mapping[str, Any], name: str) -> None:
       config.update_from_flattened_dict({field: value})
     except TypeError:
       raise ValueError(_wrong_type(config, field, value)) from None
+    _check_finite(config, field)
 
 
 def _parse(config: Any, arguments: list[str], name: str) -> None:
@@ -301,6 +303,9 @@ def _parse(config: Any, arguments: list[str], name: str) -> None:
     raise ValueError(str(error)) from None
   if unused:
     raise ValueError(f'unexpected argument {unused[0]!r}; {usage}')
+  for argument in arguments:
+    if argument.startswith('--config.'):
+      _check_finite(config, argument.removeprefix('--config.').split('=', 1)[0])
 
 
 def _fields(config: Any, prefix: str = '') -> dict[str, tuple[type, Any]]:
@@ -346,6 +351,14 @@ def _check_type(config: Any, field: str) -> None:
       f'config field {field!r} is a {kind.__name__}; '
       'on the command line only bool, int, float, str and tuple can be set'
     )
+
+
+def _check_finite(config: Any, field: str) -> None:
+  """Raises ValueError for nan and inf, which no field of a config means."""
+  _, value = _fields(config)[field]
+  numbers = value if isinstance(value, tuple) else (value,)
+  if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+    raise ValueError(f'config field {field!r} is {value}; it must be finite')
 
 
 def _refused(config: Any, arguments: list[str], error: str) -> str:

@@ -6,6 +6,8 @@ import argparse
 import pathlib
 from typing import TYPE_CHECKING, Any
 
+from jaxgen.cli.numbers import finite
+
 if TYPE_CHECKING:
   import numpy as np
 
@@ -20,14 +22,18 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   ways.add_argument('--inpaint', metavar='IMAGE', type=pathlib.Path, help='fill what is white in --mask (RePaint)')
   ways.add_argument('--interpolate', metavar='SEED', type=int, help='from the first image of --seed to that of SEED')
   ways.add_argument('--invert', metavar='IMAGE', type=pathlib.Path, help='find its noise and sample it again (DDIM)')
-  parser.add_argument('--strength', type=float, default=0.6, help='for --edit: a time in (0, 1], 1 keeps nothing (0.6)')
+  parser.add_argument(
+    '--strength', type=finite, default=0.6, help='for --edit: a time in (0, 1], 1 keeps nothing (0.6)'
+  )
   parser.add_argument(
     '--mask', metavar='IMAGE', type=pathlib.Path, help='for --inpaint: white is filled, black is kept'
   )
   parser.add_argument(
     '--repeats', type=int, help='of each step for --inpaint (10), of the fixed point for --invert (0)'
   )
-  parser.add_argument('--until', metavar='T', type=float, help='stop at this time in (0, 1), in x0 as it is seen there')
+  parser.add_argument(
+    '--until', metavar='T', type=finite, help='stop at this time in (0, 1), in x0 as it is seen there'
+  )
   parser.add_argument(
     '--previews',
     metavar='PATH',

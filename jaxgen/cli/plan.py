@@ -9,6 +9,8 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
+from jaxgen.cli.numbers import finite
+
 _FIELDS = ('mesh.data', 'mesh.fsdp', 'mesh.sequence', 'mesh.tensor', 'remat', 'accumulate')
 
 
@@ -70,8 +72,8 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--mesh', type=_mesh, default={}, help="the config's mesh: data=1,fsdp=16")
   parser.add_argument('--sample', type=int, metavar='N', help='also compile the sampler, for N images at a time')
   parser.add_argument('--fit', action='store_true', help='search mesh, remat and accumulation for what fits best')
-  parser.add_argument('--images', type=float, help='what it costs to train on so many images (default: the run)')
-  parser.add_argument('--price', type=float, metavar='PER_CHIP_HOUR', help='a chip-hour in your currency')
+  parser.add_argument('--images', type=finite, help='what it costs to train on so many images (default: the run)')
+  parser.add_argument('--price', type=finite, metavar='PER_CHIP_HOUR', help='a chip-hour in your currency')
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='write the numbers as JSON too')
   parser.add_argument('--row', action='store_true', help='print a row of a Markdown table instead')
   parser.add_argument('--print-flags', metavar='GENERATION', help='print LIBTPU_INIT_ARGS for v5e, v5p, ... and stop')

@@ -6,6 +6,8 @@ import argparse
 import pathlib
 from typing import Any
 
+from jaxgen.cli.numbers import finite
+
 _SCALE = 'sampling.scale'  # the field of a config that is the guidance scale
 _IMAGE_SCALE = 'sampling.image_scale'  # guidance scale of the picture that is edited
 
@@ -24,11 +26,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help='what to change in the picture of --edit (InstructPix2Pix); may be repeated',
   )
   group.add_argument('--negative', metavar='TEXT', help='what to stay away from; needs guidance above 1')
-  group.add_argument('--guidance', metavar='W', type=float, help=f'guidance scale, 1 is unguided (--config.{_SCALE})')
+  group.add_argument('--guidance', metavar='W', type=finite, help=f'guidance scale, 1 is unguided (--config.{_SCALE})')
   group.add_argument(
     '--image-guidance',
     metavar='W',
-    type=float,
+    type=finite,
     help=f'with --instruction: how much of the picture is kept (--config.{_IMAGE_SCALE})',
   )
 

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.cli.config import add_trust_options, load_run, step
+from jaxgen.cli.numbers import finite
 
 if TYPE_CHECKING:
   import numpy as np
@@ -81,7 +82,7 @@ def parser(command: str, what: str) -> argparse.ArgumentParser:
 
 
 def add_truncation(made: argparse.ArgumentParser) -> None:
-  made.add_argument('--truncation', type=float, default=1.0, help='psi: 1 as trained, 0 the mean image (1)')
+  made.add_argument('--truncation', type=finite, default=1.0, help='psi: 1 as trained, 0 the mean image (1)')
 
 
 def seeds_of(text: str) -> list[int]:

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from jaxgen.cli.numbers import finite
+
 _DESCRIPTION = """People compare images, blind, on a web page of this machine.
 
   jaxgen vote new STUDY --of a=FOLDER --of b=FOLDER   make a study
@@ -40,7 +42,7 @@ def _parser() -> argparse.ArgumentParser:
   )
   new.add_argument('--num', type=int, help='prompts, or images of each contender, drawn at random (default: all)')
   new.add_argument('--per-rater', type=int, help='items that one rater judges (default: all)')
-  new.add_argument('--checks', type=float, default=0.1, help='share of attention checks (default: 0.1)')
+  new.add_argument('--checks', type=finite, default=0.1, help='share of attention checks (default: 0.1)')
   new.add_argument('--exposure', type=int, help='milliseconds for which images are shown (default: until the vote)')
   new.add_argument('--samples', type=int, default=64, help='images that are made of each run (default: 64)')
   new.add_argument('--seed', type=int, default=0, help='seed of the draws, and of the samples of runs')
@@ -64,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
   export.add_argument('--out', type=Path, required=True, help='a .jsonl file')
   export.set_defaults(run_command=_export)
   power = commands.add_parser('power', help='how many votes a difference needs', allow_abbrev=False)
-  power.add_argument('win_rate', type=float, help='the true win rate that is to be found, e.g. 0.6')
-  power.add_argument('--power', type=float, default=0.8, help='probability of finding it (default: 0.8)')
+  power.add_argument('win_rate', type=finite, help='the true win rate that is to be found, e.g. 0.6')
+  power.add_argument('--power', type=finite, default=0.8, help='probability of finding it (default: 0.8)')
   power.set_defaults(run_command=_power)
   return parser
 
