@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
       ),
       'samples': {'every': 50, 'per_prompt': 8},
       'subject': {'every': 0, 'per_prompt': 32},  # of avatars, whose attributes a classifier sees; 0 for none
+      'held_out': {'split': '', 'every': 0, 'images': 200, 'fid': 0},  # other pictures of it: loss, FID
       'sampling': {'batch_size': 64},
       'log_every': 20,
       'evaluate_first': True,  # evaluates the base before the first step
@@ -90,6 +91,7 @@ def build(c: ConfigDict) -> Experiment:
         every=c.subject.every,
       )
     )
+  evaluators += lora.held_out(c, base, base.objective, generate, mesh)
   schedule = warmup_cosine(c.learning_rate, warmup=10, steps=c.steps)
   learned = ('net', 'text') if c.train_text else ('net',)
   return Experiment(

@@ -20,6 +20,7 @@ import pathlib
 from functools import partial
 from typing import Any
 
+import jax
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -33,13 +34,17 @@ from jaxgen.data.datasets.avatars_captions import describe
 from jaxgen.data.loader import Loader
 from jaxgen.data.prior import with_prior
 from jaxgen.data.sources import fits_in_memory, source
-from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.base import Evaluator
+from jaxgen.evaluators.fid import fid
+from jaxgen.evaluators.generate import Generate, make_generate
+from jaxgen.evaluators.held_out_loss import held_out_loss
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import later
 from jaxgen.model_folder import resolved
 from jaxgen.models.layers.remat import policy
 from jaxgen.objectives.adapted import adapted
+from jaxgen.objectives.base import Objective
 from jaxgen.optimizers import rates_by_path
 
 
@@ -64,6 +69,7 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'samples': {'every': 100, 'prompts': (), 'per_prompt': 8},  # prompts; none for captions of the pictures
       'sampling': {'batch_size': 64},
+      'held_out': {'split': '', 'every': 0, 'images': 200, 'fid': 0},  # other pictures of it: loss, FID
       'log_every': 20,
       'evaluate_first': True,  # evaluates the base before the first step
       'checkpoint': {'every': 100, 'keep': 2},
@@ -89,9 +95,11 @@ def opened(path: str) -> Experiment:
   return stage
 
 
-def pictures(spec: str, size: int, caption: str, by_tags: ConfigDict | None = None) -> tuple[Dataset, Describe]:
+def pictures(
+  spec: str, size: int, caption: str, by_tags: ConfigDict | None = None, *, split: str = 'train'
+) -> tuple[Dataset, Describe]:
   """The dataset of that name, and what describes its records."""
-  dataset = source(spec, 'train', resolution=size)
+  dataset = source(spec, split, resolution=size)
   if caption:
     return dataset, lambda record, rng: caption
   if 'attributes' in dataset.read(0):
@@ -127,6 +135,43 @@ def loader(c: ConfigDict, base: Experiment) -> tuple[Loader, list[str]]:
   return data, prompts
 
 
+def held_out(
+  c: ConfigDict, base: Experiment, objective: Objective, generate: Generate, mesh: jax.sharding.Mesh
+) -> tuple[Evaluator, ...]:
+  """The loss on pictures of `held_out.split`, and FID of samples of their captions to them."""
+  if not c.held_out.every:
+    return ()
+  tokenize: Any = base.tokenize
+  dataset, described = pictures(c.dataset, base.data.spec['image'].shape[1], c.caption, split=c.held_out.split)
+  records = [dataset.read(i) for i in range(min(c.held_out.images, dataset.num_examples))]
+  texts = [described(record, np.random.default_rng([c.seed, i])) for i, record in enumerate(records)]
+  cond = tokenize(texts)
+  told = [
+    {'image': record['image'], **{name: ids[i] for name, ids in cond.items()}} for i, record in enumerate(records)
+  ]
+  known = Dataset(f'{dataset.name} with captions', dataset.split, told, lambda record: record, dataset.fingerprint)
+  denoising: Any = objective.denoising
+  batch_size = c.sampling.batch_size
+  loss = held_out_loss(
+    denoising, known, mesh=mesh, every=c.held_out.every, batch_size=batch_size, num=None, cond=tuple(cond)
+  )
+  if not c.held_out.fid:
+    return (loss,)
+  asked = {name: ids[np.arange(c.held_out.fid) % len(ids)] for name, ids in cond.items()}
+  protocol = {'prompts': f'captions of {dataset.name}, {dataset.split}', 'sampler': 'of the base'}
+  distance = fid(
+    generate,
+    dataset,
+    mesh=mesh,
+    cond=asked,
+    num_samples=c.held_out.fid,
+    every=c.held_out.every,
+    batch_size=16,
+    protocol=protocol,
+  )
+  return loss, distance
+
+
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), opened(c.base)
   networks = tuple(base.optimizers)
@@ -144,7 +189,10 @@ def build(c: ConfigDict) -> Experiment:
     data=data,
     mesh=mesh,
     frozen={**base.frozen, **later(c.base, base.objective, base.data.spec, dtype=c.base_dtype)},
-    evaluators=(samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=prompts),),
+    evaluators=(
+      samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=prompts),
+      *held_out(c, base, objective, generate, mesh),
+    ),
     tokenize=base.tokenize,
     **run_options(c),
   )

@@ -44,7 +44,7 @@ class IPAdapter(NamedTuple):
 
 def ip_adapter(*, base: tuple[str, ...] = ('net',)) -> Added:
   """The adapter of an objective whose conditioner makes cond['image_prompt'] by params['image_projection']."""
-  return beside(rf'^{PROJECTION}/|/image_(key|value)/kernel$', name=NAME, base=base)
+  return beside(rf'^{PROJECTION}/|/image_(key|value)(_norm)?/(kernel|scale)$', name=NAME, base=base)
 
 
 def attentions(net: UNet) -> list[str]:

@@ -18,6 +18,7 @@ _EXAMPLES = """examples:
   jaxgen data prepare avatars                          # 20,000 drawn pictures with captions; needs 'jaxgen[avatars]'
   jaxgen data prepare avatars --size 32 --number 8000 --styles toon-head,personas
   jaxgen data prepare avatars_pairs                    # 10,000 edits with instructions; needs 'jaxgen[avatars]'
+  jaxgen data prepare avatars_subject                  # ten pictures of one person, for DreamBooth
   jaxgen data prepare icons --number 20000 --source iconify-json-2.2.535.tgz
   jaxgen data prepare generated --run runs/avatars --prompt 'a person' --number 200      # for DreamBooth's prior
   jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this
@@ -46,7 +47,7 @@ def _parser() -> argparse.ArgumentParser:
   actions.add_parser('list', parents=[directory], help='the datasets, and which are prepared')
   prepare = actions.add_parser('prepare', parents=[directory], help='write a dataset in the form training reads')
   prepare.add_argument('name', help='avatars, emoji32, emoji64, fashion_mnist, image_folder, or a name that TFDS knows')
-  prepare.add_argument('--run', help='generated: the folder of the run that draws')
+  prepare.add_argument('--run', help='generated: the folder of the run that draws, or a model such as jaxgen/avatars')
   prepare.add_argument('--weights', help='generated: the published generator that draws')
   prepare.add_argument('--prompt', action='append', help='generated: what is drawn; may be repeated')
   prepare.add_argument('--steps', type=int, help='generated, with --weights: steps of the sampler (default: 50)')
@@ -104,11 +105,21 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
 
 
 def _recipes() -> tuple:
-  from jaxgen.data.datasets import avatars, avatars_pairs, emoji32, emoji64, fashion_mnist, icons, mnist
+  from jaxgen.data.datasets import (
+    avatars,
+    avatars_pairs,
+    avatars_subject,
+    emoji32,
+    emoji64,
+    fashion_mnist,
+    icons,
+    mnist,
+  )
 
   return (
     avatars.recipe(),
     avatars_pairs.recipe(),
+    avatars_subject.recipe(),
     emoji32.RECIPE,
     emoji64.RECIPE,
     fashion_mnist.RECIPE,
@@ -178,6 +189,10 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
     from jaxgen.data.datasets import avatars_pairs
 
     return avatars_pairs.prepare_avatars_pairs(_avatars_options(args, avatars_pairs.DEFAULT), **options)
+  if args.name == 'avatars_subject':
+    from jaxgen.data.datasets import avatars_subject
+
+    return avatars_subject.prepare_avatars_subject(_avatars_options(args, avatars_subject.DEFAULT), **options)
   if args.name == 'generated':
     path = _generated(args, **options)
     print(f'--config.prior.dataset={path.parent.name}')
@@ -200,12 +215,13 @@ def _generated(args: argparse.Namespace, **options: Any) -> Any:
     steps, settings = args.steps or 50, {'steps': args.steps or 50}
     trained = from_weights.trained(from_weights.opened(args.weights), texts=args.prompt, steps=steps)
   else:
-    from jaxgen import sample
+    from jaxgen import model_folder, sample
     from jaxgen.cli.config import load_run
 
-    config, module = load_run(args.run)
+    run = model_folder.resolved(args.run)
+    config, module = load_run(run)
     settings = {'sampling': config.to_dict().get('sampling')}
-    trained = sample.restore(module.build(config), args.run)
+    trained = sample.restore(module.build(config), run)
   return prepare_generated(
     trained,
     args.prompt,

@@ -1,6 +1,7 @@
 """Opens the dataset that `--config.dataset` names: one function for all configs.
 
-  emoji32, fashion_mnist, ...   a dataset that jaxgen has a recipe for (see `jaxgen data list`)
+  emoji32, fashion_mnist, ...   a dataset that jaxgen has a recipe for (see `jaxgen data list`), also one prepared with
+                                other options, by its name: avatars_2000_avataaars
   folder:PATH, zip:FILE         your own images, cropped and resized once, at the first use
   pairs:PATH                    your own pairs of pictures, PATH/before and PATH/after, for edits in words
   parquet:PATTERN               the same, from Parquet files with a column of image bytes
@@ -25,6 +26,7 @@ from jaxgen.data.datasets import image_folder, parquet
 from jaxgen.data.datasets.avatars import avatars
 from jaxgen.data.datasets.avatars32 import avatars32
 from jaxgen.data.datasets.avatars_pairs import avatars_pairs
+from jaxgen.data.datasets.avatars_subject import avatars_subject
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
@@ -39,6 +41,7 @@ NAMED: dict[str, Open] = {
   'avatars': avatars,
   'avatars32': lambda split, data_dir=None: avatars32(split),
   'avatars_pairs': avatars_pairs,
+  'avatars_subject': avatars_subject,
   'emoji32': emoji32,
   'emoji64': emoji64,
   'fashion_mnist': fashion_mnist,
@@ -105,8 +108,9 @@ def fits_in_memory(dataset: Dataset) -> bool:
 
 
 def _named(name: str, split: str, resolution: int, data_dir: str | None) -> Dataset:
-  if name in NAMED:
-    dataset = NAMED[name](split, data_dir=data_dir)
+  opened = NAMED.get(name) or _with_options(name)
+  if opened is not None:
+    dataset = opened(split, data_dir=data_dir)
     return at_resolution(dataset, resolution) if resolution else dataset
   try:
     return _tfds(name, split, resolution, data_dir)
@@ -117,6 +121,14 @@ def _named(name: str, split: str, resolution: int, data_dir: str | None) -> Data
     meant = f'did you mean {close[0]!r}? ' if close else ''
     forms = ', '.join([*map(repr, NAMED), *(f'{kind}:...' for kind in KINDS)])
     raise UnknownDataset(f'config.dataset is {name!r}; {meant}it can be {forms}, or one of TFDS ({error})') from error
+
+
+def _with_options(name: str) -> Callable[..., Dataset] | None:
+  """How a dataset is opened that was prepared with other options than its default, such as avatars_2000_avataaars."""
+  for drawn in ('avatars_pairs', 'avatars_subject', 'avatars'):
+    if name.startswith(f'{drawn}_') and ':' not in name:
+      return functools.partial(NAMED[drawn], name=name)
+  return None
 
 
 def _own(kind: str, place: str, split: str, resolution: int, data_dir: str | None) -> Dataset:

@@ -20,6 +20,7 @@ import numpy as np
 from jaxgen.processes.process import Prediction
 from jaxgen.typing import Array, Bool, Cond, Float
 
+_CROSS = {'cross', 'cross_attention'}  # what attention to a prompt is called in the networks
 Maps = Callable[[Array, Array, Cond], Array]  # (x_t, t, cond) -> attention to each token, b h w k
 
 
@@ -59,7 +60,7 @@ def words_of(source: Sequence[int], target: Sequence[int], *, pad: int = 0) -> F
 
 
 def attention_maps(net: nn.Module, tree: Any, network_time: Callable[[Array], Array]) -> Maps:
-  """Eq. 1 for all tokens, of a network whose cross-attentions are called 'cross', as U-Nets' are.
+  """Eq. 1 for all tokens, of a network that reads its prompt by attention: U-Nets, PixArt and MMDiT.
 
   Args:
     net: the network.
@@ -70,20 +71,27 @@ def attention_maps(net: nn.Module, tree: Any, network_time: Callable[[Array], Ar
   def maps(x_t: Array, t: Array, cond: Cond) -> Float[Array, 'b h w k']:
     _, kept = net.apply({'params': tree}, x_t, network_time(t), cond, mutable=['maps'])
     flat = jax.tree_util.tree_leaves_with_path(kept.get('maps', {}))
-    found = [leaf.mean(axis=1) for path, leaf in flat if any(getattr(key, 'key', '') == 'cross' for key in path)]
+    cross = [leaf for path, leaf in flat if _CROSS & {getattr(key, 'key', '') for key in path}]
+    found = [layer for leaf in cross for layer in _layers(leaf)]
     if not found:
       raise ValueError(f'{type(net).__name__} has no attention to a prompt whose maps could be seen')
     height, width = x_t.shape[1:3]
 
     def placed(weights: Float[Array, 'b l k']) -> Float[Array, 'b h w k']:
       b, tokens, k = weights.shape
-      halvings = round(np.log2(height * width / tokens) / 2)
-      rows = weights.reshape(b, height >> halvings, width >> halvings, k)
+      factor = round(np.sqrt(height * width / tokens))  # side of what a place stands for
+      rows = weights.reshape(b, height // factor, width // factor, k)
       return jax.image.resize(rows, (b, height, width, k), 'linear')
 
     return jnp.mean(jnp.stack([placed(weights) for weights in found]), axis=0)
 
   return maps
+
+
+def _layers(maps: Float[Array, '...']) -> list[Float[Array, 'b l k']]:
+  """Means over the heads of `b n l k`, or of a stack's `layers b n l k`."""
+  mean = maps.mean(axis=-3)
+  return list(mean) if mean.ndim == 4 else [mean]
 
 
 def mask_of(maps: Float[Array, 'b h w k'], blend: Blend) -> Bool[Array, 'b h w']:

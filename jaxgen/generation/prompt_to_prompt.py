@@ -8,7 +8,7 @@ conditional call only:
   (1)  D_w = D(null) + w (D(cond, edited) - D(null))
 
 Both images start from the same noise, and then each goes its own way. Needs a network that takes
-cond['attention_edit'], which a U-Net with transformers does.
+cond['attention_edit']: a U-Net with transformers, PixArt or MMDiT.
 """
 
 import difflib

@@ -29,14 +29,17 @@ import numpy as np
 
 from jaxgen import sharding
 from jaxgen.models.dit import FinalLayer, Mlp, TimeEmbedding, modulate, modulation, norm, patchify, unpatchify
-from jaxgen.models.layers.attention import Attention, attention
+from jaxgen.models.layers.attention import Attention, attention, joint_attention
+from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.embedding import sincos_at
+from jaxgen.models.layers.image_prompt import ImagePrompt, decoupled, of_blocks
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.rope import angles_of, rotate_pairs
 from jaxgen.models.layers.stack import stack
 from jaxgen.typing import Array, Bool, Cond, Float, MakeModule
 
+_NO_EDITS = Edits()
 Streams = tuple[Array, Array]  # tokens of the image, b l d, and of the text, b k d
 
 
@@ -123,7 +126,9 @@ class MMDiT(nn.Module):
       x: images or latents.
       t: time as the sinusoid sees it, from 0 to 1000 (`Process.network_time`).
       cond: `text`, float b k e; `pooled`, float b p; optional `text_mask`, bool b k, True where there is a token; with
-        `guidance` also `guidance`, float b, the guidance scale.
+        `guidance` also `guidance`, float b, the guidance scale. If given, `attention_edit`, `Edits` of
+        layers/attention_edit.py, and `image_prompt`, float b m e, tokens of an image that the joint blocks read, with
+        `image_prompt_scale`, float b or b n, of all of them or of each.
       train: part of every network's signature; MMDiT behaves the same.
     """
     grid = self._grid(x.shape)
@@ -141,29 +146,38 @@ class MMDiT(nn.Module):
     mask = None
     if 'text_mask' in cond:
       mask = jnp.concatenate([cond['text_mask'], jnp.ones(x.shape[:2], bool)], axis=1)
-    x = self._blocks((x, text), c, angles, mask)
+    edits: Any = cond.get('attention_edit', _NO_EDITS)
+    x = self._blocks((x, text), (c, angles, mask, edits), of_blocks(cond, self.depth))
     x = FinalLayer(self.patch**2 * channels, self.dtype, name='final')(x, c)
     return unpatchify(x, grid, self.patch).astype(jnp.float32)
 
-  def _blocks(self, streams: Streams, c: Array, angles: Array | None, mask: Array | None) -> Array:
+  def _blocks(self, streams: Streams, shared: tuple, image: ImagePrompt | None) -> Array:
+    """`shared` are what all blocks read: c, angles, mask and edits."""
     options = {'heads': self.heads, 'mlp_ratio': self.mlp_ratio, 'dtype': self.dtype, 'qk_norm': self.qk_norm}
     full = self.depth if self.single else self.depth - 1
     if self.dual:
       block = partial(JointBlock, dual=True, **options)
-      streams = self._stack(block, min(self.dual, full), 'dual_blocks', streams, c, angles, mask)
+      streams = self._joint(block, 0, min(self.dual, full), 'dual_blocks', streams, shared, image)
     if full > self.dual:
       block = partial(JointBlock, **options)
-      streams = self._stack(block, full - self.dual, 'blocks', streams, c, angles, mask)
+      streams = self._joint(block, self.dual, full, 'blocks', streams, shared, image)
     if not self.single:
-      x, _ = JointBlock(**options, dual=self.dual > full, last=True, name='last_block')(streams, c, angles, mask)
+      more = () if image is None else (image.tokens, image.scale[full])  # pyrefly: ignore
+      x, _ = JointBlock(**options, dual=self.dual > full, last=True, name='last_block')(streams, *shared, *more)
       return x
     x, text = streams
+    tokens = text.shape[1]
     both = jnp.concatenate([text, x], axis=1)
-    both = self._stack(partial(SingleBlock, **options), self.single, 'single_blocks', both, c, angles, mask)
-    return both[:, text.shape[1] :]
+    block = partial(SingleBlock, **options, tokens=tokens)
+    both = stack(self, block, both, *shared, depth=self.single, name='single_blocks', remat=self.remat)
+    return both[:, tokens:]
 
-  def _stack(self, block: MakeModule, depth: int, name: str, x: Any, *shared: Any) -> Any:
-    return stack(self, block, x, *shared, depth=depth, name=name, remat=self.remat)
+  def _joint(
+    self, block: MakeModule, start: int, stop: int, name: str, x: Streams, shared: tuple, image: ImagePrompt | None
+  ) -> Streams:
+    """The joint blocks from `start` to `stop`."""
+    tokens, scales = (None, None) if image is None else (image.tokens, image.scale[start:stop])  # pyrefly: ignore
+    return stack(self, block, x, *shared, tokens, depth=stop - start, name=name, each=scales, remat=self.remat)
 
   def _grid(self, shape: tuple[int, ...]) -> tuple[int, int]:
     """Rows and columns of patches."""
@@ -239,12 +253,17 @@ class JointBlock(nn.Module):
     c: Float[Array, 'b d'],
     angles: Float[Array, 'm r'] | None = None,
     mask: Bool[Array, 'b m'] | None = None,
+    edits: Edits = _NO_EDITS,
+    image: Float[Array, 'b i e'] | None = None,
+    image_scale: Float[Array, ' b'] | None = None,
   ) -> Streams:
+    """`image` are the tokens of an image that is a prompt (layers/image_prompt.py)."""
     x, text = streams
+    prompt = None if image is None else ImagePrompt(image, image_scale)
     shift, scale, gate, *mlp_x = Modulation(9 if self.dual else 6, name='image')(x, c)
     shift_text, scale_text, *rest = Modulation(2 if self.last else 6, name='text')(text, c)
     a_image, a_text = JointAttention(self.heads, self.dtype, self.qk_norm, self.last, name='attention')(
-      modulate(norm(x), shift, scale), modulate(norm(text), shift_text, scale_text), angles, mask
+      modulate(norm(x), shift, scale), modulate(norm(text), shift_text, scale_text), angles, mask, edits, prompt
     )
     before = x
     x = x + gate * a_image  # Eq. 5
@@ -280,14 +299,20 @@ class JointAttention(nn.Module):
     text: Float[Array, 'b k d'],
     angles: Float[Array, 'm r'] | None,
     mask: Bool[Array, 'b m'] | None,
+    edits: Edits = _NO_EDITS,
+    image: ImagePrompt | None = None,
   ) -> tuple[Float[Array, 'b l d'], Float[Array, 'b k d'] | None]:
     d, tokens = x.shape[-1], text.shape[1]
     streams = [self._project(text, 'text'), self._project(x, 'image')]
     q, k, v = (jnp.concatenate(pair, axis=1) for pair in zip(*streams, strict=True))  # b m n h
     if angles is not None:
       q, k = rotate_pairs(q, angles), rotate_pairs(k, angles)
-    h = attention(q, k, v, mask=mask)
-    out = Linear(d, 2, dtype=self.dtype, name='image_out')(h[:, tokens:])
+    h = joint_attention(self, q, k, v, tokens=tokens, mask=mask, edits=edits)
+    h_image = h[:, tokens:]
+    if image is not None:
+      seen = decoupled(image, (self.heads, d // self.heads), dtype=self.dtype, normed=self.qk_norm)
+      h_image += seen.scale * attention(q[:, tokens:], seen.keys, seen.values)
+    out = Linear(d, 2, dtype=self.dtype, name='image_out')(h_image)
     return out, None if self.last else Linear(d, 2, dtype=self.dtype, name='text_out')(h[:, :tokens])
 
   def _project(self, x: Array, name: str) -> tuple[Array, Array, Array]:
@@ -302,12 +327,13 @@ class JointAttention(nn.Module):
 
 
 class SingleBlock(nn.Module):
-  """Eq. 8."""
+  """Eq. 8; the first `tokens` of x are the text's."""
 
   heads: int
   mlp_ratio: int
   dtype: Any
   qk_norm: bool = False
+  tokens: int = 0
 
   @nn.compact
   def __call__(
@@ -316,6 +342,7 @@ class SingleBlock(nn.Module):
     c: Float[Array, 'b d'],
     angles: Float[Array, 'm r'] | None = None,
     mask: Bool[Array, 'b m'] | None = None,
+    edits: Edits = _NO_EDITS,
   ) -> Float[Array, 'b m d']:
     d = x.shape[-1]
     shift, scale, gate = modulation(3, x, c)
@@ -325,6 +352,6 @@ class SingleBlock(nn.Module):
       q, k = (nn.RMSNorm(dtype=self.dtype, name=f'{name}_norm')(array) for name, array in (('q', q), ('k', k)))
     if angles is not None:
       q, k = rotate_pairs(q, angles), rotate_pairs(k, angles)
-    a = attention(q, k, v, mask=mask).reshape(x.shape)
+    a = joint_attention(self, q, k, v, tokens=self.tokens, mask=mask, edits=edits).reshape(x.shape)
     m = nn.gelu(Linear(self.mlp_ratio * d, dtype=self.dtype, name='in')(h))
     return x + gate * Linear(d, dtype=self.dtype, name='out')(jnp.concatenate([a, m], axis=-1))

@@ -27,7 +27,9 @@ import numpy as np
 from jaxgen import sharding
 from jaxgen.models.dit import Mlp, TimeEmbedding, modulate, modulation, norm, patchify, unpatchify
 from jaxgen.models.layers.attention import Attention
+from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.embedding import sincos_at
+from jaxgen.models.layers.image_prompt import ImagePrompt, decoupled, of_blocks
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.stack import stack
@@ -35,6 +37,7 @@ from jaxgen.models.mmdit import PooledEmbedding
 from jaxgen.typing import Array, Bool, Cond, Float
 
 _zeros = nn.initializers.zeros_init()
+_NO_EDITS = Edits()
 _BOTH = ('tensor', 'fsdp')
 # Beside DiT's: the products of the cross-attention, by whole heads.
 RULES: tuple[sharding.Rule, ...] = (
@@ -89,7 +92,9 @@ class PixArt(nn.Module):
       t: time as the sinusoid sees it, from 0 to 1000 (`Process.network_time`).
       cond: `text`, float b k e; optional `text_mask`, bool b k, True where there is a token, one of each image at
         least; with `pooled` or `text_map` also `pooled`, float b p; with `sizes` also `size`, float b 2, height
-        and width in pixels, and `aspect`, float b, height / width.
+        and width in pixels, and `aspect`, float b, height / width. If given, `attention_edit`, `Edits` of
+        layers/attention_edit.py, and `image_prompt`, float b m e, tokens of an image, with `image_prompt_scale`, float
+        b or b n, of all blocks or of each.
       train: part of every network's signature; PixArt behaves the same.
 
     Raises:
@@ -111,7 +116,11 @@ class PixArt(nn.Module):
       x += TextMap(x.shape[1], self.text_map, self.width, self.dtype, name='text_map')(cond['pooled'])
     text = CaptionEmbedding(self.width, self.dtype, name='caption_embed')(cond['text'])
     block = partial(Block, self.heads, self.mlp_ratio, self.dtype)
-    x = stack(self, block, x, m, text, cond.get('text_mask'), depth=self.depth, remat=self.remat)
+    edits: Any = cond.get('attention_edit', _NO_EDITS)
+    image = of_blocks(cond, self.depth)
+    shared = (m, text, cond.get('text_mask'), edits, None if image is None else image.tokens)
+    scales = None if image is None else image.scale
+    x = stack(self, block, x, *shared, depth=self.depth, each=scales, remat=self.remat)
     table = self.param('table', nn.initializers.normal(self.width**-0.5), (2, self.width), jnp.float32)
     shift, scale = jnp.unstack((table[None] + e[:, None])[:, :, None].astype(self.dtype), axis=1)  # Eq. 7
     channels *= 1 + self.learn_sigma
@@ -178,7 +187,11 @@ class Block(nn.Module):
     m: Float[Array, 'b ...'],
     text: Float[Array, 'b k d'],
     mask: Bool[Array, 'b k'] | None = None,
+    edits: Edits = _NO_EDITS,
+    image: Float[Array, 'b m e'] | None = None,
+    image_scale: Float[Array, ' b'] | None = None,
   ) -> Float[Array, 'b l d']:
+    """`image` are the tokens of an image that is a prompt, read beside the text in Eq. 5 (layers/image_prompt.py)."""
     d = x.shape[-1]
     if m.ndim == 2:  # the condition itself
       parts = modulation(6, x, m)
@@ -187,9 +200,12 @@ class Block(nn.Module):
       parts = jnp.unstack((m + table.astype(m.dtype)[None])[:, :, None], axis=1)  # b 1 d each
     shift1, scale1, gate1, shift2, scale2, gate2 = parts
     attention = Attention(self.heads, dtype=self.dtype, name='attention')
-    x = x + gate1 * attention(modulate(norm(x), shift1, scale1))
+    x = x + gate1 * attention(modulate(norm(x), shift1, scale1), edit=edits.itself)
     cross = Attention(self.heads, fused=False, out_init=_zeros, dtype=self.dtype, name='cross_attention')
-    x = x + cross(x, text, mask=mask)
+    seen = ()
+    if image is not None:
+      seen = (decoupled(ImagePrompt(image, image_scale), (self.heads, d // self.heads), dtype=self.dtype),)
+    x = x + cross(x, text, mask=mask, edit=edits.prompt, decoupled=seen)
     return x + gate2 * Mlp(self.mlp_ratio, self.dtype, name='mlp')(modulate(norm(x), shift2, scale2))
 
 

@@ -33,10 +33,11 @@ from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.conv import Conv
 from jaxgen.models.layers.embedding import LabelEmbedding, ddpm_timestep_embedding, timestep_embedding
 from jaxgen.models.layers.group_norm import GroupNorm
+from jaxgen.models.layers.image_prompt import ImagePrompt
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.resample import depth_to_space, double, halve, space_to_depth
-from jaxgen.models.layers.transformer import ImagePrompt, Transformer
+from jaxgen.models.layers.transformer import Transformer
 from jaxgen.typing import Array, Cond, Float
 
 Resize = Callable[[Array], Array] | None

@@ -10,7 +10,9 @@ import json
 import os
 import pathlib
 from collections.abc import Callable
+from typing import Any
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -20,7 +22,7 @@ from jaxgen.data.datasets.avatars_styles import VOCABULARY
 from jaxgen.models.attributes import predict
 from jaxgen.models.conv_classifier import ConvClassifier
 from jaxgen.pretrained import safetensors_file
-from jaxgen.typing import Float, Int, Params
+from jaxgen.typing import Array, Float, Int, Params
 
 FILE = pathlib.Path(__file__).parent / 'shipped' / 'avatars32_attributes.safetensors'
 SIZES = tuple(len(words) for words in VOCABULARY.values())
@@ -70,6 +72,24 @@ def load(path: str | os.PathLike = FILE) -> Classify:
     return np.concatenate(found)
 
   return classify
+
+
+def features(net: ConvClassifier, params: Params, images: Float[Array, 'b h w c']) -> Float[Array, 'b l e']:
+  """What the classifier sees of square images, 16 patches of 256 features: an image encoder for image prompts.
+
+  Args:
+    net, params: the classifier, from `read`.
+    images: images in [-1, 1] whose side is a multiple of 32.
+  """
+  b, height, _, channels = images.shape
+  factor = height // SIDE
+  images = images.reshape(b, SIDE, factor, SIDE, factor, channels).mean(axis=(2, 4))
+  last = f'down_{len(net.widths) - 1}'
+  _, kept = net.apply(
+    {'params': params}, images, jnp.zeros(b), {}, capture_intermediates=lambda module, _: module.name == last
+  )
+  made: Any = kept['intermediates'][last]['__call__'][0]
+  return nn.relu(made).reshape(b, -1, made.shape[-1])
 
 
 def save(net: ConvClassifier, params: Params, path: str | os.PathLike = FILE) -> None:

@@ -86,8 +86,24 @@ class Options(NamedTuple):
 DEFAULT = Options()
 
 
-def avatars(split: str = 'train', *, options: Options = DEFAULT, data_dir: str | pathlib.Path | None = None) -> Dataset:
-  """Opens avatars; `jaxgen data prepare avatars` with the same options makes it."""
+def avatars(
+  split: str = 'train',
+  *,
+  options: Options = DEFAULT,
+  name: str | None = None,
+  data_dir: str | pathlib.Path | None = None,
+) -> Dataset:
+  """Opens avatars; `jaxgen data prepare avatars` with the same options makes it.
+
+  Args:
+    split: train, test or seen.
+    options: options of the drawing.
+    name: name of the prepared dataset in place of its options, such as 'avatars_2000_avataaars'.
+    data_dir: the folder of prepared datasets.
+  """
+  if name is not None:
+    made = recipe()._replace(name=name)
+    return load(folder(made, data_dir), split, command='avatars ...')
   return load(folder(recipe(options), data_dir), split, command=_command(options))
 
 

@@ -29,10 +29,22 @@ _TRIES = 200
 
 
 def avatars_pairs(
-  split: str = 'train', *, options: Options = DEFAULT, data_dir: str | pathlib.Path | None = None
+  split: str = 'train',
+  *,
+  options: Options = DEFAULT,
+  name: str | None = None,
+  data_dir: str | pathlib.Path | None = None,
 ) -> Dataset:
-  """Opens avatars_pairs; `jaxgen data prepare avatars_pairs` with the same options makes it."""
-  dataset = load(folder(recipe(options), data_dir), split, command='avatars_pairs')
+  """Opens avatars_pairs; `jaxgen data prepare avatars_pairs` with the same options makes it.
+
+  Args:
+    split: train, test or seen.
+    options: options of the drawing.
+    name: name of the prepared dataset in place of its options, such as 'avatars_pairs_64px'.
+    data_dir: the folder of prepared datasets.
+  """
+  made = recipe(options) if name is None else recipe()._replace(name=name)
+  dataset = load(folder(made, data_dir), split, command='avatars_pairs' + ('' if name is None else ' ...'))
 
   def decode(raw: Any) -> Record:
     record = dataset.decode(raw)
@@ -105,7 +117,7 @@ def changed(style: Style, before: Choice, rng: np.random.Generator, *, held: boo
     both = [other for other in before.words if after.words.get(other, before.words[other]) != before.words[other]]
     appears = after.words.keys() - before.words.keys()
     kept_out = held and held_out(style, bound_pair(style, after.words))
-    if both == [name] and not appears and not kept_out and _contrasts(style, after.words):
+    if both == [name] and not appears and not kept_out and contrasts(style, after.words):
       return after
   raise ValueError(f'no attribute of this {style.name} can be changed alone: {before.words}')
 
@@ -141,7 +153,7 @@ def visible(words: Words) -> Words:
   return {name: word for name, word in words.items() if name not in hidden}
 
 
-def _contrasts(style: Style, words: Words) -> bool:
+def contrasts(style: Style, words: Words) -> bool:
   """Whether colours can be told apart, as in avatars."""
   pairs = [
     (style.tints[one].palette[words[one]], style.tints[other].palette[words[other]], words[one] == words[other])

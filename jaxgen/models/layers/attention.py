@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from absl import logging
 
 from jaxgen import sharding
-from jaxgen.models.layers.attention_edit import Edit, edited
+from jaxgen.models.layers.attention_edit import Edit, Edits, edited, edited_joint
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.rope import Angles, rotate
 from jaxgen.typing import Array, Bool, Float, MakeModule
@@ -30,6 +30,7 @@ from jaxgen.typing import Array, Bool, Float, MakeModule
 Mask = Bool[Array, '#b k'] | Bool[Array, '#b #l k']  # True where a query may attend to a key
 Bias = Float[Array, '#b #n #l #k']
 Kernel = Callable[..., Array]  # (q, k, v, mask, bias, *, scale)
+_NO_EDITS = Edits()
 _fused = contextvars.ContextVar('fused', default=True)
 
 
@@ -174,6 +175,28 @@ def attention(
   if local is None or (kernel is xla_attention and local[1] == q.shape[1]):
     return kernel(q, k, v, mask, bias, scale=scale)
   return sharding.attend_on_shards(functools.partial(kernel, scale=scale), q, k, v, mask, bias)
+
+
+def joint_attention(
+  module: nn.Module,
+  q: Float[Array, 'b m n h'],
+  k: Float[Array, 'b m n h'],
+  v: Float[Array, 'b m n h'],
+  *,
+  tokens: int,
+  mask: Mask | None = None,
+  edits: Edits = _NO_EDITS,
+) -> Float[Array, 'b m n h']:
+  """Eq. 2 over the text's `tokens` and then the image's, of `module`.
+
+  The image's weights of the text `b n l k` leave in the collection 'maps' as 'cross', if it is mutable.
+  """
+  sown = module.is_mutable_collection('maps') and not module.is_initializing()
+  if not sown and edits == _NO_EDITS:
+    return attention(q, k, v, mask=mask)
+  weights = edited_joint(attention_weights(q, k, mask), edits, tokens=tokens)
+  module.sow('maps', 'cross', weights[:, :, tokens:, :tokens])
+  return _mix(weights, v)
 
 
 def attention_weights(

@@ -6,7 +6,9 @@ Rows 2i and 2i + 1 of a batch are a source and its target. With M the weights of
   M' = blend M* + (1 - blend) M                                                      (2)    self-attention
 
 `mapping` tells which token of the source's prompt stands for which of the target's, `blend` how much of the source is
-kept, per token, and `scale` makes a token count more or less. Hertz et al. 2022, "Prompt-to-Prompt Image Editing with
+kept, per token, and `scale` makes a token count more or less. Where text and image share one softmax (MMDiT), the rows
+of the image's tokens are edited, Eq. 1 in the text's columns, Eq. 2 in the image's own, and divided by their sum before
+the scale, so that they stay weights. Hertz et al. 2022, "Prompt-to-Prompt Image Editing with
 Cross Attention Control": the steps at which an edit holds are a matter of the arrays, which a sampler changes by step.
 """
 
@@ -53,3 +55,17 @@ def edited(weights: Float[Array, 'b n l k'], edit: Edit) -> Float[Array, 'b n l 
   blend = edit.blend[:, None, None]  # b 1 1 k
   result = blend * source + (1 - blend) * weights
   return result if edit.scale is None else edit.scale[:, None, None] * result
+
+
+def edited_joint(weights: Float[Array, 'b n m m'], edits: Edits, *, tokens: int) -> Float[Array, 'b n m m']:
+  """Eqs. 1 and 2 in one softmax over the text's `tokens` and then the image's; the rows of the text stay."""
+  text, own = jnp.split(weights[:, :, tokens:], [tokens], axis=-1)
+  scale = None
+  if edits.prompt is not None:
+    text, scale = edited(text, edits.prompt._replace(scale=None)), edits.prompt.scale
+  if edits.itself is not None:
+    own = edited(own, edits.itself)
+  total = text.sum(axis=-1, keepdims=True) + own.sum(axis=-1, keepdims=True)
+  text, own = text / total, own / total
+  text = text if scale is None else scale[:, None, None] * text
+  return jnp.concatenate([weights[:, :, :tokens], jnp.concatenate([text, own], axis=-1)], axis=2)

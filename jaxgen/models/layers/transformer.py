@@ -6,16 +6,17 @@
   y = x + out(h)                                                      (4)    starts at zero
 
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models". With an image as a prompt, Eq. 2's
-`cross` has a second softmax over the image's tokens (Ye et al. 2023, "IP-Adapter"; Eq. 3 of layers/attention.py).
+`cross` has a second softmax over the image's tokens (layers/image_prompt.py).
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import flax.linen as nn
 
-from jaxgen.models.layers.attention import Attention, Decoupled
+from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.group_norm import GroupNorm
+from jaxgen.models.layers.image_prompt import ImagePrompt, decoupled
 from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Bool, Float
 
@@ -24,18 +25,6 @@ _EDITED_TOKENS = 16**2  # self-attention of more tokens is left as it is by an e
 _lecun = nn.initializers.lecun_normal()
 _zeros = nn.initializers.zeros_init()
 _NO_EDITS = Edits()
-
-
-class ImagePrompt(NamedTuple):
-  """An image as a prompt.
-
-  Attributes:
-    tokens: tokens of the image, projected by models/image_prompt.py.
-    scale: w of each image of the batch; None for 1.
-  """
-
-  tokens: Float[Array, 'b m e']
-  scale: Float[Array, ' b'] | None = None
 
 
 class Transformer(nn.Module):
@@ -83,20 +72,12 @@ class Block(nn.Module):
   ) -> Float[Array, 'b l d']:
     edit = edits.itself if x.shape[1] <= _EDITED_TOKENS else None
     x = x + self._attention('self')(self._norm('norm_self')(x), edit=edit)
-    seen = () if image is None else (self._decoupled(image, x.shape[-1]),)
-    x = x + self._attention('cross')(self._norm('norm_cross')(x), text, mask=mask, edit=edits.prompt, decoupled=seen)
     d = x.shape[-1]
+    seen = () if image is None else (decoupled(image, (self.heads, d // self.heads), dtype=self.dtype),)
+    x = x + self._attention('cross')(self._norm('norm_cross')(x), text, mask=mask, edit=edits.prompt, decoupled=seen)
     h = Linear((2, _MLP_RATIO * d), dtype=self.dtype, name='mlp_in')(self._norm('norm_mlp')(x))  # b l 2 4d
     h = h[:, :, 0] * nn.gelu(h[:, :, 1], approximate=False)
     return x + Linear(d, dtype=self.dtype, name='mlp_out')(h)
-
-  def _decoupled(self, image: ImagePrompt, d: int) -> Decoupled:
-    """Keys and values of the image. Differs from Ye et al.: values start at zero, not as the text's."""
-    tokens, heads = image.tokens.astype(self.dtype), (self.heads, d // self.heads)
-    key = Linear(heads, use_bias=False, dtype=self.dtype, kernel_init=_lecun, name='image_key')(tokens)
-    value = Linear(heads, use_bias=False, dtype=self.dtype, kernel_init=_zeros, name='image_value')(tokens)
-    scale = 1.0 if image.scale is None else image.scale[:, None, None, None].astype(self.dtype)
-    return Decoupled(key, value, scale)
 
   def _attention(self, name: str) -> Attention:
     return Attention(self.heads, fused=False, qkv_bias=False, qkv_init=_lecun, dtype=self.dtype, name=name)

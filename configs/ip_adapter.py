@@ -1,0 +1,191 @@
+"""IP-Adapter on avatars: a trained model of text learns to take a picture as a prompt, beside its words.
+
+  jaxgen train --config avatars                                             # the base
+  jaxgen train --config ip_adapter --config.base=runs/avatars
+  jaxgen train --config ip_adapter --config.base=jaxgen/avatars --config.dataset=avatars    # 64 pixels, prepared first
+
+--config.plus=True reads patches through a resampler, in place of one embedding.
+
+Keys and values of the picture's tokens beside those of the text in each block, and the projection that makes the
+tokens, are all that is trained. The image encoder is jaxgen's classifier of attributes without its last layer, the mean
+over its patches (basic) or the patches (plus): no CLIP comes with a package. image_prompt_shown is the share of a
+picture's attributes that samples of it alone show; image_prompt_follows_words the share of samples on the background
+that words ask for, where the picture has another; image_prompt_kept the share of the other attributes that they show.
+The classifier that measures is the one that encodes, which no sample was trained on.
+
+Result: not run yet.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from configs import avatars
+from jaxgen import ema, sharding
+from jaxgen.adapters.ip_adapter import NAME, ip_adapter
+from jaxgen.config_parts import run_options, warmup_cosine
+from jaxgen.data.captions import tokenized
+from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, VOCABULARY
+from jaxgen.data.loader import Loader
+from jaxgen.data.sources import fits_in_memory
+from jaxgen.data.tokenizers.tokenizer import encode_all
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.image_prompts import image_prompts
+from jaxgen.evaluators.samples import samples
+from jaxgen.experiment import Experiment
+from jaxgen.init_from import later
+from jaxgen.models.image_prompt import ImageProjection, Resampler
+from jaxgen.models.text_encoder import TextEncoder
+from jaxgen.objectives.adapted import adapted
+from jaxgen.objectives.conditioning import trained_text
+from jaxgen.objectives.controlled import IMAGE_PROMPT, IMAGE_PROMPT_SCALE, image_prompted
+from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.pretrained import attribute_classifier
+from jaxgen.processes import parameterisation, times
+from jaxgen.samplers.clipping import clip
+from jaxgen.samplers.guidance import classifier_free
+
+ENCODER = 'image_encoder'  # its frozen parameters
+
+
+def get_config() -> ConfigDict:
+  return ConfigDict(
+    {
+      'seed': 0,
+      'base': 'runs/avatars',  # the run of avatars whose model sees the picture
+      'base_dtype': 'bfloat16',  # of the frozen networks on the devices
+      'dataset': 'avatars32',
+      'plus': False,
+      'tokens': 4,  # of a picture; the paper has 4 (basic) and 16 (plus)
+      'steps': 1000,
+      'batch_size': 32,
+      'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
+      'drop_rate': 0.05,  # of the words, of the picture, and of both
+      'word_rate': 0.5,  # share of pictures whose words are left out beside, so that the picture says much
+      'optimizer': {'rate': 1e-3, 'warmup': 50},
+      'ema': 0.99,
+      'clip_norm': 1.0,
+      'sampling': {'scale': 2.0, 'batch_size': 64},
+      'samples': {'every': 500, 'pictures': 8, 'per_picture': 4},  # of the seen split
+      'measure': {'every': 500, 'number': 128},
+      'log_every': 50,
+      'evaluate_first': True,
+      'checkpoint': {'every': 500, 'keep': 2},
+    }
+  )
+
+
+def build(c: ConfigDict) -> Experiment:
+  mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
+  stage = avatars.build(base)
+  learned: Any = stage.objective.denoising  # its process and sampler
+  words = avatars.vocabulary(*avatars.opened(base, 'train'))
+  told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
+  (dataset, describe), (seen, _) = (avatars.opened(told, split) for split in ('train', 'seen'))
+
+  def described(record, rng):
+    return '' if rng.random() < c.word_rate else describe(record, rng)
+
+  def transform(record, rng):
+    text = tokenized(words, describe=described)(record, rng)
+    return text | {IMAGE_PROMPT: record['image'], IMAGE_PROMPT_SCALE: np.float32(1)}
+
+  data = Loader(
+    dataset,
+    batch_size=c.batch_size,
+    seed=c.seed,
+    transform=transform,
+    transform_name=f'{words.fingerprint} image prompt {c.word_rate}',
+    cache=fits_in_memory(dataset),
+  )
+  classifier, params = attribute_classifier.read()
+  patches, width = 16, classifier.widths[-1]
+  if c.plus:
+    projection = Resampler(queries=c.tokens, features=base.text.width, width=128, depth=2, heads=2)
+  else:
+    projection = ImageProjection(c.tokens, base.text.width)
+
+  def see(frozen, pictures):
+    found = attribute_classifier.features(classifier, frozen[ENCODER], pictures)
+    return found if c.plus else found.mean(axis=1)
+
+  conditioner = image_prompted(
+    trained_text(TextEncoder(vocabulary=words.size, pad=words.pad, **base.text), length=words.length),
+    projection,
+    see,
+    features=(patches, width) if c.plus else (width,),
+    drop_rate=c.drop_rate,
+  )
+  objective = adapted(
+    diffusion(
+      avatars.NETWORKS[base.network](**base.model),
+      learned.process({}),
+      shape=data.spec['image'].shape[1:],
+      parameterisation=partial(parameterisation.x0, margin=base.margin),
+      loss_in=parameterisation.v,
+      times=times.shifted(times.uniform(draw=times.stratified), float(base.get('shift') or 1.0)),
+      sampler=learned.sampler,
+      guide=(classifier_free(c.sampling.scale), clip()),
+      conditioner=conditioner,
+    ),
+    ip_adapter(base=('net', 'text')),
+  )
+  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+  records = [seen.read(i) for i in range(c.measure.number)]
+  backgrounds = VOCABULARY['background']
+  truth = np.stack([record['attributes'] for record in records])
+  place = ATTRIBUTES.index('background')
+  named = np.full_like(truth, -1)
+  others = [(max(int(number), 0) + 3) % len(backgrounds) for number in truth[:, place]]
+  named[:, place] = np.where(truth[:, place] >= 0, others, -1)
+  asked = [f'{backgrounds[number]} background' for number in others]
+
+  def cond(texts, pictures):
+    return {
+      'text': encode_all(words, texts),
+      IMAGE_PROMPT: np.stack(pictures),
+      IMAGE_PROMPT_SCALE: np.ones(len(texts), np.float32),
+    }
+
+  pictures = [record['image'] for record in records]
+  shown = np.repeat(np.arange(c.samples.pictures), c.samples.per_picture)
+  rows = [f'picture {i}, of the seen split' for i in range(c.samples.pictures)]
+  schedule = warmup_cosine(c.optimizer.rate, warmup=c.optimizer.warmup, steps=c.steps)
+  return Experiment(
+    objective=objective,
+    optimizers={NAME: optax.adam(schedule)},
+    learning_rates={NAME: schedule},
+    averages={NAME: ema.Average(NAME, ema.warmup(c.ema))},
+    data=data,
+    mesh=mesh,
+    frozen={
+      **later(c.base, stage.objective, stage.data.spec, dtype=c.base_dtype),
+      ENCODER: jax.tree.map(np.asarray, params),
+    },
+    evaluators=(
+      samples(
+        generate,
+        mesh=mesh,
+        cond={name: values[shown] for name, values in cond([''] * len(records), pictures).items()},
+        num=len(shown),
+        every=c.samples.every,
+        rows=rows,
+      ),
+      image_prompts(
+        generate,
+        attribute_classifier.load(),
+        mesh=mesh,
+        alone=cond([''] * len(records), pictures),
+        prompted=cond(asked, pictures),
+        truth=truth,
+        named=named,
+        every=c.measure.every,
+      ),
+    ),
+    tokenize=lambda texts: {'text': encode_all(words, texts)},
+    **run_options(c),
+  )
