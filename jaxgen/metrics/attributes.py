@@ -1,7 +1,7 @@
-"""Whether images show the attributes that they were asked for, as a classifier of attributes sees them.
+"""Attribute accuracy: the share of requested attributes that a classifier finds in the images.
 
   (1)  accuracy = right / told,   over all (image, attribute) of the truth (-1: not known)
-  (2)  chance   = the same for who always says an attribute's commonest value
+  (2)  chance   = the same for a guess of each attribute's most common value
 
 Beside a number stands the classifier's accuracy on real images, which samples cannot be expected to pass.
 """

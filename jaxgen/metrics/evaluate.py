@@ -15,7 +15,7 @@ from jaxgen.metrics.suite import NamedExtract
 
 class Evaluation(NamedTuple):
   metrics: dict[str, float]
-  protocol: dict[str, Any]  # how the numbers came about
+  protocol: dict[str, Any]  # how the numbers were measured
 
 
 def evaluate(
@@ -67,7 +67,7 @@ def read_reference(
   batch_size: int,
   report: Callable[[str], None] = lambda message: None,
 ) -> tuple[suite.Reference, int | None]:
-  """What to compare with, and how many images it is; None where a file of statistics does not say.
+  """The reference, and its number of images; None where a file of statistics does not say.
 
   Raises:
     FileNotFoundError, ValueError: images or statistics that are missing, damaged or too few.

@@ -1,4 +1,4 @@
-"""How well images come back: PSNR and SSIM, of images in [-1, 1].
+"""Quality of reconstructions: PSNR and SSIM, of images in [-1, 1].
 
   PSNR = 10 log10(4 / mean (a - b)^2)          decibels; 2 is the range of the values                       (1)
   SSIM = mean of (2 ma mb + c1)(2 vab + c2) / ((ma^2 + mb^2 + c1)(va + vb + c2))                            (2)

@@ -70,7 +70,7 @@ def has_statistics(path: Path) -> bool:
 
 
 def write(path: Path, moments: Moments, key: Mapping[str, str]) -> None:
-  """Keeps statistics for `read`; the file is complete or not there, whenever the process is killed."""
+  """Keeps statistics for `read`; the file is complete or absent, whenever the process is killed."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with replacing(path) as file:
     np.savez(

@@ -17,8 +17,8 @@ def recall(
   """Eq. 1 for each k of `at`.
 
   Args:
-    queries: features of what is asked with; its partner has the same row.
-    candidates: features of what is looked through.
+    queries: features of the queries; the partner of each has the same row.
+    candidates: features of the candidates.
     at: the k.
 
   Raises:

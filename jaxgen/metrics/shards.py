@@ -48,7 +48,7 @@ class Shards:
     self._pending.append({name: np.asarray(values) for name, values in arrays.items()})
 
   def flush(self) -> None:
-    """Writes what was added since as one shard, complete or not there."""
+    """Writes the rows that were added since as one shard, complete or absent."""
     if not self._pending:
       return
     part: dict[str, Any] = {name: np.concatenate([each[name] for each in self._pending]) for name in self._pending[0]}

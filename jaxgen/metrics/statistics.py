@@ -16,7 +16,7 @@ from jaxtyping import Float
 
 
 class Moments(NamedTuple):
-  """What the Fréchet distance needs of a set of features."""
+  """The moments of a set of features that the Fréchet distance needs."""
 
   n: int | None  # unknown in statistics from elsewhere
   mean: Float[np.ndarray, 'd']

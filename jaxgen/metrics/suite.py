@@ -30,7 +30,7 @@ NamedExtract = Callable[[Any], dict[str, np.ndarray]]  # a batch of images -> fe
 
 
 class Reference(NamedTuple):
-  """What samples are compared with.
+  """The reference of the samples.
 
   Attributes:
     features: features of the reference images; {} where only their statistics are known.

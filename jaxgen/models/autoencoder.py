@@ -152,7 +152,7 @@ def autoencoder_kl(name: str, **options: Any) -> AutoencoderKL:
 
 
 class Stack(NamedTuple):
-  """What an encoder and a decoder have in common; the attributes are those of AutoencoderKL."""
+  """The common attributes of an encoder and a decoder; they are those of AutoencoderKL."""
 
   features: tuple[int, ...]  # of each level
   blocks: int

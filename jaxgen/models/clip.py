@@ -1,4 +1,4 @@
-"""CLIP: a text tower and a vision tower, trained so that an image and its caption have like embeddings.
+"""CLIP: a text tower and a vision tower, trained so that an image and its caption have similar embeddings.
 
   x = token(id) + position                       text; the first end-of-text token is the caption's       (1)
   x = norm_in([class, patches] + position)       vision                                                    (2)
@@ -74,7 +74,7 @@ class TextFeatures(NamedTuple):
 
 
 class ImageFeatures(NamedTuple):
-  """What models read from the vision tower.
+  """Outputs of the vision tower; unused ones cost nothing under `jit`.
 
   Attributes:
     hidden: class token and patches `skip` blocks before the end, not normed: IP-Adapter Plus reads them with skip 1.

@@ -1,4 +1,4 @@
-"""ControlNet for transformers: a trainable copy of some blocks that reads a picture of what is wanted where.
+"""ControlNet for transformers: a trainable copy of some blocks that reads a control picture.
 
   h_0 = embed(x) + hint(patches(control))                                                    (1)
   r_i = zero_i(h_i),  h_i = copy_i(h_(i-1), ...),  i = 1 ... n                               (2)

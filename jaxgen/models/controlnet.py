@@ -1,4 +1,4 @@
-"""ControlNet: a trainable copy of a U-Net's encoder that reads a picture of what is wanted where.
+"""ControlNet: a trainable copy of a U-Net's encoder that reads a control picture.
 
   h = conv_in(x) + hint(control)                                                             (1)
   r_i = zero_i(h_i),  h_i the results of the copy's encoder and middle                       (2)

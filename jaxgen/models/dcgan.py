@@ -7,7 +7,7 @@ Radford et al. 2016, "Unsupervised Representation Learning with Deep Convolution
 running statistics in the collection 'batch_stats', with which it is sampled; the discriminator's are those of the batch
 it is given. Labels set scale and bias of the generator's norms, by an embedding that all of them share (Brock et al.
 2019), and have a projection in the discriminator (Miyato and Koyama 2018). Where they enter beside z instead, the norms
-leave z no say: on Fashion-MNIST all images of a class are one after 100 steps.
+remove the effect of z: on Fashion-MNIST all images of a class are equal after 100 steps.
 """
 
 from typing import Any

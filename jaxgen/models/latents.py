@@ -4,10 +4,10 @@
   images  = decode(latents / scale + shift)                                         (2)
 
 Shift and scale are numbers for each channel, computed from data, that make latents of mean 0 and variance 1; they are
-kept with the autoencoder. `hash` is of its weights: latents that were stored with another hash are of no use to it.
+kept with the autoencoder. `hash` is the hash of its weights: latents that were stored with another hash are refused.
 Rombach et al. 2022 scale by one number; Esser et al. 2024 (Stable Diffusion 3) shift as well.
 
-A network is fit for this with two methods: `posterior(images) -> (mean, std)`, and `restore(z) -> images`.
+A network needs two methods: `posterior(images) -> (mean, std)`, and `restore(z) -> images`.
 """
 
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""The networks of LPIPS: VGG16 and AlexNet, the classifiers of ImageNet whose features it compares, and its heads.
+"""The networks of LPIPS: VGG16 and AlexNet, ImageNet classifiers whose features it compares, and its heads.
 
 params = {network: {'conv_0': {'kernel': h w in out, 'bias': out}, ..., 'head_0': {'kernel': c}, ...}}. The distance
 is in metrics/lpips.py. Simonyan & Zisserman 2015, "Very Deep Convolutional Networks for Large-Scale Image Recognition";

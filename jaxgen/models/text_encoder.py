@@ -6,7 +6,7 @@
   h_i <- h_i + mlp(n_{i-1}, n_i, n_{i+1}),  n = norm(h)              (3)
   text = norm(h),  pooled = norm(sum of text over the tokens)        (4)
 
-What a word belongs to is mostly said by the words beside it, 'red hair', so the MLP reads three tokens: a transformer's
+The neighbours of a word mostly say what it belongs to, 'red hair', so the MLP reads three tokens: a transformer's
 MLP of one token takes many times as long to learn which colour goes with which noun. Positions are relative, as in T5
 (Raffel et al. 2020), so no text is too long. Padding is zero in Eq. 3, neither attended to nor counted, except at the
 first place: an empty text is one token of its own, which networks with cross-attention need. Attention starts at zero.

@@ -2,7 +2,7 @@
 
 Tiles overlap; in an overlap of n pixels the weight of the later tile rises from 1 / (n + 1) to n / (n + 1), and the
 weights at each place sum to 1. A scan goes over the tiles, so memory holds the activations of one. A network whose
-normalisation sees a whole image, as these do, answers a tile a little differently than the image: the blend hides it.
+normalisation sees a whole image, as these do, changes a tile slightly: the blend hides it.
 """
 
 from collections.abc import Callable

@@ -61,7 +61,7 @@ RULES: tuple[sharding.Rule, ...] = (
 
 
 class Style(NamedTuple):
-  """Where the published U-Nets part.
+  """Differences between the published U-Nets.
 
   Attributes:
     scale_shift: Eq. 4 rather than Eq. 3.
@@ -287,7 +287,7 @@ def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize,
 
 
 def _image_prompt(cond: Cond, stage: str) -> ImagePrompt | None:
-  """What a stage sees of the image that is a prompt, if there is one."""
+  """The image prompt of a stage, if there is one."""
   if 'image_prompt' not in cond:
     return None
   scale: Any = cond.get('image_prompt_scale')

@@ -1,4 +1,4 @@
-"""Half a U-Net that says what a noisy image shows: the classifier of classifier guidance (Dhariwal & Nichol 2021).
+"""Half a U-Net that classifies noisy images, for classifier guidance (Dhariwal & Nichol 2021).
 
   c = time(t);  the encoder and the middle of models/unet.py;  logits = out(mean over pixels of silu(norm(x)))      (1)
 

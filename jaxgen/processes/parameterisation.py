@@ -1,4 +1,4 @@
-"""Parameterisations: what a network predicts, and the x0 and eps that follow from it.
+"""Parameterisations: the quantity that a network predicts, and the x0 and eps that follow from it.
 
 With a = alpha(t), s = sigma(t), their rates a', s', and x_t = a x0 + s eps, each member is a `target` of (x0, eps)
 and its inverse given x_t, `predict`:

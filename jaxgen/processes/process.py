@@ -37,7 +37,7 @@ class Process(NamedTuple):
 
 
 class Prediction(NamedTuple):
-  """What a denoiser says about x_t; the score, v and the velocity derive from it.
+  """The output of a denoiser at x_t; the score, v and the velocity derive from it.
 
   Attributes:
     x0: the expected data.

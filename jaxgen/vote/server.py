@@ -13,7 +13,7 @@ import socket
 import sqlite3
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from jaxgen.data.image import decode_image, encode_png
 from jaxgen.vote import pictures, study
@@ -31,6 +31,19 @@ _HEADERS = {
 }
 
 
+class _Site(NamedTuple):
+  """The arguments of all answers: the study's file, the key, a log that prints each message once, the page's HTML."""
+
+  path: Path
+  key: str | None
+  log: Callable[[str], None]
+  page: str
+
+
+Fields = dict[str, Any]  # the JSON object of a request
+Answer = Callable[[_Site, sqlite3.Connection, Any, Fields], Any]  # (site, database, request, fields) -> an answer
+
+
 def make_app(path: Path, *, key: str | None = None, loopback: bool = True, log: Callable[[str], None] = print) -> Any:
   """The ASGI application of a study.
 
@@ -41,14 +54,28 @@ def make_app(path: Path, *, key: str | None = None, loopback: bool = True, log: 
     log: gets a line for each thing that the study's owner should know.
   """
   from starlette.applications import Starlette
-  from starlette.concurrency import run_in_threadpool
   from starlette.middleware import Middleware
   from starlette.middleware.trustedhost import TrustedHostMiddleware
-  from starlette.requests import Request
-  from starlette.responses import HTMLResponse, JSONResponse, Response
   from starlette.routing import Route
 
-  page = _PAGE.read_text(encoding='utf-8')
+  site = _Site(path, key, _once(log), _PAGE.read_text(encoding='utf-8'))
+  hosts = ['127.0.0.1', 'localhost', '[::1]'] if loopback else ['*']
+  return Starlette(
+    routes=[
+      Route('/', _endpoint(site, _show_page)),
+      Route('/join', _endpoint(site, _join), methods=['POST']),
+      Route('/r/{rater}', _endpoint(site, _show_page)),
+      Route('/r/{rater}/next', _endpoint(site, _next_trial)),
+      Route('/r/{rater}/image/{trial}/{side:int}', _endpoint(site, _image)),
+      Route('/r/{rater}/vote', _endpoint(site, _vote), methods=['POST']),
+      Route('/r/{rater}/undo', _endpoint(site, _undo), methods=['POST']),
+    ],
+    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
+  )
+
+
+def _once(log: Callable[[str], None]) -> Callable[[str], None]:
+  """Logs each message once."""
   said: set[str] = set()
 
   def once(message: str) -> None:
@@ -56,113 +83,116 @@ def make_app(path: Path, *, key: str | None = None, loopback: bool = True, log: 
       said.add(message)
       log(message)
 
-  def endpoint(answer: Callable[[sqlite3.Connection, Request, dict[str, Any]], Any]) -> Callable:
-    """Runs a function of (database, request, fields) beside the event loop; what goes wrong becomes one line."""
+  return once
 
-    def work(request: Request, fields: dict[str, Any]) -> Response:
-      try:
-        with study.connect(path) as db:
-          made = answer(db, request, fields)
-      except study.Refused as error:
-        return JSONResponse({'error': str(error)}, 400, _HEADERS)
-      except (sqlite3.Error, OSError, ValueError) as error:
-        message = _said_of(error, path)
-        once(message)
-        return JSONResponse({'error': message.replace(str(path), 'the study')}, 503, _HEADERS)
-      return made if isinstance(made, Response) else JSONResponse(made, headers=_HEADERS)
 
-    async def handle(request: Request) -> Response:
-      try:
-        fields = await _fields(request)
-      except study.Refused as error:
-        return JSONResponse({'error': str(error)}, 400, _HEADERS)
-      return await run_in_threadpool(work, request, fields)
+def _endpoint(site: _Site, answer: Answer) -> Callable:
+  """Runs an answer beside the event loop; an error becomes one line."""
+  from starlette.concurrency import run_in_threadpool
+  from starlette.responses import JSONResponse, Response
 
-    return handle
+  def work(request: Any, fields: Fields) -> Response:
+    try:
+      with study.connect(site.path) as db:
+        made = answer(site, db, request, fields)
+    except study.Refused as error:
+      return JSONResponse({'error': str(error)}, 400, _HEADERS)
+    except (sqlite3.Error, OSError, ValueError) as error:
+      message = _said_of(error, site.path)
+      site.log(message)
+      return JSONResponse({'error': message.replace(str(site.path), 'the study')}, 503, _HEADERS)
+    return made if isinstance(made, Response) else JSONResponse(made, headers=_HEADERS)
 
-  def show_page(db: sqlite3.Connection, request: Request, fields: dict[str, Any]) -> Response:
-    if 'rater' in request.path_params:
-      study.rater_of(db, request.path_params['rater'])
-    return HTMLResponse(page, headers=_HEADERS)
+  async def handle(request: Any) -> Response:
+    try:
+      fields = await _fields(request)
+    except study.Refused as error:
+      return JSONResponse({'error': str(error)}, 400, _HEADERS)
+    return await run_in_threadpool(work, request, fields)
 
-  def join(db: sqlite3.Connection, request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    if key is not None and not hmac.compare_digest(key.encode(), str(fields.get('key', '')).encode()):
-      raise study.Refused('this study needs its key; ask for the whole link')
-    return {'url': f'/r/{study.join(db, str(fields.get("name", "")), known=key is None)}'}
+  return handle
 
-  def find(image: study.Image) -> bytes | None:
-    """The file as it was when the study was made."""
-    data = image.path.read_bytes() if image.path.is_file() else None
-    if data is not None and pictures.digest(data) == image.digest:
-      return data
-    once(f'{image.path} {"is gone" if data is None else "has changed"} since the study was made; it is not shown')
-    return None
 
-  def following(db: sqlite3.Connection, request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    token = request.path_params['rater']
-    meta, skipped, trials = study.read_meta(db), 0, []
-    for trial in study.open_trials(db, study.rater_of(db, token)):
-      if all(find(image) for image in trial.images):
-        trials.append(trial)
-        if len(trials) == 2:
-          break
-      else:
-        skipped += 1
-    if not trials:
-      return {'finished': True}
-    urls = [[f'/r/{token}/image/{trial.token}/{side}' for side in range(len(trial.images))] for trial in trials]
-    trial = trials[0]
-    return {
-      'finished': False,
-      'kind': meta['kind'],
-      'trial': trial.token,
-      'question': meta['questions'][trial.question],
-      'prompt': None if trial.question == 'real' else trial.prompt,
-      'images': urls[0],
-      'preload': urls[1] if len(urls) > 1 else [],
-      'done': trial.done,
-      'total': trial.total - skipped,
-      'exposure': meta['exposure'],
-    }
+def _show_page(site: _Site, db: sqlite3.Connection, request: Any, fields: Fields) -> Any:
+  from starlette.responses import HTMLResponse
 
-  def image(db: sqlite3.Connection, request: Request, fields: dict[str, Any]) -> Response:
-    rater = study.rater_of(db, request.path_params['rater'])
-    trial = study.shown(db, rater, request.path_params['trial'])
-    side = request.path_params['side']
-    data = find(trial.images[side]) if side < len(trial.images) else None
-    if data is None:
-      return JSONResponse({'error': 'this image is gone'}, 410, _HEADERS)
-    pixels = decode_image(data)
-    if trial.images[side].damaged:
-      pixels = pictures.under_noise(pixels)
-    # Pixels alone: no name, date, prompt or other mark of the file they came from.
-    return Response(
-      encode_png(pixels), media_type='image/png', headers=_HEADERS | {'Cache-Control': 'private, max-age=3600'}
-    )
+  if 'rater' in request.path_params:
+    study.rater_of(db, request.path_params['rater'])
+  return HTMLResponse(site.page, headers=_HEADERS)
 
-  def vote(db: sqlite3.Connection, request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    rater = study.rater_of(db, request.path_params['rater'])
-    took = fields.get('milliseconds')
-    took = took if isinstance(took, int) and 0 <= took < 1 << 31 else None
-    study.vote(db, rater, str(fields.get('trial', '')), str(fields.get('answer', '')), took)
-    return {'saved': True}
 
-  def undo(db: sqlite3.Connection, request: Request, fields: dict[str, Any]) -> dict[str, Any]:
-    return {'undone': study.undo(db, study.rater_of(db, request.path_params['rater']))}
+def _join(site: _Site, db: sqlite3.Connection, request: Any, fields: Fields) -> Fields:
+  if site.key is not None and not hmac.compare_digest(site.key.encode(), str(fields.get('key', '')).encode()):
+    raise study.Refused('this study needs its key; ask for the whole link')
+  return {'url': f'/r/{study.join(db, str(fields.get("name", "")), known=site.key is None)}'}
 
-  hosts = ['127.0.0.1', 'localhost', '[::1]'] if loopback else ['*']
-  return Starlette(
-    routes=[
-      Route('/', endpoint(show_page)),
-      Route('/join', endpoint(join), methods=['POST']),
-      Route('/r/{rater}', endpoint(show_page)),
-      Route('/r/{rater}/next', endpoint(following)),
-      Route('/r/{rater}/image/{trial}/{side:int}', endpoint(image)),
-      Route('/r/{rater}/vote', endpoint(vote), methods=['POST']),
-      Route('/r/{rater}/undo', endpoint(undo), methods=['POST']),
-    ],
-    middleware=[Middleware(TrustedHostMiddleware, allowed_hosts=hosts, www_redirect=False)],
+
+def _find(site: _Site, image: study.Image) -> bytes | None:
+  """The file as it was when the study was made."""
+  data = image.path.read_bytes() if image.path.is_file() else None
+  if data is not None and pictures.digest(data) == image.digest:
+    return data
+  site.log(f'{image.path} {"is gone" if data is None else "has changed"} since the study was made; it is not shown')
+  return None
+
+
+def _next_trial(site: _Site, db: sqlite3.Connection, request: Any, fields: Fields) -> Fields:
+  """The next trial whose images are there, and the images of the one after it to load ahead."""
+  token = request.path_params['rater']
+  meta, skipped, trials = study.read_meta(db), 0, []
+  for trial in study.open_trials(db, study.rater_of(db, token)):
+    if all(_find(site, image) for image in trial.images):
+      trials.append(trial)
+      if len(trials) == 2:
+        break
+    else:
+      skipped += 1
+  if not trials:
+    return {'finished': True}
+  urls = [[f'/r/{token}/image/{trial.token}/{side}' for side in range(len(trial.images))] for trial in trials]
+  trial = trials[0]
+  return {
+    'finished': False,
+    'kind': meta['kind'],
+    'trial': trial.token,
+    'question': meta['questions'][trial.question],
+    'prompt': None if trial.question == 'real' else trial.prompt,
+    'images': urls[0],
+    'preload': urls[1] if len(urls) > 1 else [],
+    'done': trial.done,
+    'total': trial.total - skipped,
+    'exposure': meta['exposure'],
+  }
+
+
+def _image(site: _Site, db: sqlite3.Connection, request: Any, fields: Fields) -> Any:
+  from starlette.responses import JSONResponse, Response
+
+  rater = study.rater_of(db, request.path_params['rater'])
+  trial = study.shown(db, rater, request.path_params['trial'])
+  side = request.path_params['side']
+  data = _find(site, trial.images[side]) if side < len(trial.images) else None
+  if data is None:
+    return JSONResponse({'error': 'this image is gone'}, 410, _HEADERS)
+  pixels = decode_image(data)
+  if trial.images[side].damaged:
+    pixels = pictures.under_noise(pixels)
+  # Pixels alone: no name, date, prompt or other mark of the file they came from.
+  return Response(
+    encode_png(pixels), media_type='image/png', headers=_HEADERS | {'Cache-Control': 'private, max-age=3600'}
   )
+
+
+def _vote(site: _Site, db: sqlite3.Connection, request: Any, fields: Fields) -> Fields:
+  rater = study.rater_of(db, request.path_params['rater'])
+  took = fields.get('milliseconds')
+  took = took if isinstance(took, int) and 0 <= took < 1 << 31 else None
+  study.vote(db, rater, str(fields.get('trial', '')), str(fields.get('answer', '')), took)
+  return {'saved': True}
+
+
+def _undo(site: _Site, db: sqlite3.Connection, request: Any, fields: Fields) -> Fields:
+  return {'undone': study.undo(db, study.rater_of(db, request.path_params['rater']))}
 
 
 async def _fields(request: Any) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class Attention(nn.Module):
     """Attends.
 
     Args:
-      x: tokens that ask.
+      x: tokens of the queries.
       context: tokens that are attended to; None for `x`.
       angles: rotary angles of the tokens, for self-attention (layers/rope.py).
       mask: True where a query may attend to a key; the keys are the context's, then those of `joined`. Each query needs
@@ -215,7 +215,7 @@ def attention_weights(
 def xla_attention(
   q: Array, k: Array, v: Array, mask: Array | None = None, bias: Array | None = None, *, scale: float | None = None
 ) -> Array:
-  """Eq. 1 as two einsums: what runs where no fused kernel does."""
+  """Eq. 1 as two einsums, used where no fused kernel is."""
   return _mix(attention_weights(q, k, mask, bias, scale=scale), v)
 
 
@@ -257,7 +257,7 @@ def unfused() -> Iterator[None]:
 
 
 class _Task(NamedTuple):
-  """What a kernel is to do on one device.
+  """The work of a kernel on one device.
 
   Attributes:
     dtype: dtype of queries, keys and values.

@@ -5,7 +5,7 @@ Rows 2i and 2i + 1 of a batch are a source and its target. With M the weights of
   M' = scale (blend (M* mapping) + (1 - blend) M)                                    (1)    attention to the prompt
   M' = blend M* + (1 - blend) M                                                      (2)    self-attention
 
-`mapping` tells which token of the source's prompt stands for which of the target's, `blend` how much of the source is
+`mapping` maps tokens of the source's prompt to those of the target's, `blend` says how much of the source is
 kept, per token, and `scale` makes a token count more or less. Where text and image share one softmax (MMDiT), the rows
 of the image's tokens are edited, Eq. 1 in the text's columns, Eq. 2 in the image's own, and divided by their sum before
 the scale, so that they stay weights. Hertz et al. 2022, "Prompt-to-Prompt Image Editing with
@@ -34,7 +34,7 @@ class Edit(NamedTuple):
 
 
 class Edits(NamedTuple):
-  """What `cond['attention_edit']` is: the edit of a network's attention to the prompt, and of its self-attention."""
+  """The value of `cond['attention_edit']`: edits of a network's attention to the prompt, and of its self-attention."""
 
   prompt: Edit | None = None
   itself: Edit | None = None

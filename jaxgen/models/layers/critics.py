@@ -64,5 +64,5 @@ class MinibatchDiscrimination(nn.Module):
 
 
 def label_projection(x: Float[Array, 'b d'], label: Array, embedding: Array) -> Float[Array, ' b']:
-  """<x, embedding of the label> / sqrt(d), what a conditional discriminator adds up to (Miyato and Koyama 2018)."""
+  """<x, embedding of the label> / sqrt(d), the conditional term of a discriminator (Miyato and Koyama 2018)."""
   return jnp.sum(x * jnp.asarray(embedding)[label], axis=-1) * jax.lax.rsqrt(jnp.float32(x.shape[-1]))

@@ -1,4 +1,4 @@
-"""Rematerialisation policies by name: what a block keeps of its forward pass for its backward pass.
+"""Rematerialisation policies by name: which results of the forward pass a block keeps for its backward pass.
 
 From the fastest to the smallest: none keeps everything; dots keeps the products with weights, and computes again what
 is cheap, biases and attention; offload keeps the same in the memory of the host; full keeps the block's input.
