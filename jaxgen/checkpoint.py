@@ -38,7 +38,7 @@ PARTS = ('params', 'ema', 'opt_state', 'extra')
 MODEL = ('params', 'ema', 'extra')
 _FORMER_EDM = re.compile(r'(block\d+|up|down|in\d)/(norm2|qkv|proj)/')  # these are in `attention/` now
 _SENT = ('float32', 'bfloat16', 'float16', 'int32', 'uint32')  # dtypes that a sum preserves
-_COMMIT_FILES = ('commit_success.txt', '_CHECKPOINT_METADATA')  # Orbax writes them after the digests
+COMMIT_FILES = ('commit_success.txt', '_CHECKPOINT_METADATA')  # Orbax writes them after the digests
 
 
 class Policy(NamedTuple):
@@ -139,7 +139,7 @@ class Checkpoints:
     full = 'No space left' in str(error)
     advice = 'the disk is full: free some space' if full else 'see the cause above'
     return CheckpointError(
-      f'a checkpoint (last asked for: step {step}) could not be saved in {self.directory}: {_first_line(error)}; '
+      f'a checkpoint (last asked for: step {step}) could not be saved in {self.directory}: {first_line(error)}; '
       f'{advice} and start again, the run goes on {self.resume_message()}'
     )
 
@@ -147,7 +147,7 @@ class Checkpoints:
     """Called by the first process, in the background, between the last file of a checkpoint and its commit."""
     if not in_bucket(self.directory):
       for folder in pathlib.Path(self.directory).glob(f'{self._saving}.*tmp*'):
-        digests.write(folder, without=_COMMIT_FILES)
+        digests.write(folder, without=COMMIT_FILES)
 
   def recover(self) -> int | None:
     """The newest step whose digests match; None without checkpoints.
@@ -300,15 +300,15 @@ class Checkpoints:
     folder = self.directory / str(step)
     if digests.is_passing(error):
       return CheckpointError(
-        f'checkpoint {folder} could not be read ({_first_line(error)}), tried {len(digests.WAITS) + 1} times; this is '
+        f'checkpoint {folder} could not be read ({first_line(error)}), tried {len(digests.WAITS) + 1} times; this is '
         'no damage and nothing was changed: see to the disk or its permissions and start again'
       )
     if step in self._checked:
       return CheckpointError(
-        f'checkpoint {folder} could not be restored ({_first_line(error)}), although its files are as they were '
+        f'checkpoint {folder} could not be restored ({first_line(error)}), although its files are as they were '
         'written; use the jaxgen and the machine that made it, or another --workdir'
       )
-    return CheckpointError(self._damaged(step, _first_line(error)))
+    return CheckpointError(self._damaged(step, first_line(error)))
 
   def _damaged(self, step: int, wrong: str) -> str:
     older = [s for s in self.steps() if s < step]
@@ -372,6 +372,6 @@ def _name(path: Sequence[Any]) -> str:
   return jax.tree_util.keystr(tuple(path), simple=True, separator='/')
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
   text = str(error).strip() or type(error).__name__
   return text.splitlines()[0][:200]

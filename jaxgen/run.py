@@ -1,5 +1,6 @@
 """A run: the values that do not change from its first step to its last, and how it saves, evaluates, meets and ends."""
 
+import functools
 import os
 import signal
 import time
@@ -20,6 +21,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.frozen import frozen
 from jaxgen.goodput import Goodput
 from jaxgen.image_grid import grid, save_png
+from jaxgen.local_checkpoints import LocalCheckpoints
 from jaxgen.profiling import Tracer
 from jaxgen.signals import EXIT_CODES, Signals, leave
 from jaxgen.train_state import TrainState
@@ -48,6 +50,7 @@ class Run(NamedTuple):
     watchdog: watches the main thread's progress.
     goodput: measures where the time goes.
     tracer: traces steps, if asked for.
+    local: local checkpoints, if asked for.
   """
 
   workdir: epath.Path
@@ -61,6 +64,44 @@ class Run(NamedTuple):
   watchdog: Watchdog
   goodput: Goodput
   tracer: Tracer
+  local: LocalCheckpoints | None = None
+
+
+class Newest(NamedTuple):
+  """The checkpoint that a run goes on from.
+
+  Attributes:
+    step: its step.
+    folder: where it is.
+    identity: reads the identity of the run that made it.
+    restore: reads it, in the shapes and shardings of an abstract state.
+  """
+
+  step: int
+  folder: os.PathLike
+  identity: Callable[[], Mapping[str, Any]]
+  restore: Callable[[TrainState], TrainState]
+
+
+def newest(
+  checkpoints: Checkpoints, local: LocalCheckpoints | None, abstract: Callable[[int], TrainState]
+) -> Newest | None:
+  """The newest whole checkpoint of the run's folder and of the local disks.
+
+  Args:
+    checkpoints: those of the run's folder.
+    local: those of the local disks, if there are any.
+    abstract: shapes and shardings of the state at a step.
+  """
+  step = checkpoints.recover()
+  nearer = local.recover(abstract, after=-1 if step is None else step) if local else None
+  if local and nearer is not None:
+    read = functools.partial(local.identity, nearer)
+    return Newest(nearer, local.directory, read, functools.partial(local.restore, step=nearer))
+  if step is None:
+    return None
+  folder = checkpoints.directory.parent
+  return Newest(step, folder, checkpoints.identity, functools.partial(checkpoints.restore, step=step))
 
 
 FROZEN = 'frozen_'  # keys of the identity that hold the hashes of frozen networks
@@ -94,6 +135,15 @@ def save(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
     run.checkpoints.save(state, identity(stage, run.record))
 
 
+def save_locally(run: Run, stage: Experiment, state: TrainState, step: int) -> None:
+  """Starts a checkpoint of each process on its own disk; the metrics up to it are written first."""
+  assert run.local is not None
+  meet(run, f'the local checkpoint of step {step}')
+  run.writer.sync()
+  with run.goodput.within('checkpoint'), run.watchdog.no_whole_state(SAVE_SECONDS):
+    run.local.save(state, identity(stage, run.record))
+
+
 def save_best(run: Run, stage: Experiment, state: TrainState, step: int, values: Mapping[str, float]) -> None:
   """Saves the model if its evaluation is the best so far; called before its values are written."""
   if not run.best.is_better(values):
@@ -114,6 +164,15 @@ def wait_for_saves(run: Run) -> None:
     run.checkpoints.wait()
     saved_by(None)
   run.signals.unsaved = False
+
+
+def close(run: Run) -> None:
+  """Ends all saves, whatever becomes of them, and writes the report."""
+  run.best.close()
+  run.checkpoints.close()
+  if run.local:
+    run.local.close()
+  write_report(run)
 
 
 def write_report(run: Run) -> None:

@@ -275,6 +275,21 @@ def axes_of(place: NamedSharding) -> list[str]:
   return [axis for entry in place.spec for axis in _as_tuple(entry)]
 
 
+def copies(place: NamedSharding) -> np.ndarray:
+  """The devices by the first axis of the mesh, which holds a whole copy of the array at each index."""
+  return place.mesh.devices
+
+
+def on_copy(place: NamedSharding, index: int) -> NamedSharding:
+  """How an array is placed on one of its copies."""
+  return NamedSharding(Mesh(place.mesh.devices[index : index + 1], place.mesh.axis_names), place.spec)
+
+
+def stacked_copies(place: NamedSharding) -> NamedSharding:
+  """How an array is placed that has the copies of another as its first dimension, each where it is."""
+  return NamedSharding(place.mesh, PartitionSpec(place.mesh.axis_names[0], *place.spec))
+
+
 def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:
   return (axes,) if isinstance(axes, str) else axes or ()
 

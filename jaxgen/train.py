@@ -22,12 +22,15 @@ from jaxgen.checkpoint import Checkpoints
 from jaxgen.destination import Destination
 from jaxgen.experiment import Experiment, as_stages, stage_of
 from jaxgen.goodput import Goodput
+from jaxgen.local_checkpoints import Local, LocalCheckpoints
 from jaxgen.optimizers import learning_rates
 from jaxgen.profiling import Profile, Tracer, memory_if_full
 from jaxgen.run import (
+  Newest,
   Run,
   RunError,
   check_identity,
+  close,
   describe,
   due,
   end_stalled,
@@ -35,14 +38,15 @@ from jaxgen.run import (
   identity,
   leave_run,
   meet,
+  newest,
   not_on_record,
   save,
+  save_locally,
   save_now,
   stall_seconds,
   wait_for_saves,
   write_data,
   write_provenance,
-  write_report,
 )
 from jaxgen.signals import Signals, listening
 from jaxgen.stage_setup import abstract_state, compile_step, first_state, place_frozen
@@ -64,6 +68,7 @@ def train(
   signals: Signals | None = None,
   profile: Profile | None = None,
   writers: Sequence[Destination] = (),
+  local: Local | None = None,
 ) -> TrainState:
   """Trains until the last step, from the newest checkpoint in `workdir` if there is one.
 
@@ -75,6 +80,7 @@ def train(
     signals: the result of `signals.listening`; by default SIGTERM and Ctrl-C are handled while this runs.
     profile: steps to trace, and a port for profilers.
     writers: other destinations of metrics and pictures, such as `destination.wandb('project')`.
+    local: local checkpoints between those of `workdir`.
 
   Returns:
     The state after the last step.
@@ -91,7 +97,7 @@ def train(
     signals = signals or stack.enter_context(listening(sigterm=not distributed.is_distributed()))
     stack.enter_context(memory_if_full(workdir))
     stages, folder = as_stages(experiment), epath.Path(workdir)
-    return _train(stages, folder, dict(record or {}), allow_changes, signals, profile or Profile(), writers)
+    return _train(stages, folder, dict(record or {}), allow_changes, signals, profile or Profile(), writers, local)
 
 
 def _train(
@@ -102,11 +108,14 @@ def _train(
   signals: Signals,
   profile: Profile,
   others: Sequence[Destination],
+  local: Local | None,
 ) -> TrainState:
   checkpoints = Checkpoints(workdir / 'checkpoints', stages[0].checkpoints)
-  start = checkpoints.recover()
-  if start is not None and not allow_changes:
-    check_identity(checkpoints.identity(), identity(stages[stage_of(stages, start)], record), workdir)
+  near = LocalCheckpoints(local, workdir) if local else None
+  found = newest(checkpoints, near, lambda step: abstract_state(stages[stage_of(stages, step)]))
+  start = found.step if found else None
+  if found and not allow_changes:
+    check_identity(found.identity(), identity(stages[stage_of(stages, found.step)], record), workdir)
   total = sum(stage.steps for stage in stages)
   for evaluator in (evaluator for stage in stages for evaluator in stage.evaluators):
     evaluator.check()
@@ -119,42 +128,40 @@ def _train(
   with writer, watchdog, contextlib.closing(tracer):
     stop = distributed.agreed_stop(signals)
     best = Best(workdir, stages[0].checkpoints.best, resumes=start is not None)
-    run = Run(workdir, record, total, writer, checkpoints, best, signals, stop, watchdog, clock, tracer)
+    run = Run(workdir, record, total, writer, checkpoints, best, signals, stop, watchdog, clock, tracer, near)
     for message in checkpoints.lost:
       writer.text(message)
     try:
-      state = train_stages(run, stages, start)
+      state = train_stages(run, stages, found)
       wait_for_saves(run)
     except BaseException as error:
-      best.close()
-      checkpoints.close()
-      write_report(run)
+      close(run)
       if isinstance(error, OSError) and error.errno == errno.ENOSPC:
         raise RunError(
           f'the disk of {workdir} is full: free some space and start again, the run goes on '
           f'{checkpoints.resume_message()}'
         ) from error
       raise
-    best.close()
-    checkpoints.close()
-    write_report(run)
+    if near:
+      near.remove()
+    close(run)
   distributed.ready('the end of the run')
   return state
 
 
-def train_stages(run: Run, stages: Sequence[Experiment], start: int | None) -> TrainState:
-  """Trains the stages that are left, from the checkpoint of step `start` if there is one."""
-  first = 0 if start is None else stage_of(stages, start)
+def train_stages(run: Run, stages: Sequence[Experiment], start: Newest | None) -> TrainState:
+  """Trains the stages that are left, from a checkpoint if there is one."""
+  first = stage_of(stages, start.step) if start else 0
   state = None
   begin = sum(stage.steps for stage in stages[:first])
   for stage in stages[first:]:
     meet(run, f'the stage from step {begin}')
     abstract = abstract_state(stage)
-    restored = functools.partial(run.checkpoints.restore, step=start) if state is None and start is not None else None
+    restored = start.restore if state is None and start else None
     with run.goodput.within('init' if restored is None else 'restore'):
       state = first_state(stage, abstract, resume=restored, previous=state)
-    if restored is not None:
-      run.writer.text(f'Going on from step {start:,} of {run.total:,} in {run.workdir}')
+    if start and restored is not None:
+      run.writer.text(f'Going on from step {start.step:,} of {run.total:,} in {start.folder}')
     run.writer.config(run.record)  # not before the checkpoint is known to be of this config
     write_provenance(run, stage)
     write_data(run, stage)
@@ -235,8 +242,9 @@ def after_step(
   if stopped:
     run.watchdog.leaves()
   saves = step % stage.checkpoints.every == 0 or step == end or stopped
+  saves_locally = run.local is not None and step % run.local.every == 0 and not saves
   evaluators = due(stage, step, run.total)
-  logs = step % stage.log_every == 0 or saves or bool(evaluators)
+  logs = step % stage.log_every == 0 or saves or saves_locally or bool(evaluators)
   if logs or step % _MEET_EVERY == 0:
     window.waited_for_others(distributed.ready(f'step {step}'))
   if logs:
@@ -245,6 +253,8 @@ def after_step(
   with window.pause():
     if saves:
       save(run, stage, state, step)
+    if saves_locally:
+      save_locally(run, stage, state, step)
     if stopped:
       leave_run(run, step)
     evaluate(run, evaluators, stage, state, frozen, step)

@@ -5,23 +5,30 @@ averages, metrics and sample grids are compared, byte by byte, with those of a r
 one another until there were KILLS kills. With a tally the result is appended to a file, whose sum is printed: a
 campaign goes on over several sittings.
 
-Lives are forks of one process that has imported all and touched no device, and share compiled programs, so one takes
-about a second. A kill is of one of three kinds, by what it left on the disk: before the first checkpoint, while a
-checkpoint was being written (its temporary folder is there), and at another moment.
+Lives are forks of one process that has imported what the first of them did and touched no device, and share compiled
+programs, so one takes a second of a processor. A moment is a random number of files that the life has opened for
+writing, renamed or deleted in its folder, and a random while after that, so that a busy machine does not move it. A
+kill is of one of three kinds, by what it left on the disk: before the first checkpoint, while a checkpoint was being
+written (its temporary folder is there), and at another moment.
 """
 
 import argparse
+import contextlib
+import functools
 import hashlib
+import importlib
 import json
 import os
 import pathlib
 import random
+import select
 import shutil
 import signal
 import sys
 import tempfile
 import time
 import traceback
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -34,7 +41,10 @@ from jaxgen.train import train
 from tests import toys
 
 STEPS = 24
+_SHARE = 0.4  # a life is killed within this share of the changes that a whole run makes
+_AFTER = 0.2  # seconds after a change, at most
 KINDS = ('before the first checkpoint', 'in a save', 'later')
+_CHANGES = {'open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.truncate'}
 _TIMES = {'step_seconds', 'images_per_second', 'input_wait', 'host_memory_gib', 'goodput', 'grid/seconds'}
 
 
@@ -50,9 +60,10 @@ def _live(workdir: pathlib.Path, steps: int) -> None:
   """One life: trains to the end, and leaves a digest of all that came out."""
   jax.config.update('jax_compilation_cache_dir', str(workdir.parent / 'compilation'))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+  jax.config.update('jax_default_prng_impl', 'rbg')  # it is lowered sooner than threefry
   mesh = sharding.make_mesh()
   experiment = toys.experiment(
-    steps=steps, mesh=mesh, log_every=1, checkpoints=Policy(every=3, keep=2), evaluators=(Evaluator('grid', 4, _grid),)
+    steps=steps, mesh=mesh, log_every=1, checkpoints=Policy(every=4, keep=2), evaluators=(Evaluator('grid', 3, _grid),)
   )
   state = jax.device_get(train(experiment, workdir))
   digest = hashlib.sha256()
@@ -63,19 +74,35 @@ def _live(workdir: pathlib.Path, steps: int) -> None:
   for path in sorted((workdir / 'samples').iterdir()):
     digest.update(path.name.encode() + path.read_bytes())
   (workdir / 'digest').write_text(digest.hexdigest())
+  (workdir / 'modules').write_text('\n'.join(sys.modules))
 
 
-def _fork(workdir: pathlib.Path, steps: int) -> int:
+class _Life(NamedTuple):
+  """A fork that trains.
+
+  Attributes:
+    child: its process.
+    changes: a pipe that brings one byte for each change that it makes in its folder.
+  """
+
+  child: int
+  changes: int
+
+
+def _fork(workdir: pathlib.Path, steps: int) -> _Life:
   """Starts a life; its output goes to a file of the run."""
+  read, write = os.pipe()
   child = os.fork()
   if child:
-    return child
+    os.close(write)
+    return _Life(child, read)
   code = 1
   try:
     workdir.mkdir(exist_ok=True)
     log = os.open(workdir / 'log.txt', os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(log, 1)
     os.dup2(log, 2)
+    sys.addaudithook(functools.partial(_tell, os.fspath(workdir), write))
     _live(workdir, steps)
     code = 0
   except BaseException:
@@ -85,54 +112,71 @@ def _fork(workdir: pathlib.Path, steps: int) -> int:
     os._exit(code)
 
 
-def _ended(child: int, seconds: float) -> int | None:
-  """The exit code of a life that ended within these seconds; None for one that was killed."""
-  end = time.monotonic() + seconds
-  while time.monotonic() < end:
-    done, status = os.waitpid(child, os.WNOHANG)
-    if done:
-      return os.waitstatus_to_exitcode(status)
-    time.sleep(0.002)
-  os.kill(child, signal.SIGKILL)
-  _, status = os.waitpid(child, 0)
+def _tell(workdir: str, pipe: int, event: str, args: tuple) -> None:
+  """An audit hook: tells of each change of a file or folder below `workdir`."""
+  if event not in _CHANGES or (event == 'open' and not args[2] & (os.O_WRONLY | os.O_RDWR | os.O_CREAT)):
+    return
+  if isinstance(args[0], str | os.PathLike) and os.fspath(args[0]).startswith(workdir):
+    os.write(pipe, b'.')
+
+
+def _ended(life: _Life, changes: float, after: float = 0.0) -> int | None:
+  """The exit code of a life that ended before it made so many changes; None for one that was killed."""
+  seen = 0
+  while seen < changes and (got := os.read(life.changes, 1)):  # nothing comes from one that has ended
+    seen += len(got)
+  if seen >= changes:
+    select.select([], [], [], after)
+    os.kill(life.child, signal.SIGKILL)
+  os.close(life.changes)
+  _, status = os.waitpid(life.child, 0)
   code = os.waitstatus_to_exitcode(status)
   return None if code == -signal.SIGKILL else code  # it ended before it was killed
 
 
-def _kind(workdir: pathlib.Path) -> str:
-  """What a kill left."""
-  found = [path.name for path in (workdir / 'checkpoints').glob('*')]
-  if any('tmp' in name for name in found):
+def _kind(workdir: pathlib.Path, before: set[str]) -> str:
+  """What the kill of a life left, that began with the checkpoints `before`."""
+  found = _checkpoints(workdir)
+  if any('tmp' in name for name in found - before):
     return 'in a save'
   return 'later' if any(name.isdecimal() for name in found) else 'before the first checkpoint'
 
 
-def _whole(workdir: pathlib.Path, steps: int) -> float:
-  """A run that is never killed; returns its seconds."""
-  began = time.monotonic()
-  code = _ended(_fork(workdir, steps), 3600)
+def _checkpoints(workdir: pathlib.Path) -> set[str]:
+  return {path.name for path in (workdir / 'checkpoints').glob('*')}
+
+
+def _whole(workdir: pathlib.Path, steps: int) -> int:
+  """A run that is never killed; returns the number of changes that it made in its folder."""
+  life, changes = _fork(workdir, steps), 0
+  while got := os.read(life.changes, 4096):
+    changes += len(got)
+  code = _ended(life, float('inf'))
   assert code == 0, (workdir / 'log.txt').read_text()[-3000:]
-  return time.monotonic() - began
+  return changes
 
 
 def campaign(kills: int, seed: int, steps: int, folder: pathlib.Path, limit: float = float('inf')) -> dict[str, int]:
   """Counts of kills, of runs that reached their end, and of those that ended otherwise than the whole one."""
   moments, tally = random.Random(seed), dict.fromkeys(('kills', *KINDS, 'runs', 'different', 'failed'), 0)
-  _whole(folder / 'whole', steps)
-  seconds = _whole(folder / 'again', steps)  # with compiled programs, as all that follow
+  changes = _whole(folder / 'whole', steps)
+  for module in (folder / 'whole' / 'modules').read_text().splitlines():
+    with contextlib.suppress(ImportError):  # of modules that others have made by hand
+      importlib.import_module(module)
   wanted = (folder / 'whole' / 'digest').read_text()
   began = time.monotonic()
   while tally['kills'] < kills and time.monotonic() - began < limit:
     workdir = folder / f'run{tally["runs"]}'
     code = None
     while code is None:
-      left, started = kills - tally['kills'], time.monotonic()
-      code = _ended(_fork(workdir, steps), moments.uniform(0, 1.1 * seconds) if left else 3600)
-      if code == 0:  # the machine may have become faster
-        seconds = min(seconds, 2 * (time.monotonic() - started))
+      kills_it = tally['kills'] < kills
+      # As many among the first ten changes, before the first save, as among the next hundred.
+      moment = (_SHARE * changes) ** moments.random() if kills_it else float('inf')
+      before = _checkpoints(workdir)
+      code = _ended(_fork(workdir, steps), moment, moments.uniform(0, _AFTER))
       if code is None:
         tally['kills'] += 1
-        tally[_kind(workdir)] += 1
+        tally[_kind(workdir, before)] += 1
     tally['runs'] += 1
     same = code == 0 and (workdir / 'digest').read_text() == wanted
     tally['failed'] += code != 0

@@ -3,6 +3,7 @@
 import os
 import pathlib
 import re
+import shutil
 import signal
 import socket
 import subprocess
@@ -234,6 +235,35 @@ def test_data_that_do_not_come_on_one_process_end_all_with_its_name(tmp_path):
     assert re.search(
       r"1 of 2 processes did not come to 'step 6' within 15 s .*: process 1 \(.+\), last at", process.stderr
     )
+
+
+@pytest.mark.slow
+def test_local_checkpoints_of_two_processes_are_read_sent_or_left(whole, tmp_path):
+  """Process 1 dies at step 7; then both machines have their disks, or one has a new one, or both have."""
+  disk = tmp_path / 'disk'
+  local = {'LOCAL_CHECKPOINTS': str(disk), 'JAXGEN_HEARTBEAT_SECONDS': '10'}
+  assert _codes(_run(tmp_path, END, 2, 'kill', **local))[1] == -9
+  assert Checkpoints(tmp_path / 'checkpoints').latest() == 4
+  token = next(disk.iterdir())
+  names = ('process_0', 'process_1')
+  steps = {name: {int(path.name) for path in (token / name).iterdir() if path.name.isdecimal()} for name in names}
+  both = steps[names[0]] & steps[names[1]]
+  assert 6 in both
+  cases = (((), max(both)), (names[1:], max(steps[names[0]])), (names[:1], max(steps[names[1]])), (names, 4))
+  for lost, step in cases:
+    workdir = tmp_path / f'without_{len(lost)}_{"".join(lost)}'
+    shutil.copytree(tmp_path / 'checkpoints', workdir / 'checkpoints')
+    for name in ('metrics.jsonl', 'protocols.json', 'goodput.json', 'local_checkpoints.json', 'home'):
+      copy = shutil.copytree if (tmp_path / name).is_dir() else shutil.copy
+      copy(tmp_path / name, workdir / name)
+    shutil.copytree(disk, workdir / 'disk')
+    for name in lost:
+      shutil.rmtree(workdir / 'disk' / token.name / name)
+    done = _run(workdir, END, 2, LOCAL_CHECKPOINTS=str(workdir / 'disk'))
+    assert _codes(done) == [0, 0], done[0].stderr[-3000:]
+    assert f'Going on from step {step} of {END}' in done[0].stdout
+    _same_values(workdir, whole[0], END)
+    assert not list((workdir / 'disk').iterdir())
 
 
 ONE_READS = """

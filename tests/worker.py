@@ -3,6 +3,7 @@
 WHAT happens in process 1, at step 5: `term` it is told to stop, `interrupt` by Ctrl-C, `kill` it dies, `fail` its
 data ends, `late` its data does not come. `kill_first` is for process 0; with `term_look` it is told to
 stop while all of them evaluate.
+With LOCAL_CHECKPOINTS every process keeps a checkpoint of each step in that folder.
 `kill_features=N` is for a single process, which dies over the Nth batch of images that it extracts features of.
 """
 
@@ -104,7 +105,7 @@ class _Batches:
     self.close = batches.close
 
   def __next__(self):
-    if self._step == STEP:
+    if self._step == STEP + 2 * ('LOCAL_CHECKPOINTS' in os.environ):  # each save waits for the one before
       _happen(self._what)
     elif self._step > STEP and self._what in ('term', 'interrupt'):
       time.sleep(0.5)  # the notice takes a moment to go round
@@ -114,6 +115,7 @@ class _Batches:
 
 def main() -> None:
   distributed.start()
+  from jaxgen.local_checkpoints import Local
   from jaxgen.train import train
 
   workdir, steps, what = sys.argv[1], int(sys.argv[2]), ''.join(sys.argv[3:])
@@ -125,7 +127,8 @@ def main() -> None:
   elif what and jax.process_index() == (0 if what == 'kill_first' else 1):
     stage = stage._replace(data=_Data(stage.data, what))
   try:
-    train(stage, workdir)
+    disk = os.environ.get('LOCAL_CHECKPOINTS')
+    train(stage, workdir, local=Local(disk, 1) if disk else None)
   except distributed.Preempted as stopped:
     sys.exit(stopped.exit_code)
   except distributed.Interrupted:

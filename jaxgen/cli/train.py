@@ -44,6 +44,15 @@ def main(argv: list[str]) -> int:
       f'--init-{kind}', metavar='PATTERN', action='append', default=[], help=f'{what}; may be repeated'
     )
   parser.add_argument(
+    '--local-checkpoints',
+    metavar='PATH',
+    help='a folder on a disk of each machine, where every process keeps checkpoints of its own, which are read first '
+    'when the run goes on; with rare ones in the workdir (--config.checkpoint.every)',
+  )
+  parser.add_argument(
+    '--local-every', type=int, default=100, metavar='STEPS', help='steps between two of those (default: 100)'
+  )
+  parser.add_argument(
     '--profile', type=int, default=0, metavar='STEPS', help='trace this many steps, for xprof, in the folder profile/'
   )
   parser.add_argument('--profile-port', type=int, metavar='PORT', help='port at which profilers may ask for a trace')
@@ -67,6 +76,7 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   from jaxgen.checkpoint import newest_step
   from jaxgen.experiment import as_stages
   from jaxgen.init_from import InitFrom
+  from jaxgen.local_checkpoints import Local
   from jaxgen.profiling import Profile
   from jaxgen.train import train
 
@@ -92,6 +102,7 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
       signals=signals,
       profile=Profile(args.profile, args.profile_port),
       writers=writers,
+      local=Local(args.local_checkpoints, args.local_every) if args.local_checkpoints else None,
     )
   except distributed.Preempted as stopped:
     print(f'jaxgen: {stopped}', file=sys.stderr)
