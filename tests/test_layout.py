@@ -24,6 +24,7 @@ LEVELS = [
     'ema',
     'optimizers',
     'checkpoint',
+    'local_checkpoints',
     'best',
     'model_folder',
     'destination',
