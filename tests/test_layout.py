@@ -51,6 +51,7 @@ LEVELS = [
   {
     'experiment',
     'config_parts',
+    'text_parts',
     'stage_setup',
     'run',
     'train',

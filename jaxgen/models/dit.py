@@ -19,7 +19,6 @@ Eq. 6: Zhang and Sennrich 2019. Eq. 7: Shazeer 2020. `rope`: `layers/rope.py`. `
 Transformers Need Registers". `bottleneck`: Li and He 2025, "Back to Basics: Let Denoising Generative Models Denoise".
 """
 
-import itertools
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -34,7 +33,7 @@ from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
 from jaxgen.models.layers.resample import depth_to_space, space_to_depth
 from jaxgen.models.layers.rope import Angles, angles_2d
-from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
+from jaxgen.models.layers.stack import TRANSFORMER_RULES, in_segments, stack
 from jaxgen.typing import Array, Cond, Float
 
 _TIME_FEATURES = 256
@@ -163,19 +162,20 @@ class DiT(nn.Module):
     """The stack, in segments that end where tokens leave or are routed."""
     options = {'qk_norm': self.qk_norm, 'rms_norm': self.rms_norm, 'swiglu': self.swiglu}
     block = partial(Block, self.heads, self.mlp_ratio, self.dtype, **options)
-    run = partial(stack, self, block, depth=self.depth, remat=self.remat)
-    first, last = self.route if self.route and 'kept' in cond else (self.depth, self.depth)
-    stops = sorted({0, *self.hidden, first, last, self.depth})
-    for start, stop in itertools.pairwise(stops):
-      if first <= start < last:
-        kept, images = cond['kept'], jnp.arange(len(x))[:, None]  # b m, b 1
-        some = angles if angles is None else angles[kept]
-        x = x.at[images, kept].set(run(x[images, kept], c, some, start=start, stop=stop))
-      else:
-        x = run(x, c, angles, start=start, stop=stop)
-      if stop in self.hidden and not self.is_initializing():
-        self.sow('hidden', f'depth_{stop}', x)
-    return x
+
+    def run(x: Array, kept: Array | None, **part: Any) -> Array:
+      some = angles if angles is None or kept is None else angles[kept]
+      return stack(self, block, x, c, some, depth=self.depth, remat=self.remat, **part)
+
+    return in_segments(
+      run,
+      x,
+      depth=self.depth,
+      hidden=() if self.is_initializing() else self.hidden,
+      route=self.route,
+      kept=cond.get('kept'),
+      leave=lambda depth, x: self.sow('hidden', f'depth_{depth}', x),
+    )
 
 
 def dit(

@@ -32,7 +32,7 @@ from jaxgen.models.layers.embedding import sincos_at
 from jaxgen.models.layers.image_prompt import ImagePrompt, decoupled, of_blocks
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy
-from jaxgen.models.layers.stack import stack
+from jaxgen.models.layers.stack import in_segments, stack
 from jaxgen.models.mmdit import PooledEmbedding
 from jaxgen.typing import Array, Bool, Cond, Float
 
@@ -64,6 +64,7 @@ class PixArt(nn.Module):
     mlp_ratio: hidden width of the MLPs, in widths.
     dtype: dtype of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
+    hidden, route: as in DiT.
   """
 
   patch: int
@@ -80,6 +81,8 @@ class PixArt(nn.Module):
   mlp_ratio: int = 4
   dtype: Any = jnp.float32
   remat: Policy = None
+  hidden: tuple[int, ...] = ()
+  route: tuple[int, int] | None = None
 
   @nn.compact
   def __call__(
@@ -119,8 +122,21 @@ class PixArt(nn.Module):
     edits: Any = cond.get('attention_edit', _NO_EDITS)
     image = of_blocks(cond, self.depth)
     shared = (m, text, cond.get('text_mask'), edits, None if image is None else image.tokens)
-    scales = None if image is None else image.scale
-    x = stack(self, block, x, *shared, depth=self.depth, each=scales, remat=self.remat)
+
+    def run(x: Array, kept: Array | None, *, start: int, stop: int) -> Array:
+      scales = None if image is None or image.scale is None else image.scale[start:stop]
+      part = {'depth': self.depth, 'each': scales, 'start': start, 'stop': stop}
+      return stack(self, block, x, *shared, remat=self.remat, **part)
+
+    x = in_segments(
+      run,
+      x,
+      depth=self.depth,
+      hidden=() if self.is_initializing() else self.hidden,
+      route=self.route,
+      kept=cond.get('kept'),
+      leave=lambda depth, x: self.sow('hidden', f'depth_{depth}', x),
+    )
     table = self.param('table', nn.initializers.normal(self.width**-0.5), (2, self.width), jnp.float32)
     shift, scale = jnp.unstack((table[None] + e[:, None])[:, :, None].astype(self.dtype), axis=1)  # Eq. 7
     channels *= 1 + self.learn_sigma

@@ -122,6 +122,22 @@ class Objective(NamedTuple):
   networks: Mapping[str, nn.Module] = {}
 
 
+def denoising_of(objective: Objective) -> Denoising:
+  """The parts of an objective's sampling, of one that goes on from a trained denoiser."""
+  if objective.denoising is None:
+    raise ValueError('this objective has no denoiser, from which a model could be trained on')
+  return objective.denoising
+
+
+def trained_names(objective: Objective) -> tuple[str, ...]:
+  """The keys of the parameters that an objective of one phase trains."""
+  if len(objective.phases) != 1:
+    raise ValueError(
+      f'{len(objective.phases)} phases cannot be trained on as one; wanted an objective of a single phase'
+    )
+  return objective.phases[0].keys
+
+
 def sampled(d: Denoising) -> SampleFn:
   """Images from noise: what `Objective.sample` is."""
 

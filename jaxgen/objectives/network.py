@@ -28,11 +28,30 @@ class Network(NamedTuple):
     variables: Any = self.net.init(key, jnp.zeros((1, *shape)), jnp.zeros(1), like, train=False)
     return variables['params']
 
-  def apply(self, params: dict[str, Any], **kwargs: Any) -> Apply:
-    """The network with its parameters; `kwargs` are `train` and `rngs`."""
+  def apply(self, params: dict[str, Any], *, hidden: dict[str, Any] | None = None, **kwargs: Any) -> Apply:
+    """The network with its parameters.
+
+    Args:
+      params: trees by name, of which 'net' is its own.
+      hidden: a dictionary that the network's collection 'hidden' is put into as it is traced, if it is given.
+      kwargs: `train` and `rngs`.
+    """
 
     def apply(x: Array, network_time: Array, cond: Cond) -> Array:
-      output: Any = self.net.apply({'params': params['net']}, x, network_time, cond, **kwargs)
+      variables = {'params': params['net']}
+      if hidden is None:
+        output: Any = self.net.apply(variables, x, network_time, cond, **kwargs)
+        return output
+      output, left = self.net.apply(variables, x, network_time, cond, mutable=['hidden'], **kwargs)
+      hidden.update(left['hidden'])
       return output
 
     return apply
+
+  def tokens(self, params: dict[str, Any], shape: tuple[int, ...], cond: dict[str, Any]) -> dict[str, Any]:
+    """The collection 'hidden', for its shapes."""
+    like, left = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), cond), {}
+    self.apply(params, train=False, hidden=left)(jnp.zeros((1, *shape)), jnp.zeros(1), like)
+    if not left:
+      raise ValueError('the network lets no tokens out; say after which block, hidden=(2,)')
+    return left

@@ -12,6 +12,7 @@ parameters: a scan copies what the forward pass keeps in and out of stacked arra
 reassociation; docs/results.md has the times. The platform is that of the mesh in sight, as for attention.
 """
 
+import itertools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -22,7 +23,7 @@ from jax import lax
 
 from jaxgen import sharding
 from jaxgen.models.layers.remat import Policy
-from jaxgen.typing import MakeModule
+from jaxgen.typing import Array, Float, Int, MakeModule
 
 # (params, keys, x, shared, inputs) of one block -> x, and what it sowed
 _Run = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
@@ -111,6 +112,39 @@ def stack(
     before = module.get_variable(kind, name)
     whole = kept[kind] if before is None else jax.tree.map(lambda *parts: jnp.concatenate(parts), before, kept[kind])
     module.put_variable(kind, name, whole)
+  return x
+
+
+def in_segments(
+  run: Callable[..., Any],
+  x: Float[Array, 'b l d'],
+  *,
+  depth: int,
+  hidden: Sequence[int] = (),
+  route: tuple[int, int] | None = None,
+  kept: Int[Array, 'b m'] | None = None,
+  leave: Callable[[int, Array], Any] = lambda depth, x: None,
+) -> Float[Array, 'b l d']:
+  """Runs a stack of `depth` blocks in segments that end where tokens leave or are routed.
+
+  Args:
+    run: `(x, kept, start=, stop=) -> x`, `stack` with its block; `kept` is None for all tokens.
+    x: the tokens.
+    depth: number of blocks.
+    hidden: depths after which `leave(depth, x)` is given the tokens.
+    route: blocks (start, stop) that see the tokens `kept` alone, if they are given; the others pass by.
+    kept: numbers of those tokens.
+    leave: takes the tokens.
+  """
+  first, last = route if route and kept is not None else (depth, depth)
+  images = jnp.arange(len(x))[:, None]
+  for start, stop in itertools.pairwise(sorted({0, *hidden, first, last, depth})):
+    if first <= start < last:
+      x = x.at[images, kept].set(run(x[images, kept], kept, start=start, stop=stop))
+    else:
+      x = run(x, None, start=start, stop=stop)
+    if stop in hidden:
+      leave(stop, x)
   return x
 
 

@@ -10,12 +10,14 @@ If the parameterisation learns a variance, the bound of objectives/diffusion/vlb
 
   (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
 
+Another loss may stand beside Eq. 1, on tokens of the network that leave on the way, such as REPA's (`beside`).
+
 Conditions, and how they are dropped for classifier-free guidance: objectives/conditioning.py. Times, noise
 and drops follow from the step's key, whatever the devices the batch lies on.
 """
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -34,6 +36,20 @@ from jaxgen.samplers.sampler import Guide, Sampler
 from jaxgen.typing import Array, Batch, Float, Key, Metrics
 
 
+class Beside(NamedTuple):
+  """A loss on tokens that the network lets out in the pass that Eq. 1 is taken of.
+
+  Attributes:
+    name: key of its own parameters, which are trained with the network's.
+    init: `(key, tokens, frozen, batch) -> parameters`; `tokens` and the others give shapes.
+    loss: `(parameters, tokens, frozen, batch, step) -> (loss, metrics)`; `tokens` is the network's collection 'hidden'.
+  """
+
+  name: str
+  init: Callable[[Key[Array, ''], Any, Any, Batch], Any]
+  loss: Callable[[Any, Any, Any, Batch, Array], tuple[Array, Metrics]]
+
+
 def diffusion(
   net: nn.Module,
   process: Process,
@@ -50,6 +66,7 @@ def diffusion(
   guide: Sequence[Guide] = (),
   limit: float | None = 1.0,
   noise_std: float | None = None,
+  beside: Beside | None = None,
 ) -> Objective:
   """Trains `net` to undo `process`.
 
@@ -69,6 +86,7 @@ def diffusion(
     guide: wrappers of the denoiser when sampling, the innermost first: `(classifier_free(4.0), clip(1.0))`.
     limit: samples are clipped to [-limit, limit]; None for latents.
     noise_std: standard deviation of the noise that sampling starts from; None for the process's at t = 1.
+    beside: another loss; see Beside.
   """
   conditioner.check()
   space = parameterisation(process)
@@ -92,7 +110,9 @@ def diffusion(
     eps = noise_like(x0, noise_key)
     x_t = corrupt(process, x0, eps, t)
     cond, _ = conditioner.dropped(params, frozen, batch, drop_key=drop_key, encode_key=encode_key)
-    prediction = denoiser_of(params, frozen, train=True, rngs={'dropout': dropout_key})(x_t, t, cond)
+    tokens: dict[str, Any] = {}  # filled as the network is traced
+    options = {'train': True, 'rngs': {'dropout': dropout_key}, 'hidden': None if beside is None else tokens}
+    prediction = denoiser_of(params, frozen, **options)(x_t, t, cond)
     perfect = space.predict(space.target(x0, eps, t), x_t, t)
     error = squared_error(judged, prediction, perfect, t, map_of(batch, weight_map))
     each = weighting(process, t) * error  # Eq. 1
@@ -103,6 +123,9 @@ def diffusion(
       fixed = prediction._replace(x0=jax.lax.stop_gradient(prediction.x0))
       bound = vlb_estimate(process, fixed, x0, x_t, t, weight)
       total, metrics = total + vlb_weight * bound, {**metrics, 'vlb': bound}  # Eq. 2
+    if beside is not None:
+      value, found = beside.loss(params[beside.name], tokens, frozen, batch, state.step)
+      total, metrics = total + value, {**metrics, **found}
     return total, Aux({'loss': total, **metrics}, extra)
 
   denoising = Denoising(
@@ -117,9 +140,12 @@ def diffusion(
     noise_std=noise_std,
   )
   extra = {'times': times.init()} if isinstance(times, Importance) else {}
+  names = trained(conditioner)
+  if beside is not None:
+    names = (*((names,) if isinstance(names, str) else names), beside.name)
   return Objective(
-    init=init_of(network, shape, conditioner, extra=extra),
-    phases=(Phase('diffusion', trained(conditioner), loss),),
+    init=init_of(network, shape, conditioner, extra=extra, beside=beside),
+    phases=(Phase('diffusion', names, loss),),
     sample=sampled(denoising),
     denoising=denoising,
     conditioner=conditioner,
@@ -128,7 +154,12 @@ def diffusion(
 
 
 def init_of(
-  network: Network, shape: tuple[int, ...], conditioner: Conditioner, *, extra: dict[str, Any] | None = None
+  network: Network,
+  shape: tuple[int, ...],
+  conditioner: Conditioner,
+  *,
+  extra: dict[str, Any] | None = None,
+  beside: Beside | None = None,
 ) -> InitFn:
   """`Objective.init` of one network and its conditioner.
 
@@ -137,6 +168,7 @@ def init_of(
     shape: shape of one image.
     conditioner: encodes a batch for its shapes, and adds parameters of its own.
     extra: the objective's first `extra`.
+    beside: a loss with parameters of its own.
   """
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -144,7 +176,11 @@ def init_of(
     fields = conditioner.select(batch)
     keys = jax.random.split(jax.random.key(0), len(next(iter(fields.values()))) if fields else 1)
     cond = jax.eval_shape(conditioner.encode, made, frozen, fields, keys)
-    return {'params': {'net': network.init(key, shape, cond), **made}, 'extra': dict(extra or {})}
+    params = {'net': network.init(key, shape, cond), **made}
+    if beside is not None:
+      tokens = jax.eval_shape(lambda params: network.tokens(params, shape, cond), params)
+      params[beside.name] = beside.init(jax.random.fold_in(key, 2), tokens, frozen, batch)
+    return {'params': params, 'extra': dict(extra or {})}
 
   return init
 

@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
+from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, denoising_of, trained_names
 from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.objectives.diffusion.diffusion import squared_error
 from jaxgen.objectives.preference.rollouts import Rollouts, empty_pool, put, take
@@ -136,17 +136,3 @@ def ranked(
   gap = rewards.max(1) - rewards.min(1)
   pairs = {'better': pick(rewards.argmax(1)), 'worse': pick(rewards.argmin(1)), 'gap': gap, 'fields': first}
   return pairs, {'reward': rewards.mean(), 'gap': gap.mean()}
-
-
-def denoising_of(objective: Objective) -> Denoising:
-  """The parts of an objective's sampling."""
-  if objective.denoising is None:
-    raise ValueError('preferences train a model that denoises; this objective has no denoiser')
-  return objective.denoising
-
-
-def trained_names(objective: Objective) -> tuple[str, ...]:
-  """The keys of the parameters that an objective of one phase trains."""
-  if len(objective.phases) != 1:
-    raise ValueError(f'{len(objective.phases)} phases cannot be trained by preferences; wanted a model of one')
-  return objective.phases[0].keys

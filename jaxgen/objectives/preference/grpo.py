@@ -23,8 +23,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, decoded, guided_denoiser
-from jaxgen.objectives.preference.dpo import denoising_of, trained_names
+from jaxgen.objectives.base import (
+  Aux,
+  Denoising,
+  Objective,
+  Phase,
+  decoded,
+  denoising_of,
+  guided_denoiser,
+  trained_names,
+)
 from jaxgen.objectives.preference.rewards import Reward
 from jaxgen.objectives.preference.rollouts import Rollouts, advantages
 from jaxgen.processes import posterior

@@ -22,8 +22,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxgen.objectives.base import Aux, Objective, Phase
-from jaxgen.objectives.preference.dpo import denoising_of, trained_names
+from jaxgen.objectives.base import Aux, Objective, Phase, denoising_of, trained_names
 from jaxgen.objectives.preference.rollouts import Rollouts, advantages, empty_pool, put, take
 from jaxgen.processes.process import corrupt, expand, noise_like
 from jaxgen.processes.times import TimeSampler
