@@ -42,7 +42,7 @@ from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
 from jaxgen.data.tokenizers.words import from_captions
 from jaxgen.evaluators.avatars import avatar_attributes
 from jaxgen.evaluators.generate import make_generate
-from jaxgen.experiment import Experiment
+from jaxgen.experiment import Experiment, chosen
 from jaxgen.model_folder import resolved
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.pixart import PixArt
@@ -130,7 +130,7 @@ def build(c: ConfigDict) -> Experiment:
   )
   encoder = TextEncoder(vocabulary=words.size, pad=words.pad, **c.text)
   objective = diffusion(
-    NETWORKS[c.network](**c.model),
+    chosen(NETWORKS, c.network, field='network')(**c.model),
     vp_cosine(),
     shape=data.spec['image'].shape[1:],
     parameterisation=partial(parameterisation.x0, margin=c.margin),

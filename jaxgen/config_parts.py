@@ -112,6 +112,8 @@ def latents_or_noise(c: ConfigDict, *, network: str, num_classes: int) -> tuple[
 
 def warmup_cosine(peak: float, *, warmup: int, steps: int) -> optax.Schedule:
   """A learning rate that rises linearly to `peak` and falls to 0 by a cosine; short runs warm up for half of them."""
+  if steps < 1:
+    raise ValueError(f'steps is {steps}; it must be 1 or more')
   return optax.warmup_cosine_decay_schedule(0.0, peak, warmup_steps=min(warmup, steps // 2), decay_steps=steps)
 
 

@@ -125,6 +125,8 @@ def as_stages(experiment: Experiment | Sequence[Experiment]) -> tuple[Experiment
     for name, value in counts.items():
       if value is not None and value < 1:
         raise ValueError(f'{name} is {value}; it must be 1 or more')
+    if stage.clip_norm is not None and not stage.clip_norm > 0:
+      raise ValueError(f'clip_norm is {stage.clip_norm}; it must be above 0, or None for no clipping')
     names = [evaluator.name for evaluator in stage.evaluators]
     if len(set(names)) < len(names):
       raise ValueError(f'evaluators must have different names, got {names}')

@@ -12,6 +12,7 @@ from scipy import stats
 
 from jaxgen.processes import parameterisation, posterior, times, weighting
 from jaxgen.processes.process import corrupt, expand, image_noise, log_snr, rates
+from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.processes.vp import from_betas, vp_cosine, vp_linear, vp_sigmoid, zero_terminal_snr
 from tests.analytic import PROCESSES, compiled, gaussian
 
@@ -376,6 +377,15 @@ def test_shift_scales_the_noise_to_data_ratio():
   np.testing.assert_allclose(shifted[1:-1] / (1 - shifted[1:-1]), 3 * t[1:-1] / (1 - t[1:-1]), rtol=1e-5)
   key = jax.random.key(0)
   np.testing.assert_array_equal(times.shifted(times.uniform(), 3.0)(key, 8), times.shift(times.uniform()(key, 8), 3.0))
+  for refused in (partial(times.shift, t), partial(times.shifted, times.uniform())):
+    with pytest.raises(ValueError, match='by a factor of 0; it must be above 0'):
+      refused(0.0)
+
+
+@pytest.mark.parametrize('parameterise', [parameterisation.x0, parameterisation.eps, parameterisation.velocity])
+def test_a_margin_is_within_time(parameterise):
+  with pytest.raises(ValueError, match=r'the margin is 2; it is a distance from an end of time, in \[0, 0.5\)'):
+    parameterise(rectified_flow(), margin=2.0)
 
 
 # Weightings

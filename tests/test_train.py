@@ -301,6 +301,8 @@ def test_experiments_that_cannot_run_are_refused_before_compiling(tmp_path):
     train(toys.experiment(checkpoints=Policy(every=0)), tmp_path)
   with pytest.raises(ValueError, match=r'checkpoints\.keep is 0'):
     train(toys.experiment(checkpoints=Policy(keep=0)), tmp_path)
+  with pytest.raises(ValueError, match=r'clip_norm is 0\.0; it must be above 0'):
+    train(toys.experiment(clip_norm=0.0), tmp_path)
   with pytest.raises(ValueError, match='every of look is -1; it must be 1 or more'):
     train(toys.experiment(evaluators=(_evaluator(-1),)), tmp_path)
   assert as_stages(toys.experiment(evaluators=(_evaluator(0), _evaluator(2))))[0].evaluators[0].every == 2

@@ -64,10 +64,16 @@ Parameterise = Callable[[Process], Parameterisation]  # such as `velocity`, or `
 Apply = Callable[[Array, Array, Cond], Array]  # a network with its parameters: (x_t, network_time, cond) -> output
 
 
+def _check(margin: float) -> None:
+  if not 0 <= margin < 0.5:
+    raise ValueError(f'the margin is {margin:g}; it is a distance from an end of time, in [0, 0.5)')
+
+
 def eps(process: Process, *, margin: float | None = None) -> Parameterisation:
   """The network predicts the noise (Ho et al. 2020); gives no x0 where alpha = 0."""
   if margin is None:
     margin = 0.0 if process.num_steps else MARGIN
+  _check(margin)
   if process.num_steps and not margin:
     with jax.ensure_compile_time_eval():
       if float(process.alpha(jnp.float32(1))) == 0:
@@ -82,6 +88,7 @@ def eps(process: Process, *, margin: float | None = None) -> Parameterisation:
 
 def x0(process: Process, *, margin: float = MARGIN) -> Parameterisation:
   """The network predicts the data; gives no eps where sigma = 0."""
+  _check(margin)
 
   def predict(output: Float[Array, 'b ...'], x_t: Float[Array, 'b ...'], t: Float[Array, ' b']) -> Prediction:
     a, s = _coefficients(process, jnp.maximum(t, margin), x_t)
@@ -107,6 +114,7 @@ def v(process: Process) -> Parameterisation:
 
 def velocity(process: Process, *, margin: float = MARGIN) -> Parameterisation:
   """The network predicts d x_t/dt (flow matching)."""
+  _check(margin)
 
   def inside(t: Array) -> Array:
     return jnp.clip(t, margin, 1 - margin)

@@ -62,13 +62,28 @@ def discrete(num_steps: int, *, draw: Draw = independent) -> TimeSampler:
 
 
 def shifted(times: TimeSampler, factor: float) -> TimeSampler:
-  """Another sampler's times under Eq. 6."""
+  """Another sampler's times under Eq. 6.
+
+  Raises:
+    ValueError: the factor is not positive.
+  """
+  _check(factor)
   return lambda key, batch_size: jnp.asarray(shift(times(key, batch_size), factor))
 
 
 def shift(t: Float[Array | np.ndarray, '*s'], factor: float) -> Float[Array | np.ndarray, '*s']:
-  """Eq. 6, for training times and sampling grids alike; keeps 0 and 1 where they are."""
+  """Eq. 6, for training times and sampling grids alike; keeps 0 and 1 where they are.
+
+  Raises:
+    ValueError: the factor is not positive.
+  """
+  _check(factor)
   return factor * t / (1 + (factor - 1) * t)
+
+
+def _check(factor: float) -> None:
+  if not factor > 0:
+    raise ValueError(f'times are shifted by a factor of {factor:g}; it must be above 0, and 1 leaves them as they are')
 
 
 class Importance(NamedTuple):
