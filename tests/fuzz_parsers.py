@@ -89,14 +89,14 @@ def _image(path: pathlib.Path) -> None:
   decode_image(path.read_bytes(), size=8)
 
 
-def _captions(path: pathlib.Path) -> None:
+def _captions(path: pathlib.Path, name: str = 'metadata.jsonl') -> None:
   from jaxgen.data import listing
 
   folder = path.with_suffix('')
   folder.mkdir(exist_ok=True)
-  for name in ('a.png', 'b.png'):
-    (folder / name).touch()
-  (folder / 'metadata.jsonl').write_bytes(path.read_bytes())
+  for image in ('a.png', 'b.png'):
+    (folder / image).touch()
+  (folder / name).write_bytes(path.read_bytes())
   listing.list_images(folder)
 
 
@@ -143,6 +143,11 @@ def _image_seeds() -> list[bytes]:
 def _captions_seeds() -> list[bytes]:
   lines = [{'file_name': 'a.png', 'text': 'a caption'}, {'file_name': 'b.png', 'caption': 'ünïcode "quoted"'}]
   text = ''.join(json.dumps(line, ensure_ascii=False) + '\n' for line in lines)
+  return [text.encode(), text.encode('utf-8-sig'), text.encode('utf-16')]
+
+
+def _captions_csv_seeds() -> list[bytes]:
+  text = 'file_name,text,label\r\na.png,"a ""caption"", of\ntwo lines",3\r\nb.png,ünïcode,\r\n'
   return [text.encode(), text.encode('utf-8-sig'), text.encode('utf-16')]
 
 
@@ -193,6 +198,8 @@ PARSERS = {
   'idx_gz': Parser('.gz', _idx, lambda: [gzip.compress(_IDX)]),
   'image': Parser('.png', _image, _image_seeds),
   'captions': Parser('.jsonl', _captions, _captions_seeds),
+  'captions_csv': Parser('.csv', functools.partial(_captions, name='metadata.csv'), _captions_csv_seeds),
+  'captions_txt': Parser('.txt', functools.partial(_captions, name='a.txt'), _captions_seeds),
   'zip_of_images': Parser('.zip', _zip_of_images, _zip_seeds),
   'tar': Parser('.tar', _tar, _tar_seeds),
 }

@@ -41,7 +41,7 @@ from jaxgen.train import train
 from tests import toys
 
 STEPS = 24
-_SHARE = 0.4  # a life is killed within this share of the changes that a whole run makes
+_SHARE = 0.3  # a life is killed within this share of the changes that a whole run makes
 _AFTER = 0.2  # seconds after a change, at most
 KINDS = ('before the first checkpoint', 'in a save', 'later')
 _CHANGES = {'open', 'os.mkdir', 'os.rename', 'os.remove', 'os.rmdir', 'os.truncate'}
@@ -170,8 +170,9 @@ def campaign(kills: int, seed: int, steps: int, folder: pathlib.Path, limit: flo
     code = None
     while code is None:
       kills_it = tally['kills'] < kills
-      # As many among the first ten changes, before the first save, as among the next hundred.
-      moment = (_SHARE * changes) ** moments.random() if kills_it else float('inf')
+      # Half of them among the first few changes, as it starts, and half anywhere.
+      share = moments.choice([lambda: changes ** (moments.random() - 1), moments.random])()
+      moment = 1 + _SHARE * share * changes if kills_it else float('inf')
       before = _checkpoints(workdir)
       code = _ended(_fork(workdir, steps), moment, moments.uniform(0, _AFTER))
       if code is None:

@@ -1,6 +1,9 @@
 """avatars: captions are true, held-out pairs are in no picture of train, and a killed preparation goes on."""
 
 import collections
+import threading
+from concurrent.futures import Executor, ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ from jaxgen.data import licences
 from jaxgen.data.datasets import avatars, avatars32, avatars_styles
 from jaxgen.data.datasets.avatars_captions import asked, caption
 from jaxgen.data.datasets.avatars_styles import STYLES, VOCABULARY
+from jaxgen.data.job import Job
 
 ALL = [(split, number) for split in avatars.SPLITS for number in range(36)]
 SMALL = avatars.Options(styles=('micah', 'fun-emoji'), size=32, number=20)
@@ -186,7 +190,43 @@ def test_preparation(tmp_path, monkeypatch):
   assert other.fingerprint == dataset.fingerprint
 
 
-class _Inline:
+def test_processes_of_a_job_draw_together(tmp_path, monkeypatch):
+  """Two of them draw every part once, and the files are those that one makes."""
+  drawn = []
+
+  def make(options, split, number):
+    drawn.append((split, number))
+    _, choice = avatars.record_choice(options, split, number)
+    return {'image': np.full((32, 32, 3), number, np.uint8), 'attributes': avatars.encode_words(choice.words)}
+
+  monkeypatch.setattr(avatars, '_PART', 8)
+  monkeypatch.setattr(avatars, 'versions', lambda: 'toy')
+  monkeypatch.setattr(avatars, 'provenance', lambda name: dict.fromkeys(('style', 'licence', 'author', 'source'), name))
+  monkeypatch.setattr(avatars.concurrent.futures, 'ProcessPoolExecutor', lambda *_: ThreadPoolExecutor(1))
+  made = []
+  for count in (1, 2):
+    place, barrier = tmp_path / str(count), threading.Barrier(count)
+    jobs = [Job(index, count, lambda phase, b=barrier: b.wait(60), lambda where: None) for index in range(count)]
+    recipe = avatars.recipe(SMALL, data_dir=place)._replace(
+      examples=lambda _, place=place: avatars.drawn(SMALL, make, place / f'{SMALL.name}.parts'), notes=dict
+    )
+    prepare = partial(avatars.prepare_drawn, recipe, SMALL, make, data_dir=place)
+    with ThreadPoolExecutor() as pool:
+      paths = list(pool.map(lambda job, prepare=prepare: prepare(job=job), jobs))
+    made.append({file.name: file.read_bytes() for file in paths[0].iterdir()})
+    assert len(drawn) == len(set(drawn)) == 24
+    drawn.clear()
+    assert not list(place.glob('*.parts'))
+  assert made[0] == made[1]
+
+
+def test_parts_of_a_dataset_in_a_bucket_are_in_its_mirror(tmp_path, monkeypatch):
+  monkeypatch.setenv('HOME', str(tmp_path))
+  parts = avatars.parts_folder('avatars', 'gs://mine/data')
+  assert parts == tmp_path / '.cache' / 'jaxgen' / 'buckets' / 'gs' / 'mine' / 'data' / 'avatars.parts'
+
+
+class _Inline(Executor):
   """An executor that runs each call when its result is asked for."""
 
   def __init__(self, *_):

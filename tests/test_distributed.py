@@ -313,7 +313,7 @@ def test_two_processes_prepare_the_files_that_one_prepares(tmp_path):
   for i in range(9):
     save_png(tmp_path / 'in' / f'{i}.png', np.full((8, 8, 3), 20 * i, np.uint8))
   code = (
-    'import jaxgen.data.job as j; j.Numbered.__new__.__defaults__ = (2,)\n'  # shards of two images
+    'import jaxgen.data.job as j; j.Numbered.__new__.__defaults__ = (2, ())\n'  # shards of two images
     'import sys; from jaxgen.cli import main as cli; sys.exit(cli.main())'
   )
   made = []

@@ -2,6 +2,7 @@
 
 import json
 
+import jax
 import jax.numpy as jnp
 import optax
 import pytest
@@ -10,7 +11,7 @@ from jaxgen import goodput, report
 from jaxgen.goodput import Goodput
 from jaxgen.metrics_file import read_metrics
 from jaxgen.optimizers import learning_rates
-from jaxgen.profiling import Profile
+from jaxgen.profiling import Profile, memory_if_full
 from jaxgen.train import train
 from tests import toys
 
@@ -73,6 +74,16 @@ def test_a_run_says_where_its_time_went_and_what_its_learning_rate_was(tmp_path)
   assert all(kept['seconds'][state] > 0 for state in ('init', 'compile', 'step', 'checkpoint'))
   assert '>goodput<' in report.write(tmp_path).read_text()
   assert list(tmp_path.glob('profile/**/*.xplane.pb'))
+
+
+def test_a_run_that_runs_out_of_memory_leaves_what_its_device_holds(tmp_path, capsys):
+  with pytest.raises(jax.errors.JaxRuntimeError, match='other'), memory_if_full(tmp_path):
+    raise jax.errors.JaxRuntimeError('other')
+  assert not list(tmp_path.iterdir())
+  with pytest.raises(jax.errors.JaxRuntimeError, match='RESOURCE_EXHAUSTED'), memory_if_full(tmp_path):
+    raise jax.errors.JaxRuntimeError('RESOURCE_EXHAUSTED: 8 GiB')
+  assert (tmp_path / 'memory.prof').stat().st_size
+  assert f'what it holds is in {tmp_path / "memory.prof"}' in capsys.readouterr().err
 
 
 def test_rates_of_several_networks_have_their_names():

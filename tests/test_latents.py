@@ -127,31 +127,37 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made, written, tmp
 
 def _start(place):
   arguments = ['--data', 'emoji32', '--autoencoder', place / 'ae', '--batch-size', '4', '--data-dir', place]
-  command = [sys.executable, '-m', 'jaxgen.cli.main', 'data', 'encode', *map(str, arguments)]
+  code = (
+    'import jaxgen.data.job as j; j.Numbered.__new__.__defaults__ = (64, ())\n'  # 18 shards of 64 images
+    'import sys; from jaxgen.cli import main as cli; sys.exit(cli.main())'
+  )
+  command = [sys.executable, '-c', code, 'data', 'encode', *map(str, arguments)]
   root = pathlib.Path(__file__).resolve().parents[1]
   return subprocess.Popen(command, cwd=root, env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'}, stdout=subprocess.PIPE)
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_changes_no_byte(made, tmp_path):
+  """A life ends a random while after it has begun some shards, so that a busy machine does not move the moment."""
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   for place in (whole, killed):
     pretrained.save(place / 'ae', made.net, made.params, SCALING)
   assert _start(whole).wait(timeout=600) == 0
   moments, landed = random.Random(0), []
+  partial = killed / 'emoji32_latents.partial'
   for _ in range(6):
-    process, partial = _start(killed), killed / 'emoji32_latents.partial'
-    before = len(list(partial.glob('.notes/*')))
-    while process.poll() is None and len(list(partial.glob('.notes/*'))) == before:
-      time.sleep(0.005)
-    time.sleep(moments.uniform(0, 1))
+    wanted = len(list(partial.glob('.notes/*'))) + moments.randrange(4)
+    process = _start(killed)
+    while process.poll() is None and not (
+      len(list(partial.glob('.notes/*'))) >= wanted and list(partial.glob('.emoji32_latents-train*.tmp'))
+    ):
+      time.sleep(0.002)
+    time.sleep(moments.uniform(0, 0.02))
     process.send_signal(signal.SIGKILL)
     process.communicate()
-    if process.returncode != -signal.SIGKILL:
-      break  # it was done before it was killed
+    assert process.returncode == -signal.SIGKILL  # not done before it was killed
     landed.append(len(list(partial.glob('.notes/*'))))
-  print(f'killed with {landed} shards on the disk')
-  assert landed
+  print(f'killed with {landed} shards of 18 on the disk')
   assert _start(killed).wait(timeout=600) == 0
   assert _files(killed / 'emoji32_latents') == _files(whole / 'emoji32_latents')
   assert not (killed / 'emoji32_latents.partial').exists()

@@ -332,7 +332,10 @@ def test_the_image_copies_what_is_there_and_all_that_is_installed():
   assert all((ROOT / name).exists() for name in copied)
   # What setup.py reads and ships.
   assert copied == {'setup.py', 'pyproject.toml', 'README.md', 'LICENSE', 'launch/constraints.txt', 'configs', 'jaxgen'}
-  version = re.search(r'^FROM python:3\.(\d+)', text, re.MULTILINE)[1]
+  # The base is one argument, with an exact tag; a digest may follow it.
+  assert re.findall(r'^FROM (.+)$', text, re.MULTILINE) == ['${BASE}']
+  (base,) = re.findall(r'^ARG BASE=(.+)$', text, re.MULTILINE)
+  version = re.fullmatch(r'python:3\.(\d+)\.\d+-slim-(?:bookworm|trixie)(?:@sha256:[0-9a-f]{64})?', base)[1]
   assert 11 <= int(version) <= 13
   extras = re.search(r'^ARG EXTRAS=(.+)$', text, re.MULTILINE)[1]
   assert all(f"'{extra}':" in (ROOT / 'setup.py').read_text() for extra in extras.split(','))

@@ -4,7 +4,10 @@ import io
 import json
 import pathlib
 import tarfile
+import threading
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 
 import numpy as np
 import pytest
@@ -15,7 +18,10 @@ from jaxgen.cli.config import load_config
 from jaxgen.data import sources
 from jaxgen.data.dataset import NoSuchSplit, check_record
 from jaxgen.data.datasets import webdataset
+from jaxgen.data.datasets.parquet import prepare_parquet
+from jaxgen.data.job import Job, Numbered
 from jaxgen.data.patterns import by_split, files
+from jaxgen.data.recipe import load
 from jaxgen.evaluators.samples import rows_of_classes
 
 COLOURS = [(200, 10, 10), (10, 10, 200), (10, 200, 10), (250, 250, 0)]
@@ -270,6 +276,29 @@ def test_json_beside_an_image_has_its_label_and_caption(tmp_path):
 
 
 # --- Parquet
+
+
+def test_row_groups_of_parquet_stay_together_whichever_process_reads_them(tmp_path, monkeypatch):
+  """Groups of two rows and shards of five, so that a shard begins in the middle of a group."""
+  pytest.importorskip('pyarrow')
+  rows = [f'{i} {j}' for i in range(3) for j in range(4)]
+  for i in range(3):
+    parquet_file(tmp_path / f'{i}.parquet', text=rows[4 * i : 4 * i + 4])
+  monkeypatch.setattr(Numbered.__new__, '__defaults__', (5, ()))
+  made = []
+  for count in (1, 3):
+    barrier = threading.Barrier(count)
+    jobs = [Job(index, count, lambda phase, b=barrier: b.wait(60), lambda where: None) for index in range(count)]
+    prepare = partial(prepare_parquet, str(tmp_path / '*.parquet'), size=8, data_dir=tmp_path / f'data{count}')
+    with ThreadPoolExecutor() as pool:
+      paths = list(pool.map(lambda job, prepare=prepare: prepare(job=job), jobs))
+    made.append({file.name: file.read_bytes() for file in paths[0].iterdir()})
+  assert made[0] == made[1]
+  assert sum('array_record' in name for name in made[0]) == 3
+  dataset = load(paths[0], 'train')
+  captions = [dataset.read(i)['caption'] for i in range(dataset.num_examples)]
+  assert sorted(captions) == rows != captions
+  assert {tuple(captions[i : i + 2]) for i in range(0, 12, 2)} == {tuple(rows[i : i + 2]) for i in range(0, 12, 2)}
 
 
 def test_parquet_has_the_names_of_its_labels_and_leaves_out_what_has_no_image(tmp_path):

@@ -15,6 +15,7 @@ _EXAMPLES = """examples:
   jaxgen data prepare emoji64 --source FOLDER          # where `npm pack` has put them
   jaxgen data prepare fashion_mnist --source FOLDER    # the four IDX files, also with .gz
   jaxgen data prepare image_folder --source FOLDER --size 256
+  jaxgen data prepare parquet --source 'data/*.parquet' --size 256     # for --config.dataset=parquet:data/*.parquet
   jaxgen data prepare avatars                          # 20,000 drawn pictures with captions; needs 'jaxgen[avatars]'
   jaxgen data prepare avatars --size 32 --number 8000 --styles toon-head,personas
   jaxgen data prepare avatars_pairs                    # 10,000 edits with instructions; needs 'jaxgen[avatars]'
@@ -53,7 +54,9 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--steps', type=int, help='generated, with --weights: steps of the sampler (default: 50)')
   prepare.add_argument('--batch-size', type=int, help='generated: pictures at a time (default: 64)')
   prepare.add_argument('--source', help='folder with the original files')
-  prepare.add_argument('--size', type=int, help='image_folder, avatars, icons: height and width (default: 256, 64, 64)')
+  prepare.add_argument(
+    '--size', type=int, help='image_folder, parquet, avatars, icons: height and width (default: 256, 256, 64, 64)'
+  )
   prepare.add_argument('--number', type=int, help='avatars, icons: images in train (default: 20000; all)')
   prepare.add_argument('--styles', help='avatars: names of styles with commas between them (default: twelve of them)')
   prepare.add_argument('--seed', type=int, help='avatars: seed of all choices (default: 0)')
@@ -168,7 +171,7 @@ def _prepare(args: argparse.Namespace) -> int:
 
 
 def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> Any:
-  """Prepares what `args` name: images of a folder by all processes, anything else by the one that comes first."""
+  """Prepares what `args` name, by all processes of the job where the work can be shared, else by one of them."""
   from jaxgen import data
 
   recipes = {recipe.name: recipe for recipe in _recipes()}
@@ -183,16 +186,22 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
       job=job,
       **options,
     )
+  if args.name == 'parquet':
+    from jaxgen.data.datasets.parquet import prepare_parquet
+
+    if args.source is None:
+      raise ValueError("parquet needs --source PATTERN, such as 'data/train-*.parquet'")
+    return prepare_parquet(args.source, size=256 if args.size is None else args.size, job=job, **options)
   if args.name == 'avatars':
-    return data.prepare_avatars(_avatars_options(args), **options)
+    return data.prepare_avatars(_avatars_options(args), job=job, **options)
   if args.name == 'avatars_pairs':
     from jaxgen.data.datasets import avatars_pairs
 
-    return avatars_pairs.prepare_avatars_pairs(_avatars_options(args, avatars_pairs.DEFAULT), **options)
+    return avatars_pairs.prepare_avatars_pairs(_avatars_options(args, avatars_pairs.DEFAULT), job=job, **options)
   if args.name == 'avatars_subject':
     from jaxgen.data.datasets import avatars_subject
 
-    return avatars_subject.prepare_avatars_subject(_avatars_options(args, avatars_subject.DEFAULT), **options)
+    return avatars_subject.prepare_avatars_subject(_avatars_options(args, avatars_subject.DEFAULT), job=job, **options)
   if args.name == 'generated':
     path = _generated(args, **options)
     print(f'--config.prior.dataset={path.parent.name}')
@@ -200,8 +209,8 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
   if args.name == 'icons':
     return data.prepare_icons(_icons_options(args), source=args.source, **options)
   if args.name in recipes:
-    return data.prepare(recipes[args.name], source=args.source, **options)
-  return data.prepare_tfds(args.name, **options)
+    return data.prepare(recipes[args.name], source=args.source, job=job, **options)
+  return data.prepare_tfds(args.name, job=job, **options)
 
 
 def _generated(args: argparse.Namespace, **options: Any) -> Any:

@@ -46,11 +46,14 @@ class Numbered(NamedTuple):
     num: number of originals.
     make: numbers of originals, a sequence for each shard -> the records of each of them, some or none, in order.
     shard: how many originals make a shard; small, since a shard's index is read whenever it is opened.
+    blocks: lengths of runs of originals that are read one after the other, such as the row groups of Parquet files:
+      the runs are shuffled in place of the originals. Empty where each can be read alone.
   """
 
   num: int
   make: Callable[[Sequence[Sequence[int]]], Iterator[Sequence[Record]]]
   shard: int = 8192
+  blocks: Sequence[int] = ()
 
   @property
   def shards(self) -> int:

@@ -62,9 +62,17 @@ def examples(
 
 
 def numbered(
-  pictures: Callable[[int], Picture], num: int, *, size: int | tuple[int, int], max_bad_images: int = 100
+  pictures: Callable[[int], Picture],
+  num: int,
+  *,
+  size: int | tuple[int, int],
+  max_bad_images: int = 100,
+  blocks: Sequence[int] = (),
 ) -> Numbered:
-  """As `examples`, of pictures that any process can read by number; each process may leave out `max_bad_images`."""
+  """As `examples`, of pictures that any process can read by number; each process may leave out `max_bad_images`.
+
+  With `blocks`, as of `Numbered`, it asks for the pictures of a block one after the other.
+  """
 
   def read(picture: Picture) -> tuple[Picture, Encoded | ValueError]:
     try:
@@ -87,4 +95,4 @@ def numbered(
       else:
         yield [{'image': image, **picture.fields}]
 
-  return Numbered(num, make)
+  return Numbered(num, make, blocks=blocks)

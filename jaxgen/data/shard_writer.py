@@ -5,7 +5,8 @@ places
 
   (1)  [s n / S, (s + 1) n / S)   with S = ceil(n / originals a shard)
 
-of a fixed permutation of all, so that a slice of a split is a fair sample of it. Process i of k makes the shards i,
+of a fixed permutation of all, or of the blocks that can only be read whole, so that a slice of a split is a fair sample
+of it. Process i of k makes the shards i,
 i + k, ... Each is a file that is whole or not there, with a note beside it of what it holds. So a killed writer resumes
 where it was, and the files depend neither on kills nor on the number of processes.
 
@@ -66,7 +67,8 @@ def write(
   job.meet(f'the writing of {place.name}')
   for name, split in splits.items():
     wanted = [s for s in range(job.index, split.shards, job.count) if not place.has(name, s)]
-    shards = [_originals(split, s) for s in wanted]
+    order = _order(split)
+    shards = [order(s * split.num // split.shards, (s + 1) * split.num // split.shards) for s in wanted]  # Eq. 1
     made = split.make(shards)
     for done, (s, numbers) in enumerate(zip(wanted, shards, strict=True)):
       where = f'{place.name} {name}: {done} of {len(wanted)} shards'
@@ -86,12 +88,25 @@ def _telling(made: Iterator[Sequence[Record]], num: int, job: Job, where: str) -
     yield next(made)
 
 
-def _originals(split: Numbered, s: int) -> list[int]:
-  """The numbers of a shard's originals (Eq. 1)."""
+def _order(split: Numbered) -> Callable[[int, int], list[int]]:
+  """The numbers of the originals from one place of the permutation to another."""
   import grain
 
-  order = grain.MapDataset.range(split.num).seed(0).shuffle()
-  return [cast(int, order[i]) for i in range(s * split.num // split.shards, (s + 1) * split.num // split.shards)]
+  count = len(split.blocks) or split.num
+  shuffled = grain.MapDataset.range(count).seed(0).shuffle()
+  if not split.blocks:
+    return lambda first, last: [cast(int, shuffled[i]) for i in range(first, last)]
+  order, sizes = np.array([shuffled[i] for i in range(count)]), np.asarray(split.blocks)
+  numbers = (np.cumsum(sizes) - sizes)[order]  # of the first original of each block
+  ends = np.cumsum(sizes[order])
+  begins = ends - sizes[order]
+
+  def originals(first: int, last: int) -> list[int]:
+    places = np.arange(first, last)
+    block = np.searchsorted(ends, places, side='right')
+    return (numbers[block] + places - begins[block]).tolist()
+
+  return originals
 
 
 class _Place:

@@ -30,13 +30,16 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+from etils import epath
 from jaxtyping import Int32, UInt8
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
 from jaxgen.data.datasets import avatars_styles
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, CONTRASTS, HIDES, VOCABULARY, Style, Words
 from jaxgen.data.image import on_white
-from jaxgen.data.recipe import Examples, Recipe, folder, load, prepare
+from jaxgen.data.job import ALONE, Job
+from jaxgen.data.recipe import Examples, Recipe, folder, load, opened, prepare
+from jaxgen.home import fetched, kept, mirror, remote
 
 VERSION = '1.0.0'
 SPLITS = ('train', 'test', 'seen')
@@ -113,17 +116,60 @@ def prepare_avatars(
   data_dir: str | pathlib.Path | None = None,
   progress: bool = False,
   overwrite: bool = False,
+  job: Job = ALONE,
 ) -> pathlib.Path:
-  """Draws the dataset unless it is there already; returns its folder."""
-  made = recipe(options, data_dir=data_dir)
-  path = prepare(made, data_dir=data_dir, progress=progress, overwrite=overwrite)
-  forget_parts(path, made)
+  """Draws the dataset unless it is there already; returns its folder.
+
+  The processes of a job draw it together, and the first one writes it.
+  """
+  how = {'data_dir': data_dir, 'progress': progress, 'overwrite': overwrite}
+  return prepare_drawn(recipe(options, data_dir=data_dir), options, picture, job=job, **how)
+
+
+def prepare_drawn(
+  made: Recipe,
+  options: Options,
+  make: 'Make',
+  *,
+  data_dir: str | pathlib.Path | None = None,
+  progress: bool = False,
+  overwrite: bool = False,
+  job: Job = ALONE,
+) -> pathlib.Path:
+  """Prepares what `drawn` draws, by all processes of a job; the other arguments are those of `prepare`."""
+  path = folder(made, data_dir)
+  parts = parts_folder(made.name, data_dir)
+  job.meet(f'the preparation of {made.name}')
+  wanted = overwrite or not opened(path).exists()
+  job.meet(f'a look at {path}')  # none changes it before all have looked
+  if wanted and job.count > 1:
+    _draw(options, make, parts, job)
+  path = prepare(made, data_dir=data_dir, progress=progress, overwrite=overwrite, job=job)
+  if job.index == 0:
+    there = remote(parts)
+    for place in [epath.Path(parts), *([there] if there else [])]:
+      if place.exists():
+        place.rmtree()
+  elif remote(parts):
+    shutil.rmtree(parts, ignore_errors=True)
   return path
 
 
-def forget_parts(path: pathlib.Path, made: Recipe) -> None:
-  """Deletes the part files of a dataset that is prepared at `path`."""
-  shutil.rmtree(path.parent.with_name(f'{made.name}.parts'), ignore_errors=True)
+def parts_folder(name: str, data_dir: str | pathlib.Path | None) -> pathlib.Path:
+  """The folder of a dataset's part files."""
+  return mirror(data_dir or default_data_dir()) / f'{name}.parts'
+
+
+def _draw(options: Options, make: 'Make', parts: pathlib.Path, job: Job) -> None:
+  """Draws this process's share of the part files."""
+  place = _made_by(options, make, parts)
+  every = [(split, part) for split in SPLITS for part in range(_num_parts(options, split))]
+  with _pool(place) as pool:
+    mine = [pool.submit(_make_part, options, split, make, part, place) for split, part in every[job.index :: job.count]]
+    for done, future in enumerate(concurrent.futures.as_completed(mine), 1):
+      future.result()
+      job.at(f'{done} of {len(mine)} parts of {parts.stem}')
+  job.meet(f'the parts of {parts.stem}')
 
 
 def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = None) -> Recipe:
@@ -141,7 +187,7 @@ def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = 
     raise ValueError(f'avatars have no style {(unknown or [""])[0]!r}; there are {", ".join(avatars_styles.STYLES)}')
   if options.size < 16 or options.number < 10:
     raise ValueError(f'size {options.size} and number {options.number} of avatars; want at least 16 and 10')
-  parts = pathlib.Path(data_dir or default_data_dir()).expanduser() / f'{options.name}.parts'
+  parts = parts_folder(options.name, data_dir)
   return Recipe(
     name=options.name,
     version=VERSION,
@@ -358,16 +404,20 @@ def drawn(options: Options, make: Make, parts: pathlib.Path) -> Examples:
     make: makes a record; a function of a module, so that other processes find it.
     parts: folder of the part files.
   """
-  made_by = (options, make.__qualname__, versions(), avatars_styles.STYLES)
-  parts = parts / hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]
-
-  @functools.cache
-  def pool() -> concurrent.futures.ProcessPoolExecutor:
-    """Each process needs ten seconds to start, so that all splits share them."""
-    parts.mkdir(parents=True, exist_ok=True)
-    return concurrent.futures.ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context('spawn'))
-
+  parts = _made_by(options, make, parts)
+  pool = functools.cache(lambda: _pool(parts))  # each process needs ten seconds to start, so that all splits share them
   return {split: _split(options, split, make, parts, pool) for split in SPLITS}
+
+
+def _made_by(options: Options, make: Make, parts: pathlib.Path) -> pathlib.Path:
+  """The folder of the part files that these options and packages make."""
+  made_by = (options, make.__qualname__, versions(), avatars_styles.STYLES)
+  return parts / hashlib.sha256(repr(made_by).encode()).hexdigest()[:12]
+
+
+def _pool(parts: pathlib.Path) -> concurrent.futures.Executor:
+  parts.mkdir(parents=True, exist_ok=True)
+  return concurrent.futures.ProcessPoolExecutor(os.cpu_count(), multiprocessing.get_context('spawn'))
 
 
 def no_source(source: pathlib.Path | None) -> None:
@@ -380,6 +430,10 @@ def _count(options: Options, split: str) -> int:
   return options.number if split == 'train' else options.number // 10
 
 
+def _num_parts(options: Options, split: str) -> int:
+  return -(-_count(options, split) // _PART)
+
+
 def _examples(source: pathlib.Path | None, options: Options, parts: pathlib.Path) -> Examples:
   no_source(source)
   return drawn(options, picture, parts)
@@ -390,10 +444,10 @@ def _split(
   split: str,
   make: Make,
   parts: pathlib.Path,
-  pool: Callable[[], concurrent.futures.ProcessPoolExecutor],
+  pool: Callable[[], concurrent.futures.Executor],
 ) -> Iterator[Record]:
   """Records in order."""
-  numbers = range(-(-_count(options, split) // _PART))
+  numbers = range(_num_parts(options, split))
   try:
     made = [pool().submit(_make_part, options, split, make, part, parts) for part in numbers]
     for part in made:
@@ -407,7 +461,7 @@ def _split(
 
 def _make_part(options: Options, split: str, make: Make, part: int, folder: pathlib.Path) -> pathlib.Path:
   """Draws _PART records, unless an earlier run has; the file is complete or absent."""
-  path = folder / f'{split}-{part:05}.npz'
+  path = fetched(folder / f'{split}-{part:05}.npz')
   if path.exists():
     return path
   numbers = range(part * _PART, min((part + 1) * _PART, _count(options, split)))
@@ -417,7 +471,7 @@ def _make_part(options: Options, split: str, make: Make, part: int, folder: path
   with temporary.open('wb') as file:
     np.savez_compressed(file, **arrays)
   os.replace(temporary, path)
-  return path
+  return kept(path)
 
 
 def _read_part(options: Options, path: pathlib.Path) -> Iterator[Record]:

@@ -17,12 +17,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets import avatars
 from jaxgen.data.datasets.avatars import Choice, Options, bound_pair, decode_words, draw, encode_words, held_out
 from jaxgen.data.datasets.avatars_captions import a, expressions
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, CONTRASTS, HIDES, STYLES, Style, Words, are_near
-from jaxgen.data.recipe import Examples, Recipe, folder, load, prepare
+from jaxgen.data.recipe import Examples, Recipe, folder, load
 
 DEFAULT = Options(size=32, number=10_000)
 _TRIES = 200
@@ -57,9 +57,7 @@ def avatars_pairs(
 def prepare_avatars_pairs(options: Options = DEFAULT, *, data_dir: Any = None, **how: Any) -> pathlib.Path:
   """Draws the dataset unless it is there already; returns its folder. The other arguments are those of `prepare`."""
   made = recipe(options, data_dir=data_dir)
-  path = prepare(made, data_dir=data_dir, **how)
-  avatars.forget_parts(path, made)
-  return path
+  return avatars.prepare_drawn(made, options, pair, data_dir=data_dir, **how)
 
 
 def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = None) -> Recipe:
@@ -67,7 +65,7 @@ def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = 
   name = 'avatars_pairs'
   if options != DEFAULT:
     name = options.name.replace('avatars', name, 1) + ('_64px' if options.size == Options().size else '')
-  parts = pathlib.Path(data_dir or default_data_dir()).expanduser() / f'{name}.parts'
+  parts = avatars.parts_folder(name, data_dir)
 
   def examples(source: pathlib.Path | None) -> Examples:
     avatars.no_source(source)

@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets import avatars
 from jaxgen.data.datasets.avatars import Choice, Options, choose, draw, encode_words
 from jaxgen.data.datasets.avatars_pairs import contrasts
 from jaxgen.data.datasets.avatars_styles import Style
-from jaxgen.data.recipe import Examples, Recipe, folder, load, prepare
+from jaxgen.data.recipe import Examples, Recipe, folder, load
 
 DEFAULT = Options(number=10)
 FREE = ('background', 'mouth', 'eyes')  # attributes that differ between the pictures
@@ -37,15 +37,13 @@ def avatars_subject(
 def prepare_avatars_subject(options: Options = DEFAULT, *, data_dir: Any = None, **how: Any) -> pathlib.Path:
   """Draws the dataset unless it is there already; returns its folder. The other arguments are those of `prepare`."""
   made = recipe(options, data_dir=data_dir)
-  path = prepare(made, data_dir=data_dir, **how)
-  avatars.forget_parts(path, made)
-  return path
+  return avatars.prepare_drawn(made, options, picture, data_dir=data_dir, **how)
 
 
 def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = None) -> Recipe:
   """The recipe of avatars_subject with these options."""
   name = options.name.replace('avatars', 'avatars_subject', 1).replace(f'_{DEFAULT.number}', '', 1)
-  parts = pathlib.Path(data_dir or default_data_dir()).expanduser() / f'{name}.parts'
+  parts = avatars.parts_folder(name, data_dir)
 
   def examples(source: pathlib.Path | None) -> Examples:
     avatars.no_source(source)

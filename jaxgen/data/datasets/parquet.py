@@ -1,8 +1,9 @@
 """Images in Parquet files, as Hugging Face stores datasets: `parquet:PATH` is prepared once, cropped and resized.
 
 The image is a column of bytes, or of structs with `bytes`; the label is a column of integers or strings, whose names
-the file's own metadata may hold; the caption is a column of text. Parquet is read in order only, so the records are
-written again as ArrayRecord files. Needs pyarrow: `pip install 'jaxgen[parquet]'`.
+the file's own metadata may hold; the caption is a column of text. Parquet is read in order only, by row groups, so the
+records are written again as ArrayRecord files: the row groups are shuffled, and the rows of each stay together. Needs
+pyarrow: `pip install 'jaxgen[parquet]'`.
 """
 
 import hashlib
@@ -13,12 +14,15 @@ import sys
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
-from jaxgen.data.dataset import Record
-from jaxgen.data.patterns import by_split, files
-from jaxgen.data.pictures import Picture, examples
-from jaxgen.data.recipe import Recipe, folder, prepare, read_origin
+import numpy as np
 
-VERSION = '1.0.0'
+from jaxgen.data.dataset import Record
+from jaxgen.data.job import ALONE, Job, Numbered
+from jaxgen.data.patterns import by_split, files
+from jaxgen.data.pictures import Picture, numbered
+from jaxgen.data.recipe import Recipe, folder, opened, prepare, read_origin
+
+VERSION = '2.0.0'
 _LABELS = ('label', 'labels', 'class', 'cls')
 _CAPTIONS = ('text', 'caption', 'captions', 'prompt')
 
@@ -31,7 +35,13 @@ class _Columns(NamedTuple):
 
 
 def prepare_parquet(
-  pattern: str, *, size: int, data_dir: str | pathlib.Path | None = None, progress: bool = False
+  pattern: str,
+  *,
+  size: int,
+  data_dir: str | pathlib.Path | None = None,
+  progress: bool = False,
+  overwrite: bool = False,
+  job: Job = ALONE,
 ) -> pathlib.Path:
   """Writes the images of Parquet files as a dataset, unless that is there already; returns its folder.
 
@@ -40,6 +50,8 @@ def prepare_parquet(
     size: height and width.
     data_dir: the folder of prepared datasets.
     progress: whether to show a bar, in a terminal, and a line with the result.
+    overwrite: makes it again where it is there already.
+    job: processes that share the work.
 
   Raises:
     ValueError: pyarrow is missing, a file is damaged, or has no column of images.
@@ -57,9 +69,9 @@ def prepare_parquet(
     examples=lambda _: {},
     origin=origin,
   )
-  path = folder(recipe, data_dir)
-  if path.exists() and read_origin(path) == origin:
-    return path
+  path = opened(folder(recipe, data_dir))
+  if job.count == 1 and path.exists() and read_origin(path) == origin and not overwrite:
+    return path  # without a look into the files; several processes decide together
   splits = by_split(paths)
   known = list(map(_columns, paths))
   columns = next((columns for columns in known if columns.names), known[0])  # one file may say the names for all
@@ -72,9 +84,9 @@ def prepare_parquet(
   recipe = recipe._replace(
     class_names=names,
     texts=('caption',) if columns.caption else (),
-    examples=lambda _: {split: examples(_pictures(its, columns, names), size=size) for split, its in splits.items()},
+    examples=lambda _: {split: _numbered(its, columns, names, size) for split, its in splits.items()},
   )
-  return prepare(recipe, data_dir=data_dir, progress=progress)
+  return prepare(recipe, data_dir=data_dir, progress=progress, overwrite=overwrite, job=job)
 
 
 def _open(path: pathlib.Path) -> Any:
@@ -123,22 +135,60 @@ def _label_names(paths: list[pathlib.Path], columns: _Columns) -> tuple[str, ...
   return tuple(sorted(map(str, values)))
 
 
-def _pictures(paths: list[pathlib.Path], columns: _Columns, names: tuple[str, ...]) -> Iterator[Picture]:
+class _Block(NamedTuple):
+  """A row group: its file, its number there, the number of its first row there, and how many rows it has."""
+
+  path: pathlib.Path
+  group: int
+  first: int
+  rows: int
+
+
+def _numbered(paths: list[pathlib.Path], columns: _Columns, names: tuple[str, ...], size: int) -> Numbered:
+  blocks = [block for path in paths for block in _blocks(path)]
+  ends = np.cumsum([block.rows for block in blocks])
+  reading: tuple[int, int, Iterator[Picture]] = -1, -1, iter(())  # block, number of the next picture, and its reader
+
+  def picture(number: int) -> Picture:
+    nonlocal reading
+    block = int(np.searchsorted(ends, number, side='right'))
+    begin = int(ends[block]) - blocks[block].rows
+    if reading[0] != block or reading[1] > number:
+      reading = block, begin, _pictures(blocks[block], columns, names)
+    _, at, rows = reading
+    for _ in range(at, number):  # a shard may begin in the middle of a block
+      next(rows)
+    reading = block, number + 1, rows
+    return next(rows)
+
+  return numbered(picture, int(ends[-1]) if blocks else 0, size=size, blocks=[block.rows for block in blocks])
+
+
+def _blocks(path: pathlib.Path) -> Iterator[_Block]:
+  metadata, first = _open(path).metadata, 0
+  for group in range(metadata.num_row_groups):
+    rows = metadata.row_group(group).num_rows
+    if rows:
+      yield _Block(path, group, first, rows)
+    first += rows
+
+
+def _pictures(block: _Block, columns: _Columns, names: tuple[str, ...]) -> Iterator[Picture]:
   wanted = [name for name in columns[:3] if name is not None]
-  for path in paths:
-    rows = (row for batch in _open(path).iter_batches(batch_size=64, columns=wanted) for row in batch.to_pylist())
-    for number, row in enumerate(rows):
-      fields: Record = {}
-      label, where = row.get(columns.label), f'{path} row {number}'
-      if names:
-        if label is None:
-          raise ValueError(f'{where} has no {columns.label}, and others have')
-        fields['label'] = label if isinstance(label, int) and not isinstance(label, bool) else names.index(str(label))
-        if not 0 <= fields['label'] < len(names):
-          raise ValueError(f'{where}: the label is {label}, and there are {len(names)} classes')
-      if columns.caption:
-        fields['caption'] = _text(row[columns.caption])
-      yield Picture(where, lambda image=row[columns.image]: _bytes(image), fields)
+  batches = _open(block.path).iter_batches(batch_size=64, row_groups=[block.group], columns=wanted)
+  rows = (row for batch in batches for row in batch.to_pylist())
+  for number, row in enumerate(rows, block.first):
+    fields: Record = {}
+    label, where = row.get(columns.label), f'{block.path} row {number}'
+    if names:
+      if label is None:
+        raise ValueError(f'{where} has no {columns.label}, and others have')
+      fields['label'] = label if isinstance(label, int) and not isinstance(label, bool) else names.index(str(label))
+      if not 0 <= fields['label'] < len(names):
+        raise ValueError(f'{where}: the label is {label}, and there are {len(names)} classes')
+    if columns.caption:
+      fields['caption'] = _text(row[columns.caption])
+    yield Picture(where, lambda image=row[columns.image]: _bytes(image), fields)
 
 
 def _text(value: Any) -> str:

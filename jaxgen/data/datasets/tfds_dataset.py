@@ -12,6 +12,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.job import ALONE, Job
 from jaxgen.data.recipe import alone, decode
 
 _SECONDS = 10  # until a server counts as out of reach
@@ -91,9 +92,16 @@ def tfds_fields(name: str, *, data_dir: str | pathlib.Path | None = None) -> dic
 
 
 def prepare_tfds(
-  name: str, *, data_dir: str | pathlib.Path | None = None, progress: bool = False, overwrite: bool = False
+  name: str,
+  *,
+  data_dir: str | pathlib.Path | None = None,
+  progress: bool = False,
+  overwrite: bool = False,
+  job: Job = ALONE,
 ) -> pathlib.Path:
   """Downloads and prepares a dataset with TFDS's own builder, as ArrayRecord files.
+
+  TFDS's builders make their records one after the other, so that one process of a job does it, and the others wait.
 
   Raises:
     ValueError: TFDS knows no such dataset, or its builder needs TensorFlow, which is not installed.
@@ -107,6 +115,9 @@ def prepare_tfds(
   mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
   try:
     builder = _builder(name, data_dir=directory, file_format='array_record')
+    if job.index > 0:
+      job.meet(f'the preparation of {name}')
+      return pathlib.Path(builder.data_dir)
     if not builder.is_prepared() or overwrite:
       _check_network(name, list(builder.url_infos))
     with alone(pathlib.Path(builder.data_dir)), whole_or_nothing(directory / name.partition(':')[0]):
@@ -118,6 +129,7 @@ def prepare_tfds(
       f"TFDS's builder of {name} needs {error.name or error}; where that is installed, run "
       f'`tfds build {name} --file_format=array_record --data_dir={directory}`'
     ) from error
+  job.meet(f'the preparation of {name}')
   return pathlib.Path(builder.data_dir)
 
 
