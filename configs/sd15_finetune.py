@@ -30,7 +30,8 @@ from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import InitFrom
 from jaxgen.models.layers import remat
-from jaxgen.pretrained import autoencoder, pipeline, stable_diffusion
+from jaxgen.pretrained import autoencoder, pipeline
+from jaxgen.pretrained.blank import blank
 from jaxgen.pretrained.pipeline import DENOISERS, Pipeline
 from jaxgen.pretrained.prompts import prompts
 from jaxgen.pretrained.text_to_image import channels, frozen_of, objective_of
@@ -41,6 +42,7 @@ def get_config() -> ConfigDict:
     {
       'seed': 0,
       'weights': '',  # folder of the generator; none for noise and no weights
+      'blank': 'sd15',  # the generator without weights
       'latents': 'my_photos_latents',
       'resolution': 512,
       'data_dir': '',  # folder of the latents; empty for jaxgen's own
@@ -51,6 +53,7 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'remat': 'full',
       'drop_rate': 0.1,
+      'guidance': 1.0,  # the scale that Flux-dev is told in training
       'optimizer': {'rate': 1e-5, 'weight_decay': 1e-2, 'warmup': 500},
       'ema': 0.9999,
       'clip_norm': 1.0,
@@ -69,7 +72,7 @@ def opened(c: ConfigDict) -> tuple[Pipeline, Dataset]:
     digest = autoencoder.load(f'{c.weights}/vae').hash
     dataset = latents(c.latents, autoencoder=digest, data_dir=c.data_dir or None)
   else:
-    it = stable_diffusion.blank(dtype=jnp.dtype(c.dtype))
+    it = blank(c.blank, dtype=jnp.dtype(c.dtype))
     side = c.resolution // 8
     dataset = synthetic((side, side, channels(it)))
   name = next(name for name in DENOISERS if name in it.components)
@@ -81,7 +84,7 @@ def opened(c: ConfigDict) -> tuple[Pipeline, Dataset]:
 def build(c: ConfigDict) -> Experiment:
   mesh, (it, dataset) = sharding.make_mesh(**c.mesh), opened(c)
   size = (c.resolution, c.resolution)
-  told = prompts(it, size=size, drop_rate=c.drop_rate)
+  told = prompts(it, size=size, drop_rate=c.drop_rate, guidance=c.guidance)
   objective = objective_of(it, size=size, steps=c.sampling.steps, guidance=c.sampling.scale, told=told)
 
   def transform(record: Record, rng: np.random.Generator) -> Record:
@@ -96,9 +99,8 @@ def build(c: ConfigDict) -> Experiment:
     transform=transform,
     transform_name=' '.join(tokenizer.fingerprint for tokenizer in it.tokenizers.values()),
   )
-  shown = {
-    name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in told.tokenize(c.samples.prompts).items()
-  }
+  asked = prompts(it, size=size, guidance=c.sampling.scale).tokenize(c.samples.prompts)
+  shown = {name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in asked.items()}
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   grid = samples(
     generate,

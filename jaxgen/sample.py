@@ -206,7 +206,8 @@ def parts_of(stage: Experiment) -> Denoising:
 def away_from_prompt(stage: Experiment, text: str) -> Denoising:
   """`parts_of` a stage, with guidance away from a text."""
   conditioner = stage.objective.conditioner
-  said = {name: rows[0] for name, rows in prompt_fields(stage, [text]).items() if name in conditioner.nullable}
+  told = prompt_fields(stage, [text])  # some beside the text, whose nulls stay: SDXL's refiner has a score
+  said = {name: rows[0] for name, rows in told.items() if name in conditioner.nullable and name.startswith('text')}
   return negative.away_from(parts_of(stage), conditioner, said)
 
 

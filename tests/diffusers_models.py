@@ -19,7 +19,20 @@ importlib.util.find_spec = lambda name, *args: None if name.split('.')[0] == 'to
 import diffusers  # noqa: E402
 import numpy as np  # noqa: E402
 import torch  # noqa: E402
+from diffusers.pipelines.deprecated.unclip.text_proj import UnCLIPTextProjModel  # noqa: E402
 
+_JOINED = {
+  'block_out_channels': [8, 16],
+  'down_block_types': ['ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'],
+  'mid_block_type': 'UNetMidBlock2DSimpleCrossAttn',
+  'up_block_types': ['SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'],
+  'resnet_time_scale_shift': 'scale_shift',
+  'layers_per_block': 1,
+  'norm_num_groups': 4,
+  'attention_head_dim': 8,
+  'in_channels': 6,
+  'out_channels': 6,
+}
 MODELS = {
   'autoencoder_kl': (
     diffusers.AutoencoderKL,
@@ -117,6 +130,19 @@ MODELS = {
       'use_linear_projection': True,
     },
   ),
+  'prior': (
+    diffusers.PriorTransformer,
+    {'num_attention_heads': 2, 'attention_head_dim': 8, 'num_layers': 2, 'embedding_dim': 12, 'num_embeddings': 5},
+  ),
+  'unclip_projection': (
+    UnCLIPTextProjModel,
+    {'clip_extra_context_tokens': 3, 'clip_embeddings_dim': 12, 'time_embed_dim': 32, 'cross_attention_dim': 6},
+  ),
+  'unet_unclip': (diffusers.UNet2DConditionModel, _JOINED | {'class_embed_type': 'identity', 'cross_attention_dim': 6}),
+  'unet_level': (
+    diffusers.UNet2DConditionModel,
+    _JOINED | {'class_embed_type': 'timestep', 'cross_attention_norm': 'group_norm', 'cross_attention_dim': 32},
+  ),
 }
 
 # Stable Diffusion's autoencoder, VQ-f4 of latent diffusion, DDPM's of 256x256, Stable Diffusion 1.5's.
@@ -163,6 +189,8 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
 def answers(
   kind: str, model: torch.nn.Module, rng: np.random.Generator, *, batch: int = 2, size=(8, 12), tokens: int = 3
 ) -> dict[str, np.ndarray]:
+  if kind in ('prior', 'unclip_projection'):
+    return embedding_answers(kind, model, rng)
   channels = model.config.in_channels
   x = torch.from_numpy(rng.standard_normal((batch, channels, *size)).astype(np.float32))
   t = torch.tensor([3.0, 700.0])[-batch:]
@@ -182,7 +210,31 @@ def answers(
         width = model.config.cross_attention_dim
         text = torch.from_numpy(rng.standard_normal((batch, tokens, width)).astype(np.float32))
         made = {'t': t, 'text': text, 'out': model(x, t, encoder_hidden_states=text).sample}
+      case 'unet_unclip' | 'unet_level':
+        text = rng.standard_normal((batch, tokens, model.config.cross_attention_dim)).astype(np.float32)
+        given = rng.standard_normal((batch, 32)).astype(np.float32) if kind == 'unet_unclip' else np.float32([90, 250])
+        mask = np.arange(tokens)[None] < np.array([[tokens], [2]])
+        out = model(
+          x, t, torch.from_numpy(text), class_labels=torch.from_numpy(given), attention_mask=torch.from_numpy(mask)
+        )
+        return {'x': x.numpy(), 't': t.numpy(), 'text': text, 'given': given, 'mask': mask, 'out': out.sample.numpy()}
   return {'x': x.numpy()} | {name: value.numpy() for name, value in made.items()}
+
+
+def embedding_answers(kind: str, model: torch.nn.Module, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  made = {'x': (2, 12), 'pooled': (2, 12), 'text': (2, 5, 12)}
+  made = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in made.items()}
+  x, pooled, text = (torch.from_numpy(array) for array in made.values())
+  mask = torch.arange(5)[None] < torch.tensor([[5], [2]])
+  with torch.no_grad():
+    if kind == 'prior':
+      t = torch.tensor([3.0, 700.0])
+      out = model(x, t, proj_embedding=pooled, encoder_hidden_states=text, attention_mask=mask)[0]
+      return made | {'t': t.numpy(), 'mask': mask.numpy(), 'out': out.numpy()}
+    tokens, vector = model(
+      image_embeddings=x, prompt_embeds=pooled, text_encoder_hidden_states=text, do_classifier_free_guidance=False
+    )
+  return made | {'tokens': tokens.numpy(), 'vector': vector.numpy()}
 
 
 def make(out: pathlib.Path, kinds: list[str]) -> None:

@@ -21,6 +21,10 @@ PARAMETERS = {
   'dit_xl2_imagenet256': 674_834_720,
   'dit_xl2_imagenet512': 674_834_720,
   'sd15_finetune': 859_520_964,
+  'sdxl_finetune': 2_567_463_684,
+  'sd3_medium_finetune': 2_028_328_000,
+  'flux_dev_finetune': 11_901_408_320,
+  'flux_schnell_finetune': 11_891_178_560,
 }
 SYNTHETIC = {  # noise stands for their data
   *('dit_xl2_imagenet512', 'celeba_dcgan', 'celebahq_progan', 'cifar10_r3gan', 'cifar10_stylegan2_ada'),
@@ -37,6 +41,7 @@ LONG = {  # to trace
   *('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2', 'emoji_r3gan', 'emoji_vdm', 'emoji_unet'),
   *('emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm', 'emoji_stylegan2', 'stacked_digits_dcgan'),
   *('dit_xl2_imagenet256_flow', 'fashion_mnist_unet', 'fashion_mnist_adversarial', 'sd15_finetune'),
+  *('sdxl_finetune', 'sd3_medium_finetune', 'flux_dev_finetune', 'flux_schnell_finetune'),
 }
 
 

@@ -52,6 +52,7 @@ LEVELS = [
     'experiment',
     'config_parts',
     'text_parts',
+    'avatars_experiment',
     'stage_setup',
     'run',
     'train',

@@ -12,7 +12,6 @@ import pytest
 
 from jaxgen import from_weights
 from jaxgen.generation import edit, inpaint
-from jaxgen.generation.negative import away_from
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.clip import CLIPText
 from jaxgen.models.unet import STABLE, UNet, stable_diffusion
@@ -34,6 +33,7 @@ from jaxgen.pretrained.prompts import chunks_of
 from jaxgen.pretrained.sampling import sampling
 from jaxgen.processes import parameterisation
 from jaxgen.processes.process import expand
+from jaxgen.sample import away_from_prompt
 from tests import pipelines as peers
 
 pytest.importorskip('tokenizers')
@@ -65,7 +65,7 @@ def test_a_scheduler_samples_as_in_diffusers(name):
 
 def _images(case, path, monkeypatch):
   """Images of one case, made here."""
-  kind, scheduler = (peers.CASES | peers.OPEN_CASES)[case]
+  kind, scheduler = peers.CASES[case]
   peers.write(kind, path, scheduler)
   it = published.load(path)
   trained = from_weights.trained(
@@ -79,16 +79,17 @@ def _images(case, path, monkeypatch):
   objective, tokenize = trained.stage.objective, trained.stage.tokenize
   given, cond = peers.inputs((8, 8, 4), 16), dict(tokenize(peers.PROMPTS))
   cond |= {'before': jnp.asarray(given['image'])} if case == 'instruct' else {}
-  negative = {
-    name: rows[0] for name, rows in tokenize([peers.NEGATIVE]).items() if name in objective.conditioner.nullable
-  }
-  parts = away_from(objective.denoising, objective.conditioner, negative)
+  parts = objective.denoising
+  if case not in peers.UNTOLD:
+    parts = away_from_prompt(trained.stage, peers.NEGATIVE)
   keys, noise = jax.random.split(jax.random.key(0), 2), jnp.asarray(given['noise'])
-  if case == 'img2img':
+  if case in ('img2img', 'refiner'):
     strength = float(parts.sampler.times[peers.STEPS - peers.STEPS // 2])  # diffusers' strength 0.5
     monkeypatch.setattr(edit, 'image_noise', lambda keys, shape: noise)
     run = edit.edited(parts, strength=strength)
-    return jax.jit(lambda p, f, c: run(p, f, c, keys, image=given['image']))(trained.params, trained.frozen, cond)
+    return jax.jit(lambda p, f, c: run(p, f, c, keys, image=jnp.asarray(given['image'])))(
+      trained.params, trained.frozen, cond
+    )
   if case == 'inpaint':
     monkeypatch.setattr(inpaint, 'image_noise', lambda keys, shape: noise)
     run = inpaint.told_inpainted(parts)
@@ -98,7 +99,7 @@ def _images(case, path, monkeypatch):
 
 
 # There transformers makes the first prompt's "!" padding, which jaxgen does not: data/tokenizers/published.py.
-PADDED_WITH_EXCLAMATION_MARKS = {'sd21', 'sd3'}
+PADDED_WITH_EXCLAMATION_MARKS = {'sd21', 'sd3', 'sdxl', 'refiner'}
 SLOW = set(peers.CASES) - {'ddim'}  # one network call to compile, in a scan; solvers by themselves are compared above
 
 

@@ -92,6 +92,15 @@ def unet_command(python: str) -> list[str]:
   return [python, str(_script('torch_unet_peer.py')), str(BATCH_SIZE)]
 
 
+def mmdit_command(python: str) -> list[str]:
+  """The command of the peer in `tests/torch_mmdit_peer.py`, which is diffusers' SD3 transformer.
+
+  Raises:
+    FileNotFoundError: jaxgen runs without its checkout.
+  """
+  return [python, str(_script('torch_mmdit_peer.py')), str(BATCH_SIZE)]
+
+
 def encode_command(python: str, *, batch_size: int, size: int) -> list[str]:
   """The command of the peer in `tests/torch_encode_peer.py`, which is diffusers' autoencoder.
 

@@ -1,6 +1,6 @@
 """The train steps that are compared with other programs', as experiments on one batch that never changes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -14,6 +14,7 @@ from jaxgen import ema, sharding
 from jaxgen.experiment import Experiment
 from jaxgen.models.dit import dit
 from jaxgen.models.layers import remat
+from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.stylegan2 import StyleGAN2Discriminator, stylegan2_generator
 from jaxgen.models.unet import DDPM, DDPM_SIZES, UNet
 from jaxgen.objectives.base import Aux, Objective, Phase
@@ -61,6 +62,15 @@ def unet_cifar10(*, batch_size: int = BATCH_SIZE) -> Experiment:
   return eps_step(net, (batch_size, 32, 32, 3), optax.adam(2e-4))
 
 
+def mmdit(*, batch_size: int = BATCH_SIZE) -> Experiment:
+  """The train step that is compared with diffusers' SD3 transformer: float32, 32x32x4 latents, 77 tokens, AdamW."""
+  net = MMDiT(patch=2, depth=6, width=384, heads=6, table=(96, 16))
+  draw = np.random.default_rng(0)
+  cond = {'text': draw.standard_normal((batch_size, 77, 512), np.float32)}
+  cond['pooled'] = draw.standard_normal((batch_size, 512), np.float32)
+  return eps_step(net, (batch_size, 32, 32, 4), optax.adamw(1e-4, weight_decay=0.0), cond=cond)
+
+
 def stylegan2(*, batch_size: int = BATCH_SIZE, max_features: int = STYLEGAN2_FEATURES) -> Experiment:
   """The train step that is compared with the public PyTorch StyleGAN2's: float32, 32x32, without labels or ADA.
 
@@ -88,7 +98,12 @@ def stylegan2(*, batch_size: int = BATCH_SIZE, max_features: int = STYLEGAN2_FEA
 
 
 def eps_step(
-  net: nn.Module, shape: tuple[int, ...], optimizer: optax.GradientTransformation, *, num_classes: int = 0
+  net: nn.Module,
+  shape: tuple[int, ...],
+  optimizer: optax.GradientTransformation,
+  *,
+  num_classes: int = 0,
+  cond: Mapping[str, np.ndarray] = {},
 ) -> Experiment:
   """One batch of that shape, for ever; the loss is the mean squared error of eps in the first channels."""
   draw = np.random.default_rng(0)
@@ -97,13 +112,15 @@ def eps_step(
     'eps': draw.standard_normal(shape, np.float32),
     't': draw.integers(0, 1000, shape[0]).astype(np.float32),
     'label': draw.integers(0, num_classes or 1, shape[0], np.int32),
+    **cond,
   }
+  told = ('label', *cond)
 
   def apply(variables, batch, **kwargs) -> Any:
-    return net.apply(variables, batch['image'], batch['t'], {'label': batch['label']}, train=True, **kwargs)
+    return net.apply(variables, batch['image'], batch['t'], {name: batch[name] for name in told}, train=True, **kwargs)
 
   def init(key, frozen, batch):
-    made = net.init(key, batch['image'], batch['t'], {'label': batch['label']})
+    made = net.init(key, batch['image'], batch['t'], {name: batch[name] for name in told})
     return {'params': {'net': made['params']}}
 
   def loss(params, state, frozen, batch, key):

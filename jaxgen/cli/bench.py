@@ -3,7 +3,13 @@
 import argparse
 import sys
 
-PEERS = ('dit-s4', 'stylegan2', 'unet-cifar10', 'encode')  # programs that may be timed in turn with another one
+PEERS = (
+  'dit-s4',
+  'stylegan2',
+  'unet-cifar10',
+  'mmdit',
+  'encode',
+)  # programs that may be timed in turn with another one
 
 
 def main(argv: list[str]) -> int:
@@ -34,7 +40,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.error(f'unexpected {" ".join(rest)}')
   if options.peer and options.what not in PEERS:
     parser.error(f'--peer is for {", ".join(PEERS)}, not {options.what}')
-  if options.what in ('unet-cifar10', 'encode') and options.peer not in (None, 'diffusers'):
+  if options.what in ('unet-cifar10', 'mmdit', 'encode') and options.peer not in (None, 'diffusers'):
     parser.error(f'the peer of {options.what} is `diffusers`, not {options.peer}')
   return options, rest
 
@@ -59,11 +65,14 @@ def _run(options: argparse.Namespace, overrides: list[str]):
   if options.what == 'encode':
     return _encode(options)
   build = {'dit-s4': programs.dit_s4, 'stylegan2': programs.stylegan2, 'unet-cifar10': programs.unet_cifar10}
+  build['mmdit'] = programs.mmdit
   experiment = build[options.what]()
   if options.peer is None:
     return train_step.bench_train_step(experiment, steps=options.steps)
   if options.what == 'unet-cifar10':
     command = peer.unet_command(options.peer_python)
+  elif options.what == 'mmdit':
+    command = peer.mmdit_command(options.peer_python)
   else:
     command = peer.clone_command(peer.CLONES[options.what], options.peer, options.peer_python)
   with peer.Peer(command) as other:

@@ -25,6 +25,11 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   group.add_argument('--dtype', help="of its networks' activations (default: bfloat16, float32 on CPUs)")
   group.add_argument('--tile', type=int, help='decodes large images in tiles of this many latents a side')
   group.add_argument(
+    '--double-shift',
+    action='store_true',
+    help="a flow's last time is shifted twice, as diffusers has it for Stable Diffusion 3",
+  )
+  group.add_argument(
     '--prediction', choices=('epsilon', 'v_prediction'), help='what it predicts, where a file does not say'
   )
 
@@ -40,6 +45,7 @@ def as_run(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
   if args.run is not None:
     raise ValueError(_BOTH)
   given = [name for name in ('size', 'dtype', 'tile', 'prediction') if getattr(args, name) is not None]
+  given += ['double-shift'] if args.double_shift else []
   if given:
     raise ValueError(
       f'--{given[0]} is for published generators; {args.weights} has a config, whose fields can be changed'
@@ -55,6 +61,7 @@ def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
     raise ValueError(_BOTH)
   if args.weights is None:
     given = [name for name in ('steps', 'size', 'dtype', 'tile', 'prediction') if getattr(args, name) is not None]
+    given += ['double-shift'] if args.double_shift else []
     if given:
       raise ValueError(
         f'--{given[0]} is for --weights; a run has fields of its config, such as --config.sampling.steps'
@@ -87,6 +94,7 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
     guidance=args.guidance,
     image_guidance=args.image_guidance,
     tile=args.tile,
+    double_shift=args.double_shift,
     extend=extend,
   )
   if trained.stage.tokenize is not None and not words and not is_instructed(pipeline):

@@ -17,6 +17,9 @@ Rombach et al. 2022: Eq. 6 becomes a transformer that reads text (layers/transfo
 Song et al. 2021, "Score-Based Generative Modeling through Stochastic Differential Equations": Fourier features of time.
 Podell et al. 2023, "SDXL": deeper transformers at smaller sizes, and Eq. 1 has one more term, of the pooled text and of
 numbers such as the image's size: + vector([pooled, sinusoid(size)]).
+Ramesh et al. 2022 (DALL-E 2) and Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
+Understanding" (Imagen): Eq. 6 attends to the text's tokens in the same softmax (`joined`), and Eq. 1 has one more term,
+a vector that is given (models/unclip.py) or the noise level of a small image that is enlarged (`level`).
 Differs from IDDPM and ADM: layers start from DDPM's uniform draws of unit fan average, rather than PyTorch's defaults.
 """
 
@@ -28,7 +31,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgen import sharding
-from jaxgen.models.layers.attention_block import AttentionBlock
+from jaxgen.models.layers.attention_block import AttentionBlock, TextAttentionBlock
 from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.conv import Conv
 from jaxgen.models.layers.embedding import LabelEmbedding, ddpm_timestep_embedding, timestep_embedding
@@ -54,6 +57,7 @@ RULES: tuple[sharding.Rule, ...] = (
   (r'attention(_\d+)?/qkv/kernel$', (..., None, 'tensor', ...)),
   (r'attention(_\d+)?/out/kernel$', ('tensor', ..., ...)),
   (r'(self|cross)/(query|key|value)/kernel$', (..., 'tensor', ...)),
+  (r'attention/text_(key|value)/kernel$', (..., 'tensor', ...)),
   (r'(self|cross)/out/kernel$', ('tensor', ..., ...)),
   (r'mlp_in/kernel$', (..., None, 'tensor')),
   (r'mlp_out/kernel$', ('tensor', ...)),
@@ -150,6 +154,9 @@ class UNet(nn.Module):
     middle_attention: the middle has attention too.
     transformer: depth of the transformers that stand in for Eq. 6 and read `cond['text']`, one for all levels or one
       for each, of which the last is the middle's too; 0 for Eq. 6.
+    joined: Eq. 6 reads the tokens of `cond['text']` too, in one softmax; not with `transformer`.
+    text_norm: with `joined`, tokens are normalised before their keys and values.
+    level: `cond['level']`, the time of the noise in `cond['concat']`, joins the time.
     size_features: features of each number of `cond['size']`, which joins the time with `cond['pooled']`; 0 for neither.
     fourier: deviation of the frequencies of random Fourier features of log t, which stand in for the sinusoid; the
       output is then divided by t, which is a deviation of noise (Song et al. 2021). 0 for the sinusoid.
@@ -172,6 +179,9 @@ class UNet(nn.Module):
   head_size: int | None = None
   middle_attention: bool = True
   transformer: int | tuple[int, ...] = 0
+  joined: bool = False
+  text_norm: bool = False
+  level: bool = False
   size_features: int = 0
   fourier: float = 0.0
   num_classes: int = 0
@@ -197,7 +207,8 @@ class UNet(nn.Module):
         float b m e, tokens of an image, with `'image_prompt_scale'`, float b, one for all stages or by their names,
         {'decoder_1': b}, 0 for all others. `'residuals'`, those of a control branch (models/controlnet.py).
         `'pooled'`, float b p, and `'size'`, float b s, if there are size features. `'concat'`, float b h w e, more
-        channels to read beside x, if given: inpainting's mask and masked image, a picture to edit.
+        channels to read beside x, if given: inpainting's mask and masked image, a picture to edit, an enlarged
+        image. `'level'`, float b, as t. `'vector'`, float b 4 width, added to time's embedding, if given.
       train: whether dropout is on; its rng is 'dropout'.
     """
     self._check(x.shape)
@@ -251,6 +262,10 @@ def conditioned(net: UNet, t: Float[Array, 'b'], cond: Cond) -> Float[Array, 'b 
     features = timestep_embedding(numbers.reshape(-1), net.size_features).reshape(len(numbers), -1)
     vector = jnp.concatenate([cond['pooled'].astype(jnp.float32), features], axis=-1)
     c += TimeEmbedding(4 * net.width, name='vector_embed')(vector)
+  if net.level:
+    c += TimeEmbedding(4 * net.width, name='level_embed')(net.style.time_features(cond['level'], net.width))
+  if 'vector' in cond:
+    c += cond['vector'].astype(jnp.float32)
   return nn.silu(c).astype(net.dtype)
 
 
@@ -263,10 +278,12 @@ def conv_in(net: UNet, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
 def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize, *, dropout: float, name: str) -> Array:
   """One stage, inside a compact module; `resize` is `halve` in the encoder and `double` in the decoder."""
   block, attend, transform, style = Block, AttentionBlock, Transformer, net.style
+  read: Any = TextAttentionBlock
   if net.remat is not None:
     block = nn.remat(block, policy=net.remat)
     attend = nn.remat(attend, policy=net.remat)
     transform = nn.remat(transform, policy=net.remat)
+    read = nn.remat(read, policy=net.remat)
   shared = (style, net.groups, net.dtype)
   if stage.block:
     x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)
@@ -274,6 +291,9 @@ def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize,
     layer = transform(stage.heads, stage.transformer, net.groups, net.dtype, name=f'{name}_attention')
     edits: Any = cond.get('attention_edit', Edits())
     x = layer(x, cond['text'], mask=cond.get('text_mask'), edits=edits, image=_image_prompt(cond, name))
+  elif stage.attention and net.joined:
+    layer = read(net.groups, style.eps, stage.heads, net.dtype, net.text_norm, name=f'{name}_attention')
+    x = layer(x, cond['text'], mask=cond.get('text_mask'))
   elif stage.attention:
     x = attend(net.groups, style.eps, stage.heads, dtype=net.dtype, name=f'{name}_attention')(x)
   if not stage.resize:

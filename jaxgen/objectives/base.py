@@ -141,7 +141,7 @@ def trained_names(objective: Objective) -> tuple[str, ...]:
 def sampled(d: Denoising) -> SampleFn:
   """Images from noise: what `Objective.sample` is."""
 
-  def sample(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
+  def sample(params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
     return sample_from(d, params, frozen, cond, image_noise(split_keys(keys)[0], d.shape), keys)
 
   return sample
@@ -156,7 +156,7 @@ def sample_from(
   keys: Key[Array, ' b'],
   *,
   beside: Cond | None = None,
-) -> Float[Array, 'b h w c']:
+) -> Float[Array, 'b ...']:
   """Images from given standard normal noise, with the other randomness of `keys`.
 
   `beside` has entries of the network's condition that no field stands for, such as a mask.

@@ -105,3 +105,25 @@ def save(net: ConvClassifier, params: Params, path: str | os.PathLike = FILE) ->
 
 def _vocabulary() -> str:
   return hashlib.sha256(json.dumps(VOCABULARY).encode()).hexdigest()
+
+
+def embedding(net: ConvClassifier) -> Callable[[Any, Array], Array]:
+  """`(frozen, images) -> b d`: the logits, as an embedding of what images show; frozen['embedder'] is the network.
+
+  Larger images are averaged to 32 pixels.
+  """
+
+  def embed(frozen: Any, images: Array) -> Array:
+    x = images.astype(jnp.float32)
+    if x.shape[1] != SIDE:
+      x = x.reshape(len(x), SIDE, x.shape[1] // SIDE, SIDE, x.shape[2] // SIDE, x.shape[3]).mean(axis=(2, 4))
+    made: Any = net.apply({'params': frozen['embedder']}, x, jnp.zeros(len(x)), {})
+    return made
+
+  return embed
+
+
+def said(embeddings: Float[np.ndarray, 'n d']) -> Int[np.ndarray, 'n a']:
+  """The most likely value of each attribute, of embeddings."""
+  ends = np.cumsum(SIZES)[:-1]
+  return np.stack([part.argmax(-1) for part in np.split(embeddings, ends, axis=1)], axis=1).astype(np.int32)

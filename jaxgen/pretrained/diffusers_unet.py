@@ -41,11 +41,21 @@ _ENDS: Modules = {
   'label_embed/table': ('class_embedding', table),
   'vector_embed/in': ('add_embedding.linear_1', linear),
   'vector_embed/out': ('add_embedding.linear_2', linear),
+  'level_embed/in': ('class_embedding.linear_1', linear),
+  'level_embed/out': ('class_embedding.linear_2', linear),
   'conv_in': ('conv_in', conv),
   'norm_out': ('conv_norm_out', table),
   'conv_out': ('conv_out', conv),
 }
 _ATTENTION: Modules = {'norm': ('group_norm', table), 'qkv': ('', to_heads), 'out': ('to_out.0', from_heads)}
+_JOINED: Modules = {
+  'norm': ('group_norm', table),
+  'attention/qkv': ('', to_heads),
+  'attention/out': ('to_out.0', from_heads),
+  'text_key': ('add_k_proj', to_heads),
+  'text_value': ('add_v_proj', to_heads),
+  'text_norm': ('norm_cross', table),
+}
 _BLOCK: Modules = {
   'norm_in': ('norm1', table),
   'conv_in': ('conv1', conv),
@@ -116,15 +126,18 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
   channels = config.get('in_channels', 4 if text else 3) - concatenated(config)
   width = features[0]
   attends = tuple('Attn' in kind for kind in config['down_block_types'])
-  resnet = not text and config.get('downsample_type', 'conv') == 'resnet'
+  joined = text and config.get('mid_block_type') == 'UNetMidBlock2DSimpleCrossAttn'
+  resnet = joined or (not text and config.get('downsample_type', 'conv') == 'resnet')
   scale_shift = config.get('resnet_time_scale_shift', 'default') == 'scale_shift'
   fourier = not text and config.get('time_embedding_type') == 'fourier'
   groups, doubled = config.get('norm_num_groups', 32), config.get('out_channels') == 2 * channels
   folder.expect(
     config,
     _UNSUPPORTED
-    | _block_types(attends, text=text, resnet=resnet)
+    | _block_types(attends, text=text, resnet=resnet, joined=joined)
     | {
+      'class_embed_type': config.get('class_embed_type') if joined else None,
+      'cross_attention_norm': config.get('cross_attention_norm') if joined else None,
       'add_attention': True if text else config.get('add_attention', True),
       'time_embedding_type': 'fourier' if fourier else 'positional',
       'addition_embed_type': 'text_time' if text and config.get('addition_embed_type') else None,
@@ -147,7 +160,10 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
     multipliers=tuple(_ratio(size, width) for size in features),
     blocks=config.get('layers_per_block', 2),
     attention=tuple(level for level, attend in enumerate(attends) if attend),
-    transformer=_depths(config, attends) if text else 0,
+    transformer=_depths(config, attends) if text and not joined else 0,
+    joined=joined,
+    text_norm=joined and config.get('cross_attention_norm') == 'group_norm',
+    level=joined and config.get('class_embed_type') == 'timestep',
     size_features=config.get('addition_time_embed_dim') or 0 if config.get('addition_embed_type') else 0,
     num_classes=config.get('num_class_embeds') or 0,
     fourier=_FREQUENCIES if fourier else 0.0,
@@ -157,24 +173,25 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
     groups=groups,
     style=Style(scale_shift, resnet, _PADDINGS[padding], _TIMES[times], config.get('norm_eps', 1e-5)),
     dtype=dtype,
-    **_heads(config, features, text=text),
+    **_heads(config, features, text=text and not joined),
   )
 
 
 def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.Config:
   """The inverse of `network`; channels and the text's width are those of the parameters; `more` is as in `Meta`."""
-  style, text = net.style, bool(net.transformer)
+  style, text = net.style, bool(net.transformer) or net.joined
   features = [int(m * net.width) for m in net.multipliers]
   seen, made = params['conv_in']['kernel'].shape[2], params['conv_out']['kernel'].shape[3]
   times = {make: flags for flags, make in _TIMES.items()}[style.time_features]
   paddings = {padding: number for number, padding in _PADDINGS.items()}
   if net.patch > 1:
     raise ValueError(f'diffusers has no U-Net that reads patches, and this one has patch={net.patch}')
-  if features[0] != net.width or (text and (style.scale_shift or style.resize_in_blocks)):
+  alone = text and not net.joined
+  if features[0] != net.width or (alone and (style.scale_shift or style.resize_in_blocks)):
     raise ValueError('diffusers has no U-Net whose first level is not one width wide, or of this style with text')
   attends = tuple(level in net.attention for level in range(len(features)))
   config = {
-    **_block_types(attends, text=text, resnet=style.resize_in_blocks),
+    **_block_types(attends, text=text, resnet=style.resize_in_blocks, joined=net.joined),
     'in_channels': seen,
     'out_channels': made,
     'block_out_channels': features,
@@ -191,6 +208,8 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   }
   used = (*attends[:-1], attends[-1] or net.middle_attention)
   heads = [heads_of(net, level) if attend else 1 for level, attend in enumerate(used)]
+  if net.joined:
+    return config | _joined(net, params, features, heads, used)
   if text:
     return config | {
       '_class_name': 'UNet2DConditionModel',
@@ -235,12 +254,26 @@ _UNSUPPORTED = {
 }
 
 
-def _block_types(attends: tuple[bool, ...], *, text: bool, resnet: bool) -> dict[str, Any]:
-  attention = 'CrossAttn' if text else 'Attn'
+def _joined(net: UNet, params: Params, features: list[int], heads: list[int], used: tuple[bool, ...]) -> dict[str, Any]:
+  """Entries of a U-Net whose attention to the text is joined."""
+  sizes = {size // number for size, number, attend in zip(features, heads, used, strict=True) if attend}
+  if len(sizes) > 1:
+    raise ValueError(f'diffusers has one size of heads for all levels, this network {sorted(sizes)}; set head_size')
+  return {
+    '_class_name': 'UNet2DConditionModel',
+    'attention_head_dim': sizes.pop(),
+    'cross_attention_dim': params['middle_0_attention']['text_key']['kernel'].shape[0],
+    'class_embed_type': 'timestep' if net.level else None,
+    'cross_attention_norm': 'group_norm' if net.text_norm else None,
+  }
+
+
+def _block_types(attends: tuple[bool, ...], *, text: bool, resnet: bool, joined: bool = False) -> dict[str, Any]:
+  attention = 'SimpleCrossAttn' if joined else 'CrossAttn' if text else 'Attn'
   plain = ('ResnetDownsampleBlock2D', 'ResnetUpsampleBlock2D') if resnet else ('DownBlock2D', 'UpBlock2D')
   return {
     'down_block_types': [f'{attention}DownBlock2D' if attend else plain[0] for attend in attends],
-    'mid_block_type': 'UNetMidBlock2DCrossAttn' if text else 'UNetMidBlock2D',
+    'mid_block_type': f'UNetMidBlock2D{attention}' if text else 'UNetMidBlock2D',
     'up_block_types': [f'{attention}UpBlock2D' if attend else plain[1] for attend in reversed(attends)],
   }
 
@@ -306,12 +339,15 @@ def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
 
 def _modules(net: UNet, projection: state_dict.Order) -> Modules:
   modules = dict(_ENDS)
-  modules |= _stages(encoder(net), projection, 'encoder', 'down_blocks.{}', 'downsamplers')
-  modules |= _stages(decoder(net), projection, 'decoder', 'up_blocks.{}', 'upsamplers')
-  return modules | _stages(middle(net), projection, 'middle', 'mid_block', '')
+  plain = _JOINED if net.joined else _ATTENTION
+  modules |= _stages(encoder(net), projection, plain, 'encoder', 'down_blocks.{}', 'downsamplers')
+  modules |= _stages(decoder(net), projection, plain, 'decoder', 'up_blocks.{}', 'upsamplers')
+  return modules | _stages(middle(net), projection, plain, 'middle', 'mid_block', '')
 
 
-def _stages(stages: list[Stage], projection: state_dict.Order, path: str, block: str, resize: str) -> Modules:
+def _stages(
+  stages: list[Stage], projection: state_dict.Order, plain: Modules, path: str, block: str, resize: str
+) -> Modules:
   """The modules of the encoder, decoder or middle; a change of size ends a block of diffusers."""
   modules: Modules = {}
   level = blocks = attentions = 0
@@ -321,7 +357,7 @@ def _stages(stages: list[Stage], projection: state_dict.Order, path: str, block:
       modules |= _under(f'{path}_{i}_block', f'{here}.resnets.{blocks}', _BLOCK)
       blocks += 1
     if stage.attention:
-      attention = transformer(stage.transformer, projection) if stage.transformer else _ATTENTION
+      attention = transformer(stage.transformer, projection) if stage.transformer else plain
       modules |= _under(f'{path}_{i}_attention', f'{here}.attentions.{attentions}', attention)
       attentions += 1
     if stage.resize:

@@ -221,14 +221,14 @@ def _end(net: MMDiT, path: str, shape: Shape) -> Leaf:
   module, _, parameter = path.rpartition('/')
   ending = 'bias' if parameter == 'bias' else 'weight'
   if module in ('patch_embed', 'final/linear'):
-    return _patch_leaf(net, module, shape, ending)
+    return patch_leaf(net, module, shape, ending)
   name, layout = _ENDS[module]
   name = f'{name}.{ending}'
   leaf = vector(name, shape) if parameter == 'bias' else kernel(name, shape, layout)
   return _swapped(leaf) if module == 'final/modulation' else leaf
 
 
-def _patch_leaf(net: MMDiT, module: str, shape: Shape, ending: str) -> Leaf:
+def patch_leaf(net: MMDiT, module: str, shape: Shape, ending: str) -> Leaf:
   """Leaves of the layers that read and write patches, which are (row, column, channel) here."""
   p = net.patch
   if module == 'patch_embed':

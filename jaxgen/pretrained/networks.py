@@ -18,7 +18,9 @@ from jaxgen.models.clip import CLIP, CLIPText, CLIPVision
 from jaxgen.models.dit import DiT
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.pixart import PixArt
+from jaxgen.models.prior import Prior
 from jaxgen.models.t5 import T5Encoder
+from jaxgen.models.unclip import EmbeddingProjection
 from jaxgen.models.unet import UNet
 from jaxgen.models.vq import VQModel
 from jaxgen.pretrained import (
@@ -31,7 +33,9 @@ from jaxgen.pretrained import (
   folder,
   layout,
   mmdit,
+  mmdit_original,
   pixart,
+  prior,
   safetensors_file,
   t5,
 )
@@ -49,6 +53,8 @@ READERS: dict[str, Read] = {
   **dict.fromkeys(dit.CLASSES, dit.read),
   **dict.fromkeys(mmdit.CLASSES, mmdit.read),
   **dict.fromkeys(pixart.CLASSES, pixart.read),
+  **dict.fromkeys(prior.CLASSES, prior.read),
+  **dict.fromkeys(prior.PROJECTIONS, prior.read_projection),
   **dict.fromkeys(edm_unet.CLASSES, edm_unet.read),
 }
 WRITERS: dict[type[nn.Module], Callable[[Any, Params, Meta], Layout]] = {
@@ -63,6 +69,8 @@ WRITERS: dict[type[nn.Module], Callable[[Any, Params, Meta], Layout]] = {
   DiT: dit.write,
   MMDiT: mmdit.write,
   PixArt: pixart.write,
+  Prior: prior.write,
+  EmbeddingProjection: prior.write_projection,
 }
 
 
@@ -96,6 +104,8 @@ def describe(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Layout:
   """The layout of the network at `path`, without its tensors."""
   if epath.Path(path).is_dir() or epath.Path(path).suffix != '.safetensors':
     config = folder.config(path, classes=tuple(READERS))
+  elif mmdit_original.is_mmdit(lazy := safetensors_file.lazily(path), ''):
+    return mmdit_original.layout(lazy, dtype=dtype)
   else:
     config = json.loads(safetensors_file.metadata(path).get('config', '{}'))
     if folder.class_of(config) not in READERS:

@@ -1,13 +1,14 @@
-"""Checkpoints of Stable Diffusion 1, 2 and XL in one file, as the original code and its users keep them.
+"""Checkpoints of Stable Diffusion 1, 2, XL and 3 and of Flux in one file, as the original code and its users keep them.
 
-  model.diffusion_model.            the U-Net (unet.py)
-  first_stage_model.                the autoencoder (autoencoder.py)
-  cond_stage_model., conditioner.   the text encoders (checkpoint_text.py)
+  model.diffusion_model.                              the U-Net (unet.py) or the transformer (mmdit_original.py)
+  first_stage_model., vae.                            the autoencoder (autoencoder.py)
+  cond_stage_model., conditioner., text_encoders.     the text encoders (checkpoint_text.py)
 
 Sizes are those of the tensors. The file does not say what its network predicts: of Stable Diffusion 2, whose versions
 differ in it, the caller has to. Tokenizers are those that `jaxgen weights get clip-bpe` stores.
 """
 
+import json
 import os
 import re
 from collections.abc import Mapping
@@ -17,11 +18,13 @@ from typing import Any
 import jax.numpy as jnp
 
 from jaxgen.data.tokenizers.published import clip_files
+from jaxgen.models.t5 import T5Encoder
 from jaxgen.models.unet import STABLE, UNet
 from jaxgen.pretrained import (
   autoencoder,
   checkpoint_text,
   layout,
+  mmdit_original,
   pipeline,
   safetensors_file,
   schedulers,
@@ -60,6 +63,8 @@ def load(path: str | os.PathLike, *, prediction: str | None = None, dtype: Any =
   """
   source = os.fspath(path)
   tensors = safetensors_file.lazily(path) if source.endswith('.safetensors') else torch_file.state_dict(path)
+  if mmdit_original.is_mmdit(tensors, _UNET):
+    return _flow(path, tensors, dtype)
   texts = checkpoint_text.layouts(tensors)
   if not texts or not any(name.startswith(_UNET) for name in tensors):
     raise ValueError(f'{path} is no checkpoint of Stable Diffusion: it lacks {_UNET} or a text encoder')
@@ -91,6 +96,75 @@ def load(path: str | os.PathLike, *, prediction: str | None = None, dtype: Any =
       for file, content in clip_files(tokenizer_files.load('clip-bpe'), pad=pad).items()
     },
   )
+
+
+def _flow(path: str | os.PathLike, tensors: Tensors, dtype: Any) -> Pipeline:
+  """Stable Diffusion 3 or Flux."""
+  flux = mmdit_original.is_flux(tensors, _UNET)
+  tensors = {_VAE + name.removeprefix('vae.') if name.startswith('vae.') else name: t for name, t in tensors.items()}
+  texts = checkpoint_text.layouts(tensors)
+  if flux and 'text_encoder_3' in texts:
+    texts['text_encoder_2'] = texts.pop('text_encoder_3')
+  wanted = ('text_encoder', 'text_encoder_2')
+  if not set(wanted) <= set(texts) or not any(name.startswith(_VAE) for name in tensors):
+    raise ValueError(
+      f'{path} has a transformer of {"Flux" if flux else "Stable Diffusion 3"}, but not its autoencoder and text '
+      'encoders; give the file that has all of them, or the folder in the layout of diffusers'
+    )
+  denoiser = mmdit_original.layout(tensors, prefix=_UNET, dtype=dtype)
+  vae, scale = ('flux-f8', (0.1159, 0.3611)) if flux else ('sd3-f8', (0.0609, 1.5305))
+  config = dict(zip(('shift_factor', 'scaling_factor'), scale, strict=True))
+  made = autoencoder.original(autoencoder.published(vae))
+  layouts = {'transformer': denoiser, 'vae': made._replace(scaling=autoencoder.scaling(config, 16))}
+  layouts |= {name: text._replace(net=text.net.clone(dtype=dtype)) for name, text in texts.items()}
+  distilled = flux and not denoiser.net.guidance  # schnell
+  moving = {'base_shift': 0.5, 'max_shift': 1.15, 'base_image_seq_len': 256, 'max_image_seq_len': 4096}
+  scheduler = {'_class_name': 'FlowMatchEulerDiscreteScheduler', 'num_train_timesteps': 1000}
+  scheduler |= {'shift': 1.0 if distilled else 3.0, 'use_dynamic_shifting': flux and not distilled}
+  tokenizers, files = _tokenizers_of_flow(texts)
+  index = {name: ['transformers', 'T5EncoderModel' if _is_t5(text) else _CLIPS[flux]] for name, text in texts.items()}
+  for name, text in texts.items():
+    kind = 'T5TokenizerFast' if _is_t5(text) else 'CLIPTokenizer'
+    index[name.replace('text_encoder', 'tokenizer')] = ['transformers', kind]
+  index |= {'vae': ['diffusers', 'AutoencoderKL'], 'scheduler': ['diffusers', scheduler['_class_name']]}
+  transformer = 'FluxTransformer2DModel' if flux else 'SD3Transformer2DModel'
+  kind = (pipeline.FLUX if flux else pipeline.SD3)[0]
+  return Pipeline(
+    {name: layout.lazily(it, tensors, source=os.fspath(path)) for name, it in layouts.items()},
+    tokenizers,
+    schedulers.read(scheduler | (moving if flux else {})),
+    {'_class_name': kind, 'transformer': ['diffusers', transformer], **index},
+    files,
+  )
+
+
+_CLIPS = {True: 'CLIPTextModel', False: 'CLIPTextModelWithProjection'}  # of Flux, of Stable Diffusion 3
+_T5_LENGTH = 512
+
+
+def _is_t5(text: Layout) -> bool:
+  return isinstance(text.net, T5Encoder)
+
+
+def _tokenizers_of_flow(texts: Mapping[str, Layout]) -> tuple[dict[str, Any], dict[str, bytes]]:
+  """Tokenizers, and their files by path."""
+  tokenizers: dict[str, Any] = {}
+  files: dict[str, bytes] = {}
+  for component, text in texts.items():
+    name = component.replace('text_encoder', 'tokenizer')
+    if _is_t5(text):
+      tokenizers[name] = tokenizer_files.t5_tokenizer(length=_T5_LENGTH)
+      about = {'tokenizer_class': 'T5Tokenizer', 'model_max_length': _T5_LENGTH}
+      made = {
+        'tokenizer.json': tokenizer_files.load('t5-tokenizer'),
+        'tokenizer_config.json': json.dumps(about).encode(),
+      }
+    else:
+      pad = None if component == 'text_encoder' else 0
+      tokenizers[name] = tokenizer_files.clip_tokenizer(pad=pad)
+      made = clip_files(tokenizer_files.load('clip-bpe'), pad=pad)
+    files |= {f'{name}/{file}': content for file, content in made.items()}
+  return tokenizers, files
 
 
 _SCHEDULE = {'timestep_spacing': 'leading', 'steps_offset': 1}

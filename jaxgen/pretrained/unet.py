@@ -130,6 +130,7 @@ def shapes(net: UNet, channels: int, text_width: int, *, concat: int = 0, vector
   side = 2 ** (len(net.multipliers) - 1)
   image, t = jnp.zeros((1, side, side, channels)), jnp.zeros(1)
   cond = {'label': jnp.zeros(1, jnp.int32), 'text': jnp.zeros((1, 1, text_width))}
+  cond['level'] = t
   if concat:
     cond['concat'] = jnp.zeros((1, side, side, concat))
   if net.size_features:

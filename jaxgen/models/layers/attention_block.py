@@ -1,6 +1,8 @@
 """A residual block of self-attention over the pixels of an image, as U-Nets and autoencoders have it.
 
 y = x + out(attention(norm(x)))                                                           (1)
+
+or of attention to the pixels and to the tokens of a text in one softmax (Nichol et al. 2021, "GLIDE").
 """
 
 from typing import Any
@@ -8,9 +10,12 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxgen.models.layers.attention import Attention
+from jaxgen.models.layers.attention import Attention, KeysValues
 from jaxgen.models.layers.group_norm import GroupNorm
-from jaxgen.typing import Array, Float
+from jaxgen.models.layers.linear import Linear
+from jaxgen.typing import Array, Bool, Float
+
+_TEXT_GROUPS = 32
 
 
 class AttentionBlock(nn.Module):
@@ -40,3 +45,36 @@ class AttentionBlock(nn.Module):
     b, height, width, d = x.shape
     h = self.norm(x).reshape(b, height * width, d)
     return x + self.attention(h).reshape(x.shape)
+
+
+class TextAttentionBlock(nn.Module):
+  """Eq. 1, where pixels attend to the tokens of a text too.
+
+  Attributes:
+    groups, eps: number of groups of the norms, and their eps.
+    heads, dtype: as in `Attention`.
+    text_norm: a norm of 32 groups of features, over all tokens of a text, before keys and values (DeepFloyd IF).
+  """
+
+  groups: int
+  eps: float
+  heads: int
+  dtype: Any = jnp.float32
+  text_norm: bool = False
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], text: Float[Array, 'b k e'], *, mask: Bool[Array, 'b k'] | None = None
+  ) -> Float[Array, 'b h w c']:
+    """`mask` is of the text's tokens, True where there is one."""
+    b, height, width, d = x.shape
+    text = text.astype(self.dtype)
+    if self.text_norm:
+      text = GroupNorm(_TEXT_GROUPS, 1e-5, self.dtype, name='text_norm')(text[:, :, None])[:, :, 0]
+    heads = (self.heads, d // self.heads)
+    keys, values = (Linear(heads, dtype=self.dtype, name=f'text_{name}')(text) for name in ('key', 'value'))
+    if mask is not None:
+      mask = jnp.concatenate([jnp.ones((b, height * width), bool), mask.astype(bool)], axis=1)
+    attend = Attention(self.heads, out_init=nn.initializers.zeros_init(), dtype=self.dtype, name='attention')
+    h = GroupNorm(self.groups, self.eps, self.dtype, name='norm')(x).reshape(b, height * width, d)
+    return x + attend(h, mask=mask, joined=KeysValues(keys, values)).reshape(x.shape)

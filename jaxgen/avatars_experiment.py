@@ -1,0 +1,124 @@
+"""What configs of text to image on avatars share: data with captions, and the measurements in the loop.
+
+`vocabulary(dataset)` and `captioned(...)` make the data; `avatars_experiment(c, objective, ...)` the Experiment: a grid
+of prompts, FID, and the share of attributes that samples show as held-out and as seen prompts say.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import optax
+from ml_collections import ConfigDict
+
+from jaxgen import ema, sharding
+from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options, warmup_cosine
+from jaxgen.data.captions import sample_captions, tokenized
+from jaxgen.data.dataset import Dataset
+from jaxgen.data.datasets.avatars_captions import LENGTH, describe
+from jaxgen.data.loader import Loader
+from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
+from jaxgen.data.tokenizers.words import from_captions
+from jaxgen.evaluators.avatars import avatar_attributes, prompts
+from jaxgen.evaluators.generate import make_generate
+from jaxgen.experiment import Experiment
+from jaxgen.objectives.base import Objective
+from jaxgen.pretrained import attribute_classifier
+from jaxgen.typing import Float
+
+Beside = Callable[[Float[np.ndarray, 'n h w c']], Mapping[str, np.ndarray]]  # pictures -> further fields of a batch
+
+
+def split_of(c: ConfigDict, split: str) -> Dataset:
+  """A split of the avatars that `c.dataset` names."""
+  return source(c.dataset, split, resolution=c.resolution)
+
+
+def vocabulary(dataset: Dataset) -> Tokenizer:
+  """A tokenizer of the words of avatars' captions."""
+  return from_captions(sample_captions(dataset, number=4000, describe=describe), length=LENGTH)
+
+
+def captioned(c: ConfigDict, dataset: Dataset, words: Tokenizer) -> Loader:
+  """Batches with captions that are phrased anew at each step."""
+  return Loader(
+    dataset,
+    batch_size=c.batch_size,
+    seed=c.seed,
+    transform=tokenized(words, describe=describe),
+    transform_name=words.fingerprint,
+    cache=fits_in_memory(dataset),
+  )
+
+
+def avatars_experiment(
+  c: ConfigDict,
+  objective: Objective,
+  *,
+  data: Loader,
+  words: Tokenizer,
+  trains: tuple[str, ...] = ('net', 'text'),
+  beside: Beside = lambda images: {},
+  frozen: Mapping[str, Any] = {},
+  protocol: Mapping[str, Any] = {},
+) -> Experiment:
+  """The experiment of a network that draws avatars from words.
+
+  Args:
+    c: the config.
+    objective: the objective.
+    data: made by `captioned`.
+    words: tokenizer of the captions.
+    trains: keys of the parameters, all but 'net' trained by Adam.
+    beside: fields that a network is told beside the text, made of the pictures that the prompts describe.
+    frozen: networks that are used and not trained.
+    protocol: what is written beside the FID.
+  """
+  mesh, test, seen = sharding.make_mesh(**c.mesh), split_of(c, 'test'), split_of(c, 'seen')
+
+  def fields(ids: np.ndarray, images: np.ndarray) -> Mapping[str, np.ndarray]:
+    return {'text': ids, **beside(images)}
+
+  def of_rows(num: int) -> Mapping[str, np.ndarray]:
+    rows = data.rows(0, range(num))
+    return fields(rows['text'], np.asarray(rows['image']))
+
+  asked, generate = (
+    prompts(test, number=c.samples.prompts),
+    make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size),
+  )
+  shown = fields(encode_all(words, asked.texts), asked.images)
+  shown = {name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in shown.items()}
+  evaluators = grid_and_fid(
+    c,
+    generate,
+    mesh=mesh,
+    shown={'cond': shown, 'num': len(shown['text']), 'rows': asked.texts},
+    reference=lambda: seen,
+    cond=of_rows,
+    protocol={'prompts': 'captions of the training data', **protocol},
+  )
+  for name, split in {'test': test, 'seen': seen}.items():
+    images = prompts(split, number=c.attributes.number).images
+    evaluators += avatar_attributes(
+      generate,
+      attribute_classifier.load(),
+      mesh=mesh,
+      splits={name: split},
+      encode=lambda texts, images=images: fields(encode_all(words, texts), images),
+      **c.attributes,
+    )
+  adam = optax.adam(c.optimizer.adam, b2=c.optimizer.b2)
+  return Experiment(
+    objective=objective,
+    optimizers={'net': muon_and_adam(c.optimizer, steps=c.steps), **{name: adam for name in trains if name != 'net'}},
+    learning_rates={'net': warmup_cosine(c.optimizer.muon, warmup=c.optimizer.warmup, steps=c.steps)},
+    averages={name: ema.Average(name, ema.warmup(c.ema)) for name in trains},
+    data=data,
+    mesh=mesh,
+    frozen=frozen,
+    evaluators=evaluators,
+    tokenize=lambda texts: {'text': encode_all(words, texts)},
+    **run_options(c),
+  )

@@ -1,0 +1,98 @@
+"""Several models in a row, each told what the one before made: Imagen's stages; DALL-E 2's prior and decoder.
+
+  y_1 = sample_1(cond_1);   y_i = sample_i(cond_i, told_i = y_{i-1})                            (1)
+
+A stage is a trained model and the name of the field that takes the images, or the embeddings, of the stage before:
+'low' of `objectives/super_resolution.py`, 'embedding' of `objectives/embedded.py`. Stage i draws from its own keys.
+
+  variations: an image's own embedding in place of the prior's;  interpolation: embeddings between two images'  (2)
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxgen.generation.interpolate import slerp
+from jaxgen.objectives.base import Objective
+from jaxgen.typing import Array, Cond, Float, Key
+
+
+class Stage(NamedTuple):
+  """A model of a cascade.
+
+  Attributes:
+    objective: what samples it.
+    params, frozen: its arrays.
+    told: the field that takes what the stage before made; None for the first.
+    fields: what it is told beside the prompt, one value for all images, such as {'level': 0.1}.
+  """
+
+  objective: Objective
+  params: dict[str, Any]
+  frozen: dict[str, Any]
+  told: str | None = None
+  fields: Mapping[str, float] = {}
+
+
+def check(stages: Sequence[Stage], cond: Mapping[str, Any], *, first: Any = None) -> None:
+  """Raises ValueError where stages do not fit each other: sizes, or fields that nothing gives; see `cascade`."""
+  if not stages:
+    raise ValueError('a cascade has no stages; give it one model or more')
+  made: Any = None if first is None else jax.ShapeDtypeStruct(first.shape, first.dtype)
+  for number, stage in enumerate(stages, 1):
+    if (stage.told is None) != (number == 1 and first is None):
+      raise ValueError(f'stage {number} of the cascade: `told` names the field that takes what was made before, if any')
+    known = {*cond, *stage.fields, *([stage.told] if stage.told else [])}
+    missing = sorted(set(stage.objective.conditioner.fields) - known)
+    if missing:
+      raise ValueError(f'stage {number} of the cascade wants {missing[0]!r}, and has {sorted(known)}')
+    like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), (stage.params, stage.frozen))
+    told = _told(stage, _shapes(cond), made)
+    keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(next(iter(cond.values())))))
+    try:
+      made = jax.eval_shape(stage.objective.sample, *like, told, keys)
+    except (ValueError, TypeError) as error:
+      raise ValueError(f'stage {number} of the cascade does not fit the one before: {error}') from error
+
+
+def cascade(
+  stages: Sequence[Stage], cond: Cond, keys: Key[Array, ' b'], *, first: Array | None = None
+) -> list[Float[Array, 'b ...']]:
+  """What each stage makes, Eq. 1; the last are the images.
+
+  Args:
+    stages: the models, in order.
+    cond: fields of the prompts, with a batch axis, of all stages.
+    keys: one for each image.
+    first: what the stage before the first would have made, such as embeddings of Eq. 2; the first is then told it.
+  """
+  made, result = first, []
+  for number, stage in enumerate(stages):
+    own = jax.vmap(lambda key, number=number: jax.random.fold_in(key, number))(keys)
+    made = stage.objective.sample(stage.params, stage.frozen, _told(stage, cond, made), own)
+    result.append(made)
+  return result
+
+
+def _told(stage: Stage, cond: Mapping[str, Any], before: Any) -> dict[str, Any]:
+  """The fields of a stage."""
+  size = before.shape[0] if before is not None else next(iter(cond.values())).shape[0]
+  given = {**cond, **{name: jnp.full(size, value, jnp.float32) for name, value in stage.fields.items()}}
+  if stage.told is not None and before is not None:
+    given[stage.told] = before
+  return {name: given[name] for name in stage.objective.conditioner.fields if name in given}
+
+
+def _shapes(cond: Mapping[str, Any]) -> dict[str, Any]:
+  return {name: jax.ShapeDtypeStruct(np.shape(value), value.dtype) for name, value in cond.items()}
+
+
+def between(a: Float[Array, 'd'], b: Float[Array, 'd'], weights: Float[Array, ' b']) -> Float[Array, 'b d']:
+  """Embeddings on the way from one image's (weight 0) to another's (weight 1), of lengths in between.  # Eq. 2"""
+  rows = [jnp.broadcast_to(x[None], (len(weights), *x.shape)) for x in (a, b)]
+  length = [jnp.linalg.norm(row, axis=-1, keepdims=True) for row in rows]
+  turned = slerp(rows[0] / length[0], rows[1] / length[1], weights)
+  return turned * ((1 - weights[:, None]) * length[0] + weights[:, None] * length[1])
