@@ -13,6 +13,7 @@ from jaxgen import flops, sharding
 from jaxgen.models.layers import splash
 from jaxgen.models.layers.attention import (
   Attention,
+  Choice,
   Decoupled,
   KeysValues,
   _kernel,
@@ -24,6 +25,7 @@ from jaxgen.models.layers.attention import (
   xla_attention,
 )
 from jaxgen.models.layers.attention_edit import Edit
+from jaxgen.models.layers.blocked import blocked_attention
 from jaxgen.objectives.few_step.scm import tangent
 
 _SIZES = {'data': 2, 'fsdp': 2, 'sequence': 1, 'tensor': 2}
@@ -146,14 +148,19 @@ def test_each_choice_is_logged_once(caplog):
 )
 def test_gpus_take_half_precision_and_some_shapes(dtype, size, keys, mask, biased, kernel):
   task = _Task(str(jnp.dtype(dtype)), (2, 64, 4, size), keys, False, mask, biased)
-  assert _kernel('gpu', task, True) is kernel
+  assert _kernel('gpu', task, Choice.FUSED) is kernel
 
 
 @pytest.mark.parametrize(
   ('mask', 'biased', 'kernel'), [(2, False, splash_attention), (3, False, xla_attention), (None, True, xla_attention)]
 )
 def test_tpus_take_masks_of_keys(mask, biased, kernel):
-  assert _kernel('tpu', _Task('bfloat16', (2, 128, 4, 64), 256, True, mask, biased), True) is kernel
+  assert _kernel('tpu', _Task('bfloat16', (2, 128, 4, 64), 256, True, mask, biased), Choice.FUSED) is kernel
+
+
+def test_a_forward_derivative_over_many_tokens_is_by_blocks():
+  for keys, mask, kernel in ((1024, 2, blocked_attention), (1024, 3, xla_attention), (64, None, xla_attention)):
+    assert _kernel('tpu', _Task('bfloat16', (2, keys, 4, 64), keys, True, mask), Choice.FORWARD) is kernel
 
 
 def test_a_mask_of_keys_is_in_the_kernel_for_tpus():

@@ -53,6 +53,7 @@ IDEAL = {
   'fid': ('fid_1200', 0.0, 0),
   'sfid': ('sfid_1200', 0.0, 0),
   'kid': ('kid', 0.0, 0.05),
+  'mind': ('mind', 0.0, 0),
   'precision_recall': ('precision', 1.0, 0),
   'density_coverage': ('coverage', 1.0, 0),
   'memorisation': ('memorised_share', 1.0, 0),

@@ -16,6 +16,7 @@ _NAMES: tuple[str, ...] = (
   'sfid',
   'fid_infinity',
   'kid',
+  'mind',
   'inception_score',
   'precision_recall',
   'density_coverage',

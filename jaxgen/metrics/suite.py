@@ -18,11 +18,13 @@ from jaxgen.metrics.inception_score import inception_score
 from jaxgen.metrics.kernel_distance import kernel_distance
 from jaxgen.metrics.memorisation import THRESHOLD, memorisation
 from jaxgen.metrics.precision_recall import density_coverage, precision_recall
+from jaxgen.metrics.sliced_wasserstein import sliced_wasserstein
 from jaxgen.metrics.statistics import FeatureStatistics, Moments
 
 FULL = 50_000  # samples of a FID that may be called so
 KID_SUBSETS, KID_SUBSET_SIZE, SEED = 100, 1000, 2020
 SPLITS = 10
+DIRECTIONS = 1024  # of MIND
 NEIGHBOURS, NEIGHBOURS_OF_DENSITY = 3, 5
 
 Features = Mapping[str, np.ndarray]
@@ -101,6 +103,11 @@ def _kid(samples: Features, reference: Reference, logits: Any) -> Measured:
   return Measured({'kid': found.mean, 'kid_deviation': found.deviation}, how)
 
 
+def _mind(samples: Features, reference: Reference, logits: Any) -> Measured:
+  found = sliced_wasserstein(samples['pool'], reference.features['pool'], directions=DIRECTIONS, seed=SEED)
+  return Measured({'mind': found}, {'mind_directions': DIRECTIONS, 'mind_seed': SEED})
+
+
 def _inception_score(samples: Features, reference: Reference, logits: Any) -> Measured:
   if logits is None:
     raise ValueError('the Inception Score needs Inception weights with logits')
@@ -141,6 +148,7 @@ METRICS = {
   'sfid': Metric(_sfid, features=('spatial',), of_reference='moments', named_by_number=True),
   'fid_infinity': Metric(_fid_infinity, of_reference='moments'),
   'kid': Metric(_kid),
+  'mind': Metric(_mind),
   'inception_score': Metric(_inception_score, of_reference='nothing'),
   'precision_recall': Metric(_precision_recall),
   'density_coverage': Metric(_density_coverage),

@@ -60,3 +60,23 @@ class MLPDiscriminator(nn.Module):
     if self.kernels:
       x = jnp.concatenate([x, MinibatchDiscrimination(self.kernels)(x)], axis=-1)
     return dense(1, spectral=self.spectral, train=train, name='out')(x)[:, 0]
+
+
+class MLPDenoiser(nn.Module):
+  """A denoiser of such data: (dense, silu) x depth on the values and the time.
+
+  Attributes:
+    width, depth: width and number of the hidden layers.
+  """
+
+  width: int = 128
+  depth: int = 3
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, 'b h w c'], t: Float[Array, ' b'], cond: Cond, *, train: bool = False
+  ) -> Float[Array, 'b h w c']:
+    h = jnp.concatenate([x.reshape(len(x), -1), t[:, None] / 1000], axis=1)
+    for layer in range(self.depth):
+      h = nn.silu(Linear(self.width, kernel_init=_lecun, name=f'dense_{layer}')(h))
+    return Linear(x[0].size, kernel_init=_lecun, name='out')(h).reshape(x.shape)

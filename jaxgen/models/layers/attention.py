@@ -12,6 +12,7 @@ also on its own queries, against all keys (context parallelism).
 
 import contextlib
 import contextvars
+import enum
 import functools
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NamedTuple
@@ -23,6 +24,7 @@ from absl import logging
 
 from jaxgen import sharding
 from jaxgen.models.layers.attention_edit import Edit, Edits, edited, edited_joint
+from jaxgen.models.layers.blocked import blocked_attention
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.rope import Angles, rotate
 from jaxgen.typing import Array, Bool, Float, MakeModule
@@ -31,7 +33,18 @@ Mask = Bool[Array, '#b k'] | Bool[Array, '#b #l k']  # True where a query may at
 Bias = Float[Array, '#b #n #l #k']
 Kernel = Callable[..., Array]  # (q, k, v, mask, bias, *, scale)
 _NO_EDITS = Edits()
-_fused = contextvars.ContextVar('fused', default=True)
+
+
+class Choice(enum.Enum):
+  """What attention may run as."""
+
+  FUSED = 1  # the platform's kernel
+  PLAIN = 2  # XLA's
+  FORWARD = 3  # XLA's, or that of layers/blocked.py where there are many tokens
+
+
+_choice = contextvars.ContextVar('choice', default=Choice.FUSED)
+_MANY = 1024  # keys, from which on the weights of all tokens are not kept for a forward derivative
 
 
 class KeysValues(NamedTuple):
@@ -169,10 +182,10 @@ def attention(
   task = _Task(
     str(q.dtype), local or q.shape, k.shape[1], local is not None, None if mask is None else mask.ndim, bias is not None
   )
-  kernel = _kernel(sharding.platform(), task, _fused.get())
+  kernel = _kernel(sharding.platform(), task, _choice.get())
   scale = q.shape[-1] ** -0.5 if scale is None else scale
   # The partitioner splits XLA's by images and heads, but needs a constraint on queries.
-  if local is None or (kernel is xla_attention and local[1] == q.shape[1]):
+  if local is None or (kernel in (xla_attention, blocked_attention) and local[1] == q.shape[1]):
     return kernel(q, k, v, mask, bias, scale=scale)
   return sharding.attend_on_shards(functools.partial(kernel, scale=scale), q, k, v, mask, bias)
 
@@ -247,13 +260,24 @@ def _over_heads(mask: Array) -> Bool[Array, '_ 1 _ k']:
 
 
 @contextlib.contextmanager
-def unfused() -> Iterator[None]:
-  """Attention that is traced within is XLA's: fused kernels have a gradient, but no forward or second derivative."""
-  token = _fused.set(False)
+def chosen(choice: Choice) -> Iterator[None]:
+  """Attention that is traced within runs as `choice` says."""
+  token = _choice.set(choice)
   try:
     yield
   finally:
-    _fused.reset(token)
+    _choice.reset(token)
+
+
+def unfused() -> contextlib.AbstractContextManager[None]:
+  """Attention that is traced within is XLA's: fused kernels have a gradient, but no forward or second derivative."""
+  return chosen(Choice.PLAIN)
+
+
+def with_forward_derivative() -> contextlib.AbstractContextManager[None]:
+  """Attention that is traced within has a forward derivative, in memory that is linear in the tokens where they are
+  many."""
+  return chosen(Choice.FORWARD)
 
 
 class _Task(NamedTuple):
@@ -277,7 +301,7 @@ class _Task(NamedTuple):
 
 
 @functools.cache  # so that each choice is logged once
-def _kernel(platform: str, task: _Task, fused: bool) -> Kernel:
+def _kernel(platform: str, task: _Task, choice: Choice) -> Kernel:
   """The kernel for the task.
 
   cuDNN's takes half precision and head sizes that are multiples of 8 up to 128; with a mask or a bias, which it adds as
@@ -289,7 +313,9 @@ def _kernel(platform: str, task: _Task, fused: bool) -> Kernel:
   even = tokens % 2 == 0 and task.keys % 2 == 0
   blocks = tokens % 128 == 0 and task.keys % 128 == 0
   kernel = xla_attention
-  if not fused:
+  if choice is Choice.FORWARD and task.keys >= _MANY and task.mask != 3 and not task.biased:
+    kernel = blocked_attention
+  elif choice is not Choice.FUSED:
     pass
   elif platform in ('gpu', 'cuda') and jnp.finfo(task.dtype).bits == 16:
     kernel = cudnn_attention if head_size % 8 == 0 and head_size <= 128 and (plain or even) else kernel

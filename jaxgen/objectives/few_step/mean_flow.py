@@ -135,7 +135,7 @@ def mean_flow(
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:
   """u and its target of Eq. 3."""
   ones, zeros = jnp.ones_like(t), jnp.zeros_like(r)
-  with attention.unfused():
+  with attention.with_forward_derivative():
     u, along = jax.jvp(jump, (x_t, t, r), (v, ones, zeros))
   return u, jax.lax.stop_gradient(v - expand(t - r, x_t) * along)
 

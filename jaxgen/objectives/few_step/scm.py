@@ -127,7 +127,7 @@ def tangent(
   along_path = data_std * a * eps - s * x0  # Eq. 2
   # Both directions times cos sin, so that nothing is large near the ends.
   directions = a * s * along_path, jnp.cos(angle) * jnp.sin(angle) * (2 / math.pi)
-  with attention.unfused():
+  with attention.with_forward_derivative():
     output, derivative = jax.jvp(network, (x_t, t), directions)
   g = a * a * (data_std * output + along_path) + share * (data_std * derivative - a * s * x_t)
   return output, jax.lax.stop_gradient(g)
