@@ -21,5 +21,5 @@ def get_config() -> ConfigDict:
   config.resolution = 1024
   config.drop_rate = 0.0  # Flux has no null text
   config.batch_size = 32
-  config.sampling = ConfigDict({'steps': 28, 'scale': 3.5, 'batch_size': 1})
+  config.sampling = ConfigDict({'steps': 28, 'scale': 3.5, 'batch_size': 16})
   return config

@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
   config = base.get_config()
   config.blank = 'sd3-medium'
   config.resolution = 1024
-  config.sampling = ConfigDict({'steps': 28, 'scale': 7.0, 'batch_size': 4})
+  config.sampling = ConfigDict({'steps': 28, 'scale': 7.0, 'batch_size': 16})
   return config

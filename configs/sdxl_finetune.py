@@ -19,5 +19,5 @@ def get_config() -> ConfigDict:
   config = base.get_config()
   config.blank = 'sdxl'
   config.resolution = 1024
-  config.sampling = ConfigDict({'steps': 30, 'scale': 5.0, 'batch_size': 4})
+  config.sampling = ConfigDict({'steps': 30, 'scale': 5.0, 'batch_size': 16})
   return config

@@ -3,7 +3,8 @@
   README.md               the model card: data, training, numbers with how they were measured, a grid, how to use it
   samples.png
   NAME/                   each network: as diffusers keeps it, or by jaxgen's own names in `model.safetensors`
-  model_index.json, scheduler/, vae/      where diffusers has a pipeline for the whole
+  model_index.json, scheduler/, vae/      where diffusers has a pipeline for the whole; a published generator that was
+                                          trained on comes back whole, with its encoders and tokenizers
   sampler.stablehlo       the whole sampler as one program of jax.export, for serving without jaxgen, and its arrays,
   sampler.safetensors     where it is asked for
 
@@ -60,7 +61,7 @@ class Exported(NamedTuple):
 
 def networks(trained: Trained, out: epath.Path) -> Exported:
   """Writes each network of a run, as a pipeline of diffusers where there is one that samples as the run does."""
-  pipeline = _pipeline(trained)
+  pipeline = _fine_tuned(trained) or _pipeline(trained)
   if pipeline is not None:
     pipelines.save(pipeline, out)
     return Exported(dict.fromkeys(pipeline.components, 'diffusers'), pipeline.kind)
@@ -144,6 +145,19 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
   """A tree of arrays as `{'blocks/mlp/in/kernel': array}`, on the host."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {sharding.path_name(path): np.asarray(leaf) for path, leaf in leaves}
+
+
+def _fine_tuned(trained: Trained) -> Pipeline | None:
+  """The published generator that a run went on from, with what it learned, if that is its whole denoiser."""
+  source, net = trained.stage.init_from, trained.stage.objective.networks.get('net')
+  if source is None or set(trained.params) != {'net'} or not (epath.Path(source.path) / pipelines.INDEX).exists():
+    return None
+  it, params = pipelines.load(source.path), jax.device_get(trained.params['net'])
+  shapes = [jax.tree.map(np.shape, tree) for tree in (it.denoiser.params, params)]
+  if type(it.denoiser.net) is not type(net) or shapes[0] != shapes[1]:
+    return None
+  name = next(name for name in pipelines.DENOISERS if name in it.components)
+  return it._replace(components={**it.components, name: it.denoiser._replace(params=params)})
 
 
 def _pipeline(trained: Trained) -> Pipeline | None:

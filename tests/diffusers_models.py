@@ -134,6 +134,20 @@ MODELS = {
     diffusers.PriorTransformer,
     {'num_attention_heads': 2, 'attention_head_dim': 8, 'num_layers': 2, 'embedding_dim': 12, 'num_embeddings': 5},
   ),
+  'z_image': (
+    diffusers.ZImageTransformer2DModel,
+    {
+      'in_channels': 4,
+      'dim': 24,
+      'n_layers': 2,
+      'n_refiner_layers': 1,
+      'n_heads': 2,
+      'n_kv_heads': 2,
+      'cap_feat_dim': 10,
+      'axes_dims': [4, 4, 4],
+      'axes_lens': [128, 16, 16],
+    },
+  ),
   'unclip_projection': (
     UnCLIPTextProjModel,
     {'clip_extra_context_tokens': 3, 'clip_embeddings_dim': 12, 'time_embed_dim': 32, 'cross_attention_dim': 6},
@@ -189,6 +203,8 @@ def draw(name: str, shape: tuple[int, ...], rng: np.random.Generator) -> np.ndar
 def answers(
   kind: str, model: torch.nn.Module, rng: np.random.Generator, *, batch: int = 2, size=(8, 12), tokens: int = 3
 ) -> dict[str, np.ndarray]:
+  if kind == 'z_image':
+    return z_image_answers(model, rng)
   if kind in ('prior', 'unclip_projection'):
     return embedding_answers(kind, model, rng)
   channels = model.config.in_channels
@@ -235,6 +251,19 @@ def embedding_answers(kind: str, model: torch.nn.Module, rng: np.random.Generato
       image_embeddings=x, prompt_embeds=pooled, text_encoder_hidden_states=text, do_classifier_free_guidance=False
     )
   return made | {'tokens': tokens.numpy(), 'vector': vector.numpy()}
+
+
+def z_image_answers(model: torch.nn.Module, rng: np.random.Generator) -> dict[str, np.ndarray]:
+  """Of two texts of unlike lengths; time and velocity are turned, as ZImagePipeline does."""
+  x = rng.standard_normal((2, 4, 6, 8)).astype(np.float32)
+  text = rng.standard_normal((2, 40, 10)).astype(np.float32)
+  lengths, t = (40, 5), np.float32([300, 900])
+  with torch.no_grad():
+    each = [torch.from_numpy(rows[:length]) for rows, length in zip(text, lengths, strict=True)]
+    images = [torch.from_numpy(image)[:, None] for image in x]
+    out = model(images, torch.from_numpy((1000 - t) / 1000), each, return_dict=False)[0]
+  mask = np.arange(40)[None] < np.array(lengths)[:, None]
+  return {'x': x, 't': t, 'text': text, 'mask': mask, 'out': -np.stack([image[:, 0].numpy() for image in out])}
 
 
 def make(out: pathlib.Path, kinds: list[str]) -> None:

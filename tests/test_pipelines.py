@@ -9,9 +9,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 
-from jaxgen import from_weights
+from jaxgen import export, from_weights
 from jaxgen.generation import edit, inpaint
+from jaxgen.init_from import InitFrom
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.clip import CLIPText
 from jaxgen.models.unet import STABLE, UNet, stable_diffusion
@@ -125,6 +127,20 @@ def test_a_folder_comes_back_whole(tmp_path):
     np.testing.assert_array_equal,
     *({name: jax.tree.map(np.asarray, part.params) for name, part in one.components.items()} for one in (it, again)),
   )
+
+
+def test_a_generator_that_was_trained_on_is_exported_whole(sd15, tmp_path):
+  it = published.load(sd15)
+  trained = from_weights.trained(it, steps=2)
+  learned = jax.tree.map(lambda leaf: leaf + 1, trained.state.params['net'])
+  trained = trained._replace(
+    stage=trained.stage._replace(init_from=InitFrom(sd15)), state=trained.state.replace(params={'net': learned})
+  )
+  made = export.networks(trained, epath.Path(tmp_path / 'out'))
+  assert made.pipeline == 'StableDiffusionPipeline'
+  again = published.load(tmp_path / 'out')
+  assert again.config == it.config and again.files == it.files and again.schedule == it.schedule
+  jax.tree.map(lambda a, b: np.testing.assert_array_equal(np.asarray(a), b), again.denoiser.params, learned)
 
 
 @pytest.fixture(scope='module')

@@ -10,6 +10,7 @@ import pytest
 
 from jaxgen.pretrained import folder, networks
 
+CHECKED = ('class_embed_type', 'cross_attention_norm', 'attention_head_dim', 'down_block_types', 'mid_block_type')
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
@@ -24,7 +25,10 @@ def _opened(kind, path):
 
 def _comes_back(it, tensors, path):
   networks.save(it, path)
-  again = folder.tensors(path)
+  again, written = folder.tensors(path), json.loads((path / 'config.json').read_text())
+  assert {name: written[name] for name in it.meta.config if name in CHECKED} == {
+    name: value for name, value in it.meta.config.items() if name in CHECKED
+  }
   assert again.keys() == tensors.keys()
   for name, tensor in tensors.items():
     np.testing.assert_array_equal(np.asarray(again[name]), tensor, err_msg=name)

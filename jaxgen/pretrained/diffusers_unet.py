@@ -209,7 +209,8 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   used = (*attends[:-1], attends[-1] or net.middle_attention)
   heads = [heads_of(net, level) if attend else 1 for level, attend in enumerate(used)]
   if net.joined:
-    return config | _joined(net, params, features, heads, used)
+    kept = {'class_embed_type': more.get('class_embed_type')}  # 'identity': it is told a vector
+    return config | kept | _joined(net, params, features, heads, used)
   if text:
     return config | {
       '_class_name': 'UNet2DConditionModel',
@@ -263,7 +264,7 @@ def _joined(net: UNet, params: Params, features: list[int], heads: list[int], us
     '_class_name': 'UNet2DConditionModel',
     'attention_head_dim': sizes.pop(),
     'cross_attention_dim': params['middle_0_attention']['text_key']['kernel'].shape[0],
-    'class_embed_type': 'timestep' if net.level else None,
+    **({'class_embed_type': 'timestep'} if net.level else {}),
     'cross_attention_norm': 'group_norm' if net.text_norm else None,
   }
 

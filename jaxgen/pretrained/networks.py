@@ -23,6 +23,7 @@ from jaxgen.models.t5 import T5Encoder
 from jaxgen.models.unclip import EmbeddingProjection
 from jaxgen.models.unet import UNet
 from jaxgen.models.vq import VQModel
+from jaxgen.models.z_image import ZImage
 from jaxgen.pretrained import (
   autoencoder,
   bert,
@@ -38,6 +39,7 @@ from jaxgen.pretrained import (
   prior,
   safetensors_file,
   t5,
+  z_image,
 )
 from jaxgen.pretrained.layout import Layout, Meta, Pretrained, Put
 from jaxgen.typing import Params
@@ -54,6 +56,7 @@ READERS: dict[str, Read] = {
   **dict.fromkeys(mmdit.CLASSES, mmdit.read),
   **dict.fromkeys(pixart.CLASSES, pixart.read),
   **dict.fromkeys(prior.CLASSES, prior.read),
+  **dict.fromkeys(z_image.CLASSES, z_image.read),
   **dict.fromkeys(prior.PROJECTIONS, prior.read_projection),
   **dict.fromkeys(edm_unet.CLASSES, edm_unet.read),
 }
@@ -70,6 +73,7 @@ WRITERS: dict[type[nn.Module], Callable[[Any, Params, Meta], Layout]] = {
   MMDiT: mmdit.write,
   PixArt: pixart.write,
   Prior: prior.write,
+  ZImage: z_image.write,
   EmbeddingProjection: prior.write_projection,
 }
 

@@ -59,9 +59,10 @@ def rotate(x: Float[Array, 'b l n h'], angles: Angles) -> Float[Array, 'b l n h'
   return turned.astype(x.dtype)
 
 
-def rotate_pairs(x: Float[Array, 'b l n h'], angles: Float[Array | np.ndarray, 'l r']) -> Float[Array, 'b l n h']:
+def rotate_pairs(x: Float[Array, 'b l n h'], angles: Angles | Float[np.ndarray, 'l r']) -> Float[Array, 'b l n h']:
   """Eq. 4, in float32, of queries or of keys; a token at angle 0 stays as it is."""
-  cos, sin = jnp.cos(angles)[None, :, None], jnp.sin(angles)[None, :, None]  # 1 l 1 r
+  angles = angles if angles.ndim == 3 else angles[None]
+  cos, sin = jnp.cos(angles)[:, :, None], jnp.sin(angles)[:, :, None]  # b l 1 r
   first, second = jnp.moveaxis(x.astype(jnp.float32).reshape(*x.shape[:-1], -1, 2), -1, 0)
   turned = jnp.stack([first * cos - second * sin, first * sin + second * cos], axis=-1)
   return turned.reshape(x.shape).astype(x.dtype)
