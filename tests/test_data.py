@@ -319,7 +319,7 @@ def test_image_folder_s_errors_name_the_file(tmp_path):
     listing.list_images(tmp_path)
   pictures = write_pictures(tmp_path / 'pictures')
   (pictures / 'loose.png').write_bytes(b'')
-  with pytest.raises(ValueError, match=r'1 outside of them, such as loose.png'):
+  with pytest.raises(ValueError, match=r'1 outside of them, such as 'loose.png''):
     listing.list_images(pictures)
   (pictures / 'loose.png').unlink()
   (pictures / 'metadata.jsonl').write_text('{"file_name": "gone.png", "text": "a"}')

@@ -41,3 +41,10 @@ def test_a_zip_with_a_member_without_a_name(tmp_path):
   path.write_bytes(path.read_bytes().replace(b'x', b'\0'))  # a name ends at its first 0
   with pytest.raises(FileNotFoundError):  # it has no images
     list_images(path)
+
+
+def test_a_name_with_a_line_break_is_said_in_one_line(tmp_path):
+  (tmp_path / 'a.png').touch()
+  (tmp_path / 'metadata.csv').write_text('file_name,text\n"a\nb.png",caption\n')
+  with pytest.raises(ValueError, match=r"names 1 files that do not exist, such as 'a\\nb.png'$"):
+    list_images(tmp_path)

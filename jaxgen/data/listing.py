@@ -310,7 +310,7 @@ def _labelled(tree: Tree, names: Sequence[str], below: str, captions: Mapping[st
     folders = {folder: found for folder, found in folders.items() if any(map(functools.partial(_opens, tree), found))}
   if len(folders) > 1 and loose:
     raise ValueError(
-      f'{tree.where} has images in sub-folders (classes) and {len(loose)} outside of them, such as {loose[0]}; '
+      f'{tree.where} has images in sub-folders (classes) and {len(loose)} outside of them, such as {loose[0]!r}; '
       'move those into a sub-folder'
     )
   labelled = len(folders) > 1
@@ -365,7 +365,7 @@ def _metadata(tree: Tree, name: str, names: set[str]) -> dict[str, str | None]:
     found[posixpath.normpath(posixpath.join(folder, file))] = caption
   missing = [file for file in found if file not in names]
   if missing:
-    raise ValueError(f'{tree.where / name} names {len(missing)} files that do not exist, such as {missing[0]}')
+    raise ValueError(f'{tree.where / name} names {len(missing)} files that do not exist, such as {missing[0]!r}')
   return found
 
 
