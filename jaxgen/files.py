@@ -58,10 +58,15 @@ def write_whole(path: str | os.PathLike, data: bytes | str) -> None:
     file.write(data)
 
 
-def remove_left_over(folder: str | os.PathLike) -> None:
-  """Deletes the temporary files of `replacing` that processes which died have left in a folder of this machine."""
+def remove_left_over(folder: str | os.PathLike, *, seconds: float = _LEFT_SECONDS) -> None:
+  """Deletes the temporary files of `replacing` that processes which died have left in a folder of this machine.
+
+  Args:
+    folder: the folder.
+    seconds: age from which a file is taken for left over; 0 in a folder that nobody else writes in.
+  """
   for entry in os.scandir(folder):
-    if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > _LEFT_SECONDS:
+    if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > seconds:
       with contextlib.suppress(OSError):
         os.unlink(entry.path)
 

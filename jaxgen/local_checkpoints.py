@@ -34,7 +34,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import NamedSharding
 
 from jaxgen import digests, distributed, sharding
-from jaxgen.checkpoint import COMMIT_FILES, PARTS, CheckpointError, copies_apart, first_line
+from jaxgen.checkpoint import COMMIT_FILES, PARTS, CheckpointError, copies_apart, first_line, newest_step
 from jaxgen.files import write_whole
 from jaxgen.train_state import TrainState
 
@@ -62,8 +62,7 @@ class LocalCheckpoints:
     if local.every < 1:
       raise ValueError(f'local checkpoints every {local.every} steps; it must be 1 or more')
     self.every = local.every
-    root = pathlib.Path(local.path).expanduser().absolute()
-    self.directory = root / _token(epath.Path(workdir)) / f'process_{jax.process_index()}'
+    self.directory = _folder(local, _token(epath.Path(workdir)))
     self._source: int | None = None  # the copy of the state that sends it to the others; None where each reads its own
     self._saving: tuple[int, dict[str, Any]] | None = None
     try:
@@ -239,12 +238,28 @@ class LocalCheckpoints:
       self.directory.parent.rmdir()
 
 
+def newest_local_step(local: Local, workdir: str | os.PathLike) -> int:
+  """The newest step that this process has on its disk, of the run in `workdir`; -1 without one. It opens nothing."""
+  found = _written_token(epath.Path(workdir))
+  return newest_step(_folder(local, f'{found:08x}')) if found else -1
+
+
+def _folder(local: Local, token: str) -> pathlib.Path:
+  return pathlib.Path(local.path).expanduser().absolute() / token / f'process_{jax.process_index()}'
+
+
+def _written_token(workdir: epath.Path) -> int:
+  """The run's token; 0 where it has none yet, or a damaged one."""
+  with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+    return int(json.loads((workdir / TOKEN).read_text())['token'], 16)
+  return 0
+
+
 def _token(workdir: epath.Path) -> str:
-  """The run's token; made at its first start."""
+  """The run's token, the same on all processes; made at its first start."""
   path, found = workdir / TOKEN, 0
   if distributed.is_first():
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-      found = int(json.loads(path.read_text())['token'], 16)
+    found = _written_token(workdir)
     if not found:
       found = secrets.randbits(30) | 1
       workdir.mkdir(parents=True, exist_ok=True)

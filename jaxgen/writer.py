@@ -295,4 +295,4 @@ def _start_samples(workdir: epath.Path, last: int) -> None:
       path.unlink()
   if not files.in_bucket(workdir):
     files.remove_left_over(workdir)
-    files.remove_left_over(folder)
+    files.remove_left_over(folder, seconds=0)

@@ -10,6 +10,7 @@ import struct
 import subprocess
 import sys
 import tarfile
+import types
 
 import numpy as np
 import pytest
@@ -18,8 +19,9 @@ from PIL import Image
 from jaxgen import data
 from jaxgen.cli import data as cli
 from jaxgen.data import listing, pictures, tfds_builder
-from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, idx, image_folder, mnist
+from jaxgen.data.datasets import emoji32, emoji64, fashion_mnist, idx, image_folder, mnist, tfds_dataset
 from jaxgen.data.image import center_crop, decode_image, encode_png, to_float
+from jaxgen.data.job import Job
 from jaxgen.data.recipe import Recipe, folder, prepare
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -319,7 +321,7 @@ def test_image_folder_s_errors_name_the_file(tmp_path):
     listing.list_images(tmp_path)
   pictures = write_pictures(tmp_path / 'pictures')
   (pictures / 'loose.png').write_bytes(b'')
-  with pytest.raises(ValueError, match=r'1 outside of them, such as 'loose.png''):
+  with pytest.raises(ValueError, match=r"1 outside of them, such as 'loose.png'"):
     listing.list_images(pictures)
   (pictures / 'loose.png').unlink()
   (pictures / 'metadata.jsonl').write_text('{"file_name": "gone.png", "text": "a"}')
@@ -370,6 +372,20 @@ def test_tfds_dataset_wants_a_format_that_is_read_in_any_order(place, tmp_path):
   info.write_text(info.read_text().replace('"array_record"', '"tfrecord"'))
   with pytest.raises(ValueError, match='not in the ArrayRecord format'):
     data.tfds_dataset('emoji32', data_dir=tmp_path)
+
+
+def test_one_process_of_a_job_prepares_what_only_tfds_knows(tmp_path, monkeypatch):
+  met, made = [], []
+  builder = types.SimpleNamespace(
+    data_dir=str(tmp_path / 'toy' / '1.0.0'),
+    url_infos={},
+    is_prepared=lambda: False,
+    download_and_prepare=lambda **_: made.append(0),
+  )
+  monkeypatch.setattr(tfds_dataset, '_builder', lambda *_, **options: builder)
+  for index in (1, 0):
+    data.prepare_tfds('toy', data_dir=tmp_path, job=Job(index, 2, met.append, met.append))
+  assert (made, met) == ([0], ['the preparation of toy'] * 2)
 
 
 @pytest.mark.parametrize(

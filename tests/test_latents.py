@@ -6,7 +6,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 
 import jax
 import jax.numpy as jnp
@@ -125,40 +124,42 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made, written, tmp
   assert not (tmp_path / 'things_latents.partial').exists()
 
 
-def _start(place):
+ENCODE = """
+import os, sys
+import jaxgen.data.job as j; j.Numbered.__new__.__defaults__ = (64, ())  # 18 shards of 64 images
+from jaxgen.cli import main as cli
+changes, last = 0, int(os.environ.get('LAST_CHANGE', 0))
+def hook(event, args):
+  global changes
+  if event in ('open', 'os.rename', 'os.mkdir') and '_latents.partial' in str(args[0]):
+    changes += 1
+    if changes == last: os.kill(os.getpid(), 9)
+sys.addaudithook(hook)
+sys.exit(cli.main())
+"""
+
+
+def _end_of(place, last_change: int) -> int:
+  """The exit code of a process that encodes, and kills itself over its n-th change in the folder of shards."""
   arguments = ['--data', 'emoji32', '--autoencoder', place / 'ae', '--batch-size', '4', '--data-dir', place]
-  code = (
-    'import jaxgen.data.job as j; j.Numbered.__new__.__defaults__ = (64, ())\n'  # 18 shards of 64 images
-    'import sys; from jaxgen.cli import main as cli; sys.exit(cli.main())'
-  )
-  command = [sys.executable, '-c', code, 'data', 'encode', *map(str, arguments)]
+  command = [sys.executable, '-c', ENCODE, 'data', 'encode', *map(str, arguments)]
   root = pathlib.Path(__file__).resolve().parents[1]
-  return subprocess.Popen(command, cwd=root, env=os.environ | {'JAX_NUM_CPU_DEVICES': '1'}, stdout=subprocess.PIPE)
+  env = os.environ | {'JAX_NUM_CPU_DEVICES': '1', 'LAST_CHANGE': str(last_change)}
+  return subprocess.run(command, cwd=root, env=env, stdout=subprocess.PIPE, check=False).returncode
 
 
 @pytest.mark.slow
 def test_kill_9_at_random_moments_changes_no_byte(made, tmp_path):
-  """A life ends a random while after it has begun some shards, so that a busy machine does not move the moment."""
   whole, killed = tmp_path / 'whole', tmp_path / 'killed'
   for place in (whole, killed):
     pretrained.save(place / 'ae', made.net, made.params, SCALING)
-  assert _start(whole).wait(timeout=600) == 0
+  assert _end_of(whole, 0) == 0
   moments, landed = random.Random(0), []
-  partial = killed / 'emoji32_latents.partial'
   for _ in range(6):
-    wanted = len(list(partial.glob('.notes/*'))) + moments.randrange(4)
-    process = _start(killed)
-    while process.poll() is None and not (
-      len(list(partial.glob('.notes/*'))) >= wanted and list(partial.glob('.emoji32_latents-train*.tmp'))
-    ):
-      time.sleep(0.002)
-    time.sleep(moments.uniform(0, 0.02))
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
-    assert process.returncode == -signal.SIGKILL  # not done before it was killed
-    landed.append(len(list(partial.glob('.notes/*'))))
+    assert _end_of(killed, moments.randrange(1, 16)) == -signal.SIGKILL
+    landed.append(len(list(killed.glob('emoji32_latents.partial/.notes/*.json'))))
   print(f'killed with {landed} shards of 18 on the disk')
-  assert _start(killed).wait(timeout=600) == 0
+  assert _end_of(killed, 0) == 0
   assert _files(killed / 'emoji32_latents') == _files(whole / 'emoji32_latents')
   assert not (killed / 'emoji32_latents.partial').exists()
 

@@ -10,7 +10,7 @@ import pytest
 
 from jaxgen import digests
 from jaxgen.checkpoint import COMMIT_FILES, CheckpointError, Policy
-from jaxgen.local_checkpoints import TOKEN, Local, LocalCheckpoints
+from jaxgen.local_checkpoints import TOKEN, Local, LocalCheckpoints, newest_local_step
 from jaxgen.metrics_file import read_metrics
 from jaxgen.sharding import make_mesh
 from jaxgen.train import train
@@ -62,6 +62,7 @@ def _goes_on(failed, tmp_path, mesh, damage=lambda place: None, **changes):
   shutil.copytree(failed, tmp_path, dirs_exist_ok=True)
   run, disk = tmp_path / 'run', tmp_path / 'disk'
   place = next(disk.glob('*/process_0'))
+  assert newest_local_step(Local(str(disk), EVERY), run) == 6
   assert sorted(path.name for path in place.iterdir()) == ['2', '6']
   damage(place)
   state = jax.device_get(train(_experiment(mesh, **changes), run, local=Local(str(disk), EVERY)))
@@ -122,7 +123,9 @@ def test_another_run_s_identity_is_refused(failed, mesh, tmp_path):
 
 
 def test_a_damaged_token_is_made_anew(tmp_path):
+  assert newest_local_step(Local(str(tmp_path / 'disk'), 1), tmp_path) == -1
   (tmp_path / TOKEN).write_text('{"tok')
+  assert newest_local_step(Local(str(tmp_path / 'disk'), 1), tmp_path) == -1
   kept = LocalCheckpoints(Local(str(tmp_path / 'disk'), 1), tmp_path)
   token = json.loads((tmp_path / TOKEN).read_text())['token']
   assert kept.directory == tmp_path / 'disk' / token / 'process_0'

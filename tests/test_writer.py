@@ -62,6 +62,7 @@ def test_resume_drops_what_was_written_beyond_the_step_and_a_line_cut_in_half(op
       run.images(step, 'samples', image)
   with open(tmp_path / 'metrics.jsonl', 'a') as file:
     file.write('{"step": 40, "lo')
+  (tmp_path / 'samples' / '.samples_00000030.png.0123abcd.tmp').touch()
   with open_writer(resume_step=20) as run:
     run.scalars(30, {'loss': 7.0})
   assert records(tmp_path) == [

@@ -76,7 +76,7 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   from jaxgen.checkpoint import newest_step
   from jaxgen.experiment import as_stages
   from jaxgen.init_from import InitFrom
-  from jaxgen.local_checkpoints import Local
+  from jaxgen.local_checkpoints import Local, newest_local_step
   from jaxgen.profiling import Profile
   from jaxgen.train import train
 
@@ -85,7 +85,9 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   about = record(config, module)
   remember(module)
   workdir = epath.Path(args.workdir or f'runs/{about["name"]}')
-  before = newest_step(workdir / 'checkpoints')
+  local = Local(args.local_checkpoints, args.local_every) if args.local_checkpoints else None
+  newest = lambda: max(newest_step(workdir / 'checkpoints'), newest_local_step(local, workdir) if local else -1)  # noqa: E731
+  before = newest()
   try:
     stages = as_stages(module.build(config))
     if args.init_from:
@@ -102,13 +104,13 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
       signals=signals,
       profile=Profile(args.profile, args.profile_port),
       writers=writers,
-      local=Local(args.local_checkpoints, args.local_every) if args.local_checkpoints else None,
+      local=local,
     )
   except distributed.Preempted as stopped:
     print(f'jaxgen: {stopped}', file=sys.stderr)
     return stopped.exit_code
   except Exception as error:
-    goes_on = bool(os.environ.get('JAXGEN_RESTARTS')) and newest_step(workdir / 'checkpoints') > before
+    goes_on = bool(os.environ.get('JAXGEN_RESTARTS')) and newest() > before
     distributed.fail(error, code=distributed.Preempted.exit_code if goes_on else 1)
     if not goes_on:
       raise
