@@ -6,7 +6,8 @@
 
 attributes_test and fid_256 are those of avatars, whose teacher has 0.70 and 122 in 16 steps.
 
-Result: not run yet.
+Result, seed 0, one busy core: four steps of the teacher itself, unguided, give 0.697 of test (96 prompts), which 60
+steps of training at 5e-5 bring down to 0.631, and at 5e-4 to 0.190. A whole run, and FID: not run yet.
 """
 
 from typing import Any
@@ -39,7 +40,7 @@ def get_config() -> ConfigDict:
       'batch_size': 32,
       'scale': 2.0,  # the teacher's guidance
       'lora': {'rank': 0, 'on': ('blocks/',)},  # rank 0 for the whole network
-      'rate': 5e-4,
+      'rate': 5e-5,
       'ema': 0.95,
       'clip_norm': 1.0,
       'sampling': {'batch_size': 64},

@@ -7,7 +7,8 @@ Each step draws a few groups of images with guidance in eight steps, and the cla
 jaxgen says how much of the prompt they show. That is also what attributes_test measures, of prompts of other pairs of
 words; fid_256 beside it says what the reward does not see.
 
-Result: not run yet.
+Result, seed 0, 45 of 90 steps on one busy core, 1,440 samples: attributes_test 0.698 to 0.704, attributes_seen 0.707 to
+0.712, within noise; the reward of its own samples 0.695 to 0.735. A whole run, and FID: not run yet.
 """
 
 from functools import partial

@@ -76,6 +76,7 @@ class DiT(nn.Module):
     learn_sigma: the output has twice the input's channels, the second half for a learned variance.
     frequency_shift: 1 for a sinusoid of time that ends at 10000^-1, as diffusers' DiT is trained; 0 as published.
     interval: the length t - r of a jump is a condition too, as in MeanFlow and shortcut models.
+    guided: the scale of guidance is a condition too, `cond['guidance']`, as in improved MeanFlow.
     qk_norm: RMS-normalises queries and keys per head, Eq. 5.
     rms_norm: RMS norm with a learned scale in place of the layer norm without one, Eq. 6.
     swiglu: a gated MLP, Eq. 7, of 2/3 of the hidden width (up to a multiple of 8), so about as large.
@@ -99,6 +100,7 @@ class DiT(nn.Module):
   learn_sigma: bool = False
   frequency_shift: int = 0
   interval: bool = False
+  guided: bool = False
   qk_norm: bool = False
   rms_norm: bool = False
   swiglu: bool = False
@@ -132,6 +134,8 @@ class DiT(nn.Module):
       c += LabelEmbedding(self.num_classes, self.width, name='label_embed')(cond['label'])
     if self.interval:
       c += TimeEmbedding(self.width, name='interval_embed')(cond['interval'])
+    if self.guided:
+      c += TimeEmbedding(self.width, name='guidance_embed')(1000 / cond['guidance'])  # 1000 is unguided
     c = nn.silu(c).astype(self.dtype)  # b d
     x = patchify(x.astype(self.dtype), self.patch)  # b l ppc
     if self.bottleneck:
