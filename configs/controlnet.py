@@ -5,8 +5,10 @@
   jaxgen sample --run runs/controlnet --prompt 'a woman with red hair' --control canny=photo.png --out woman.png
 
 The branch is a copy of some of the base's blocks; only it is trained. Its edges are Canny's, made of each picture as it
-is read. Half of the captions are dropped, so that the edges alone say much. edges_f1 is the F1 of a sample's edges and
-those that it was given, and edges_f1_without the same at scale 0, which is the base.
+is read, or HED's (--config.control=hed, after `jaxgen weights get hed`); --config.control=given takes the records' own,
+such as the maps of parts of --config.dataset=avatars_segments. Half of the captions are dropped, so that the control
+alone says much. edges_f1 is the F1 of a sample's edges and those that it was given, and edges_f1_without the same at
+scale 0, which is the base.
 
 Result: not run yet.
 """
@@ -23,7 +25,7 @@ from jaxgen import ema, sharding
 from jaxgen.adapters.controlnet import COPY_TRANSFORMER, NAME, control
 from jaxgen.config_parts import run_options, warmup_cosine
 from jaxgen.data.captions import tokenized
-from jaxgen.data.controls import canny, with_control
+from jaxgen.data.controls import canny, with_control, with_scale
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory
 from jaxgen.data.tokenizers.tokenizer import encode_all
@@ -38,6 +40,7 @@ from jaxgen.objectives.adapted import adapted
 from jaxgen.objectives.conditioning import trained_text
 from jaxgen.objectives.controlled import controlled
 from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.pretrained import hed
 from jaxgen.processes import parameterisation, times
 from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.guidance import classifier_free
@@ -50,6 +53,7 @@ def get_config() -> ConfigDict:
       'base': 'runs/avatars',  # the run of avatars whose model the branch controls
       'base_dtype': 'bfloat16',  # of the frozen networks on the devices
       'dataset': 'avatars32',
+      'control': 'canny',  # or hed (soft edges), or given: that of the records, such as of avatars_segments
       'blocks': 3,  # of the branch
       'steps': 1000,
       'batch_size': 32,
@@ -68,6 +72,18 @@ def get_config() -> ConfigDict:
   )
 
 
+def controls(kind: str, transform: Any) -> Any:
+  """The transform of the loader that adds a control of that kind."""
+  match kind:
+    case 'canny':
+      return with_control(transform, canny)
+    case 'hed':
+      return with_control(transform, hed.load())
+    case 'given':
+      return with_scale(transform)
+  raise ValueError(f'config.control is {kind!r}; wanted canny, hed or given')
+
+
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   stage = avatars.build(base)
@@ -75,13 +91,13 @@ def build(c: ConfigDict) -> Experiment:
   words = avatars.vocabulary(*avatars.opened(base, 'train'))
   told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
   (dataset, describe), (test, _) = (avatars.opened(told, split) for split in ('train', 'test'))
-  transform = with_control(tokenized(words, describe=describe), canny)
+  transform = controls(c.control, tokenized(words, describe=describe))
   data = Loader(
     dataset,
     batch_size=c.batch_size,
     seed=c.seed,
     transform=transform,
-    transform_name=f'{words.fingerprint} canny',
+    transform_name=f'{words.fingerprint} {c.control}',
     cache=fits_in_memory(dataset),
   )
   encoder = TextEncoder(vocabulary=words.size, pad=words.pad, **base.text)
@@ -108,7 +124,7 @@ def build(c: ConfigDict) -> Experiment:
     return {name: np.stack([record[name] for record in records]) for name in conditioner.fields}
 
   shown = {name: np.repeat(rows, c.samples.per_picture, axis=0) for name, rows in asked(c.samples.pictures).items()}
-  num = c.samples.pictures * c.samples.per_picture
+  num, edges = c.samples.pictures * c.samples.per_picture, c.control == 'canny'
   schedule = warmup_cosine(c.optimizer.rate, warmup=c.optimizer.warmup, steps=c.steps)
   rows = [describe(test.read(i), np.random.default_rng(i)) for i in range(c.samples.pictures)]
   return Experiment(
@@ -121,7 +137,7 @@ def build(c: ConfigDict) -> Experiment:
     frozen=later(c.base, stage.objective, stage.data.spec, dtype=c.base_dtype),
     evaluators=(
       samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=rows),
-      edges_followed(generate, mesh=mesh, cond=asked(c.edges.number), every=c.edges.every),
+      *((edges_followed(generate, mesh=mesh, cond=asked(c.edges.number), every=c.edges.every),) if edges else ()),
     ),
     tokenize=lambda texts: {'text': encode_all(words, texts)},
     init_from=InitFrom(c.base, **COPY_TRANSFORMER),

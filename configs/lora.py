@@ -21,12 +21,13 @@ from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 from ml_collections import ConfigDict
 
 from jaxgen import ema, sharding
-from jaxgen.adapters.lora import ATTENTION, NAME, LoRA, lora
+from jaxgen.adapters.lora import ATTENTION, NAME, LoRA, kernels, lora
 from jaxgen.config_parts import run_options
 from jaxgen.data.captions import Describe, check_captions, lines, sample_captions, tags
 from jaxgen.data.dataset import Dataset, Record
@@ -40,6 +41,7 @@ from jaxgen.evaluators.generate import Generate, make_generate
 from jaxgen.evaluators.held_out_loss import held_out_loss
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
+from jaxgen.frozen import Frozen, in_int8
 from jaxgen.init_from import later
 from jaxgen.model_folder import resolved
 from jaxgen.models.layers.remat import policy
@@ -53,7 +55,7 @@ def get_config() -> ConfigDict:
     {
       'seed': 0,
       'base': 'runs/avatars',  # the run whose model is adapted, or a model such as jaxgen/avatars
-      'base_dtype': 'bfloat16',  # of the frozen networks on the devices
+      'base_dtype': 'bfloat16',  # of the frozen networks on the devices; int8 for kernels in eight bits
       'dataset': 'avatars32',  # folder:PATH, ...
       'caption': '',  # of every picture, in place of its own
       'tags': {'shuffle': False, 'keep_first': 1, 'drop': 0.0},  # captions that are tags with commas between them
@@ -135,6 +137,16 @@ def loader(c: ConfigDict, base: Experiment) -> tuple[Loader, list[str]]:
   return data, prompts
 
 
+def frozen_base(c: ConfigDict, base: Experiment) -> dict[str, Frozen]:
+  """The networks of the base, with their kernels in eight bits if `base_dtype` is int8."""
+  spec, eight = base.data.spec, c.base_dtype == 'int8'
+  networks = later(c.base, base.objective, spec, dtype='float32' if eight else c.base_dtype)
+  if not eight:
+    return networks
+  batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in spec.items()}
+  return in_int8(networks, kernels(lambda key: base.objective.init(key, {}, batch)['params']))
+
+
 def held_out(
   c: ConfigDict, base: Experiment, objective: Objective, generate: Generate, mesh: jax.sharding.Mesh
 ) -> tuple[Evaluator, ...]:
@@ -188,7 +200,7 @@ def build(c: ConfigDict) -> Experiment:
     averages={NAME: ema.Average(NAME, ema.warmup(c.ema))},
     data=data,
     mesh=mesh,
-    frozen={**base.frozen, **later(c.base, base.objective, base.data.spec, dtype=c.base_dtype)},
+    frozen={**base.frozen, **frozen_base(c, base)},
     evaluators=(
       samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=prompts),
       *held_out(c, base, objective, generate, mesh),

@@ -21,14 +21,17 @@ from jaxgen import sharding
 from jaxgen.adapters.textual_inversion import NAME, start_as, textual_inversion
 from jaxgen.config_parts import run_options
 from jaxgen.data.captions import tokenized
+from jaxgen.data.datasets.avatars_styles import ATTRIBUTES
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory, source
 from jaxgen.data.tokenizers.tokenizer import encode_all, with_tokens
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
+from jaxgen.evaluators.subject import subject
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import later
 from jaxgen.objectives.adapted import adapted
+from jaxgen.pretrained import attribute_classifier
 
 
 def get_config() -> ConfigDict:
@@ -46,7 +49,9 @@ def get_config() -> ConfigDict:
       'batch_size': 16,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'learning_rate': 5e-3,
+      'prompts': ('a picture of <new>', '<new> on a blue background', 'a drawing of <new>, green background'),
       'samples': {'every': 100, 'per_prompt': 8},
+      'subject': {'every': 0, 'per_prompt': 32},  # of avatars, whose attributes a classifier sees; 0 for none
       'sampling': {'batch_size': 64},
       'log_every': 20,
       'evaluate_first': True,
@@ -83,15 +88,28 @@ def build(c: ConfigDict) -> Experiment:
     transform_name=f'{tokenizer.fingerprint} {c.caption}',
     cache=fits_in_memory(dataset),
   )
-  shown = np.repeat(encode_all(tokenizer, [c.caption]), c.samples.per_prompt, axis=0)
-  grid = samples(
-    make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size),
-    mesh=mesh,
-    cond={'text': shown},
-    num=len(shown),
-    every=c.samples.every,
-    rows=[c.caption],
-  )
+  generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
+
+  def told(texts, each):
+    return {'text': np.repeat(encode_all(tokenizer, list(texts)), each, axis=0)}
+
+  shown = told(c.prompts, c.samples.per_prompt)
+  evaluators = [
+    samples(generate, mesh=mesh, cond=shown, num=len(shown['text']), every=c.samples.every, rows=list(c.prompts))
+  ]
+  if c.subject.every:
+    evaluators.append(
+      subject(
+        generate,
+        attribute_classifier.load(),
+        mesh=mesh,
+        pictures=np.stack([dataset.read(i)['image'] for i in range(min(dataset.num_examples, 32))]),
+        new=told(c.prompts, c.subject.per_prompt),
+        of_class=told([c.start], len(c.prompts) * c.subject.per_prompt),
+        free=(ATTRIBUTES.index('background'),),
+        every=c.subject.every,
+      )
+    )
   return Experiment(
     objective=objective,
     optimizers={NAME: optax.adam(c.learning_rate)},
@@ -99,7 +117,7 @@ def build(c: ConfigDict) -> Experiment:
     data=data,
     mesh=mesh,
     frozen={**base.frozen, **later(c.base, base.objective, base.data.spec, dtype=c.base_dtype)},
-    evaluators=(grid,),
+    evaluators=tuple(evaluators),
     tokenize=lambda texts: {'text': encode_all(tokenizer, texts)},
     **run_options(c),
   )

@@ -13,8 +13,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import traverse_util
 
 from jaxgen import sharding
+from jaxgen.adapters.lora import Kernel
+from jaxgen.models.layers.int8 import Int8, quantized
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,6 +80,35 @@ def _placed(like: jax.ShapeDtypeStruct, place: jax.sharding.Sharding, leaf: Any)
   array = np.asarray(leaf)
   made = jax.make_array_from_callback(like.shape, place, lambda index: array[index].astype(like.dtype, copy=False))
   return jax.block_until_ready(made)  # the host's copy lives until then
+
+
+def in_int8(networks: Mapping[str, Frozen], known: Mapping[str, Kernel]) -> dict[str, Frozen]:
+  """Frozen networks with their kernels in eight bits (models/layers/int8.py), which are made when they are read.
+
+  Args:
+    networks: the networks by name.
+    known: their kernels, from `adapters.lora.kernels`; other arrays stay as they are.
+  """
+  return {name: _in_int8(network, name, known) for name, network in networks.items()}
+
+
+def _in_int8(network: Frozen, name: str, known: Mapping[str, Kernel]) -> Frozen:
+  def each(tree: Any, change: Callable[[Any, Kernel], Any]) -> Any:
+    flat: dict[str, Any] = traverse_util.flatten_dict(tree, sep='/')
+    made = {}
+    for path, leaf in flat.items():
+      kernel = known.get(f'{name}/{path.removesuffix("/kernel")}') if path.endswith('/kernel') else None
+      made[path] = leaf if kernel is None else change(leaf, kernel)
+    return traverse_util.unflatten_dict(made, sep='/')
+
+  def shapes(leaf: Any, kernel: Kernel) -> Int8:
+    ones = (*kernel.layers, *(1,) * kernel.inputs, *kernel.outs)
+    return Int8(jax.ShapeDtypeStruct(leaf.shape, jnp.int8), jax.ShapeDtypeStruct(ones, jnp.float32))
+
+  def load() -> Any:
+    return each(network.load(), lambda leaf, kernel: quantized(leaf, layers=kernel.stacked, inputs=kernel.inputs))
+
+  return Frozen(each(network.shapes, shapes), load, network.hash, network.dtype)
 
 
 def tree_hash(tree: Any) -> str:

@@ -10,8 +10,9 @@ import pytest
 
 from jaxgen import data
 from jaxgen.data import licences
-from jaxgen.data.datasets import avatars, avatars32, avatars_styles
+from jaxgen.data.datasets import avatars, avatars32, avatars_styles, avatars_subject
 from jaxgen.data.datasets.avatars_captions import asked, caption
+from jaxgen.data.datasets.avatars_segments import PARTS, segments
 from jaxgen.data.datasets.avatars_styles import STYLES, VOCABULARY
 from jaxgen.data.job import Job
 
@@ -290,3 +291,29 @@ def test_the_packages_own_avatars():
   assert all(line in notice for line in licences.provenance(splits['test'])['attributions'])
   with pytest.raises(ValueError, match="no split 'validation'"):
     data.avatars32('validation')
+
+
+def test_a_map_of_parts_is_right_where_the_parts_are_known():
+  pytest.importorskip('dicebear_styles')
+  options = avatars.Options(size=32)
+  style, choice = avatars.record_choice(options, 'train', 3)  # a person
+  found = segments(style, choice, size=32, seed='0')
+  names = [name for name in PARTS if name in style.tints]
+  assert found[0, 0] == 1 + list(PARTS).index('background')
+  assert {0, *(1 + list(PARTS).index(name) for name in names if name in choice.words)} >= set(found.flat)
+  other = choice._replace(colors=choice.colors | dict.fromkeys(style.tints['background'].colors, '#12ab34'))
+  pictures = [avatars.draw(style, each, size=32, seed='0').astype(int) for each in (choice, other)]
+  moved = np.abs(pictures[0] - pictures[1]).sum(axis=-1) > 0
+  assert (moved | (found != 1)).all(), 'all of the background takes its color'
+
+
+def test_a_subject_is_one_person_in_several_moods():
+  pytest.importorskip('dicebear_styles')
+  options = avatars_subject.DEFAULT._replace(size=16)
+  found = [avatars_subject.picture(options, 'train', number) for number in range(6)]
+  words = [avatars.decode_words(record['attributes']) for record in found]
+  fixed = [{name: word for name, word in each.items() if name not in avatars_subject.FREE} for each in words]
+  assert all(each == fixed[0] for each in fixed) and 'hair_color' in fixed[0]
+  assert len({each['background'] for each in words}) > 1 and len({each['mouth'] for each in words}) > 1
+  style, choice = avatars_subject.person(options)
+  assert avatars.held_out(style, avatars.bound_pair(style, choice.words))

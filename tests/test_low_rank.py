@@ -9,7 +9,10 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxgen.adapters.lora import Kernel
+from jaxgen.frozen import frozen, in_int8
 from jaxgen.models.layers.conv import Conv
+from jaxgen.models.layers.int8 import dense, quantized
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.low_rank import LowRank, merged
 
@@ -52,6 +55,36 @@ def test_numbers_are_those_of_the_merged_kernel(name):
   np.testing.assert_allclose(layer.apply({'params': params}, x), out, rtol=1e-6, atol=1e-6 * np.abs(out).max() * 4)
   got, want = (jax.jit(jax.grad(function))(params['kernel']) for function in (of_correction, of_sum))
   jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), got, want)
+
+
+@pytest.mark.parametrize('name', LAYERS)
+def test_a_kernel_in_eight_bits_is_that_of_its_values_and_scales(name):
+  layer, x, a, b = LAYERS[name]
+  x = _drawn(x)
+  plain = jax.jit(layer.init)(jax.random.key(0), x)['params']
+  inputs = len(a) - 1
+  small = quantized(plain['kernel'], layers=0, inputs=inputs)
+  assert small.values.dtype == np.int8 and np.abs(small.values).max(axis=tuple(range(inputs))).min() == 127
+  error = np.abs(dense(small, jnp.float32) - plain['kernel'])
+  assert (error <= 0.501 * small.scale).all() and error.max() > 0
+  whole = plain | {'kernel': dense(small, jnp.float32)}
+  out = layer.apply({'params': whole}, x)
+  np.testing.assert_allclose(layer.apply({'params': plain | {'kernel': small}}, x), out, rtol=1e-6, atol=1e-6)
+  led, summed = _adapted(plain | {'kernel': small}, a, b), merged(_adapted(whole, a, b))
+  out = layer.apply({'params': summed}, x)
+  np.testing.assert_allclose(layer.apply({'params': led}, x), out, rtol=1e-5, atol=1e-5)
+  np.testing.assert_allclose(merged(led)['kernel'], summed['kernel'], rtol=1e-6, atol=1e-6)
+
+
+def test_frozen_networks_in_eight_bits_keep_what_is_no_kernel():
+  tree = {'blocks': {'in': {'kernel': _drawn((2, 3, 4)), 'bias': _drawn((2, 4))}}, 'table': {'kernel': _drawn((3, 4))}}
+  known = {'net/blocks/in': Kernel((2, 3, 4), stacked=1, inputs=1, conv=False)}
+  made = in_int8({'net': frozen(tree)}, known)['net']
+  loaded = made.load()
+  assert jax.tree.structure(made.shapes) == jax.tree.structure(loaded)
+  jax.tree.map(lambda a, b: (a.shape, a.dtype) == (b.shape, b.dtype) or pytest.fail(f'{a} {b}'), made.shapes, loaded)
+  assert loaded['blocks']['in']['kernel'].scale.shape == (2, 1, 4)
+  np.testing.assert_array_equal(loaded['table']['kernel'], tree['table']['kernel'])
 
 
 class Stack(nn.Module):

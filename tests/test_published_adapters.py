@@ -158,7 +158,7 @@ def test_options_that_do_not_go_together_are_refused(given, message):
 
 
 def test_a_kind_of_control_that_there_is_not_is_refused():
-  with pytest.raises(ValueError, match="there is no kind 'depht'; wanted one of canny, picture, depth, pose"):
+  with pytest.raises(ValueError, match="there is no kind 'depht'; wanted one of canny, picture, hed, depth, pose"):
     adapters.pictures('depht=a.png', (8, 8, 3), 1)
 
 

@@ -28,8 +28,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     metavar='[KIND=]IMAGE',
     action='append',
     default=[],
-    help='what is wanted where: a picture that a branch reads, or what one is made of: canny=IMAGE, depth=IMAGE (gray, '
-    '8 or 16 bits), pose=FILE.json (keypoints of OpenPose or COCO, in pixels of the result); may be repeated',
+    help='what is wanted where: a picture that a branch reads, or what one is made of: canny=IMAGE, hed=IMAGE (soft '
+    'edges), depth=IMAGE (gray, 8 or 16 bits), pose=FILE.json (keypoints of OpenPose or COCO, in pixels of the '
+    'result); may be repeated',
   )
   group.add_argument(
     '--controlnet', metavar='FOLDER', action='append', default=[], help='of --weights: the branch of each --control'
@@ -158,8 +159,8 @@ def pictures(text: str, shape: tuple[int, ...], num: int) -> np.ndarray:
   kind, equals, file = text.partition('=')
   if not equals:
     kind, file = 'picture', text
-  if kind not in (*MAKERS, 'depth', 'pose'):
-    kinds = ', '.join((*MAKERS, 'depth', 'pose'))
+  if kind not in (*MAKERS, 'hed', 'depth', 'pose'):
+    kinds = ', '.join((*MAKERS, 'hed', 'depth', 'pose'))
     raise ValueError(f'--control {text}: there is no kind {kind!r}; wanted one of {kinds}, or a file alone')
   place, (height, width) = pathlib.Path(file).expanduser(), shape[:2]
   if kind == 'pose':
@@ -171,8 +172,13 @@ def pictures(text: str, shape: tuple[int, ...], num: int) -> np.ndarray:
     made = np.uint8(255 * pose.depth(values, of_distance=bool(values.max() > 255)))
     cropped = np.asarray(center_crop(Image.fromarray(made), (height, width)), np.float32) / 255
     return np.repeat(cropped[None], num, axis=0)
-  images = edit.read_images(place, (height, width, 3), num)
-  return np.stack([MAKERS[kind](image) for image in images])
+  if kind == 'hed':
+    from jaxgen.pretrained import hed
+
+    make = hed.load()
+  else:
+    make = MAKERS[kind]
+  return np.stack([make(image) for image in edit.read_images(place, (height, width, 3), num)])
 
 
 def _guess(trained: Any) -> np.ndarray:

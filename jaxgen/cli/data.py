@@ -19,6 +19,7 @@ _EXAMPLES = """examples:
   jaxgen data prepare avatars                          # 20,000 drawn pictures with captions; needs 'jaxgen[avatars]'
   jaxgen data prepare avatars --size 32 --number 8000 --styles toon-head,personas
   jaxgen data prepare avatars_pairs                    # 10,000 edits with instructions; needs 'jaxgen[avatars]'
+  jaxgen data prepare avatars_segments                 # 10,000 beside maps of their parts, for ControlNet
   jaxgen data prepare avatars_subject                  # ten pictures of one person, for DreamBooth
   jaxgen data prepare icons --number 20000 --source iconify-json-2.2.535.tgz
   jaxgen data prepare generated --run runs/avatars --prompt 'a person' --number 200      # for DreamBooth's prior
@@ -111,6 +112,7 @@ def _recipes() -> tuple:
   from jaxgen.data.datasets import (
     avatars,
     avatars_pairs,
+    avatars_segments,
     avatars_subject,
     emoji32,
     emoji64,
@@ -122,6 +124,7 @@ def _recipes() -> tuple:
   return (
     avatars.recipe(),
     avatars_pairs.recipe(),
+    avatars_segments.recipe(),
     avatars_subject.recipe(),
     emoji32.RECIPE,
     emoji64.RECIPE,
@@ -198,6 +201,11 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
     from jaxgen.data.datasets import avatars_pairs
 
     return avatars_pairs.prepare_avatars_pairs(_avatars_options(args, avatars_pairs.DEFAULT), job=job, **options)
+  if args.name == 'avatars_segments':
+    from jaxgen.data.datasets import avatars_segments
+
+    options['job'] = job
+    return avatars_segments.prepare_avatars_segments(_avatars_options(args, avatars_segments.DEFAULT), **options)
   if args.name == 'avatars_subject':
     from jaxgen.data.datasets import avatars_subject
 

@@ -93,4 +93,19 @@ def with_control(
   return add
 
 
+def with_scale(
+  transform: Callable[[Record, np.random.Generator], Record], *, field: str = FIELD
+) -> Callable[[Record, np.random.Generator], Record]:
+  """A transform of the loader for records that have a control already: adds a scale of 1 to what `transform` makes."""
+
+  def add(record: Record, rng: np.random.Generator) -> Record:
+    if field not in record:
+      raise ValueError(
+        f'the records have no {field!r}; make it of images, or take a dataset with it, such as avatars_segments'
+      )
+    return transform(record, rng) | {f'{field}_scale': np.float32(1)}
+
+  return add
+
+
 MAKERS: dict[str, Make] = {'canny': canny, 'picture': lambda image: (image + 1) / 2}

@@ -26,6 +26,7 @@ from jaxgen.data.datasets import image_folder, parquet
 from jaxgen.data.datasets.avatars import avatars
 from jaxgen.data.datasets.avatars32 import avatars32
 from jaxgen.data.datasets.avatars_pairs import avatars_pairs
+from jaxgen.data.datasets.avatars_segments import avatars_segments
 from jaxgen.data.datasets.avatars_subject import avatars_subject
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
@@ -41,6 +42,7 @@ NAMED: dict[str, Open] = {
   'avatars': avatars,
   'avatars32': lambda split, data_dir=None: avatars32(split),
   'avatars_pairs': avatars_pairs,
+  'avatars_segments': avatars_segments,
   'avatars_subject': avatars_subject,
   'emoji32': emoji32,
   'emoji64': emoji64,
@@ -125,7 +127,7 @@ def _named(name: str, split: str, resolution: int, data_dir: str | None) -> Data
 
 def _with_options(name: str) -> Callable[..., Dataset] | None:
   """How a dataset is opened that was prepared with other options than its default, such as avatars_2000_avataaars."""
-  for drawn in ('avatars_pairs', 'avatars_subject', 'avatars'):
+  for drawn in ('avatars_pairs', 'avatars_segments', 'avatars_subject', 'avatars'):
     if name.startswith(f'{drawn}_') and ':' not in name:
       return functools.partial(NAMED[drawn], name=name)
   return None

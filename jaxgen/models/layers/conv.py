@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgen.models.layers.convolution import LAYOUT
+from jaxgen.models.layers.int8 import dense
 from jaxgen.models.layers.low_rank import LowRank, dropped, kernel_param
 from jaxgen.typing import Array, Float
 
@@ -57,4 +58,4 @@ class Conv(nn.Module):
     pad = self.padding
     pads = [(pad, pad)] * 2 if isinstance(pad, int) else pad if isinstance(pad, str) else [tuple(p) for p in pad]
     strides = (self.strides, self.strides)
-    return lax.conv_general_dilated(x, jnp.asarray(kernel, self.dtype), strides, pads, dimension_numbers=LAYOUT)
+    return lax.conv_general_dilated(x, dense(kernel, self.dtype), strides, pads, dimension_numbers=LAYOUT)

@@ -8,6 +8,7 @@ import flax.linen as nn
 import jax.numpy as jnp
 from jax import lax
 
+from jaxgen.models.layers.int8 import dense
 from jaxgen.models.layers.low_rank import LowRank, dropped, kernel_param
 from jaxgen.typing import Array, Float
 
@@ -69,7 +70,7 @@ class Linear(nn.Module):
   def _product(self, x: Float[Array, 'b i'], kernel: Any) -> Float[Array, 'b *o']:
     """x W, or Eq. 1 of layers/low_rank.py."""
     if not isinstance(kernel, LowRank):
-      kernel = jnp.asarray(kernel, self.dtype)
+      kernel = dense(kernel, self.dtype)
       return self.dot_general(x, kernel.reshape(x.shape[1], *kernel.shape[self.inputs :]), _MATRICES)
     a, b, scale = (jnp.asarray(array, self.dtype) for array in (kernel.a, kernel.b, kernel.scale))
     low = scale * lax.dot_general(dropped(self, x, kernel), a.reshape(x.shape[1], -1), _MATRICES)  # b r

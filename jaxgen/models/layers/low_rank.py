@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 from flax import struct
 
+from jaxgen.models.layers.int8 import Int8, dense
 from jaxgen.typing import Array
 
 
@@ -42,8 +43,11 @@ class LowRank:
 
 
 def kernel_param(module: nn.Module, init: nn.initializers.Initializer, shape: tuple[int, ...]) -> Any:
-  """The parameter `kernel` of `module`: an array of that shape, made by `init` if it is not there yet, or a LowRank."""
+  """The parameter `kernel` of `module`: an array of that shape, made by `init` if it is not there yet, or what stands
+  for one, a LowRank or an Int8."""
   kernel = module.get_variable('params', 'kernel')
+  if isinstance(kernel, Int8) and kernel.shape == shape:
+    return kernel
   if not isinstance(kernel, LowRank):
     return module.param('kernel', init, shape, jnp.float32)
   if kernel.base.shape != shape:
@@ -62,13 +66,13 @@ def dropped(module: nn.Module, x: Array, kernel: LowRank) -> Array:
 
 def merged(tree: Any) -> Any:
   """The tree with the sum W + s a b, in float32, in place of each LowRank; in the dtype of W."""
-  return jax.tree.map(_merged, tree, is_leaf=lambda leaf: isinstance(leaf, LowRank))
+  return jax.tree.map(_merged, tree, is_leaf=lambda leaf: isinstance(leaf, LowRank | Int8))
 
 
 def _merged(leaf: Any) -> Any:
   if not isinstance(leaf, LowRank):
-    return leaf
-  base, a, b = (jnp.asarray(array, jnp.float32) for array in (leaf.base, leaf.a, leaf.b))
+    return dense(leaf, jnp.float32) if isinstance(leaf, Int8) else leaf
+  base, a, b = (dense(array, jnp.float32) for array in (leaf.base, leaf.a, leaf.b))
   stacked = leaf.scale.ndim
   if a.ndim + b.ndim > base.ndim + stacked + 2:  # b is a convolution too
     b = b.squeeze((stacked, stacked + 1))
@@ -78,4 +82,5 @@ def _merged(leaf: Any) -> Any:
 
   for _ in range(stacked):
     add = jax.vmap(add)
-  return add(base, a, b, jnp.asarray(leaf.scale)).astype(leaf.base.dtype)
+  dtype = jnp.float32 if isinstance(leaf.base, Int8) else leaf.base.dtype
+  return add(base, a, b, jnp.asarray(leaf.scale)).astype(dtype)
