@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 
 from configs import lora
 from jaxgen import ema, sharding
+from jaxgen.adam8bit import adam_8bit
 from jaxgen.config_parts import run_options, warmup_cosine
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES
 from jaxgen.data.sources import source
@@ -44,6 +45,7 @@ def get_config() -> ConfigDict:
       'batch_size': 8,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'learning_rate': 1e-4,
+      'eight_bits': False,  # Adam's averages in eight bits
       'ema': 0.95,
       'clip_norm': 1.0,
       'prompts': (  # prompts with the subject
@@ -93,10 +95,11 @@ def build(c: ConfigDict) -> Experiment:
     )
   evaluators += lora.held_out(c, base, base.objective, generate, mesh)
   schedule = warmup_cosine(c.learning_rate, warmup=10, steps=c.steps)
+  adam = adam_8bit if c.eight_bits else optax.adam
   learned = ('net', 'text') if c.train_text else ('net',)
   return Experiment(
     objective=base.objective,
-    optimizers={name: optax.adam(schedule) if name in learned else optax.set_to_zero() for name in base.optimizers},
+    optimizers={name: adam(schedule) if name in learned else optax.set_to_zero() for name in base.optimizers},
     learning_rates={'net': schedule},
     averages={name: ema.Average(name, ema.warmup(c.ema)) for name in base.optimizers},
     data=data,

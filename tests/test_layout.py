@@ -23,6 +23,7 @@ LEVELS = [
     'train_step',
     'ema',
     'optimizers',
+    'adam8bit',
     'checkpoint',
     'local_checkpoints',
     'best',

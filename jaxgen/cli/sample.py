@@ -6,7 +6,7 @@ import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-from jaxgen.cli import adapters, edit, generator, lora, output, previews, prompts
+from jaxgen.cli import adapters, edit, generator, lora, output, previews, prompt_edit, prompts
 from jaxgen.cli.config import add_trust_options, load_run, newest_run, step
 
 _FPS = 12
@@ -29,7 +29,7 @@ def main(argv: list[str]) -> int:
     output.check_samples_folder(args.out)
   if args.previews is not None:
     previews.check(args.previews)
-  words = prompts.read(args)
+  words = prompt_edit.check(args, prompts.read(args))
 
   trained, config, reads_mask, given = _opened(args, overrides, words)
 
@@ -48,6 +48,8 @@ def main(argv: list[str]) -> int:
   watch = None if args.previews is None else previews.previews(args.previews)
   show = None if watch is None else watch.show
   sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts, show=show, reads_mask=reads_mask)
+  if args.to_prompt is not None:
+    sample_fn = prompt_edit.chosen(args, trained, config, words)
   images = sample.sample(
     trained,
     cond,
@@ -108,6 +110,7 @@ def _parser() -> argparse.ArgumentParser:
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
   prompts.add_options(parser)
+  prompt_edit.add_options(parser)
   lora.add_options(parser)
   adapters.add_options(parser)
   edit.add_options(parser)
