@@ -10,7 +10,8 @@ Captions are those of the pictures, or one for all: --config.caption='a photo of
 keeps its class with pictures that the base drew: `jaxgen data prepare generated --run RUN --prompt 'a person'`, then
 --config.prior.dataset=generated_... The grid of samples before the first step is the base's.
 
-Result: not run yet.
+Result, of rank 2 on all products of the network (--config.lora.on="('net/',)"), 47,328 parameters or 1.8%, 200 steps of
+16 on a style that the base never saw: 91% of the gain in held-out loss of full fine-tuning (docs/results.md).
 """
 
 import importlib

@@ -14,7 +14,7 @@ def test_codes_are_near_and_not_biased():
   keys = jax.random.split(jax.random.key(0), 400)
   again = jax.jit(jax.vmap(lambda key: decoded(encoded(x, 127, 12, key, signed=True), 127, 12)))(keys)
   kept = np.abs(x) > 2.0**-11 * np.abs(x).max(axis=1, keepdims=True)
-  share = np.where(kept, again / x, 1)
+  share = np.where(kept[None], again / x[None], 1)
   assert share.min() > 0.92 and share.max() < 1.08
   np.testing.assert_allclose(share.mean(axis=0), 1, atol=0.01)
   tiny = encoded(jnp.array([[1.0, 1e-30, 0.0]]), 254, 24, keys[0], signed=False)
