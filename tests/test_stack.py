@@ -151,3 +151,12 @@ def test_routed_tokens_pass_blocks_by(dit_params):
   changed = np.abs(after - before).max(-1) > 1e-6
   assert [set(np.flatnonzero(row)) for row in changed] == [set(np.asarray(row).tolist()) for row in kept]
   assert np.abs(out - plain).max() > 1e-3
+
+
+def test_blocks_take_the_policy_of_their_surroundings_where_they_have_none(variables):
+  found = []
+  for policy in (None, remat.policy('dots')):
+    with remat.each_block(policy):
+      found.append('remat' in str(jax.make_jaxpr(Network().apply)(variables, _x, _c)))
+  assert found == [False, True]
+  assert 'remat' not in str(jax.make_jaxpr(Network().apply)(variables, _x, _c))

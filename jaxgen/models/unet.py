@@ -38,7 +38,7 @@ from jaxgen.models.layers.embedding import LabelEmbedding, ddpm_timestep_embeddi
 from jaxgen.models.layers.group_norm import GroupNorm
 from jaxgen.models.layers.image_prompt import ImagePrompt
 from jaxgen.models.layers.linear import Linear
-from jaxgen.models.layers.remat import Policy
+from jaxgen.models.layers.remat import Policy, chosen
 from jaxgen.models.layers.resample import depth_to_space, double, halve, space_to_depth
 from jaxgen.models.layers.transformer import Transformer
 from jaxgen.typing import Array, Cond, Float
@@ -279,11 +279,12 @@ def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize,
   """One stage, inside a compact module; `resize` is `halve` in the encoder and `double` in the decoder."""
   block, attend, transform, style = Block, AttentionBlock, Transformer, net.style
   read: Any = TextAttentionBlock
-  if net.remat is not None:
-    block = nn.remat(block, policy=net.remat)
-    attend = nn.remat(attend, policy=net.remat)
-    transform = nn.remat(transform, policy=net.remat)
-    read = nn.remat(read, policy=net.remat)
+  policy = chosen(net.remat)
+  if policy is not None:
+    block = nn.remat(block, policy=policy)
+    attend = nn.remat(attend, policy=policy)
+    transform = nn.remat(transform, policy=policy)
+    read = nn.remat(read, policy=policy)
   shared = (style, net.groups, net.dtype)
   if stage.block:
     x = block(stage.features, dropout, None, *shared, name=f'{name}_block')(x, c)

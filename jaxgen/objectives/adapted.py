@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxgen.adapters.added import Added
-from jaxgen.models.layers.remat import Policy
+from jaxgen.models.layers.remat import Policy, each_block
 from jaxgen.objectives.base import Aux, Denoising, Objective, Phase
 from jaxgen.samplers.sampler import Without
 from jaxgen.typing import Array, Batch, Cond, Float, Key
@@ -25,8 +25,8 @@ def adapted(objective: Objective, added: Added, *, remat: Policy = None) -> Obje
   Args:
     objective: one that trains all that it knows in a single phase, as diffusion does.
     added: the adapter.
-    remat: policy for the forward pass, such as `layers.remat.policy('dots')`, beside the network's own policy.
-      An adapter's gradients need few of the activations, so that cheap ones are computed again.
+    remat: policy of the networks' blocks, such as `layers.remat.policy('dots')`, where they have none of their own. An
+      adapter's gradients need few of the activations, so that cheap ones are computed again, one block at a time.
   """
   if len(objective.phases) != 1:
     raise ValueError(f'{len(objective.phases)} phases cannot be adapted as one; wanted an objective of a single phase')
@@ -41,11 +41,9 @@ def adapted(objective: Objective, added: Added, *, remat: Policy = None) -> Obje
     return made | ({'extra': objective.init(key, frozen, batch)['extra']} if extra else {})
 
   def loss(params: Params, state: Any, frozen: Any, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
-    def run(params: Params, frozen: Any, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
+    with each_block(remat):
       params, frozen = added.join(params, frozen)
       return phase.loss(params, state, frozen, batch, key)
-
-    return (run if remat is None else jax.checkpoint(run, policy=remat))(params, frozen, batch, key)
 
   def sample(params: Params, frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b h w c']:
     params, frozen = added.join(params, frozen)

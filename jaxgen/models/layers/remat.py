@@ -4,8 +4,10 @@ From the fastest to the smallest: none keeps everything; dots keeps the products
 is cheap, biases and attention; offload keeps the same in the memory of the host; full keeps the block's input.
 """
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jax import lax
@@ -42,3 +44,21 @@ def policy(name: str) -> Policy:
   if name not in POLICIES:
     raise ValueError(f'remat policy {name!r} is unknown; one of {", ".join(POLICIES)}')
   return POLICIES[name]
+
+
+_of_each_block: contextvars.ContextVar[Policy] = contextvars.ContextVar('remat', default=None)
+
+
+@contextlib.contextmanager
+def each_block(policy: Policy) -> Iterator[None]:
+  """Blocks that are traced within have this policy, where their network has none: that of an adapter's training."""
+  token = _of_each_block.set(policy)
+  try:
+    yield
+  finally:
+    _of_each_block.reset(token)
+
+
+def chosen(own: Policy) -> Policy:
+  """The policy of a block: its network's own, else that of `each_block`."""
+  return _of_each_block.get() if own is None else own

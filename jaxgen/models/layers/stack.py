@@ -22,7 +22,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from jaxgen import sharding
-from jaxgen.models.layers.remat import Policy
+from jaxgen.models.layers.remat import Policy, chosen
 from jaxgen.typing import Array, Float, Int, MakeModule
 
 # (params, keys, x, shared, inputs) of one block -> x, and what it sowed
@@ -73,10 +73,10 @@ def stack(
     depth: number of blocks.
     name: name of the parameters.
     each: arrays with an axis in front for the `stop - start` blocks, such as the residuals of a control branch.
-    remat: policy of `jax.checkpoint` for each block; None keeps everything.
+    remat: policy of `jax.checkpoint` for each block; None keeps everything, but for `remat.each_block`.
     start, stop: the blocks that run; None for the last.
   """
-  stop = depth if stop is None else stop
+  stop, remat = depth if stop is None else stop, chosen(remat)
   if not 0 <= start <= stop <= depth:
     raise ValueError(f'blocks {start} to {stop} are not in a stack of {depth}')
   if not module.has_variable('params', name):
