@@ -60,7 +60,7 @@ def adam_8bit(
     zeros = [jax.tree.map(lambda leaf, signed=signed: zero(leaf, signed), params) for signed in (True, False)]
     return State(jnp.zeros((), jnp.int32), *zeros)
 
-  def update(updates: Any, state: State, params: Any = None) -> tuple[Any, State]:
+  def update(updates: Any, state: Any, params: Any = None) -> tuple[Any, Any]:
     del params
     count = state.count + 1
     key = jax.random.fold_in(jax.random.key(seed), count)

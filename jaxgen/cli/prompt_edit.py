@@ -67,13 +67,11 @@ def chosen(args: argparse.Namespace, trained: Any, config: Any, words: Sequence[
   source, target = next(iter(sample.prompt_fields(trained.stage, words).values())).tolist()
   weights: dict[int, float] = {}
   for text in args.emphasis:
-    word, equals, factor = text.rpartition('=')
+    word, _, factor = text.rpartition('=')
     try:
       number = finite(factor)
     except (ValueError, argparse.ArgumentTypeError):
-      equals = ''
-    if not equals:
-      raise ValueError(f'--emphasis {text}: wanted WORD=W, such as red=2')
+      raise ValueError(f'--emphasis {text}: wanted WORD=W, such as red=2') from None
     weights |= dict.fromkeys(places(trained, target, word), number)
   edit = aligned(source, target, weights=weights)
   # The first of an objective's guides is guidance by the prompt, whose place the edit takes.
