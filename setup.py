@@ -67,6 +67,7 @@ setuptools.setup(
     'avatars': ['dicebear-core>=10.7,<11', 'dicebear-styles>=10.6,<11', 'resvg-py>=0.5'],  # draw the dataset avatars
     'text': ['tokenizers>=0.21'],  # tokenizers of CLIP, T5 and BERT
     'parquet': ['pyarrow>=15'],  # --config.dataset=parquet:PATH
+    'hed': ['h5py>=3.10'],  # jaxgen weights get hed
     'gcs': ['gcsfs>=2025.9'],  # gs:// paths, for etils.epath and so for JAX, Orbax and TFDS
     'jpeg': ['simplejpeg>=1.8'],  # JPEGs in half the time
     'hub': ['huggingface-hub>=0.34'],  # jaxgen weights get NAME, of published models

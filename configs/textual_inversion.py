@@ -7,7 +7,8 @@
 
 The base is a run of avatars, whose words are those of its captions; the new word starts as one of them.
 
-Result: not run yet.
+Result, of jaxgen/avatars, four vectors, 200 steps of 10 pictures (avatars_subject): 65% of the subject's attributes in
+samples of new prompts, where 70% are wanted (docs/results.md).
 """
 
 from typing import Any

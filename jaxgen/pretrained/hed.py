@@ -67,7 +67,7 @@ def _from_keras(path: Path) -> dict[str, np.ndarray]:
   try:
     import h5py  # pyrefly: ignore
   except ImportError as error:
-    raise ValueError(f'{path} is HDF5, which h5py reads once; run `pip install h5py` first') from error
+    raise ValueError(f"{path} is HDF5, which h5py reads once; run `pip install 'jaxgen[hed]'` first") from error
   modules, number = {}, 0
   for block, convs in enumerate(_CONVS):
     for i in range(convs):
