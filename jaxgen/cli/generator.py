@@ -85,6 +85,8 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
   pipeline = from_weights.opened(args.weights, prediction=args.prediction, dtype=jnp.dtype(dtype))
   if args.negative is not None and not is_guided(pipeline, args.guidance):
     raise ValueError('--negative has no effect without guidance; give --guidance a value above 1')
+  if args.double_shift and not pipeline.schedule.is_flow:
+    raise ValueError(f'--double-shift is for flows, and {args.weights} has a {pipeline.schedule.scheduler}')
   pipeline, extend, fields = adapters.extended(args, pipeline)
   trained = from_weights.trained(
     pipeline,
