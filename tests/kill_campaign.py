@@ -182,6 +182,7 @@ def campaign(kills: int, seed: int, steps: int, folder: pathlib.Path, limit: flo
     same = code == 0 and (workdir / 'digest').read_text() == wanted
     tally['failed'] += code != 0
     tally['different'] += code == 0 and not same
+    print(json.dumps(tally), flush=True)  # a sitting that is stopped has said how far it came
     if same:
       shutil.rmtree(workdir)
     else:

@@ -126,7 +126,7 @@ def test_killed_and_started_again_it_ends_with_the_same_bytes(made, written, tmp
 
 ENCODE = """
 import os, sys
-import jaxgen.data.job as j; j.Numbered.__new__.__defaults__ = (64, ())  # 18 shards of 64 images
+import jaxgen.encode as encode; encode.encode.__kwdefaults__['shard'] = 64  # 18 shards of 64 images
 from jaxgen.cli import main as cli
 changes, last = 0, int(os.environ.get('LAST_CHANGE', 0))
 def hook(event, args):
