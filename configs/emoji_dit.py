@@ -13,7 +13,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from jaxgen.config_parts import PROCESSES, SAMPLERS, image_experiment, loader, muon_and_adam, warmup_cosine
+from jaxgen.config_parts import PROCESSES, SAMPLERS, held_out, image_experiment, loader, muon_and_adam, warmup_cosine
 from jaxgen.data.sources import source
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
@@ -47,7 +47,13 @@ def get_config() -> ConfigDict:
       'sampling': {'name': 'DPM-Solver++ 2M', 'steps': 12, 'scale': 3.0, 'batch_size': 64},
       'evaluate_first': True,
       'samples': {'every': 300, 'per_class': 8},
-      'fid': {'every': 600, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'fid': {  # num_samples=0 for none; metrics of jaxgen/metrics/suite.py
+        'every': 600,
+        'num_samples': 256,
+        'batch_size': 16,
+        'metrics': ('fid', 'kid', 'precision_recall', 'density_coverage'),
+      },
+      'held_out': {'every': 300, 'num': 256, 'batch_size': 64},  # the loss on the test split, if there is one
       'log_every': 50,
       'checkpoint': {'every': 300, 'keep': 2},
     }
@@ -70,10 +76,11 @@ def build(c: ConfigDict) -> Experiment:
     guide=(classifier_free(c.sampling.scale), clip()),
     conditioner=labels(num_classes, drop_rate=c.drop_rate),
   )
-  return image_experiment(
+  experiment = image_experiment(
     c,
     objective,
     data,
     optimizers={'net': muon_and_adam(c.optimizer, steps=c.steps)},
     learning_rates={'net': warmup_cosine(c.optimizer.muon, warmup=c.optimizer.warmup, steps=c.steps)},
   )
+  return experiment._replace(evaluators=(*experiment.evaluators, *held_out(c, objective, mesh=experiment.mesh)))

@@ -33,12 +33,14 @@ from jaxgen.data.datasets.image_folder import image_folder
 from jaxgen.data.datasets.latents import latents
 from jaxgen.data.datasets.synthetic import synthetic
 from jaxgen.data.loader import Loader
-from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.data.sources import fits_in_memory, held_out_split, source
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Evaluator
-from jaxgen.evaluators.fid import fid
-from jaxgen.evaluators.generate import Generate, make_generate
+from jaxgen.evaluators.fid import fid, fid_name
+from jaxgen.evaluators.generate import GenerateFrom, make_generate
+from jaxgen.evaluators.held_out_loss import held_out_loss
 from jaxgen.evaluators.modes import collapse
+from jaxgen.evaluators.quality import quality
 from jaxgen.evaluators.samples import rows_of_classes, samples
 from jaxgen.experiment import Experiment
 from jaxgen.models.latents import Autoencoder
@@ -146,7 +148,7 @@ def burn_in_cosine(first: float, last: float, *, images: float, batch_size: int)
 
 def grid_and_fid(
   c: ConfigDict,
-  generate: Generate,
+  generate: GenerateFrom,
   *,
   mesh: jax.sharding.Mesh,
   shown: Mapping[str, Any],
@@ -159,7 +161,7 @@ def grid_and_fid(
   An interval of 0 also turns an evaluator off (`Experiment.evaluators`).
 
   Args:
-    c: config with `samples.every` and `fid`.
+    c: config with `samples.every` and `fid`; `fid.metrics` are names of `metrics.suite.METRICS`, FID by default.
     generate: the function that `make_generate` made.
     mesh: the mesh it was made for.
     shown: options of `samples` that say what the grid shows: cond, num, rows.
@@ -171,9 +173,24 @@ def grid_and_fid(
   if shown['num'] and c.samples.every:
     evaluators += (samples(generate, mesh=mesh, every=c.samples.every, **shown),)
   if c.fid.num_samples and c.fid.every:
+    options = dict(c.fid)
+    metrics = tuple(options.pop('metrics', ('fid',)))
+    measure = partial(quality, metrics=metrics, name=fid_name(c.fid.num_samples)) if metrics != ('fid',) else fid
     given = cond(c.fid.num_samples)
-    evaluators += (fid(generate, reference(), mesh=mesh, cond=given, protocol=protocol, **c.fid),)
+    evaluators += (measure(generate, reference(), mesh=mesh, cond=given, protocol=protocol, **options),)
   return evaluators
+
+
+def held_out(c: ConfigDict, objective: Objective, *, mesh: jax.sharding.Mesh) -> tuple[Evaluator, ...]:
+  """The loss at fixed noise on the test split; none where there is no such split, or `c.held_out.every` is 0."""
+  options = dict(c.get('held_out') or {'every': 0})
+  if not options['every'] or objective.denoising is None:
+    return ()
+  dataset = held_out_split(c.dataset, resolution=c.resolution)
+  if dataset is None:
+    return ()
+  cond = tuple(name for name in objective.conditioner.fields if name in dataset.read(0))
+  return (held_out_loss(objective.denoising, dataset, mesh=mesh, cond=cond, **options),)
 
 
 def labels_of_batches(data: Loader) -> Callable[[int], Cond]:

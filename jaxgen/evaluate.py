@@ -1,5 +1,6 @@
 """Evaluates a trained run: by the evaluators of its config, or by any metrics of metrics/suite.py."""
 
+import functools
 import hashlib
 import json
 import os
@@ -14,17 +15,22 @@ from etils import epath
 
 from jaxgen import distributed, sharding
 from jaxgen import writer as writers
+from jaxgen.data.sources import source
 from jaxgen.evaluators import quality
 from jaxgen.evaluators.base import Context
-from jaxgen.evaluators.generate import make_generate
+from jaxgen.evaluators.generate import GenerateFrom, make_generate, to_host
 from jaxgen.files import write_whole
-from jaxgen.metrics import suite
+from jaxgen.image_grid import save_png
+from jaxgen.metrics import dialects, paired, suite
+from jaxgen.metrics.evaluate import Evaluation, read_reference
 from jaxgen.metrics.evaluate import evaluate as metrics_of
-from jaxgen.metrics.evaluate import read_reference
-from jaxgen.metrics.folder import Images
+from jaxgen.metrics.folder import Images, open_images
+from jaxgen.metrics.memorisation import memorisation
 from jaxgen.metrics.shards import Shards
 from jaxgen.models import inception
 from jaxgen.sample import Trained
+
+_DATASET = 'dataset:'  # begins a reference that is a dataset, as `--config.dataset` names it
 
 
 def evaluate(
@@ -71,28 +77,80 @@ def compare(
   metrics: Sequence[str],
   batch_size: int | None = None,
   resize: inception.Resize = inception.tf1_bilinear,
+  folders: Mapping[str, os.PathLike] = {},
+  in_dialects: bool = False,
+  against: pathlib.Path | Images | None = None,
   report: Callable[[str], None] = lambda message: None,
 ) -> dict[str, Any]:
   """Any metrics of images against others, and their `protocol`; see `metrics.evaluate.evaluate`.
 
   Args:
+    images: the generated images.
+    reference: the real images.
+    metrics: names of `suite.METRICS`.
     batch_size: images at a time; 16 for each device by default.
     resize: resizes images to Inception's 299x299.
+    folders: folders of `encoders.NETWORKS` in place of the published ones.
+    in_dialects: with `dialects`, what other programs would report (metrics/dialects.py).
+    against: generated images of another model, of which the i-th by name is the pair of the i-th; with `paired`
+      (metrics/paired.py).
+    report: gets a line of progress now and then.
   """
   mesh = sharding.make_mesh()
   batch_size = 16 * jax.device_count() if batch_size is None else batch_size
   sharding.check_batch_size(batch_size, mesh)
-  networks = quality.load_networks(metrics, batch_size=batch_size, mesh=mesh, resize=resize)
-  found = metrics_of(
-    images,
-    reference,
+  networks = quality.load_networks(
+    metrics, batch_size=batch_size, mesh=mesh, resize=resize, folders=folders, in_dialects=in_dialects
+  )
+  measured = functools.partial(
+    metrics_of,
     metrics=metrics,
     extract=networks.extract,
     batch_size=batch_size,
     logits=networks.logits,
+    texts=networks.texts,
     report=report,
   )
-  return found.metrics | {'protocol': found.protocol | networks.protocol}
+  found = measured(images, reference)
+  copies = {'copies': _copies(found, images, reference)} if 'memorisation' in metrics else {}
+  more = copies | _more(metrics, found.samples, found.reference, networks, in_dialects)
+  if against is not None:
+    other = measured(against, reference)
+    more |= _paired(metrics, found.samples, other.samples, found.reference, networks)
+  return found.metrics | more | {'protocol': found.protocol | networks.protocol}
+
+
+def _copies(found: Evaluation, images: pathlib.Path | Images, reference: Any) -> list[dict[str, Any]]:
+  """The samples that are most like copies, each with the name of the training image nearest to it."""
+  names, real = (it.names if isinstance(it, Images) else open_images(it).names for it in (images, reference))
+  copies = memorisation(found.reference.features['pool'], found.samples['pool'])
+  return [
+    {'sample': names[i], 'nearest': real[int(copies.nearest[i])], 'ratio': float(copies.ratios[i])}
+    for i in map(int, np.argsort(copies.ratios)[: quality.PAIRS])
+  ]
+
+
+def _more(
+  metrics: Sequence[str],
+  samples: suite.Features,
+  reference: suite.Reference,
+  networks: quality.Networks,
+  in_dialects: bool,
+) -> dict[str, Any]:
+  if not in_dialects:
+    return {}
+  return {'dialects': dialects.measure(metrics, samples, reference.features, logits=networks.logits)}
+
+
+def _paired(
+  metrics: Sequence[str],
+  first: suite.Features,
+  second: suite.Features,
+  reference: suite.Reference,
+  networks: quality.Networks,
+) -> dict[str, Any]:
+  found = paired.compare(metrics, first, second, reference, logits=networks.logits)
+  return {'paired': {name: difference._asdict() for name, difference in found.items()}}
 
 
 class Samples(NamedTuple):
@@ -104,6 +162,7 @@ class Samples(NamedTuple):
     batch_size: images at a time.
     cond: their conditioning, as host arrays of `num` rows.
     save: 'png' or 'npz' keeps them in the folder, the second as ADM's evaluation reads samples; None does not.
+    texts: what the samples show in words, which they take in turn; for the CLIP score.
   """
 
   num: int
@@ -111,6 +170,22 @@ class Samples(NamedTuple):
   batch_size: int
   cond: Mapping[str, np.ndarray]
   save: str | None = None
+  texts: Sequence[str] = ()
+
+
+class Result(NamedTuple):
+  """What was measured of a run.
+
+  Attributes:
+    values: numbers by name, perhaps `dialects`, and their `protocol`.
+    samples, reference: the features that they are of.
+    networks: the feature networks.
+  """
+
+  values: dict[str, Any]
+  samples: suite.Features
+  reference: suite.Reference
+  networks: quality.Networks
 
 
 def measure(
@@ -121,8 +196,10 @@ def measure(
   metrics: Sequence[str],
   about: Mapping[str, Any],
   reference: pathlib.Path | None = None,
+  folders: Mapping[str, os.PathLike] = {},
+  in_dialects: bool = False,
   report: Callable[[str], None] = lambda message: None,
-) -> dict[str, Any] | None:
+) -> Result | None:
   """Any metrics of a run, from one set of samples. A killed call continues from the files in `folder`.
 
   Args:
@@ -131,50 +208,117 @@ def measure(
     samples: which samples to evaluate.
     metrics: names of `suite.METRICS`.
     about: the run, its step, average and config: all that the samples depend on.
-    reference: a folder of images, a .zip, or an .npz; the run's training data by default.
+    reference: a folder of images, a .zip, .tar files, or an .npz, or `dataset:NAME`; the training data by default.
+    folders: folders of `encoders.NETWORKS` in place of the published ones.
+    in_dialects: with `dialects`, what other programs would report (metrics/dialects.py).
     report: gets a line of progress now and then.
 
   Returns:
-    The numbers by name, and their `protocol`; None on all processes but the first.
+    None on all processes but the first.
 
   Raises:
     FileNotFoundError, ValueError: weights or a reference that is missing, or a metric that is not defined.
   """
   suite.check_names(metrics)
+  if 'clip_score' in metrics and not samples.texts:
+    raise ValueError('clip_score needs what the samples should show: --prompts FILE, one prompt a line')
   mesh, num = trained.stage.mesh, samples.num
-  networks = quality.load_networks(metrics, batch_size=samples.batch_size, mesh=mesh)
+  networks = quality.load_networks(
+    metrics, batch_size=samples.batch_size, mesh=mesh, folders=folders, in_dialects=in_dialects
+  )
+  generate = make_generate(trained.stage.objective.sample, mesh=mesh, batch_size=samples.batch_size)
+  found = _features(trained, folder, samples, generate, networks, about, report, metrics, in_dialects)
+  compared, how, dataset = _reference(trained, metrics, networks, samples.batch_size, reference, report, in_dialects)
+  pictures = _pictures(trained, samples, generate, found, compared, dataset, metrics)
+  if not distributed.is_first():
+    return None
+  if networks.texts is not None:
+    found = dict(found) | {'clip_text': networks.texts(list(np.resize(np.array(samples.texts, object), num)))}
+  values, protocol = suite.measure(metrics, found, compared, logits=networks.logits)
+  values = values | _more(metrics, found, compared, networks, in_dialects)
+  result = values | {
+    'protocol': {'samples': num, 'seed': samples.seed} | how | protocol | networks.protocol | dict(about)
+  }
+  if pictures is not None:
+    save_png(folder / 'memorisation.png', pictures)
+  write_whole(folder / 'result.json', json.dumps(result, indent=2, default=str) + '\n')
+  return Result(result, found, compared, networks)
+
+
+def _features(
+  trained: Trained,
+  folder: pathlib.Path,
+  samples: Samples,
+  generate: GenerateFrom,
+  networks: quality.Networks,
+  about: Mapping[str, Any],
+  report: Callable[[str], None],
+  metrics: Sequence[str],
+  in_dialects: bool,
+) -> suite.Features:
+  """Features of the samples: those of an earlier call, and new ones; keeps the images where that is asked for."""
+  num, first = samples.num, distributed.is_first()
   digest = hashlib.sha256()
   for name in sorted(samples.cond):
     digest.update(f'{name} {np.asarray(samples.cond[name]).tobytes().hex()}'.encode())
-  key = dict(about) | {'seed': samples.seed, 'cond': digest.hexdigest(), **networks.protocol}
-  first = distributed.is_first()
-  shards = Shards(folder / 'features' if first else None, about=key | {'needs': sorted(suite.needs(metrics))})
-  array = folder / 'samples.npy'
+  needs = sorted(suite.needs(metrics) | (dialects.needs(metrics) if in_dialects else set()))
+  key = dict(about) | {'seed': samples.seed, 'cond': digest.hexdigest(), **networks.protocol, 'needs': needs}
+  shards = Shards(folder / 'features' if first else None, about=key)
+  array, kept = folder / 'samples.npy', f'{samples.save}_{num}'
   keep = {None: None, 'png': quality.keep_png, 'npz': lambda _: quality.keep_npy(array, num)}[samples.save]
+  if keep is not None and first and not shards.count(kept):
+    quality.forget(folder, array)
   found = quality.collect(
-    make_generate(trained.stage.objective.sample, mesh=mesh, batch_size=samples.batch_size),
+    generate,
     trained.params,
     trained.frozen,
     samples.cond,
     seed=samples.seed,
     num=num,
-    mesh=mesh,
+    mesh=trained.stage.mesh,
     extract=networks.extract,
     shards=shards,
     keep=None if keep is None else keep(folder / 'samples') if first else lambda number, images: None,
+    kept=kept,
     progress=lambda done: report(f'{min(done, num):,} of {num:,} samples'),
   )
   if samples.save == 'npz' and array.exists() and first:
     quality.npz_of(array, folder / 'samples.npz')
-  compared, how = _reference(trained, metrics, networks, samples.batch_size, reference, report)
-  if not first:
+  return found
+
+
+def _pictures(
+  trained: Trained,
+  samples: Samples,
+  generate: GenerateFrom,
+  found: suite.Features,
+  compared: suite.Reference,
+  dataset: Any,
+  metrics: Sequence[str],
+) -> np.ndarray | None:
+  """Those samples that are nearest to a training image by Eq. 1 of metrics/memorisation.py, beside that image.
+
+  None where the reference is not the run's own data, or where some of its records cannot be read.
+  """
+  features = compared.features.get('pool')
+  wanted = 'memorisation' in metrics and dataset is not None
+  if not wanted or not distributed.agree(int(features is not None and len(features) == dataset.num_examples)):
     return None
-  values, protocol = suite.measure(metrics, found, compared, logits=networks.logits)
-  result = values | {
-    'protocol': {'samples': num, 'seed': samples.seed} | how | protocol | networks.protocol | dict(about)
-  }
-  write_whole(folder / 'result.json', json.dumps(result, indent=2, default=str) + '\n')
-  return result
+  numbers = np.zeros(2 * quality.PAIRS, np.int64)
+  count, ratios = 0, np.zeros(0)
+  if features is not None and distributed.is_first():
+    copies = memorisation(features, found['pool'])
+    chosen = np.argsort(copies.ratios)[: quality.PAIRS]
+    count, ratios = len(chosen), copies.ratios[chosen]
+    numbers[:count], numbers[quality.PAIRS : quality.PAIRS + count] = chosen, copies.nearest[chosen]
+  numbers = np.array([distributed.agree(int(number)) for number in numbers])
+  count = distributed.agree(count)
+  again = functools.partial(generate, trained.params, trained.frozen, samples.cond, seed=samples.seed, num=samples.num)
+  made = [to_host(images, trained.stage.mesh)[:size] for images, size in again(only=numbers[:count].tolist())]
+  real = [dataset.read(int(number))['image'] for number in numbers[quality.PAIRS : quality.PAIRS + count]]
+  if not distributed.is_first() or real[0].shape != made[0].shape[1:]:
+    return None
+  return quality.side_by_side(np.concatenate(made), real, ratios)
 
 
 def _reference(
@@ -184,22 +328,25 @@ def _reference(
   batch_size: int,
   path: pathlib.Path | None,
   report: Callable[[str], None],
-) -> tuple[suite.Reference, dict[str, Any]]:
-  """The reference of the samples, and its name for the protocol."""
-  if path is not None:
+  in_dialects: bool,
+) -> tuple[suite.Reference, dict[str, Any], Any]:
+  """The reference, its name for the protocol, and the dataset where it is the run's own."""
+  named = None if path is None else str(path).removeprefix(_DATASET) if str(path).startswith(_DATASET) else None
+  if path is not None and named is None:
     options = {'metrics': metrics, 'extract': networks.extract, 'batch_size': batch_size, 'report': report}
     found, count = read_reference(path, **options)
-    return found, {'reference': str(path), 'reference_samples': count}
+    return found, {'reference': str(path), 'reference_samples': count}, None
   if all(suite.METRICS[name].of_reference == 'nothing' for name in metrics):
-    return suite.Reference({}, {}), {}
-  dataset = trained.stage.data.dataset
+    return suite.Reference({}, {}), {}, None
+  needs = sorted(suite.needs(metrics) | (dialects.needs(metrics) if in_dialects else set()))
+  dataset = trained.stage.data.dataset if named is None else source(named)
   found = quality.dataset_reference(
     dataset,
     extract=networks.extract,
-    about=networks.protocol | {'needs': sorted(suite.needs(metrics))},
+    about=networks.protocol | {'needs': needs},
     batch_size=batch_size,
     mesh=trained.stage.mesh,
     progress=lambda done: report(f'{done:,} of {dataset.num_examples:,} images of {dataset.name}, once'),
   )
   how = {'reference': f'{dataset.name} ({dataset.split})', 'reference_fingerprint': dataset.fingerprint}
-  return found, how | {'reference_samples': dataset.num_examples}
+  return found, how | {'reference_samples': dataset.num_examples}, dataset

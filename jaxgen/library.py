@@ -180,7 +180,7 @@ class LoadedRun:
       about=about,
       reference=None if reference is None else pathlib.Path(reference),
     )
-    return result or {}
+    return {} if result is None else result.values
 
   def changed(self, fields: Mapping[str, Any]) -> 'LoadedRun':
     """The same weights under other fields of the config: `run.changed({'sampling.steps': 50, 'sampling.scale': 2.0})`.

@@ -77,7 +77,9 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
     'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record, goodput.read(workdir))),
     'REAL': _real(workdir / 'data.png'),
-    'VOTES': _sweep(workdir / 'evaluation' / 'sweep.json') + _votes(workdir / 'votes'),
+    'VOTES': _evaluations(workdir / 'evaluation')
+    + _sweep(workdir / 'evaluation' / 'sweep.json')
+    + _votes(workdir / 'votes'),
     'PROTOCOLS': _protocols(protocols),
     'CONFIG': _table(flat(_object(record.get('config')))),
     'ENVIRONMENT': _table(_object(record.get('environment'))),
@@ -240,6 +242,37 @@ def _protocols(protocols: Mapping[str, Any]) -> str:
     f'<details><summary>How <code>{metric}</code> is measured</summary>{text}</details>'
     for metric, text in texts.items()
   )
+
+
+def _evaluations(folder: epath.Path) -> str:
+  """What `jaxgen evaluate --metrics` measured, points of sweeps aside: numbers, protocol, possible copies."""
+  sections = ''
+  for path in sorted(folder.glob('*/result.json')):
+    found = read_json_object(path) or {}
+    protocol = _object(found.get('protocol'))
+    numbers = {name: value for name, value in found.items() if isinstance(value, int | float)}
+    if 'settings' in protocol or not numbers:
+      continue
+    rows = _table({name: float(f'{value:.5g}') for name, value in numbers.items()})
+    programs = _object(found.get('dialects'))
+    rows += ''.join(
+      f'<h3>as {html.escape(program)} would report</h3>{_table(_object(values))}'
+      for program, values in programs.items()
+    )
+    copies = path.parent / 'memorisation.png'
+    if copies.exists():
+      rows += (
+        '<h3>samples most like copies, the nearest training image at the right; below 0.33 counts as a copy</h3>'
+        f'<div class="viewer"><img src="{data_url(copies)}" alt="samples and their nearest training images"></div>'
+      )
+    step = protocol.get('step')
+    title = f'Evaluation of {_whole_number(protocol.get("samples")):,} samples'
+    title += f' of step {step:,}' if isinstance(step, int) else ''
+    sections += (
+      f'<section><div class="head"><h2>{title}</h2></div><div class="card wide">{rows}</div>'
+      f'<details><summary>How they are measured</summary>{_table(flat(protocol))}</details></section>'
+    )
+  return sections
 
 
 def _sweep(path: epath.Path) -> str:

@@ -13,7 +13,7 @@ from flax import traverse_util
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import sharding
-from jaxgen.models import bert, clip, t5
+from jaxgen.models import bert, clip, dinov2, t5
 from jaxgen.models.rules import RULES
 from jaxgen.pretrained import bert as pretrained_bert
 from jaxgen.pretrained import checkpoint_text, folder, layout, networks, safetensors_file, state_dict
@@ -82,6 +82,38 @@ def test_logits_of_both_towers_are_transformers(golden, given):
   close(jnp.exp(out.logit_scale) * out.text @ out.image.T, golden['clip/logits'])
 
 
+def test_dinov2_is_transformers_at_the_size_of_its_positions_and_at_others(golden, given):
+  it = load('dinov2')
+  close(apply(it, given['image']), golden['dinov2/pooled'])
+  rows, columns = (np.arange(size) * 28 // size for size in (42, 21))
+  wide = given['image'][:, rows][:, :, columns]
+  close(apply(it, wide), golden['dinov2/wide'])
+  with pytest.raises(ValueError, match='patches of 7'):
+    apply(it, wide[:, :40])
+
+
+def test_positions_of_dinov2_are_resized_as_the_original_code_does():
+  """By its own ratio, 16.1 of 37, which `interpolate(scale_factor=...)` takes for the coordinates."""
+  torch = pytest.importorskip('torch')
+  positions = np.random.default_rng(0).normal(size=(37 * 37 + 1, 3)).astype(np.float32)
+  grid = torch.tensor(positions[1:].reshape(1, 37, 37, 3)).permute(0, 3, 1, 2)
+  wanted = torch.nn.functional.interpolate(grid, scale_factor=16.1 / 37, mode='bicubic').permute(0, 2, 3, 1)
+  got = dinov2.resize_positions(jnp.asarray(positions), side=37, rows=16, columns=16, offset=dinov2.OFFSET)
+  np.testing.assert_allclose(got[1:], wanted.reshape(-1, 3).numpy(), atol=1e-5)
+  np.testing.assert_array_equal(got[0], positions[0])
+
+
+def test_images_for_dinov2_are_pillows_8_bits():
+  from PIL import Image
+
+  pixels = np.random.default_rng(0).integers(0, 256, (2, 40, 60, 3)).astype(np.uint8)
+  resized = [np.asarray(Image.fromarray(image).resize((224, 224), Image.Resampling.BICUBIC)) for image in pixels]
+  wanted = (np.stack(resized) / 255 - [0.485, 0.456, 0.406]) / [0.229, 0.224, 0.225]
+  got = np.asarray(dinov2.preprocess(jnp.asarray(pixels, jnp.float32) / 127.5 - 1))
+  assert np.abs(got - wanted).max() < 1.01 / 255 / 0.224  # one of 255, where Pillow's whole numbers round otherwise
+  assert np.mean(np.abs(got - wanted) > 1e-3) < 1e-3
+
+
 @pytest.mark.parametrize('masked', ['', '_masked'])
 def test_t5_is_transformers_up_to_the_last_bucket(golden, given, masked):
   out = apply(load('t5'), given['long'], given['long_mask'] if masked else None)
@@ -137,14 +169,16 @@ def count(net, *args) -> int:
     (clip.clip('L/14'), 427_616_513),
     (t5.t5_encoder('xxl'), 4_762_310_656),
     (bert.minilm(), 22_713_216),
+    (dinov2.DINOv2(), 304_367_616),
   ],
 )
 def test_published_sizes_have_the_published_number_of_parameters(net, wanted):
-  image = (jnp.zeros((1, 224, 224, 3)),) if isinstance(net, clip.CLIP) else ()
-  assert count(net, IDS, *image) == wanted
+  image = jnp.zeros((1, 224, 224, 3))
+  given = {clip.CLIP: (IDS, image), dinov2.DINOv2: (image,)}.get(type(net), (IDS,))
+  assert count(net, *given) == wanted
 
 
-@pytest.mark.parametrize('name', ['clip_text', 'clip_text_plain', 'clip_vision', 'clip', 't5', 'bert'])
+@pytest.mark.parametrize('name', ['clip_text', 'clip_text_plain', 'clip_vision', 'clip', 't5', 'bert', 'dinov2'])
 def test_a_folder_goes_out_and_in_bit_for_bit(tmp_path, name):
   made = load(name) if name != 'clip_text_plain' else load('clip_text')
   if name == 'clip_text_plain':

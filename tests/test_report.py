@@ -4,11 +4,13 @@ import base64
 import html.parser
 import json
 import math
+import pathlib
 import re
 
 import numpy as np
 import pytest
 from etils import epath
+from PIL import Image
 
 from jaxgen import report, writer
 
@@ -167,3 +169,18 @@ def test_a_run_that_has_just_begun_has_a_page(tmp_path):
 def test_a_folder_that_is_no_run_is_refused(tmp_path):
   with pytest.raises(FileNotFoundError, match='is not the folder of a run'):
     report.write(tmp_path)
+
+
+def test_evaluations_are_a_section_with_their_protocol_and_copies(run):
+  folder = run / 'evaluation' / 'samples'
+  folder.mkdir(parents=True)
+  found = {'fid_2k': 12.345678, 'recall': 0.5, 'dialects': {'adm': {'fid_2k': 12.5}}}
+  (folder / 'result.json').write_text(json.dumps(found | {'protocol': {'samples': 2000, 'step': 7, 'seed': '<b>0'}}))
+  Image.fromarray(np.zeros((4, 4, 3), np.uint8)).save(folder / 'memorisation.png')
+  other = run / 'evaluation' / 'scale=2'
+  other.mkdir()
+  (other / 'result.json').write_text(json.dumps({'fid_2k': 1.0, 'protocol': {'settings': {'scale': '2'}}}))
+  text = pathlib.Path(report.write(run)).read_text()
+  assert text.count('Evaluation of') == 1 and 'Evaluation of 2,000 samples of step 7' in text
+  assert '12.346' in text and 'as adm would report' in text and '&lt;b&gt;0' in text
+  assert 'alt="samples and their nearest training images"' in text

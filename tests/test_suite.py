@@ -3,8 +3,10 @@
 import json
 import os
 import pathlib
+import tarfile
 import xml.etree.ElementTree
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -13,17 +15,23 @@ from PIL import Image
 from jaxgen import distributed, sweep
 from jaxgen.cli import evaluate as command
 from jaxgen.cli.main import main
+from jaxgen.data.tokenizers.words import words
 from jaxgen.evaluators import quality
-from jaxgen.metrics import suite
+from jaxgen.metrics import dialects, paired, suite
 from jaxgen.metrics.clip_score import clip_score
+from jaxgen.metrics.evaluate import features_of
+from jaxgen.metrics.folder import open_images
 from jaxgen.metrics.frechet_extrapolation import frechet_extrapolation
 from jaxgen.metrics.maximum_mean_discrepancy import cmmd
 from jaxgen.metrics.memorisation import memorisation
 from jaxgen.metrics.precision_recall import density_coverage, precision_recall, two_nearest
 from jaxgen.metrics.reference import read_all
 from jaxgen.metrics.shards import Shards
-from jaxgen.models import inception
+from jaxgen.models import dinov2, inception
+from jaxgen.models.clip import CLIP, CLIPText, CLIPVision
 from jaxgen.pretrained import inception as inception_weights
+from jaxgen.pretrained import networks, tokenizer_files
+from jaxgen.pretrained.layout import Pretrained
 
 TINY = str(pathlib.Path(__file__).with_name('tiny_config.py'))
 
@@ -31,12 +39,13 @@ TINY = str(pathlib.Path(__file__).with_name('tiny_config.py'))
 def features(seed, shift=0.0, num=1200):
   rng = np.random.default_rng(seed)
   made = {'pool': rng.normal(size=(num, 6)) + shift, 'spatial': rng.normal(size=(num, 4)) + shift}
+  made |= {'dinov2': made['pool'], 'clip': made['pool'] + 3, 'clip_image': made['pool'], 'clip_text': made['pool']}
   made['lpips'] = np.where(np.arange(num) % 2, np.nan, rng.uniform(0.1, 0.2, num))
   return {name: values.astype(np.float32) for name, values in made.items()}
 
 
 def reference(made):
-  return suite.Reference(made, {name: suite.moments_of(made[name]) for name in ('pool', 'spatial')})
+  return suite.Reference(made, {name: suite.moments_of(made[name]) for name in suite.FRECHET})
 
 
 @pytest.fixture(autouse=True)
@@ -57,6 +66,10 @@ IDEAL = {
   'precision_recall': ('precision', 1.0, 0),
   'density_coverage': ('coverage', 1.0, 0),
   'memorisation': ('memorised_share', 1.0, 0),
+  'fd_dinov2': ('fd_dinov2_1200', 0.0, 0),
+  'precision_recall_dinov2': ('recall_dinov2', 1.0, 0),
+  'density_coverage_dinov2': ('coverage_dinov2', 1.0, 0),
+  'cmmd': ('cmmd', 0.0, 0),
 }
 
 
@@ -66,7 +79,7 @@ def test_contract_of_a_metric(name):
   own, other = features(0), features(1, shift=1.0)
   values, how = suite.measure([name], other, reference(own), logits=logits)
   assert all(np.isfinite(value) for value in values.values())
-  assert how or name == 'fid'
+  assert how or name in ('fid', 'fd_dinov2')
   assert json.loads(json.dumps(values)) == values
   if name in IDEAL:
     key, ideal, tolerance = IDEAL[name]
@@ -163,6 +176,119 @@ def test_statistics_of_adm_have_both_parts(tmp_path):
   np.savez(tmp_path / 'edm.npz', mu=both['mu'], sigma=both['sigma'])
   with pytest.raises(ValueError, match='no mu_s and sigma_s'):
     suite.measure(['sfid'], features(0), suite.Reference({}, read_all(tmp_path / 'edm.npz')))
+
+
+def test_dialects_of_one_set_of_samples():
+  """As each program defines them, from features under its own names; of files, ADM's are torch-fidelity's."""
+  own, other = features(0), features(1, shift=0.3)
+  more = {'pool_truncated': other['pool'] + 0.1, 'spatial_truncated': other['spatial'], 'pool_clean': other['pool'] * 2}
+  real = own | {'pool_truncated': own['pool'], 'spatial_truncated': own['spatial'], 'pool_clean': own['pool'] * 2}
+  names = ['fid', 'sfid', 'kid', 'inception_score', 'precision_recall', 'memorisation']
+  assert dialects.needs(names) == {'pool', 'pool_truncated', 'spatial_truncated', 'pool_clean'}
+  found = dialects.measure(names, other | more, real, logits=logits)
+  usual, _ = suite.measure(names, other, reference(own), logits=logits)
+  assert found['torch-fidelity'] == {n: usual[n] for n in usual if 'memor' not in n and 'sfid' not in n}
+  assert found['clean-fid']['fid_1200'] == pytest.approx(4 * usual['fid_1200'])
+  assert found['adm']['sfid_1200'] == pytest.approx(usual['sfid_1200'])
+  p = np.exp(logits(more['pool_truncated'].astype(np.float64)))
+  p /= p.sum(1, keepdims=True)
+  assert found['adm']['inception_score'] == pytest.approx(np.exp((p * np.log(p / p.mean(0))).sum(1).mean()), rel=1e-6)
+  assert dialects.table(found).splitlines()[1].split()[0] == 'torch-fidelity'
+  with pytest.raises(ValueError, match='no program'):
+    dialects.measure(['memorisation'], other, real, logits=None)
+
+
+def test_truncated_pixels_of_files_are_themselves():
+  levels = np.resize(np.arange(256, dtype=np.float32), (1, 299, 299, 3))
+  x = levels / np.float32(127.5) - 1
+
+  def pixels(images, to_bits):
+    got = inception.prepare(jnp.asarray(images), resize=lambda pixels: pixels, to_bits=to_bits)
+    return np.asarray(got) * 128 + 128
+
+  for to_bits in (inception.rounded, inception.truncated):
+    np.testing.assert_array_equal(pixels(x, to_bits), levels)
+  between = x + np.float32(0.7 / 127.5)
+  np.testing.assert_array_equal(pixels(between, inception.truncated), levels)
+  np.testing.assert_array_equal(pixels(between, inception.rounded), np.minimum(levels + 1, 255))
+
+
+def test_models_differ_by_pairs():
+  """Twenty studies of equals find nothing in nearly all; a model that is shifted is told, and by how much."""
+  rng, real = np.random.default_rng(0), reference(features(0, num=300))
+  found = 0
+  for _study in range(20):
+    a, b = ({'pool': rng.normal(size=(200, 6))} for _ in range(2))
+    both = paired.compare(['fid', 'density_coverage'], a, b, real)
+    found += min(one.p_value for one in both.values()) < 0.05
+  assert found <= 4  # of 20 at 5% each, five or more come in 0.3% of all times
+  shared = rng.normal(size=(400, 6))
+  one = paired.compare(['fid', 'kid'], {'pool': shared}, {'pool': shared + 0.5}, real)
+  assert all(difference.p_value < 1e-3 and difference.low > 0 for difference in one.values())
+  assert one['fid_40'].difference == pytest.approx(one['fid_40'].second - one['fid_40'].first)
+  assert 'differ' in paired.table(one, ['a', 'b'])
+  with pytest.raises(ValueError, match='as many of both'):
+    paired.compare(['fid'], {'pool': shared}, {'pool': shared[:-1]}, real)
+
+
+def test_a_tensorflow_graph_is_the_same_network(tmp_path):
+  """Constants by the names of classify_image_graph_def.pb, some as one repeated value; read without TensorFlow."""
+  from tensorboardX.proto.graph_pb2 import GraphDef
+
+  graph, rng = GraphDef(), np.random.default_rng(0)
+
+  def constant(name, values):
+    node = graph.node.add(name=name, op='Const')
+    tensor = node.attr['value'].tensor
+    for size in values.shape:
+      tensor.tensor_shape.dim.add(size=size)
+    if values.size > 1 and np.all(values == values.flat[0]):
+      tensor.float_val.append(values.flat[0])
+    else:
+      tensor.tensor_content = values.astype('<f4').tobytes()
+
+  kernels = {}
+  for path in inception_weights._CONVOLUTIONS:
+    for old, new in {'_mixed_': '/mixed/', '_conv': '/conv', '.': '/'}.items():
+      path = path.replace(old, new)
+    kernels[path] = rng.normal(size=(1, 3, 2, 4)).astype(np.float32)
+    constant(f'{path}/conv2d_params', kernels[path])
+    for name in ('beta', 'gamma', 'moving_mean', 'moving_variance'):
+      constant(f'{path}/batchnorm/{name}', np.full(4, 0.5) if name == 'moving_variance' else rng.normal(size=4))
+  constant('softmax/weights', np.arange(6.0).reshape(3, 2))
+  (tmp_path / 'classify_image_graph_def.pb').write_bytes(graph.SerializeToString())
+  tensors = inception_weights.read(tmp_path / 'classify_image_graph_def.pb')
+  wanted = kernels['mixed_9/tower/mixed/conv_1'].transpose(3, 2, 0, 1)
+  np.testing.assert_array_equal(tensors['Mixed_7b.branch3x3_2b.conv.weight'], wanted)
+  np.testing.assert_array_equal(tensors['Conv2d_1a_3x3.bn.running_var'], np.full(4, 0.5, np.float32))
+  np.testing.assert_array_equal(tensors['fc.weight'], np.arange(6.0).reshape(3, 2).T)
+  graph.node.remove(next(node for node in graph.node if node.name == 'mixed_2/conv/conv2d_params'))
+  (tmp_path / 'other.pb').write_bytes(graph.SerializeToString())
+  with pytest.raises(ValueError, match='it lacks mixed_2/conv/conv2d_params'):
+    inception_weights.read(tmp_path / 'other.pb')
+
+
+def test_images_of_tar_shards(tmp_path):
+  pictures(tmp_path / 'a', 5)
+  for shard, names in ((0, '012'), (1, '34')):
+    with tarfile.open(tmp_path / f's-{shard}.tar', 'w') as archive:
+      for name in names:
+        archive.add(tmp_path / 'a' / f'{name}.png', f'./{name}.png')
+  found, wanted = open_images(tmp_path / 's-{0..1}.tar'), open_images(tmp_path / 'a')
+  assert [name.rpartition('/')[2] for name in found.names] == list(wanted.names)
+  for mine, its in zip(found.names, wanted.names, strict=True):
+    np.testing.assert_array_equal(found.decode(mine), wanted.decode(its))
+  (tmp_path / 'bad.tar').write_bytes(b'x' * 600)
+  with pytest.raises(ValueError, match=r'no whole \.tar'):
+    open_images(tmp_path / 'bad.tar')
+
+
+def test_features_lie_in_the_order_of_names_whatever_the_sizes(tmp_path):
+  (tmp_path / 'a').mkdir()
+  for i, size in enumerate((4, 8, 4, 8, 8, 4, 4)):
+    Image.fromarray(np.full((size, size, 3), 30 * i, np.uint8)).save(tmp_path / 'a' / f'{i}.png')
+  found = features_of(open_images(tmp_path / 'a'), lambda images: {'pool': images.mean((1, 2))}, 2)
+  np.testing.assert_allclose(found['pool'][:, 0], np.arange(7) * 30 / 127.5 - 1, atol=1e-6)
 
 
 def test_shards_go_on_and_never_mix(tmp_path):
@@ -291,6 +417,99 @@ def test_a_sweep_of_own_evaluators_measures_those_alone(run, drawn, tmp_path, ca
   with pytest.raises(SystemExit):
     evaluate(run, tmp_path, capsys, '--only', 'mean', '--metrics', 'fid')
   assert 'give one of the two' in capsys.readouterr().err
+
+
+def test_samples_are_kept_though_their_features_are_there_and_a_killed_call_goes_on(
+  run, drawn, tmp_path, capsys, monkeypatch
+):
+  options = ['--metrics', 'fid,memorisation', '--num', '40', '--batch-size', '8']
+  monkeypatch.setattr(quality, '_SHARD', 16)
+  whole, folder = evaluate(run, tmp_path, capsys, *options), tmp_path / 'out' / 'samples'
+  assert (folder / 'memorisation.png').exists() and not (folder / 'samples').exists()
+  drawn.clear()
+  kept = quality.keep_png
+
+  def killed(place):
+    write = kept(place)
+
+    def keep(first, images):
+      if first >= 24:
+        raise KeyboardInterrupt
+      write(first, images)
+
+    return keep
+
+  monkeypatch.setattr(quality, 'keep_png', killed)
+  with pytest.raises(KeyboardInterrupt):
+    command.main(
+      ['--run', str(run), '--config', TINY, '--out', str(tmp_path / 'out'), *options, '--save-samples', 'png']
+    )
+  capsys.readouterr()
+  monkeypatch.setattr(quality, 'keep_png', kept)
+  assert evaluate(run, tmp_path, capsys, *options, '--save-samples', 'png') == whole
+  assert sum(drawn) == 0  # no image went through the network again
+  names = sorted(path.name for path in (folder / 'samples').iterdir())
+  assert names == [f'{i:06d}.png' for i in range(40)]
+  other = evaluate(run, tmp_path, capsys, *options, '--seed', '1', '--num', '24', '--save-samples', 'png')
+  assert other != whole and len(list((folder / 'samples').iterdir())) == 24
+
+
+def test_two_runs_are_compared_by_pairs(run, drawn, tmp_path, capsys):
+  real = pictures(tmp_path / 'real', 30)
+  options = ['--metrics', 'fid', '--num', '40', '--reference', str(real)]
+  found = evaluate(run, tmp_path, capsys, *options, '--against', str(run))
+  assert found['paired']['fid_4']['difference'] == 0 and found['paired']['fid_4']['p_value'] == 1
+  assert len(drawn) and found['fid_40'] >= 0
+
+
+def test_clip_score_needs_prompts_and_folders_their_networks(run, drawn, tmp_path, capsys):
+  for options, text in (
+    (['--metrics', 'clip_score'], '--prompts FILE'),
+    (['--metrics', 'fd_dinov2'], 'jaxgen weights get dinov2-large'),
+    (['--metrics', 'fd_dinov2', '--network', 'dino=x'], 'no feature network is called'),
+    (['--metrics', 'fd_dinov2', '--network', 'dinov2'], 'wanted NAME=FOLDER'),
+  ):
+    where = ['--run', str(run), '--config', TINY, '--out', str(tmp_path / 'out'), '--num', '8']
+    assert main(['evaluate', *where, *options]) == 2
+    error = capsys.readouterr().err
+    assert text in error and error.count('\n') == 1
+
+
+def test_folders_by_dinov2_and_clip(tmp_path, capsys, monkeypatch):
+  """Through the networks of tiny folders in the published format, with captions beside the images."""
+  monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
+  monkeypatch.setattr(tokenizer_files, 'clip_tokenizer', lambda: tokenizer)
+  tokenizer = words(['a', 'photo', 'depicts', 'red', 'blue'], length=8)
+  nets = {
+    'dinov2': dinov2.DINOv2(16, 1, 2, 32, 14, 28),
+    'cmmd': CLIP(CLIPText(8, 1, 2, 6, 16), CLIPVision(8, 4, 8, 1, 2, 6, 16)),
+  }
+  options = []
+  for name, net in nets.items():
+    given = (jnp.zeros((1, 8), jnp.int32), jnp.zeros((1, 8, 8, 3))) if name == 'cmmd' else (jnp.zeros((1, 28, 28, 3)),)
+    params = jax.jit(net.init)(jax.random.key(0), *given)['params']
+    networks.save(Pretrained(net, params), tmp_path / name)
+    options += ['--network', f'{name}={tmp_path / name}']
+  options += ['--network', f'clip_score={tmp_path / "cmmd"}']
+  a, b = pictures(tmp_path / 'a', 9), pictures(tmp_path / 'b', 12)
+  (a / 'metadata.jsonl').write_text(
+    ''.join(f'{{"file_name": "{i}.png", "text": "{("red", "blue")[i % 2]}"}}\n' for i in range(9))
+  )
+  names = 'fd_dinov2,precision_recall_dinov2,density_coverage_dinov2,cmmd,clip_score'
+  assert main(['evaluate', '--images', str(a), '--reference', str(b), '--metrics', names, *options]) == 0
+  found = json.loads(capsys.readouterr().out)
+  assert {'fd_dinov2_9', 'recall_dinov2', 'coverage_dinov2', 'cmmd', 'clip_score', 'clip_score_percent'} <= found.keys()
+  assert found['clip_score'] == pytest.approx(found['clip_score_percent'] / 40)
+  how = found['protocol']
+  assert (
+    how['clip_score_prefix'] == 'A photo depicts'
+    and len(how['dinov2_hash']) == 64
+    and 'bicubic' in how['cmmd_features']
+  )
+  assert found['precision_dinov2'] == 1.0  # the nine are among the twelve
+  (a / 'metadata.jsonl').unlink()
+  assert main(['evaluate', '--images', str(a), '--metrics', 'clip_score', *options]) == 2
+  assert 'has no caption' in capsys.readouterr().err
 
 
 @pytest.mark.parametrize('text', ['scale', 'scale=', '=1', 'scale=1,,2'])

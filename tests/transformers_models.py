@@ -28,6 +28,17 @@ BERT = {
   'vocab_size': 100, 'hidden_size': 32, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'intermediate_size': 48,
   'max_position_embeddings': 20,
 }  # fmt: skip
+DINOV2 = {
+  'hidden_size': 32, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'mlp_ratio': 2, 'image_size': 28,
+  'patch_size': 7,
+}  # fmt: skip
+# Parameters of DINOv2 in memory -> in files, which weights follow from.
+IN_FILES = {
+  'attention.q_proj': 'attention.attention.query',
+  'attention.k_proj': 'attention.attention.key',
+  'attention.v_proj': 'attention.attention.value',
+  'attention.o_proj': 'attention.output.dense',
+}
 # name -> (class of transformers, class of its configuration, configuration)
 MODELS = {
   'clip_text': ('CLIPTextModelWithProjection', 'CLIPTextConfig', CLIP_TEXT),
@@ -40,6 +51,7 @@ MODELS = {
   ),
   't5': ('T5EncoderModel', 'T5Config', T5),
   'bert': ('BertModel', 'BertConfig', BERT),
+  'dinov2': ('Dinov2Model', 'Dinov2Config', DINOV2),
 }  # fmt: skip
 
 
@@ -89,6 +101,8 @@ def model(name: str):
   with torch.no_grad():
     for key, parameter in made.named_parameters():
       prefix = 'text_model.' if kind == 'CLIPTextModel' and not key.startswith('text_model.') else ''
+      for old, new in IN_FILES.items() if name == 'dinov2' else ():
+        key = key.replace(old, new)
       parameter.copy_(torch.from_numpy(tensor(prefix + key, tuple(parameter.shape))))
   return made
 
@@ -133,7 +147,9 @@ def answers() -> dict[str, np.ndarray]:
     for suffix, mask in (('', None), ('_masked', given['mask'].long())):
       out = made(ids, attention_mask=mask)
       found |= {f'bert{suffix}/last': out.last_hidden_state, f'bert{suffix}/pooled': out.pooler_output}
-  return {name: array.numpy() for name, array in found.items()}
+  made, wide = model('dinov2'), torch.nn.functional.interpolate(pixels, (42, 21))
+  found |= {'dinov2/pooled': made(pixels).pooler_output, 'dinov2/wide': made(wide).pooler_output}
+  return {name: array.detach().numpy() for name, array in found.items()}
 
 
 if __name__ == '__main__':

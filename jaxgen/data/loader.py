@@ -152,8 +152,9 @@ def epoch(
   threads: int | None = None,
   prefetch: int = 2,
   max_bad_records: int = 100,
+  first: int = 0,
 ) -> 'Batches[dict[str, Array]]':
-  """Every record once, in order: for reference statistics.
+  """Every record once, in order, from batch `first` on: for reference statistics.
 
   The batches have one more field, 'mask', bool [b]: False where the row is no record of the dataset, because the
   last batch is filled up or the record cannot be read. The arguments are those of `Loader`; the transform of record i
@@ -161,7 +162,7 @@ def epoch(
   """
   reader = Reader(dataset, transform=transform, cache=False, threads=threads, max_bad_records=max_bad_records)
   rows = held_rows(sharding, batch_size)
-  steps = range(-(-dataset.num_examples // batch_size))
+  steps = range(first, -(-dataset.num_examples // batch_size))
 
   def batch(step: int) -> dict[str, Array]:
     positions = [step * batch_size + row for row in rows]

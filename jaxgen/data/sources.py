@@ -104,6 +104,17 @@ def train_and_test(spec: str, *, resolution: int = 0, data_dir: str | None = Non
     )
 
 
+def held_out_split(spec: str, *, resolution: int = 0, data_dir: str | None = None) -> Dataset | None:
+  """The test split, which the run does not train on; None where there is none."""
+  kind, _, place = spec.partition(':')
+  try:
+    if kind in KINDS and place:
+      return _own(kind, place, 'test', resolution, data_dir or None)
+    return _named(spec, 'test', resolution, data_dir or None)
+  except NoSuchSplit:
+    return None
+
+
 def fits_in_memory(dataset: Dataset) -> bool:
   """Whether all decoded images may be kept: at most 2 GiB."""
   return dataset.num_examples * dataset.read(0)['image'].nbytes <= _CACHED

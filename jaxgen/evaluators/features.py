@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -24,6 +24,7 @@ def feature_extractor(
   *,
   batch_size: int,
   resize: inception.Resize = inception.tf1_bilinear,
+  prepare: Callable[[Array], Array] | None = None,
   network: Callable[[Params, Array], Array] | None = None,
   batch_sharding: jax.sharding.Sharding | None = None,
   replicated: jax.sharding.Sharding | None = None,
@@ -34,7 +35,8 @@ def feature_extractor(
     params: parameters that `pretrained.inception.load()` returns; they are placed once.
     batch_size: host arrays are cut into batches of this many images. A global array is one batch.
     resize: resizes images to 299 x 299.
-    network: network of the resized images; `network_with_spatial` gives the features of sFID, too.
+    prepare: images in [-1, 1] of any size to the network's input; Inception's with `resize` by default.
+    network: network of the prepared images; `network_with_spatial` gives the features of sFID, too.
     batch_sharding, replicated: shardings from `jaxgen.sharding`, for more than one device. A host array must then be
       the same on every process.
 
@@ -45,7 +47,7 @@ def feature_extractor(
   if batch_sharding is not None:
     shards = batch_size // batch_sharding.shard_shape((batch_size,))[0]
   params = jax.device_put(params, replicated)
-  prepare = jax.jit(functools.partial(inception.prepare, resize=resize), out_shardings=batch_sharding)
+  prepare = jax.jit(prepare or functools.partial(inception.prepare, resize=resize), out_shardings=batch_sharding)
   compute = jax.jit(network or inception.network, out_shardings=replicated, compiler_options=compiler_options())
 
   def place(images: np.ndarray) -> Array:
@@ -67,27 +69,43 @@ def feature_extractor(
   return extract
 
 
-def named_features(extract: Extract | None, distances: Extract | None, needs: set[str]) -> NamedExtract:
+def named_features(
+  extract: Extract | None,
+  distances: Extract | None,
+  needs: set[str],
+  variants: Mapping[str, Extract] = {},
+  others: Mapping[str, Extract] = {},
+) -> NamedExtract:
   """Feeds images once to each network that is needed.
 
   Args:
     extract: the function that `feature_extractor` returns; with `network_with_spatial` where `needs` has 'spatial'.
     distances: the function that `neighbour_distances` returns, where `needs` has 'lpips'.
     needs: names of features, from `suite.needs`.
+    variants: as `extract`, but with another preparation: `pool_truncated` is the features of 'truncated'.
+    others: functions of further networks by the names of their features.
   """
 
+  def inception_of(of_images: Extract, images: Any, ending: str = '') -> dict[str, np.ndarray]:
+    features = of_images(images)
+    width = features.shape[1] - (inception.SPATIAL if 'spatial' in needs else 0)
+    named = {f'pool{ending}': features[:, :width], f'spatial{ending}': features[:, width:]}
+    return named if 'spatial' in needs else {f'pool{ending}': features}
+
   def run(images: Any) -> dict[str, np.ndarray]:
+    from_file = isinstance(images, np.ndarray)  # of 8 bits, which no rounding changes
     images = jnp.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
     found = {}
-    if extract is not None and needs & {'pool', 'spatial'}:
-      features = extract(images)
-      width = features.shape[1] - (inception.SPATIAL if 'spatial' in needs else 0)
-      found['pool'] = features[:, :width]
-      if 'spatial' in needs:
-        found['spatial'] = features[:, width:]
+    if extract is not None:
+      found |= inception_of(extract, images)
+    for name, of_images in variants.items():
+      if name == 'truncated' and from_file:
+        found |= {f'{feature}_truncated': found[feature] for feature in ('pool', 'spatial') if feature in found}
+      else:
+        found |= inception_of(of_images, images, f'_{name}')
     if distances is not None and 'lpips' in needs:
       found['lpips'] = distances(images)
-    return found
+    return found | {name: of_images(images) for name, of_images in others.items()}
 
   return run
 

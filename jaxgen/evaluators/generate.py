@@ -4,7 +4,7 @@ Image i of a set is a function of (params, cond_i, seed, i) alone: its key is fo
 batch size nor the number of devices or processes changes it, beyond floating-point reassociation.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
@@ -27,7 +27,7 @@ class Generate(Protocol):
 
 @runtime_checkable
 class GenerateFrom(Protocol):
-  """A `Generate` that also takes inputs, such as an image to edit, and can begin at a later image."""
+  """A `Generate` that also takes inputs, such as an image to edit, and can begin at a later image or make some only."""
 
   def __call__(
     self,
@@ -39,11 +39,12 @@ class GenerateFrom(Protocol):
     num: int,
     inputs: Mapping[str, np.ndarray] = {},
     first: int = 0,
+    only: Sequence[int] | None = None,
   ) -> Iterator[tuple[Array, int]]: ...
 
 
 def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int) -> GenerateFrom:
-  """Returns `generate(params, frozen, cond, *, seed, num, inputs={}, first=0)`, compiled once for its batch size.
+  """Returns `generate(params, frozen, cond, *, seed, num, ...)`, a GenerateFrom, compiled once for its batch size.
 
   Args:
     sample: an objective's, `(params, frozen, cond, keys) -> images`, or one of generation/.
@@ -52,7 +53,8 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
 
   `generate` takes `cond`, and `inputs` for a sample that wants more (an image to edit), as host arrays of `num` rows
   each, on every process, and yields `(images, count)`: float images of the full batch, sharded over the mesh, of which
-  the first `count` are meant (the last batch is padded). Images before `first` are left out.
+  the first `count` are meant (the last batch is padded). Images before `first` are left out; with `only`, these images
+  of the `num` are made, in this order.
   """
   sharding.check_batch_size(batch_size, mesh)
   place = sharding.batch_sharding(mesh)
@@ -67,16 +69,20 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
     num: int,
     inputs: Mapping[str, np.ndarray] = {},
     first: int = 0,
+    only: Sequence[int] | None = None,
   ) -> Iterator[tuple[Array, int]]:
     root = jax.random.key(seed)
-    for begin in range(first, num, batch_size):
+    end = num if only is None else len(only)
+    for begin in range(first, end, batch_size):
       indices = np.arange(begin, begin + batch_size)
+      if only is not None:
+        indices = np.asarray(only)[np.minimum(indices, end - 1)]
       rows = np.minimum(indices, num - 1)
       told, more = (
         {name: placed(np.asarray(values)[rows], place) for name, values in fields.items()} for fields in (cond, inputs)
       )
       images = run(params, frozen, told, root, placed(indices.astype(np.int32), place), more)
-      yield images, min(batch_size, num - begin)
+      yield images, min(batch_size, end - begin)
 
   return generate
 

@@ -8,6 +8,7 @@ depends on (params, cond_i, seed, i) alone, and the first that is missing is the
 import functools
 import hashlib
 import json
+import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,11 +20,12 @@ import numpy as np
 from jaxgen import distributed, sharding
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import epoch
+from jaxgen.evaluators import encoders
 from jaxgen.evaluators.base import Context, Evaluator
-from jaxgen.evaluators.features import feature_extractor, named_features, neighbour_distances
-from jaxgen.evaluators.generate import GenerateFrom, to_host
+from jaxgen.evaluators.features import Extract, feature_extractor, named_features, neighbour_distances
+from jaxgen.evaluators.generate import GenerateFrom, to_host, to_uint8
 from jaxgen.home import home
-from jaxgen.metrics import suite
+from jaxgen.metrics import dialects, suite
 from jaxgen.metrics.shards import Shards
 from jaxgen.metrics.suite import NamedExtract
 from jaxgen.models import inception
@@ -33,6 +35,7 @@ from jaxgen.train_state import sampling_params
 from jaxgen.typing import UInt8
 
 _SHARD = 1000  # images, at least, between two writes
+PAIRS = 8  # samples that are shown beside the training images nearest to them
 
 Keep = Callable[[int, UInt8[np.ndarray, 'b h w c']], None]  # the number of the first image, and images
 
@@ -44,11 +47,13 @@ class Networks(NamedTuple):
     extract: images to features by name.
     logits: features to logits; None without need of them.
     protocol: names and hashes.
+    texts: texts to the features that CLIP's of images are compared with; None without need of them.
   """
 
   extract: NamedExtract
   logits: Callable[[np.ndarray], np.ndarray] | None
   protocol: dict[str, Any]
+  texts: encoders.Texts | None = None
 
 
 def load_networks(
@@ -57,26 +62,43 @@ def load_networks(
   batch_size: int,
   mesh: jax.sharding.Mesh,
   resize: inception.Resize = inception.tf1_bilinear,
+  folders: Mapping[str, os.PathLike] = {},
+  in_dialects: bool = False,
 ) -> Networks:
   """The networks that `metrics` need.
+
+  Args:
+    metrics: names of `suite.METRICS`.
+    batch_size: images at a time.
+    mesh: mesh that a batch is sharded over.
+    resize: resizes images to Inception's 299x299.
+    folders: folders of `encoders.NETWORKS`, where they are not the published ones that `jaxgen weights get` fetched.
+    in_dialects: with the features of metrics/dialects.py.
 
   Raises:
     FileNotFoundError, ValueError: weights that are missing, damaged or without logits.
   """
   suite.check_names(metrics)
-  needs, how = suite.needs(metrics), {}
+  needs, how = suite.needs(metrics) | (dialects.needs(metrics) if in_dialects else set()), {}
   everywhere = sharding.replicated(mesh)
   extract, logits, distances = None, None, None
-  if needs & {'pool', 'spatial'}:
+  variants: dict[str, Extract] = {}
+  if any(name.startswith(('pool', 'spatial')) for name in needs):
     network = inception_weights.load()
-    extract = feature_extractor(
+    of_images = functools.partial(
+      feature_extractor,
       network.params,
       batch_size=batch_size,
-      resize=resize,
       network=inception.network_with_spatial if 'spatial' in needs else None,
       batch_sharding=sharding.batch_sharding(mesh),
       replicated=everywhere,
     )
+    extract = of_images(resize=resize)
+    if 'pool_truncated' in needs or 'spatial_truncated' in needs:
+      cut = functools.partial(inception.prepare, resize=inception.tf1_bilinear, to_bits=inception.truncated)
+      variants['truncated'] = of_images(prepare=cut)
+    if 'pool_clean' in needs:
+      variants['clean'] = of_images(resize=inception.pil_bicubic)
     tf1 = resize is inception.tf1_bilinear
     how |= {
       'network': 'Inception 2015-12-05, pool3, 2048 features',
@@ -90,7 +112,8 @@ def load_networks(
     weights = lpips.load()
     distances = neighbour_distances({'alexnet': weights.params['alexnet']}, replicated=everywhere)
     how |= {'lpips_hash': weights.hash}
-  return Networks(named_features(extract, distances, needs), logits, how)
+  others, texts, about = encoders.load(needs, folders=folders, batch_size=batch_size, mesh=mesh)
+  return Networks(named_features(extract, distances, needs, variants, others), logits, how | about, texts)
 
 
 def _logits(params: Any, features: np.ndarray) -> np.ndarray:
@@ -109,29 +132,37 @@ def collect(
   extract: NamedExtract,
   shards: Shards,
   keep: Keep | None = None,
+  kept: str = '',
   progress: Callable[[int], None] = lambda done: None,
 ) -> suite.Features:
   """Features of `num` samples: those in `shards`, and new ones for the rest.
 
   Args:
     shards: samples that are there already, on the first process; new ones are added.
-    keep: called with every new image, as 8 bits on the host.
+    keep: called with every image that it has not had in an earlier, killed call, as 8 bits on the host.
+    kept: name under which `shards` counts the images that `keep` has had.
     progress: called with the number of samples so far.
   """
   done = written = distributed.agree(len(shards))
-  if done < num:
-    for images, count in generate(params, frozen, cond, seed=seed, num=num, first=done):
-      if keep is not None:
-        keep(done, to_host(images, mesh)[:count])
-      found = {name: values[:count].copy() for name, values in extract(images).items()}
-      if count % 2 and 'lpips' in found:
-        found['lpips'][-1] = np.nan  # its partner is padding
-      shards.add(found)
-      done += count
-      if done - written >= _SHARD:
+  saved = num if keep is None else distributed.agree(shards.count(kept))
+  at = min(done, saved)
+  if at < num:
+    for images, count in generate(params, frozen, cond, seed=seed, num=num, first=at):
+      if keep is not None and at + count > saved:
+        keep(at, to_host(images, mesh)[:count])
+      at += count
+      if at > done:
+        found = {name: values[:count].copy() for name, values in extract(images).items()}
+        if count % 2 and 'lpips' in found:
+          found['lpips'][-1] = np.nan  # its partner is padding
+        shards.add({name: values[count - (at - done) :] for name, values in found.items()})
+        done = at
+      if at - written >= _SHARD or at == num:
         shards.flush()
-        written = done
-      progress(done)
+        if keep is not None:
+          shards.set_count(kept, at)
+        written = at
+      progress(at)
   return {name: values[:num] for name, values in shards.arrays().items()}
 
 
@@ -157,11 +188,19 @@ def dataset_reference(
   shards = Shards(home() / 'features' / digest[:32] if distributed.is_first() else None, about=key)
   whole = home() / 'features' / digest[:32] / 'whole'
   if not distributed.agree(int(whole.exists())):
-    shards.clear()
-    with epoch(dataset, batch_size=batch_size, sharding=sharding.batch_sharding(mesh)) as batches:
+    first, rest = divmod(distributed.agree(len(shards)), batch_size)
+    if rest:  # of batches of another size
+      shards.clear()
+      first = 0
+    written, all_read = first * batch_size, True
+    with epoch(dataset, batch_size=batch_size, sharding=sharding.batch_sharding(mesh), first=first) as batches:
       for batch in batches:
         mask = np.asarray(jax.device_put(batch['mask'], sharding.replicated(mesh)))
         shards.add({name: values[mask] for name, values in extract(batch['image']).items()})
+        all_read &= bool(mask.all())  # else the number of images would not say which batch is the next
+        if all_read and len(shards) - written >= _SHARD:
+          shards.flush()
+          written = len(shards)
         progress(len(shards))
     shards.flush()
     if distributed.is_first():
@@ -169,7 +208,7 @@ def dataset_reference(
   if not distributed.is_first():
     return suite.Reference({}, {})
   features = shards.arrays()
-  return suite.Reference(features, {n: suite.moments_of(features[n]) for n in ('pool', 'spatial') if n in features})
+  return suite.Reference(features, {n: suite.moments_of(features[n]) for n in suite.FRECHET if n in features})
 
 
 def quality(
@@ -252,6 +291,30 @@ def quality(
     return values
 
   return Evaluator(name, every, run, check=networks)
+
+
+def side_by_side(samples: np.ndarray, real: Sequence[np.ndarray], ratios: np.ndarray) -> UInt8[np.ndarray, 'H W 3']:
+  """Samples at the left and the training images nearest to them at the right, each pair with its ratio.
+
+  Args:
+    samples: 8-bit images.
+    real: images in [-1, 1].
+    ratios: Eq. 1 of metrics/memorisation.py.
+  """
+  from jaxgen.image_grid import grid
+
+  nearest = np.asarray(jax.device_get(to_uint8(jnp.asarray(np.stack(real)))))
+  if nearest.shape[1:] != samples.shape[1:]:
+    raise ValueError(f'samples are {samples.shape[1:]} and training images {nearest.shape[1:]}; wanted one size')
+  pairs = np.stack([samples, nearest], axis=1).reshape(-1, *samples.shape[1:])
+  return grid(pairs, rows=[f'{ratio:.2f}' for ratio in ratios])
+
+
+def forget(folder: Path, array: Path) -> None:
+  """Removes images that an earlier call kept, of other samples."""
+  for path in (folder / 'samples').glob('[0-9]' * 6 + '.png'):
+    path.unlink()
+  array.unlink(missing_ok=True)
 
 
 def keep_png(folder: Path) -> Keep:

@@ -9,13 +9,23 @@ import numpy as np
 from jaxgen.data.npz import holds_statistics
 from jaxgen.metrics import reference as statistics_files
 from jaxgen.metrics import suite
-from jaxgen.metrics.folder import Images, image_batches, open_images
+from jaxgen.metrics.folder import Images, captions_of, numbered_batches, open_images
 from jaxgen.metrics.suite import NamedExtract
 
 
 class Evaluation(NamedTuple):
+  """What two sets of images say.
+
+  Attributes:
+    metrics: numbers by name.
+    protocol: how the numbers came about.
+    samples, reference: the features that they are of.
+  """
+
   metrics: dict[str, float]
-  protocol: dict[str, Any]  # how the numbers were measured
+  protocol: dict[str, Any]
+  samples: suite.Features
+  reference: suite.Reference
 
 
 def evaluate(
@@ -26,6 +36,7 @@ def evaluate(
   extract: NamedExtract,
   batch_size: int,
   logits: Callable[[np.ndarray], np.ndarray] | None = None,
+  texts: Callable[[Sequence[str]], np.ndarray] | None = None,
   report: Callable[[str], None] = lambda message: None,
 ) -> Evaluation:
   """The metrics of images against a reference.
@@ -38,6 +49,7 @@ def evaluate(
     extract: the function that `named_features` returns.
     batch_size: images that are decoded at a time.
     logits: function from features to logits, for the Inception Score.
+    texts: function from captions to features, for the CLIP score.
     report: gets a line of progress now and then.
 
   Raises:
@@ -46,13 +58,16 @@ def evaluate(
   suite.check_names(metrics)
   opened = images if isinstance(images, Images) else open_images(images)  # before the reference: a mistake shows early
   real, count = read_reference(reference, metrics=metrics, extract=extract, batch_size=batch_size, report=report)
+  captions = captions_of(opened) if texts is not None else []
   samples = features_of(opened, extract, batch_size, report=report)
+  if texts is not None:
+    samples['clip_text'] = texts(captions)
   values, how = suite.measure(metrics, samples, real, logits=logits)
   protocol: dict[str, Any] = {
     'images': str(opened.where),
     'samples': len(opened.names),
   } | ({} if reference is None else {'reference': _where(reference), 'reference_samples': count})
-  return Evaluation(values, protocol | how)
+  return Evaluation(values, protocol | how, samples, real)
 
 
 def _where(reference: Path | Images) -> str:
@@ -96,18 +111,20 @@ def _reference_of(
 ) -> tuple[suite.Reference, int]:
   """The features of images, with what moments are known of them."""
   features = features_of(images, extract, batch_size, report=report)
-  names = [name for name in ('pool', 'spatial') if name in features]
-  moments = {name: suite.moments_of(features[name]) for name in names} | moments
-  return suite.Reference(features, moments), len(features[names[0]])
+  moments = {name: suite.moments_of(features[name]) for name in suite.FRECHET if name in features} | moments
+  return suite.Reference(features, moments), len(next(iter(features.values())))
 
 
 def features_of(
   images: Images, extract: NamedExtract, batch_size: int, *, report: Callable[[str], None] = lambda message: None
 ) -> dict[str, np.ndarray]:
-  """Features by name of every image."""
-  parts, done = [], 0
-  for batch in image_batches(images, batch_size=batch_size):
+  """Features by name of every image, in the order of the images' names."""
+  parts: list[dict[str, np.ndarray]] = []
+  numbers: list[int] = []
+  for batch_numbers, batch in numbered_batches(images, batch_size=batch_size):
     parts.append(extract(batch))
-    done += len(batch)
-    report(f'{images.where}: {done} of {len(images.names)} images')
-  return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    numbers += batch_numbers
+    report(f'{images.where}: {len(numbers)} of {len(images.names)} images')
+  order = np.argsort(numbers)
+  found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  return {name: values if name == 'lpips' else values[order] for name, values in found.items()}

@@ -33,15 +33,20 @@ class DensityCoverage(NamedTuple):
 
 
 def precision_recall(
-  real: Float[np.ndarray, 'n d'], generated: Float[np.ndarray, 'm d'], *, neighbours: int = 3
+  real: Float[np.ndarray, 'n d'],
+  generated: Float[np.ndarray, 'm d'],
+  *,
+  neighbours: int = 3,
+  real_radii: Float[np.ndarray, ' n'] | None = None,
 ) -> PrecisionRecall:
-  """Eqs. 1 and 2.
+  """Eqs. 1 and 2; `real_radii` are those that `squared_radii(real, neighbours)` gave, where they are known.
 
   Raises:
     ValueError: fewer features than neighbours are asked for.
   """
   _check(real, generated, neighbours)
-  real_radii, generated_radii = _radii(real, neighbours), _radii(generated, neighbours)
+  real_radii = squared_radii(real, neighbours) if real_radii is None else real_radii
+  generated_radii = squared_radii(generated, neighbours)
   precise, recalled = np.zeros(len(generated), bool), np.zeros(len(real), bool)
   for rows, columns, squared in _blocks(generated, real):
     precise[rows] |= (squared <= real_radii[columns]).any(1)
@@ -50,15 +55,19 @@ def precision_recall(
 
 
 def density_coverage(
-  real: Float[np.ndarray, 'n d'], generated: Float[np.ndarray, 'm d'], *, neighbours: int = 5
+  real: Float[np.ndarray, 'n d'],
+  generated: Float[np.ndarray, 'm d'],
+  *,
+  neighbours: int = 5,
+  real_radii: Float[np.ndarray, ' n'] | None = None,
 ) -> DensityCoverage:
-  """Eqs. 3 and 4.
+  """Eqs. 3 and 4; `real_radii` as for `precision_recall`.
 
   Raises:
     ValueError: fewer features than neighbours are asked for.
   """
   _check(real, generated, neighbours)
-  radii = _radii(real, neighbours)
+  radii = squared_radii(real, neighbours) if real_radii is None else real_radii
   within, covered = 0, np.zeros(len(real), bool)
   for _, columns, squared in _blocks(generated, real):
     inside = squared < radii[columns]
@@ -85,7 +94,7 @@ def _check(real: np.ndarray, generated: np.ndarray, neighbours: int) -> None:
     raise ValueError(f'{len(real)} and {len(generated)} samples are too few for {neighbours} neighbours')
 
 
-def _radii(points: np.ndarray, neighbours: int) -> np.ndarray:
+def squared_radii(points: Float[np.ndarray, 'n d'], neighbours: int) -> Float[np.ndarray, ' n']:
   """Squared distance to the k-th nearest other point; the point itself is the 0-th."""
   least = np.full((len(points), neighbours + 1), np.inf)
   for rows, _, squared in _blocks(points, points):

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+_COUNTS = 'counts.json'
+
 
 class Shards:
   """Arrays by name, all with one row an image, that grow by shards.
@@ -64,10 +66,25 @@ class Shards:
       return {}
     return {name: np.concatenate([part[name] for part in self._parts]) for name in self._parts[0]}
 
+  def count(self, name: str) -> int:
+    """The number that `set_count` has kept under this name; 0 before."""
+    return int(self._counts().get(name, 0))
+
+  def set_count(self, name: str, value: int) -> None:
+    """Keeps a number beside the shards, such as how many images have been saved; it is forgotten with them."""
+    if self._folder is not None:
+      counts = self._counts() | {name: value}
+      _replace(self._folder / _COUNTS, lambda file: file.write(json.dumps(counts).encode()))
+
+  def _counts(self) -> dict[str, int]:
+    path = None if self._folder is None else self._folder / _COUNTS
+    return json.loads(path.read_text(encoding='utf-8')) if path is not None and path.is_file() else {}
+
   def clear(self) -> None:
     """Forgets everything, on disk too."""
     self._parts, self._pending = [], []
     if self._folder is not None:
+      (self._folder / _COUNTS).unlink(missing_ok=True)
       for path in self._folder.glob('shard_*.npz'):
         path.unlink()
 

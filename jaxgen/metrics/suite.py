@@ -2,22 +2,29 @@
 
 `METRICS` says what each metric needs of the samples and of the reference. Features are arrays by name:
 
-  pool     n 2048   Inception's, of FID, KID, precision and recall, density and coverage, memorisation, and the score
-  spatial  n 2023   Inception's, of sFID
-  lpips    n        distance of each image to the one after it (NaN where it has no partner): diversity
+  pool        n 2048   Inception's, of FID, KID, precision and recall, density and coverage, memorisation, and the score
+  spatial     n 2023   Inception's, of sFID
+  lpips       n        distance of each image to the one after it (NaN where it has no partner): diversity
+  dinov2      n 1024   DINOv2's, of the metrics named after it (Stein et al. 2023)
+  clip        n 768    CLIP's of 336 pixels, of CMMD
+  clip_image  n 512    CLIP's, of the CLIP score
+  clip_text   n 512    those of each image's text, which the caller adds
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from jaxgen.metrics.clip_score import clip_score
 from jaxgen.metrics.frechet import frechet_distance
 from jaxgen.metrics.frechet_extrapolation import frechet_extrapolation
 from jaxgen.metrics.inception_score import inception_score
 from jaxgen.metrics.kernel_distance import kernel_distance
+from jaxgen.metrics.maximum_mean_discrepancy import cmmd
 from jaxgen.metrics.memorisation import THRESHOLD, memorisation
-from jaxgen.metrics.precision_recall import density_coverage, precision_recall
+from jaxgen.metrics.precision_recall import density_coverage, precision_recall, squared_radii
 from jaxgen.metrics.sliced_wasserstein import sliced_wasserstein
 from jaxgen.metrics.statistics import FeatureStatistics, Moments
 
@@ -26,6 +33,7 @@ KID_SUBSETS, KID_SUBSET_SIZE, SEED = 100, 1000, 2020
 SPLITS = 10
 DIRECTIONS = 1024  # of MIND
 NEIGHBOURS, NEIGHBOURS_OF_DENSITY = 3, 5
+FRECHET = ('pool', 'spatial', 'dinov2')  # features whose mean and covariance are compared
 
 Features = Mapping[str, np.ndarray]
 NamedExtract = Callable[[Any], dict[str, np.ndarray]]  # a batch of images -> features by name
@@ -37,10 +45,20 @@ class Reference(NamedTuple):
   Attributes:
     features: features of the reference images; {} where only their statistics are known.
     moments: mean and covariance by the name of the features.
+    radii: where squared radii are kept, by features and neighbours, for who measures several sets; None for nowhere.
   """
 
   features: Features
   moments: Mapping[str, Moments]
+  radii: dict[tuple[str, int], np.ndarray] | None = None
+
+  def squared_radii(self, features: str, neighbours: int) -> np.ndarray | None:
+    """Those of the reference's features, computed once; None where they are not kept."""
+    if self.radii is None or len(self.features[features]) <= neighbours:
+      return None
+    if (features, neighbours) not in self.radii:
+      self.radii[features, neighbours] = squared_radii(self.features[features], neighbours)
+    return self.radii[features, neighbours]
 
 
 class Measured(NamedTuple):
@@ -73,8 +91,8 @@ def moments_of(features: np.ndarray) -> Moments:
   return statistics.finalize()
 
 
-def _fid(samples: Features, reference: Reference, logits: Any) -> Measured:
-  return Measured({'fid': frechet_distance(moments_of(samples['pool']), reference.moments['pool'])}, {})
+def _frechet(samples: Features, reference: Reference, logits: Any, *, name: str, features: str) -> Measured:
+  return Measured({name: frechet_distance(moments_of(samples[features]), reference.moments[features])}, {})
 
 
 def _sfid(samples: Features, reference: Reference, logits: Any) -> Measured:
@@ -116,14 +134,40 @@ def _inception_score(samples: Features, reference: Reference, logits: Any) -> Me
   return Measured(values, {'inception_score_splits': SPLITS, 'inception_score_shuffle_seed': SEED})
 
 
-def _precision_recall(samples: Features, reference: Reference, logits: Any) -> Measured:
-  found = precision_recall(reference.features['pool'], samples['pool'], neighbours=NEIGHBOURS)
-  return Measured(found._asdict(), {'precision_recall_neighbours': NEIGHBOURS})
+def _precision_recall(
+  samples: Features, reference: Reference, logits: Any, *, features: str = 'pool', suffix: str = ''
+) -> Measured:
+  real, radii = reference.features[features], reference.squared_radii(features, NEIGHBOURS)
+  found = precision_recall(real, samples[features], neighbours=NEIGHBOURS, real_radii=radii)
+  values = {name + suffix: value for name, value in found._asdict().items()}
+  return Measured(values, {f'precision_recall{suffix}_neighbours': NEIGHBOURS})
 
 
-def _density_coverage(samples: Features, reference: Reference, logits: Any) -> Measured:
-  found = density_coverage(reference.features['pool'], samples['pool'], neighbours=NEIGHBOURS_OF_DENSITY)
-  return Measured(found._asdict(), {'density_coverage_neighbours': NEIGHBOURS_OF_DENSITY})
+def _density_coverage(
+  samples: Features, reference: Reference, logits: Any, *, features: str = 'pool', suffix: str = ''
+) -> Measured:
+  real, radii = reference.features[features], reference.squared_radii(features, NEIGHBOURS_OF_DENSITY)
+  found = density_coverage(real, samples[features], neighbours=NEIGHBOURS_OF_DENSITY, real_radii=radii)
+  values = {name + suffix: value for name, value in found._asdict().items()}
+  return Measured(values, {f'density_coverage{suffix}_neighbours': NEIGHBOURS_OF_DENSITY})
+
+
+def _cmmd(samples: Features, reference: Reference, logits: Any) -> Measured:
+  if min(len(samples['clip']), len(reference.features['clip'])) < 2:
+    raise ValueError('CMMD of one image is not defined; give at least 2 of each')
+  how = 'Gaussian kernel of width 10 on unit features, times 1000 (Jayasumana et al. 2024)'
+  return Measured({'cmmd': cmmd(samples['clip'], reference.features['clip'])}, {'cmmd': how})
+
+
+def _clip_score(samples: Features, reference: Reference, logits: Any) -> Measured:
+  found = clip_score(samples['clip_image'], samples['clip_text'])
+  values = {
+    'clip_score': found.hessel,
+    'clip_score_percent': found.percent,
+    'clip_cosine': found.cosine,
+    'clip_cosine_standard_error': found.standard_error,
+  }
+  return Measured(values, {'clip_score': '2.5 max(cosine, 0) (Hessel et al. 2021); percent: 100 max(cosine, 0)'})
 
 
 def _memorisation(samples: Features, reference: Reference, logits: Any) -> Measured:
@@ -143,8 +187,9 @@ def _lpips_diversity(samples: Features, reference: Reference, logits: Any) -> Me
   return Measured(values, {'lpips_diversity': f'mean over {len(found)} pairs of neighbours, AlexNet'})
 
 
+_DINOV2: Any = {'features': 'dinov2', 'suffix': '_dinov2'}
 METRICS = {
-  'fid': Metric(_fid, of_reference='moments', named_by_number=True),
+  'fid': Metric(partial(_frechet, name='fid', features='pool'), of_reference='moments', named_by_number=True),
   'sfid': Metric(_sfid, features=('spatial',), of_reference='moments', named_by_number=True),
   'fid_infinity': Metric(_fid_infinity, of_reference='moments'),
   'kid': Metric(_kid),
@@ -154,6 +199,13 @@ METRICS = {
   'density_coverage': Metric(_density_coverage),
   'memorisation': Metric(_memorisation),
   'lpips_diversity': Metric(_lpips_diversity, features=('lpips',), of_reference='nothing'),
+  'fd_dinov2': Metric(
+    partial(_frechet, name='fd_dinov2', features='dinov2'), ('dinov2',), of_reference='moments', named_by_number=True
+  ),
+  'precision_recall_dinov2': Metric(partial(_precision_recall, **_DINOV2), ('dinov2',)),
+  'density_coverage_dinov2': Metric(partial(_density_coverage, **_DINOV2), ('dinov2',)),
+  'cmmd': Metric(_cmmd, ('clip',)),
+  'clip_score': Metric(_clip_score, ('clip_image', 'clip_text'), of_reference='nothing'),
 }
 
 
@@ -192,6 +244,10 @@ def measure(
   values, protocol = {}, {}
   for name in names:
     metric = METRICS[name]
+    if missing := [feature for feature in metric.features if feature not in samples]:
+      raise ValueError(
+        f'{name} needs the text of each image' if 'clip_text' in missing else f'{name} needs {missing[0]}'
+      )
     if metric.of_reference == 'features' and not reference.features:
       raise ValueError(f'the reference is statistics only; {name} needs its images')
     found = metric.measure(samples, reference, logits)

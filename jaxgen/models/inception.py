@@ -37,13 +37,27 @@ def inception_features(
   return network(params, prepare(images, resize=resize or tf1_bilinear))
 
 
-def prepare(images: Float[Array, 'b h w 3'], *, resize: Resize) -> Float[Array, 'b 299 299 3']:
+def rounded(pixels: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  """Pixels as 8 bits."""
+  return jnp.clip(jnp.round(pixels), 0, 255)
+
+
+def truncated(pixels: Float[Array, 'b h w c']) -> Float[Array, 'b h w c']:
+  """Pixels as ADM's sampling scripts make 8 bits of them; those that are whole but for rounding errors stay."""
+  return jnp.clip(jnp.floor(pixels + 1e-3), 0, 255)
+
+
+def prepare(
+  images: Float[Array, 'b h w 3'], *, resize: Resize, to_bits: Callable[[Array], Array] = rounded
+) -> Float[Array, 'b 299 299 3']:
   """The network's input for images in [-1, 1] of any size.
 
   Args:
+    images: images of one size.
     resize: `tf1_bilinear`, as FID was published, or `pil_bicubic`, as Clean-FID proposes.
+    to_bits: `rounded`, or `truncated` as ADM's samples are.
   """
-  pixels = jnp.clip(jnp.round(127.5 * (images.astype(jnp.float32) + 1)), 0, 255)  # Eq. 1
+  pixels = to_bits(127.5 * (images.astype(jnp.float32) + 1))  # Eq. 1
   return (resize(pixels) - 128) / 128  # Eq. 2
 
 

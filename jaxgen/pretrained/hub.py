@@ -67,6 +67,11 @@ MODELS = {
   'sd-vae-ft-mse': Model('stabilityai/sd-vae-ft-mse', 'the VAE of DiT and Stable Diffusion', 'MIT', 335, _NETWORK),
   'sd-vae-ft-ema': Model('stabilityai/sd-vae-ft-ema', 'the same, tuned without L2', 'MIT', 335, _NETWORK),
   'clip-vit-l-14': Model('openai/clip-vit-large-patch14', 'CLIP ViT-L/14', 'not named', 1711, _NETWORK),
+  'clip-vit-l-14-336': Model(
+    'openai/clip-vit-large-patch14-336', 'CLIP ViT-L/14 of 336 pixels, of CMMD', 'not named', 1711, _NETWORK
+  ),
+  'clip-vit-b-32': Model('openai/clip-vit-base-patch32', 'CLIP ViT-B/32, of CLIP scores', 'not named', 605, _NETWORK),
+  'dinov2-large': Model('facebook/dinov2-large', 'DINOv2 ViT-L/14, of FD-DINOv2', 'Apache-2.0', 1217, _NETWORK),
   't5-small': Model('google-t5/t5-small', 'T5-small', 'Apache-2.0', 242, _NETWORK),
 }
 

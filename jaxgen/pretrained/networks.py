@@ -15,6 +15,7 @@ from etils import epath
 from jaxgen.models.autoencoder import AutoencoderKL
 from jaxgen.models.bert import Bert
 from jaxgen.models.clip import CLIP, CLIPText, CLIPVision
+from jaxgen.models.dinov2 import DINOv2
 from jaxgen.models.dit import DiT
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.pixart import PixArt
@@ -29,6 +30,7 @@ from jaxgen.pretrained import (
   bert,
   clip,
   diffusers_unet,
+  dinov2,
   dit,
   edm_unet,
   folder,
@@ -50,6 +52,7 @@ READERS: dict[str, Read] = {
   **dict.fromkeys(clip.CLASSES, clip.read),
   **dict.fromkeys(t5.CLASSES, t5.read),
   **dict.fromkeys(bert.CLASSES, bert.read),
+  **dict.fromkeys(dinov2.CLASSES, dinov2.read),
   **dict.fromkeys(autoencoder.CLASSES, autoencoder.read),
   **dict.fromkeys(diffusers_unet.CLASSES, diffusers_unet.read),
   **dict.fromkeys(dit.CLASSES, dit.read),
@@ -66,6 +69,7 @@ WRITERS: dict[type[nn.Module], Callable[[Any, Params, Meta], Layout]] = {
   CLIP: clip.write,
   T5Encoder: t5.write,
   Bert: bert.write,
+  DINOv2: dinov2.write,
   AutoencoderKL: autoencoder.write,
   VQModel: autoencoder.write,
   UNet: diffusers_unet.write,
