@@ -79,7 +79,7 @@ def edited_prompts(
       more: Any = {'attention_edit': _at(edit, t, cross=cross, itself=itself)}
       made = denoise(x_t, t, {**cond, **more})
       if scale != 1:
-        weight = jnp.full((1,) * x_t.ndim, scale, jnp.float32)
+        weight = jnp.full((len(x_t), *[1] * (x_t.ndim - 1)), scale, jnp.float32)
         made = extrapolated([denoise(x_t, t, replaced(cond, without(()))), made], [weight], x_t, t)
       return made if blend is None else blended(made, x_t, t, {**cond, **more}, blend)
 
