@@ -98,6 +98,17 @@ def test_three_processes_write_the_files_that_one_writes(tmp_path):
   assert values != sorted(values)
 
 
+def test_what_a_killed_process_left_half_written_is_not_in_the_dataset(tmp_path):
+  path, alone = tmp_path / 'things' / '1.0.0', Job(0, 1, lambda phase: None, lambda where: None)
+
+  def dying(shards):
+    (tmp_path / 'things.partial' / '.things-test.array_record-00000-of-00001.0123abcd.tmp').touch()
+    return _records(shards)
+
+  _write(path, alone, {'train': Numbered(3, _records), 'test': Numbered(3, dying)})
+  assert not [name for name in _files(path) if name.endswith('.tmp')]
+
+
 def test_a_dataset_without_a_record_is_refused(tmp_path):
   empty = {'train': Numbered(3, lambda shards: ([] for shard in shards for _ in shard))}
   with pytest.raises(ValueError, match='things would have no record: none of its originals can be read'):

@@ -162,6 +162,7 @@ class _Place:
       for name, several in notes.items()
     }
     self._here.mkdir(parents=True, exist_ok=True)
+    remove_left_over(self._here, seconds=0)  # of killed processes; nobody writes here any more
     with tfds_builder.full_disk_said(self._here):
       for name, data in layout.files.items():
         (self._here / name).write_bytes(data)
