@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import os
 import sys
 
 import jax
@@ -9,8 +10,11 @@ import numpy as np
 import pytest
 
 from jaxgen import sharding, stage_setup
-from jaxgen.bench import peer, programs, sampler, start, train_step
+from jaxgen.bench import gpu, peer, programs, sampler, start, train_step, usage
+from jaxgen.bench import input as loaders
 from jaxgen.cli import bench as command
+from jaxgen.models.dit import DiT
+from jaxgen.models.unet import STABLE, UNet
 from tests import tiny_config, toys
 
 _SLOW = "import sys, time\nprint('ready', flush=True)\nfor _ in sys.stdin: print(1e3, flush=True)"
@@ -19,7 +23,7 @@ _SLOW = "import sys, time\nprint('ready', flush=True)\nfor _ in sys.stdin: print
 @pytest.fixture(scope='module')
 def result():
   with peer.Peer([sys.executable, '-c', _SLOW]) as other:
-    return train_step.bench_train_step(toys.experiment(), steps=3, warmup=1, peer=other)
+    return train_step.bench_train_step(toys.experiment(), steps=3, warmup=1, peer=other, peer_usage=other.usage)
 
 
 def test_numbers_of_a_step_hang_together(result):
@@ -47,6 +51,63 @@ def test_peak_memory_holds_at_least_the_state_of_a_device(result):
 def test_ratio_to_the_peer_is_of_the_same_steps(result):
   assert result['peer_step_ms'] == 1e6
   assert result['ratio'] == pytest.approx(result['step_ms'] / 1e6, rel=1e-6)
+
+
+def test_processor_time_and_page_faults_are_those_of_the_process(result):
+  found = result['processor']
+  assert found['to_wall_time'] == pytest.approx(found['step_ms'] / result['step_ms'], rel=0.5)
+  assert found['peak_share'] == pytest.approx(result['model_flops'] / (1e-3 * found['step_ms']) / found['peak_flops'])
+  before = usage.own()
+  np.full(2**25, 1.0).sum()  # 65,536 pages, or fewer large ones
+  used = usage.own().since(before)
+  assert used.seconds > 0
+  of_this = usage.of_process(os.getpid())
+  assert of_this.seconds == pytest.approx(usage.own().seconds, rel=0.1, abs=0.2)
+  assert of_this.faults == pytest.approx(usage.own().faults, rel=0.1)
+
+
+def test_loaders_read_the_same_files(tmp_path):
+  loaders.write_jpegs(tmp_path, num=9, side=32)
+  with pytest.raises(ValueError, match=r'has no \.jpg files'):
+    loaders.jpegs(tmp_path / 'none')
+  result = loaders.bench_input(
+    folder=tmp_path, rounds=1, batch_size=4, size=16, peer=lambda folder: peer.Peer([sys.executable, '-c', _SLOW])
+  )
+  assert result['files'] == 9
+  assert result['peer_images_per_second'] == 8 / 1e3
+  assert result['time_to_peer'] == pytest.approx(result['peer_images_per_second'] / result['jaxgen_images_per_second'])
+  assert result['grain_images_per_second'] > 0 < result['time_to_grain']
+
+
+@pytest.mark.slow
+def test_the_benchmark_of_a_gpu_reports_every_part(tmp_path):
+  small = UNet(
+    multipliers=(1, 2),
+    width=8,
+    blocks=1,
+    attention=(1,),
+    transformer=(0, 1),
+    head_size=8,
+    groups=4,
+    size_features=4,
+    style=STABLE,
+  )
+  sizes = gpu.Sizes((32,), DiT(8, 1, 16, 2, 3, learn_sigma=True), 8, small, 8, 8, steps=1, samples=0)
+  lines = []
+  found = gpu.bench_gpu(sizes, out=tmp_path, report=lines.append)
+  assert [line.partition(',')[0] for line in lines] == ['products', 'dit', 'unet']
+  for name in ('dit', 'unet'):
+    assert found[name]['ceiling_share'] > 0
+    assert 'ENTRY' in (tmp_path / f'{name}.hlo.txt').read_text()
+  assert json.loads(json.dumps(found)) == found
+  broken = gpu.bench_gpu(sizes._replace(dit=DiT(5, 1, 16, 2, 3), unet_side=7), report=lines.append)
+  assert broken['dit']['failed'].startswith('ValueError')
+  assert broken['products']['best_flops'] > 0
+
+
+def test_no_part_of_the_benchmark_of_a_gpu_begins_after_its_time():
+  found = gpu.bench_gpu(seconds=-1.0, report=print)
+  assert all(found[name]['not_run'] == 'after -1 s' for name in ('products', 'dit', 'unet', 'fid'))
 
 
 def test_a_phase_that_runs_rarely_counts_rarely():
@@ -196,7 +257,8 @@ def test_a_peer_is_a_script_that_torch_can_run(what, files, arguments, tmp_path)
     (['--steps', '0'], '--steps is 0; it must be 1 or more'),
     (['--stepz=3'], 'unexpected --stepz=3'),
     (['dit-s4', '--config.steps=3'], 'unexpected --config.steps=3'),
-    (['--peer', 'x'], '--peer is for dit-s4, stylegan2, unet-cifar10, encode, not config'),
+    (['--peer', 'x'], '--peer is for dit-s4, stylegan2, unet-cifar10, mmdit, encode, input, not config'),
+    (['input', '--peer', 'x'], 'the peer of input is `torch`, not x'),
     (['unet-cifar10', '--peer', 'x'], 'the peer of unet-cifar10 is `diffusers`, not x'),
     (['encode', '--peer', 'x'], 'the peer of encode is `diffusers`, not x'),
     (['dit-s5'], 'invalid choice'),

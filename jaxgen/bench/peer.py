@@ -6,6 +6,7 @@ import subprocess
 from typing import NamedTuple
 
 from jaxgen.bench.programs import BATCH_SIZE, STYLEGAN2_FEATURES
+from jaxgen.bench.usage import Usage, of_process
 
 
 class Peer:
@@ -23,6 +24,10 @@ class Peer:
     self._process.stdin.write('cycle\n')
     self._process.stdin.flush()
     return float(self._expect())
+
+  def usage(self) -> Usage:
+    """Its processor time and page faults so far."""
+    return of_process(self._process.pid)
 
   def _expect(self, word: str | None = None) -> str:
     assert self._process.stdout is not None
@@ -108,6 +113,15 @@ def encode_command(python: str, *, batch_size: int, size: int) -> list[str]:
     FileNotFoundError: jaxgen runs without its checkout.
   """
   return [python, str(_script('torch_encode_peer.py')), str(batch_size), str(size)]
+
+
+def input_command(python: str, folder: pathlib.Path, *, batch_size: int, size: int) -> list[str]:
+  """The command of the peer in `tests/torch_input_peer.py`, which is PyTorch's DataLoader on a folder of JPEG files.
+
+  Raises:
+    FileNotFoundError: jaxgen runs without its checkout.
+  """
+  return [python, os.fspath(_script('torch_input_peer.py')), os.fspath(folder), str(batch_size), str(size)]
 
 
 def _script(name: str) -> pathlib.Path:

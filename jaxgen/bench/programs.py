@@ -105,7 +105,15 @@ def eps_step(
   num_classes: int = 0,
   cond: Mapping[str, np.ndarray] = {},
 ) -> Experiment:
-  """One batch of that shape, for ever; the loss is the mean squared error of eps in the first channels."""
+  """One batch of that shape, for ever; the loss is the mean squared error of eps in the first channels.
+
+  Args:
+    net: the network.
+    shape: shape of the images or latents, b h w c.
+    optimizer: its optimizer.
+    num_classes: number of labels; 0 for none.
+    cond: other conditions, arrays with the batch's axis in front.
+  """
   draw = np.random.default_rng(0)
   batch = {
     'image': draw.standard_normal(shape, np.float32),

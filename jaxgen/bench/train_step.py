@@ -7,13 +7,14 @@ as they do on average: 16 steps where a path length is taken every 4 and R1 ever
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 from jaxgen import flops, sharding, stage_setup
+from jaxgen.bench.usage import Usage, own
 from jaxgen.experiment import Experiment, as_stages
 from jaxgen.train_state import TrainState
 
@@ -39,6 +40,8 @@ def bench_train_step(
   steps: int = 20,
   warmup: int = 2,
   peer: Callable[[], float] | None = None,
+  peer_usage: Callable[[], Usage] = lambda: Usage(0.0, 0),
+  inspect: Callable[[Any], None] = lambda compiled: None,
 ) -> dict[str, Any]:
   """Times the train step of an experiment's first stage, cycle by cycle, on its own data.
 
@@ -47,26 +50,31 @@ def bench_train_step(
     steps: steps to time, after `warmup` more; both are rounded up to whole cycles.
     peer: runs a cycle of another program and returns its seconds. It is called after each cycle; the ratio is the
       median of the cycles' own ratios, which holds on a machine that is busy with other things.
+    peer_usage: processor time and page faults of that program so far.
+    inspect: called with the compiled step.
 
   Returns:
     Numbers ready for JSON. `step_ms` is the median cycle's mean; `peak_bytes` is of one device; `model_flops` are of a
     step on all devices, without what is computed twice; `input_wait` is a share of the time. `peak_flops` is published
-    (bfloat16), else measured (float32).
+    (bfloat16), else measured (float32). `processor` has the same by processor time, of this process on the host: on a
+    CPU also the share of a peak that was measured by processor time, and with a peer the ratio to its processor time.
   """
   stage = as_stages(experiment)[0]
   abstract, frozen = stage_setup.abstract_state(stage), stage_setup.place_frozen(stage)
   began = time.perf_counter()
   step = stage_setup.compile_step(stage, abstract, frozen)
   compiled = time.perf_counter() - began
+  inspect(step)
   cycle = math.lcm(*(phase.every for phase in stage.objective.phases))
   cold = math.ceil(warmup / cycle)
   cycles = cold + math.ceil(steps / cycle)
-  timed = _time(stage, step, stage_setup.initial_state(stage, abstract), frozen, cycle, cycles, peer)
-  total, waits, theirs = (seconds[cold:] for seconds in timed)
+  begin = stage_setup.initial_state(stage, abstract)
+  timed = _time(stage, step, begin, frozen, cycle, cycles, peer, peer_usage)
+  total, waits, theirs, used, used_by_peer = (each[cold:] for each in timed)
   median = statistics.median(total) / cycle
   operations, (peak, source) = model_flops(stage, abstract, frozen), _peak(stage)
   batch_size, memory = stage.data.identity['batch_size'], step.memory_analysis()
-  result = {
+  result: dict[str, Any] = {
     'device': jax.devices()[0].device_kind,
     'devices': stage.mesh.size,
     'batch_size': batch_size,
@@ -81,21 +89,48 @@ def bench_train_step(
     'peak_flops': peak,
     'peak_source': source,
     'peak_share': operations / median / peak,
+    'processor': _processor(used, total, cycle, operations),
   }
   if peer is not None:
     ratio = statistics.median(ours / other for ours, other in zip(total, theirs, strict=True))
     result |= {'peer_step_ms': 1e3 * statistics.median(theirs) / cycle, 'ratio': ratio}
+    result['processor'] |= _processor_of_peer(used, used_by_peer, cycle)
   return result
 
 
-def _time(stage: Experiment, step, state: TrainState, frozen, cycle: int, cycles: int, peer):
-  """Seconds of each cycle with its waits for data, of the waits alone, and of the peer's cycle."""
+def _processor(used: Sequence[Usage], total: Sequence[float], cycle: int, operations: int) -> dict[str, Any]:
+  """Processor time and page faults of a step, medians over cycles."""
+  seconds = statistics.median(each.seconds for each in used) / cycle
+  found: dict[str, Any] = {
+    'step_ms': 1e3 * seconds,
+    'to_wall_time': statistics.median(each.seconds / wall for each, wall in zip(used, total, strict=True)),
+    'page_faults_per_step': statistics.median(each.faults for each in used) / cycle,
+  }
+  if jax.default_backend() == 'cpu':
+    peak = _measured_peak(by=lambda: own().seconds)
+    found |= {'peak_flops': peak, 'peak_share': operations / seconds / peak}
+  return found
+
+
+def _processor_of_peer(used: Sequence[Usage], theirs: Sequence[Usage], cycle: int) -> dict[str, Any]:
+  """The same of the peer, and the median of the cycles' ratios; {} where its usage is not known."""
+  if not all(each.seconds for each in theirs):
+    return {}
+  return {
+    'peer_step_ms': 1e3 * statistics.median(each.seconds for each in theirs) / cycle,
+    'peer_page_faults_per_step': statistics.median(each.faults for each in theirs) / cycle,
+    'ratio': statistics.median(ours.seconds / other.seconds for ours, other in zip(used, theirs, strict=True)),
+  }
+
+
+def _time(stage: Experiment, step, state: TrainState, frozen, cycle: int, cycles: int, peer, peer_usage):
+  """Seconds of each cycle with its waits for data, of the waits alone, and of the peer's; then the usage of both."""
   key = jax.random.key(stage.seed)
   batches = stage.data.iterate(0, sharding.batch_sharding(stage.mesh))
-  total, waits, theirs = [], [], []
+  total, waits, theirs, used, used_by_peer = [], [], [], [], []
   try:
     for first in range(0, cycles * cycle, cycle):
-      began, waited = time.perf_counter(), 0.0
+      began, waited, before = time.perf_counter(), 0.0, own()
       for index in range(first, first + cycle):
         asked = time.perf_counter()
         batch = next(batches)
@@ -103,11 +138,14 @@ def _time(stage: Experiment, step, state: TrainState, frozen, cycle: int, cycles
         state, _ = step(state, frozen, batch, jax.random.fold_in(key, index))
         jax.block_until_ready(state)
       total.append(time.perf_counter() - began)
+      used.append(own().since(before))
       waits.append(waited)
+      before = peer_usage()
       theirs.append(0.0 if peer is None else peer())
+      used_by_peer.append(peer_usage().since(before))
   finally:
     batches.close()
-  return total, waits, theirs
+  return total, waits, theirs, used, used_by_peer
 
 
 def model_flops(stage: Experiment, abstract: TrainState, frozen: Mapping[str, Any]) -> int:
@@ -133,13 +171,13 @@ def _peak(stage: Experiment) -> tuple[float, str]:
   return _measured_peak() * (1 if shared else stage.mesh.size), 'measured'
 
 
-def _measured_peak(size: int = 1024) -> float:
-  """The best of several float32 products of two matrices."""
+def _measured_peak(size: int = 1024, by: Callable[[], float] = time.perf_counter) -> float:
+  """The best of several float32 products of two matrices, by the clock or by processor time."""
   x = jnp.ones((size, size))
   product = jax.jit(lambda x: x @ x).lower(x).compile()
   seconds = []
   for _ in range(10):
-    began = time.perf_counter()
+    began = by()
     product(x).block_until_ready()
-    seconds.append(time.perf_counter() - began)
-  return 2 * size**3 / min(seconds)
+    seconds.append(by() - began)
+  return 2 * size**3 / max(min(seconds), 1e-9)

@@ -1,15 +1,17 @@
-"""`jaxgen bench`: how fast a train step, a sampler, an encoder, or the FID's network, runs here; prints JSON."""
+"""`jaxgen bench`: times train steps, samplers, encoders, loaders and the FID's network; prints JSON."""
 
 import argparse
+import pathlib
 import sys
 
-PEERS = (
+PEERS = (  # programs that may be timed in turn with another one
   'dit-s4',
   'stylegan2',
   'unet-cifar10',
   'mmdit',
   'encode',
-)  # programs that may be timed in turn with another one
+  'input',
+)
 
 
 def main(argv: list[str]) -> int:
@@ -25,12 +27,16 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     prog='jaxgen bench',
     description='Times the train step of a config, how soon it starts, or one of the fixed benchmarks, as JSON.',
   )
-  parser.add_argument('what', nargs='?', default='config', choices=('config', 'start', *PEERS, 'sampler', 'features'))
+  parser.add_argument(
+    'what', nargs='?', default='config', choices=('config', 'start', *PEERS, 'sampler', 'features', 'gpu')
+  )
   parser.add_argument('--config', default='emoji_dit', help='path or name; --config.FIELD=VALUE changes a field')
   steps_help = 'train steps (up to whole cycles of phases), runs of a sampler or encoder, or starts, to time (20)'
   parser.add_argument('--steps', type=int, default=20, help=steps_help)
-  peer_help = 'in turn with PyTorch: dit-s4, stylegan2 with a clone of the public code, others with `diffusers`'
+  peer_help = 'in turn with PyTorch: a clone of the public code, or `diffusers` (U-Net, encode), `torch` (input)'
   parser.add_argument('--peer', metavar='FOLDER', help=peer_help)
+  parser.add_argument('--files', metavar='FOLDER', help='input: JPEG files to read (default: 512 that are made)')
+  parser.add_argument('--out', metavar='FOLDER', help='gpu: where compiled programs are written as HLO')
   python_help = 'of the peer: has torch, and timm, requests or diffusers'
   parser.add_argument('--peer-python', metavar='PYTHON', default=sys.executable, help=python_help)
   options, rest = parser.parse_known_args(argv)
@@ -40,8 +46,9 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     parser.error(f'unexpected {" ".join(rest)}')
   if options.peer and options.what not in PEERS:
     parser.error(f'--peer is for {", ".join(PEERS)}, not {options.what}')
-  if options.what in ('unet-cifar10', 'mmdit', 'encode') and options.peer not in (None, 'diffusers'):
-    parser.error(f'the peer of {options.what} is `diffusers`, not {options.peer}')
+  named = dict.fromkeys(('unet-cifar10', 'mmdit', 'encode'), 'diffusers') | {'input': 'torch'}
+  if options.what in named and options.peer not in (None, named[options.what]):
+    parser.error(f'the peer of {options.what} is `{named[options.what]}`, not {options.peer}')
   return options, rest
 
 
@@ -64,6 +71,13 @@ def _run(options: argparse.Namespace, overrides: list[str]):
     return sampler.bench_sampler(rounds=options.steps)
   if options.what == 'encode':
     return _encode(options)
+  if options.what == 'input':
+    return _input(options)
+  if options.what == 'gpu':
+    from jaxgen.bench import gpu
+
+    report = lambda line: print(line, file=sys.stderr)  # noqa: E731
+    return gpu.bench_gpu(out=options.out and pathlib.Path(options.out), report=report)
   build = {'dit-s4': programs.dit_s4, 'stylegan2': programs.stylegan2, 'unet-cifar10': programs.unet_cifar10}
   build['mmdit'] = programs.mmdit
   experiment = build[options.what]()
@@ -76,7 +90,7 @@ def _run(options: argparse.Namespace, overrides: list[str]):
   else:
     command = peer.clone_command(peer.CLONES[options.what], options.peer, options.peer_python)
   with peer.Peer(command) as other:
-    return train_step.bench_train_step(experiment, steps=options.steps, peer=other)
+    return train_step.bench_train_step(experiment, steps=options.steps, peer=other, peer_usage=other.usage)
 
 
 def _encode(options: argparse.Namespace):
@@ -87,3 +101,18 @@ def _encode(options: argparse.Namespace):
   command = peer.encode_command(options.peer_python, batch_size=encode.BATCH_SIZE, size=encode.SIZE)
   with peer.Peer(command) as other:
     return encode.bench_encode(rounds=options.steps, peer=other)
+
+
+def _input(options: argparse.Namespace):
+  from jaxgen.bench import input as loaders
+  from jaxgen.bench import peer
+
+  folder = options.files and pathlib.Path(options.files)
+  if options.peer is None:
+    return loaders.bench_input(folder=folder, rounds=options.steps)
+
+  def start(folder: pathlib.Path) -> peer.Peer:
+    sizes = {'batch_size': loaders.BATCH_SIZE, 'size': loaders.SIZE}
+    return peer.Peer(peer.input_command(options.peer_python, folder, **sizes))
+
+  return loaders.bench_input(folder=folder, rounds=options.steps, peer=start)
