@@ -3,7 +3,7 @@
   products   FLOP/s of square bfloat16 products, the ceiling of what follows                        (1)
   dit, unet  train steps of DiT-XL/2 and of SDXL's U-Net in bfloat16: share of the published peak,
              and of Eq. 1                                                                           (2)
-  fid        FID of 10,000 samples of a model that comes with jaxgen
+  fid        FID of 10,000 samples of a small trained model
 
 Each part has a deadline: one that is past its time is not begun, and one that fails says why, so that the others are
 there. Compiled programs are written to a folder as HLO, where one is given.
@@ -57,6 +57,7 @@ def bench_gpu(
   sizes: Sizes = DEFAULT,
   *,
   seconds: float = 450.0,
+  fid: Callable[[int], dict[str, Any]] | None = None,
   out: pathlib.Path | None = None,
   report: Callable[[str], None] = print,
 ) -> dict[str, Any]:
@@ -65,6 +66,7 @@ def bench_gpu(
   Args:
     sizes: sizes of the work.
     seconds: no part begins after this time.
+    fid: measures FID of so many samples; None for no such part.
     out: folder of the compiled programs; None for none.
     report: gets a line before each part.
   """
@@ -74,10 +76,9 @@ def bench_gpu(
     'products': lambda: _products(sizes.products),
     'dit': lambda: _step(dit_step(sizes), sizes.steps, out and out / 'dit.hlo.txt'),
     'unet': lambda: _step(unet_step(sizes), sizes.steps, out and out / 'unet.hlo.txt'),
-    'fid': lambda: _fid(sizes.samples),
   }
-  if not sizes.samples:
-    del parts['fid']
+  if fid is not None and sizes.samples:
+    parts['fid'] = lambda: fid(sizes.samples)
   for name, part in parts.items():
     if time.perf_counter() - began > seconds:
       found[name] = {'not_run': f'after {seconds:.0f} s'}
@@ -136,14 +137,3 @@ def _step(experiment: Experiment, steps: int, hlo: pathlib.Path | None) -> dict[
       hlo.write_text(compiled.as_text())
 
   return bench_train_step(experiment, steps=steps, inspect=write)
-
-
-def _fid(samples: int) -> dict[str, Any]:
-  """FID of `jaxgen/avatars`, with the pictures of `seen` as reference; its time is sampling and features together."""
-  import tempfile
-
-  from jaxgen import library
-
-  with tempfile.TemporaryDirectory() as folder:
-    run = library.load_run('jaxgen/avatars')
-    return dict(run.evaluate(['fid'], num=samples, batch_size=256, folder=folder))

@@ -77,7 +77,7 @@ def _run(options: argparse.Namespace, overrides: list[str]):
     from jaxgen.bench import gpu
 
     report = lambda line: print(line, file=sys.stderr)  # noqa: E731
-    return gpu.bench_gpu(out=options.out and pathlib.Path(options.out), report=report)
+    return gpu.bench_gpu(fid=_fid, out=options.out and pathlib.Path(options.out), report=report)
   build = {'dit-s4': programs.dit_s4, 'stylegan2': programs.stylegan2, 'unet-cifar10': programs.unet_cifar10}
   build['mmdit'] = programs.mmdit
   experiment = build[options.what]()
@@ -116,3 +116,13 @@ def _input(options: argparse.Namespace):
     return peer.Peer(peer.input_command(options.peer_python, folder, **sizes))
 
   return loaders.bench_input(folder=folder, rounds=options.steps, peer=start)
+
+
+def _fid(num: int):
+  """FID of the model that comes with jaxgen against its training data, sampling and features included."""
+  import tempfile
+
+  from jaxgen.library import load_run
+
+  with tempfile.TemporaryDirectory() as folder:
+    return dict(load_run('jaxgen/avatars').evaluate(['fid'], num=num, batch_size=256, folder=folder))
