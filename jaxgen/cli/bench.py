@@ -122,7 +122,13 @@ def _fid(num: int):
   """FID of the model that comes with jaxgen against its training data, sampling and features included."""
   import tempfile
 
-  from jaxgen.library import load_run
+  from jaxgen import model_folder, sample
+  from jaxgen.cli.config import load_run
+  from jaxgen.evaluate import Samples, measure
 
+  path = model_folder.resolved('jaxgen/avatars')
+  config, module = load_run(path)
+  trained = sample.restore(module.build(config), path)
+  samples = Samples(num, 0, 256, sample.conditioning(trained.stage, num, {}))
   with tempfile.TemporaryDirectory() as folder:
-    return dict(load_run('jaxgen/avatars').evaluate(['fid'], num=num, batch_size=256, folder=folder))
+    return dict(measure(trained, pathlib.Path(folder), samples, metrics=['fid'], about={'run': 'jaxgen/avatars'}) or {})
