@@ -129,6 +129,6 @@ def _fid(num: int):
   path = model_folder.resolved('jaxgen/avatars')
   config, module = load_run(path)
   trained = sample.restore(module.build(config), path)
-  samples = Samples(num, 0, 256, sample.conditioning(trained.stage, num, {}))
+  samples = Samples(num, 0, 256, sample.conditioning(trained.stage, num))
   with tempfile.TemporaryDirectory() as folder:
     return dict(measure(trained, pathlib.Path(folder), samples, metrics=['fid'], about={'run': 'jaxgen/avatars'}) or {})
