@@ -131,4 +131,5 @@ def _fid(num: int):
   trained = sample.restore(module.build(config), path)
   samples = Samples(num, 0, 256, sample.conditioning(trained.stage, num))
   with tempfile.TemporaryDirectory() as folder:
-    return dict(measure(trained, pathlib.Path(folder), samples, metrics=['fid'], about={'run': 'jaxgen/avatars'}) or {})
+    found = measure(trained, pathlib.Path(folder), samples, metrics=['fid'], about={'run': 'jaxgen/avatars'})
+  return {} if found is None else dict(found.values)
