@@ -40,6 +40,7 @@ LONG = {  # to trace
   *('emoji_progressive', 'emoji_classifier', 'emoji_reflow', 'emoji_one_step', 'emoji_adversarial'),
   *('fashion_mnist_dcgan', 'fashion_mnist_r3gan', 'fashion_mnist_stylegan2', 'emoji_r3gan', 'emoji_vdm', 'emoji_unet'),
   *('emoji_ldm', 'emoji_vqgan', 'imagenet256_ldm', 'emoji_stylegan2', 'stacked_digits_dcgan'),
+  *('avatars_dmd', 'avatars_dpo', 'avatars_grpo', 'avatars_nft', 'avatars_repa'),
   *('dit_xl2_imagenet256_flow', 'fashion_mnist_unet', 'fashion_mnist_adversarial', 'sd15_finetune'),
   *('sdxl_finetune', 'sd3_medium_finetune', 'flux_dev_finetune', 'flux_schnell_finetune'),
 }
