@@ -226,11 +226,11 @@ def test_evaluate_compares_two_folders(folders, small_network, tmp_path):
   names = ['fid', 'kid', 'precision_recall', 'inception_score']
   options = {'extract': named_features(extract, None, {'pool'}), 'batch_size': 4}
   result = evaluate(folders / 'a', folders / 'b', metrics=names, logits=logits, **options)
-  parts = [
-    np.concatenate([extract(b) for b in folder.image_batches(folder.open_images(folders / n), batch_size=4)])
-    for n in 'ab'
-  ]
-  wanted = []
+  parts, wanted = [], []
+  for name in 'ab':  # in the order of the names, which the batches, of one size each, do not have
+    found = list(folder.numbered_batches(folder.open_images(folders / name), batch_size=4))
+    order = np.argsort(np.concatenate([numbers for numbers, _ in found]))
+    parts.append(np.concatenate([extract(batch) for _, batch in found])[order])
   for part in parts:
     statistics = FeatureStatistics()
     statistics.update(part)
