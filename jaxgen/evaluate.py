@@ -222,6 +222,9 @@ def measure(
   suite.check_names(metrics)
   if 'clip_score' in metrics and not samples.texts:
     raise ValueError('clip_score needs what the samples should show: --prompts FILE, one prompt a line')
+  is_path = reference is not None and reference.suffix != '.tar' and not str(reference).startswith(_DATASET)
+  if reference is not None and is_path and not reference.expanduser().exists():  # said before the long work
+    raise FileNotFoundError(f'there is no {reference} to compare with (--reference)')
   mesh, num = trained.stage.mesh, samples.num
   networks = quality.load_networks(
     metrics, batch_size=samples.batch_size, mesh=mesh, folders=folders, in_dialects=in_dialects
