@@ -162,7 +162,7 @@ def build(c: ConfigDict) -> Experiment:
       attribute_classifier.load(),
       mesh=mesh,
       splits={'test': test, 'seen': opened(c, 'seen')[0]},
-      encode=lambda texts: {'text': encode_all(words, texts)},
+      encode=lambda asked: {'text': encode_all(words, asked.texts)},
       **c.attributes,
     )
   return Experiment(

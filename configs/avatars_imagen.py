@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgen.avatars_experiment import avatars_experiment, captioned, split_of, vocabulary
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.models.unet import UNet
@@ -33,6 +32,7 @@ from jaxgen.samplers.clipping import threshold
 from jaxgen.samplers.dpm_solver import dpm_multistep
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
+from jaxgen.text_parts import avatars_experiment, captioned, split_of, vocabulary
 
 STAGES: Mapping[str, dict[str, Any]] = {
   'base': {'width': 32, 'multipliers': (1, 2, 2), 'attention': (1, 2)},

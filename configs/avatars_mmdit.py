@@ -13,7 +13,6 @@ Result: not run.
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgen.avatars_experiment import avatars_experiment, captioned, split_of, vocabulary
 from jaxgen.experiment import Experiment
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.text_encoder import TextEncoder
@@ -26,6 +25,7 @@ from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.heun import heun
 from jaxgen.samplers.sampler import Sampler
+from jaxgen.text_parts import avatars_experiment, captioned, split_of, vocabulary
 
 
 def get_config() -> ConfigDict:

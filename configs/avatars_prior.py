@@ -16,7 +16,6 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgen import ema, sharding
-from jaxgen.avatars_experiment import captioned, split_of, vocabulary
 from jaxgen.config_parts import run_options, warmup_cosine
 from jaxgen.data.tokenizers.tokenizer import encode_all
 from jaxgen.evaluators.avatars import avatar_attributes
@@ -36,6 +35,7 @@ from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.ddim import ddim
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
+from jaxgen.text_parts import captioned, split_of, vocabulary
 
 
 def get_config() -> ConfigDict:
@@ -95,7 +95,7 @@ def build(c: ConfigDict) -> Experiment:
     said,
     mesh=mesh,
     splits={name: split_of(c, name) for name in ('test', 'seen')},
-    encode=lambda texts: {'text': encode_all(words, texts)},
+    encode=lambda asked: {'text': encode_all(words, asked.texts)},
     **c.attributes,
   )
   return Experiment(

@@ -13,7 +13,6 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxgen.avatars_experiment import avatars_experiment, captioned, split_of, vocabulary
 from jaxgen.experiment import Experiment
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.models.unclip import EmbeddingProjection
@@ -29,6 +28,7 @@ from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.dpm_solver import dpm_multistep
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.samplers.sampler import Sampler
+from jaxgen.text_parts import avatars_experiment, captioned, split_of, vocabulary
 
 
 def get_config() -> ConfigDict:

@@ -1,24 +1,58 @@
-"""What configs share that go on from a trained model of avatars, as plain functions: config_parts for text."""
+"""What configs of text to image on avatars share, as plain functions: config_parts for words.
+
+`vocabulary` and `captioned` make the data; `avatars_evaluators` makes the measurements: a grid of prompts, FID, and the
+share of attributes that samples show as held-out and as seen prompts say; `avatars_experiment` an Experiment with them.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+import optax
 from ml_collections import ConfigDict
 
-from jaxgen.config_parts import grid_and_fid
-from jaxgen.data.captions import sample_captions
+from jaxgen import ema, sharding
+from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options, warmup_cosine
+from jaxgen.data.captions import sample_captions, tokenized
 from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.avatars_captions import describe
+from jaxgen.data.datasets.avatars_captions import LENGTH, describe
 from jaxgen.data.loader import Loader
-from jaxgen.evaluators.avatars import avatar_attributes
+from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
+from jaxgen.data.tokenizers.words import from_captions
+from jaxgen.evaluators.avatars import avatar_attributes, prompts
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.evaluators.generate import make_generate
+from jaxgen.experiment import Experiment
 from jaxgen.objectives.base import Objective
 from jaxgen.pretrained import attribute_classifier
+from jaxgen.typing import Float
 
-Tokenize = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
+Tokenize = Callable[[Sequence[str]], Mapping[str, np.ndarray]]  # texts -> fields of a batch
+Beside = Callable[[Float[np.ndarray, 'n h w c']], Mapping[str, np.ndarray]]  # pictures -> further fields of a batch
+
+
+def split_of(c: ConfigDict, split: str) -> Dataset:
+  """A split of the avatars that `c.dataset` names."""
+  return source(c.dataset, split, resolution=c.resolution)
+
+
+def vocabulary(dataset: Dataset) -> Tokenizer:
+  """A tokenizer of the words of avatars' captions."""
+  return from_captions(sample_captions(dataset, number=4000, describe=describe), length=LENGTH)
+
+
+def captioned(c: ConfigDict, dataset: Dataset, words: Tokenizer) -> Loader:
+  """Batches with captions that are phrased anew at each step."""
+  return Loader(
+    dataset,
+    batch_size=c.batch_size,
+    seed=c.seed,
+    transform=tokenized(words, describe=describe),
+    transform_name=words.fingerprint,
+    cache=fits_in_memory(dataset),
+  )
 
 
 def avatars_evaluators(
@@ -30,8 +64,9 @@ def avatars_evaluators(
   tokenize: Tokenize,
   splits: Mapping[str, Dataset],
   protocol: Mapping[str, Any],
+  beside: Beside = lambda images: {},
 ) -> tuple[Evaluator, ...]:
-  """The evaluators of configs/avatars.py for another objective of the same prompts: grid, FID and attributes.
+  """A grid of prompts, FID, and attributes as prompts of each split say.
 
   Args:
     c: config with `sampling.batch_size`, `samples`, `fid` and `attributes`.
@@ -41,26 +76,85 @@ def avatars_evaluators(
     tokenize: prompts to the fields of a batch.
     splits: 'test' and 'seen' of avatars.
     protocol: sampler and guidance, written beside FID.
+    beside: fields that a network is told beside the text, made of the pictures that the prompts describe.
   """
-  prompts = sample_captions(splits['test'], number=c.samples.prompts, describe=describe)
-  shown = {name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in tokenize(prompts).items()}
+  asked = prompts(splits['test'], number=c.samples.prompts)
+  told = tokenize(asked.texts)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  names = tuple(objective.conditioner.fields)
 
-  def conditions(num: int) -> dict[str, np.ndarray]:
+  def of_rows(num: int) -> Mapping[str, np.ndarray]:
     rows = data.rows(0, range(num))
-    return {name: rows[name] for name in names}
+    return {**{name: rows[name] for name in told}, **beside(np.asarray(rows['image']))}
 
-  shown_options = {'cond': shown, 'num': len(prompts) * c.samples.per_prompt, 'rows': prompts}
+  shown = {**told, **beside(asked.images)}
+  shown = {name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in shown.items()}
   evaluators = grid_and_fid(
     c,
     generate,
     mesh=mesh,
-    shown=shown_options,
+    shown={'cond': shown, 'num': len(asked.texts) * c.samples.per_prompt, 'rows': asked.texts},
     reference=lambda: splits['seen'],
-    cond=conditions,
+    cond=of_rows,
     protocol={'prompts': 'captions of the training data', **protocol},
   )
   return evaluators + avatar_attributes(
-    generate, attribute_classifier.load(), mesh=mesh, splits=splits, encode=tokenize, **c.attributes
+    generate,
+    attribute_classifier.load(),
+    mesh=mesh,
+    splits=splits,
+    encode=lambda asked: {**tokenize(asked.texts), **beside(asked.images)},
+    **c.attributes,
+  )
+
+
+def avatars_experiment(
+  c: ConfigDict,
+  objective: Objective,
+  *,
+  data: Loader,
+  words: Tokenizer,
+  trains: tuple[str, ...] = ('net', 'text'),
+  beside: Beside = lambda images: {},
+  frozen: Mapping[str, Any] = {},
+  protocol: Mapping[str, Any] = {},
+) -> Experiment:
+  """The experiment of a network that draws avatars from words.
+
+  Args:
+    c: the config.
+    objective: the objective.
+    data: made by `captioned`.
+    words: tokenizer of the captions.
+    trains: keys of the parameters, all but 'net' trained by Adam.
+    beside: fields that a network is told beside the text, made of the pictures that the prompts describe.
+    frozen: networks that are used and not trained.
+    protocol: what is written beside the FID.
+  """
+  mesh = sharding.make_mesh(**c.mesh)
+
+  def tokenize(texts: Sequence[str]) -> Mapping[str, np.ndarray]:
+    return {'text': encode_all(words, texts)}
+
+  evaluators = avatars_evaluators(
+    c,
+    objective,
+    data,
+    mesh=mesh,
+    tokenize=tokenize,
+    splits={split: split_of(c, split) for split in ('test', 'seen')},
+    protocol=protocol,
+    beside=beside,
+  )
+  adam = optax.adam(c.optimizer.adam, b2=c.optimizer.b2)
+  return Experiment(
+    objective=objective,
+    optimizers={'net': muon_and_adam(c.optimizer, steps=c.steps), **{name: adam for name in trains if name != 'net'}},
+    learning_rates={'net': warmup_cosine(c.optimizer.muon, warmup=c.optimizer.warmup, steps=c.steps)},
+    averages={name: ema.Average(name, ema.warmup(c.ema)) for name in trains},
+    data=data,
+    mesh=mesh,
+    frozen=frozen,
+    evaluators=evaluators,
+    tokenize=tokenize,
+    **run_options(c),
   )

@@ -11,7 +11,7 @@ from jaxgen import data, sharding
 from jaxgen.config_parts import grid_and_fid
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES
 from jaxgen.evaluators import attributes as evaluators
-from jaxgen.evaluators.avatars import avatar_attributes, prompts
+from jaxgen.evaluators.avatars import avatar_attributes
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.metrics.attributes import accuracy
@@ -156,21 +156,17 @@ def test_a_saved_classifier_says_the_same(tmp_path, trained):
 
 def test_the_classifier_in_the_package_knows_avatars_and_real_pictures_are_what_their_prompts_say():
   splits = {'test': data.avatars32('test'), 'seen': data.avatars32('seen')}
-  real = {name: prompts(dataset, number=100) for name, dataset in splits.items()}
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
 
   def sample(params, frozen, cond, keys):
     return cond['picture']
-
-  def encode(texts):
-    return {'picture': next(found.images for found in real.values() if found.texts == texts)}
 
   evaluate = avatar_attributes(
     make_generate(sample, mesh=mesh, batch_size=50),
     shipped.load(),
     mesh=mesh,
     splits=splits,
-    encode=encode,
+    encode=lambda asked: {'picture': asked.images},
     number=100,
     every=1,
   )
@@ -187,7 +183,7 @@ def test_a_number_or_an_interval_of_0_makes_no_evaluator():
   mesh, splits = sharding.make_mesh(devices=jax.devices()[:1]), {'test': data.avatars32('test')}
   generate = make_generate(lambda params, frozen, cond, keys: cond['image'], mesh=mesh, batch_size=8)
   for number, every in ((0, 5), (5, 0)):
-    options = {'mesh': mesh, 'splits': splits, 'encode': lambda texts: {}, 'number': number, 'every': every}
+    options = {'mesh': mesh, 'splits': splits, 'encode': lambda asked: {}, 'number': number, 'every': every}
     assert avatar_attributes(generate, lambda images: images, **options) == ()
   options = {'mesh': mesh, 'reference': lambda: splits['test'], 'cond': lambda num: {}, 'protocol': {}}
   for every, num in ((0, 8), (5, 0)):

@@ -53,7 +53,6 @@ LEVELS = [
     'experiment',
     'config_parts',
     'text_parts',
-    'avatars_experiment',
     'stage_setup',
     'run',
     'train',

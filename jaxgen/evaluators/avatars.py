@@ -41,8 +41,8 @@ def prompts(dataset: Dataset, *, number: int, seed: int = 0) -> Prompts:
   texts = [
     caption(record['attributes'], np.random.default_rng([seed, i]), keep=1.0) for i, record in enumerate(records)
   ]
-  truth = np.stack([asked(record['attributes'], text) for record, text in zip(records, texts, strict=True)])
-  return Prompts(texts, truth, np.stack([record['image'] for record in records]))
+  truth = np.asarray([asked(record['attributes'], text) for record, text in zip(records, texts, strict=True)])
+  return Prompts(texts, truth, np.asarray([record['image'] for record in records]))
 
 
 def avatar_attributes(
@@ -51,7 +51,7 @@ def avatar_attributes(
   *,
   mesh: jax.sharding.Mesh,
   splits: Mapping[str, Dataset],
-  encode: Callable[[Sequence[str]], Mapping[str, np.ndarray]],
+  encode: Callable[[Prompts], Mapping[str, np.ndarray]],
   number: int,
   every: int,
 ) -> tuple[Evaluator, ...]:
@@ -62,7 +62,7 @@ def avatar_attributes(
     classify: the result of `pretrained.attribute_classifier.load`.
     mesh: the mesh `generate` was made for.
     splits: splits of avatars by name.
-    encode: texts to conditions, as host arrays.
+    encode: prompts to conditions, as host arrays.
     number: number of prompts of a split; 0 for no evaluator.
     every: interval in steps; 0 for no evaluator.
   """
@@ -74,7 +74,7 @@ def avatar_attributes(
         generate,
         lambda context, images: classify(np.asarray(images)),
         mesh=mesh,
-        cond=encode(found.texts),
+        cond=encode(found),
         truth=found.truth,
         real=found.images,
         names=ATTRIBUTES,
