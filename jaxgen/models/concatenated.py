@@ -7,16 +7,13 @@ network's. Its parameters stay at the top of the tree, so that a trained network
 cond['concat'] themselves (models/unet.py).
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 
-from jaxgen.models.dit import patchify
+from jaxgen.models.dit import patchify, with_hint
 from jaxgen.models.layers.linear import Linear
 from jaxgen.typing import Array, Cond, Float
-
-_FIRST = 'patch_embed'  # the layer that makes tokens of patches, in DiT, MMDiT and PixArt
 
 
 class Concatenated(nn.Module):
@@ -44,9 +41,4 @@ class Concatenated(nn.Module):
       )
     more = self.concat_embed(patchify(cond['concat'].astype(self.net.dtype), self.net.patch))
 
-    def add(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-      made = call(*args, **kwargs)
-      return made + more if context.module.name == _FIRST and context.method_name == '__call__' else made
-
-    with nn.intercept_methods(add):
-      return self.net(x, t, cond, train=train)
+    return self.net(x, t, {**cond, 'patch_hint': with_hint(more, cond)}, train=train)

@@ -5,19 +5,18 @@
   net(x), with scale r_i added behind each of the depth / n blocks that it stands for        (3)
 
 `hint` and all zero_i start at zero, so that the first step is the net's. The copy is the network itself with n blocks
-and without its last layer, so that DiT, MMDiT and PixArt have branches and know nothing of them (layers/stack.py).
+and without its last layer, so that DiT, MMDiT and PixArt have branches by two seams: `cond['patch_hint']` and `head`.
 Chen et al. 2024, "PixArt-delta"; as in Stable Diffusion 3's branches of diffusers, a residual stands for several
 blocks in turn. Differs from PixArt-delta, whose branch stands for the first blocks alone.
 """
 
-from collections.abc import Callable
 from typing import Any
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from jaxgen.models.dit import patchify
+from jaxgen.models.dit import patchify, with_hint
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.typing import Array, Cond, Float
@@ -46,12 +45,12 @@ class ControlTransformer(nn.Module):
   ) -> Float[Array, 'r b l d']:
     net = self._copy()
     hint = Linear(net.width, kernel_init=_zeros, dtype=net.dtype, name='hint')(self._patches(x, cond[self.field]))
-    with nn.intercept_methods(_within(hint)):
-      if not self.has_variable('params', 'net'):
-        made: Any = net.init(self.make_rng('params'), x, t, cond, train=train)
-        self.put_variable('params', 'net', made['params'])
-      variables = {'params': self.get_variable('params', 'net')}
-      _, kept = net.apply(variables, x, t, cond, train=train, mutable=['states'], rngs=_rngs(self))
+    seen = {**cond, 'patch_hint': with_hint(hint, cond)}
+    if not self.has_variable('params', 'net'):
+      made: Any = net.init(self.make_rng('params'), x, t, seen, train=train)
+      self.put_variable('params', 'net', made['params'])
+    variables = {'params': self.get_variable('params', 'net')}
+    _, kept = net.apply(variables, x, t, seen, train=train, mutable=['states'], rngs=_rngs(self))
     states: Any = kept['states'][_STACK]
     states = states[0] if isinstance(states, tuple) else states  # of MMDiT's two streams, the image's
     zeros = [Linear(net.width, kernel_init=_zeros, dtype=net.dtype, name=f'zero_{i}') for i in range(self.blocks)]
@@ -59,13 +58,11 @@ class ControlTransformer(nn.Module):
     return self._scaled(residuals, cond.get(f'{self.field}_scale'))
 
   def _copy(self) -> Any:
-    """The network with n blocks in its stack."""
+    """The network with n blocks, and nothing behind them."""
     net = self.net
-    if isinstance(net, MMDiT):
-      if net.single or net.dual:
-        raise ValueError('control branches are of stacks of one kind of block; this MMDiT has `single` or `dual` ones')
-      return net.clone(depth=self.blocks + 1, parent=None)
-    return net.clone(depth=self.blocks, parent=None)
+    if isinstance(net, MMDiT) and (net.single or net.dual):
+      raise ValueError('control branches are of stacks of one kind of block; this MMDiT has `single` or `dual` ones')
+    return net.clone(depth=self.blocks, head=False, parent=None)
 
   def _patches(self, x: Array, control: Array) -> Array:
     (height, width), (h, w) = control.shape[1:3], x.shape[1:3]
@@ -121,21 +118,6 @@ def spread(residuals: Float[Array, 'r b l d'], depth: int) -> Float[Array, 'n b 
   if count > depth:
     raise ValueError(f'a control branch of {count} blocks for a network of {depth}; use {depth} or fewer')
   return residuals[jnp.arange(depth) * count // depth]
-
-
-def _within(hint: Array) -> Callable[..., Any]:
-  """Adds the hint to the embedded patches, and leaves out what is behind the blocks."""
-
-  def call_or_not(call: Callable, args: Any, kwargs: Any, context: nn.module.InterceptorContext) -> Any:
-    name = context.module.path if context.method_name == '__call__' else None
-    if name == ('last_block',):
-      return args[0]
-    if name == ('final',):
-      return jnp.zeros((*args[0].shape[:2], context.module.features), args[0].dtype)
-    made = call(*args, **kwargs)
-    return made + hint if name == ('patch_embed',) else made
-
-  return call_or_not
 
 
 def _rngs(module: nn.Module) -> dict[str, Array]:

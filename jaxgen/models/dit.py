@@ -89,6 +89,7 @@ class DiT(nn.Module):
       al. 2025).
     route: blocks (start, stop) that see the tokens `cond['kept']` alone, int32 b m, if it is given; the others pass by
       (TREAD: Krause et al. 2025).
+    head: the last layer; without it the output is the tokens behind the blocks, as a control branch wants.
   """
 
   patch: int
@@ -111,18 +112,20 @@ class DiT(nn.Module):
   remat: Policy = None
   hidden: tuple[int, ...] = ()
   route: tuple[int, int] | None = None
+  head: bool = True
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b h w c'], t: Float[Array, 'b'], cond: Cond, *, train: bool = False
-  ) -> Float[Array, 'b h w o']:
+  ) -> Float[Array, 'b h w o'] | Float[Array, 'b l d']:
     """Denoises.
 
     Args:
       x: images or latents.
       t: time as the sinusoid sees it, of the order of 0 to 1000 (`Process.network_time`).
       cond: `{'label': int32 b}`, or anything if the network is unconditional; with `interval` also
-        `{'interval': float32 b}`, of the order of 0 to 1000 like `t`.
+        `{'interval': float32 b}`, of the order of 0 to 1000 like `t`. `patch_hint`, float b l d, if it is given, is
+        added to the embedded patches.
       train: part of every network's signature; DiT behaves the same.
     """
     height, width, channels = x.shape[1:]
@@ -140,13 +143,15 @@ class DiT(nn.Module):
     x = patchify(x.astype(self.dtype), self.patch)  # b l ppc
     if self.bottleneck:
       x = Linear(self.bottleneck, dtype=self.dtype, name='patch_bottleneck')(x)
-    x = Linear(self.width, dtype=self.dtype, name='patch_embed')(x)
+    x = with_hint(Linear(self.width, dtype=self.dtype, name='patch_embed')(x), cond)
     if not self.rope:
       x += jnp.asarray(sincos_2d(*grid, self.width), self.dtype)[None]
     tokens = x.shape[1]
     if self.registers:
       x = self._with_registers(x)
     x = self._run(x, c, self._angles(grid) if self.rope else None, cond)
+    if not self.head:
+      return x
     channels *= 1 + self.learn_sigma
     x = FinalLayer(self.patch**2 * channels, self.dtype, self.rms_norm, name='final')(x[:, :tokens], c)
     return unpatchify(x, grid, self.patch).astype(jnp.float32)
@@ -226,6 +231,11 @@ def jit(
   options = {'qk_norm': True, 'rms_norm': True, 'swiglu': True, 'rope': True, 'bottleneck': bottleneck}
   run = {'dtype': dtype, 'remat': remat}
   return DiT(patch=int(patch), **shape._asdict(), num_classes=num_classes, **options, **run)
+
+
+def with_hint(x: Float[Array, 'b l d'], cond: Cond) -> Float[Array, 'b l d']:
+  """Embedded patches and, if there is one, `cond['patch_hint']`, what another layer read in the same places."""
+  return x + cond['patch_hint'].astype(x.dtype) if 'patch_hint' in cond else x
 
 
 def patchify(x: Float[Array, 'b h w c'], patch: int) -> Float[Array, 'b l ppc']:

@@ -28,7 +28,17 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import sharding
-from jaxgen.models.dit import FinalLayer, Mlp, TimeEmbedding, modulate, modulation, norm, patchify, unpatchify
+from jaxgen.models.dit import (
+  FinalLayer,
+  Mlp,
+  TimeEmbedding,
+  modulate,
+  modulation,
+  norm,
+  patchify,
+  unpatchify,
+  with_hint,
+)
 from jaxgen.models.layers.attention import Attention, attention, joint_attention
 from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.embedding import sincos_at
@@ -100,6 +110,7 @@ class MMDiT(nn.Module):
     mlp_ratio: hidden width of the MLPs, in widths.
     dtype: dtype of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
+    head: as in DiT; without it all joint blocks are alike, and there are no others.
   """
 
   patch: int
@@ -115,11 +126,12 @@ class MMDiT(nn.Module):
   mlp_ratio: int = 4
   dtype: Any = jnp.float32
   remat: Policy = None
+  head: bool = True
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b h w c'], t: Float[Array, 'b'], cond: Cond, *, train: bool = False
-  ) -> Float[Array, 'b h w c']:
+  ) -> Float[Array, 'b h w c'] | Float[Array, 'b l d']:
     """Denoises.
 
     Args:
@@ -128,7 +140,7 @@ class MMDiT(nn.Module):
       cond: `text`, float b k e; `pooled`, float b p; optional `text_mask`, bool b k, True where there is a token; with
         `guidance` also `guidance`, float b, the guidance scale. If given, `attention_edit`, `Edits` of
         layers/attention_edit.py, and `image_prompt`, float b m e, tokens of an image that the joint blocks read, with
-        `image_prompt_scale`, float b or b n, of all of them or of each.
+        `image_prompt_scale`, float b or b n, of all of them or of each; `patch_hint` as in DiT.
       train: part of every network's signature; MMDiT behaves the same.
     """
     grid = self._grid(x.shape)
@@ -139,6 +151,7 @@ class MMDiT(nn.Module):
     c = nn.silu(c).astype(self.dtype)  # b d
     channels = x.shape[-1]
     x = Linear(self.width, dtype=self.dtype, name='patch_embed')(patchify(x.astype(self.dtype), self.patch))
+    x = with_hint(x, cond)
     text = Linear(self.width, dtype=self.dtype, name='text_embed')(cond['text'].astype(self.dtype))
     angles = self._angles(grid, text.shape[1])
     if angles is None:
@@ -148,19 +161,23 @@ class MMDiT(nn.Module):
       mask = jnp.concatenate([cond['text_mask'], jnp.ones(x.shape[:2], bool)], axis=1)
     edits: Any = cond.get('attention_edit', _NO_EDITS)
     x = self._blocks((x, text), (c, angles, mask, edits), of_blocks(cond, self.depth))
+    if not self.head:
+      return x
     x = FinalLayer(self.patch**2 * channels, self.dtype, name='final')(x, c)
     return unpatchify(x, grid, self.patch).astype(jnp.float32)
 
   def _blocks(self, streams: Streams, shared: tuple, image: ImagePrompt | None) -> Array:
     """`shared` are what all blocks read: c, angles, mask and edits."""
     options = {'heads': self.heads, 'mlp_ratio': self.mlp_ratio, 'dtype': self.dtype, 'qk_norm': self.qk_norm}
-    full = self.depth if self.single else self.depth - 1
+    full = self.depth if self.single or not self.head else self.depth - 1
     if self.dual:
       block = partial(JointBlock, dual=True, **options)
       streams = self._joint(block, 0, min(self.dual, full), 'dual_blocks', streams, shared, image)
     if full > self.dual:
       block = partial(JointBlock, **options)
       streams = self._joint(block, self.dual, full, 'blocks', streams, shared, image)
+    if not self.head:
+      return streams[0]
     if not self.single:
       more = () if image is None else (image.tokens, image.scale[full])  # pyrefly: ignore
       x, _ = JointBlock(**options, dual=self.dual > full, last=True, name='last_block')(streams, *shared, *more)

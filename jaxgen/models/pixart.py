@@ -25,7 +25,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import sharding
-from jaxgen.models.dit import Mlp, TimeEmbedding, modulate, modulation, norm, patchify, unpatchify
+from jaxgen.models.dit import Mlp, TimeEmbedding, modulate, modulation, norm, patchify, unpatchify, with_hint
 from jaxgen.models.layers.attention import Attention
 from jaxgen.models.layers.attention_edit import Edits
 from jaxgen.models.layers.embedding import sincos_at
@@ -64,7 +64,7 @@ class PixArt(nn.Module):
     mlp_ratio: hidden width of the MLPs, in widths.
     dtype: dtype of activations; parameters, the conditioning and the output are float32.
     remat: policy of `jax.checkpoint` for each block (`layers.remat.policy(name)`); None keeps everything.
-    hidden, route: as in DiT.
+    hidden, route, head: as in DiT.
   """
 
   patch: int
@@ -83,11 +83,12 @@ class PixArt(nn.Module):
   remat: Policy = None
   hidden: tuple[int, ...] = ()
   route: tuple[int, int] | None = None
+  head: bool = True
 
   @nn.compact
   def __call__(
     self, x: Float[Array, 'b h w c'], t: Float[Array, 'b'], cond: Cond, *, train: bool = False
-  ) -> Float[Array, 'b h w o']:
+  ) -> Float[Array, 'b h w o'] | Float[Array, 'b l d']:
     """Denoises.
 
     Args:
@@ -97,7 +98,7 @@ class PixArt(nn.Module):
         least; with `pooled` or `text_map` also `pooled`, float b p; with `sizes` also `size`, float b 2, height
         and width in pixels, and `aspect`, float b, height / width. If given, `attention_edit`, `Edits` of
         layers/attention_edit.py, and `image_prompt`, float b m e, tokens of an image, with `image_prompt_scale`, float
-        b or b n, of all blocks or of each.
+        b or b n, of all blocks or of each; `patch_hint` as in DiT.
       train: part of every network's signature; PixArt behaves the same.
 
     Raises:
@@ -114,6 +115,7 @@ class PixArt(nn.Module):
         Linear((6, self.width), kernel_init=_zeros, dtype=self.dtype, name='modulation'), m
       )  # b 6 d, Eq. 2
     x = Linear(self.width, dtype=self.dtype, name='patch_embed')(patchify(x.astype(self.dtype), self.patch))
+    x = with_hint(x, cond)
     x += jnp.asarray(self._positions(grid), self.dtype)[None]
     if self.text_map:
       x += TextMap(x.shape[1], self.text_map, self.width, self.dtype, name='text_map')(cond['pooled'])
@@ -137,6 +139,8 @@ class PixArt(nn.Module):
       kept=cond.get('kept'),
       leave=lambda depth, x: self.sow('hidden', f'depth_{depth}', x),
     )
+    if not self.head:
+      return x
     table = self.param('table', nn.initializers.normal(self.width**-0.5), (2, self.width), jnp.float32)
     shift, scale = jnp.unstack((table[None] + e[:, None])[:, :, None].astype(self.dtype), axis=1)  # Eq. 7
     channels *= 1 + self.learn_sigma
