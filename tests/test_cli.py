@@ -436,7 +436,7 @@ def test_train_takes_the_default_config(capsys):
     ('process=cosin', "config.process is 'cosin'; did you mean 'cosine'? it can be 'cosine', 'flow'"),
     ('sampling.name=Eulr', "config.sampling.name is 'Eulr'; it can be 'DPM-Solver++ 2M', 'UniPC', 'DDIM'"),
     ('ema=2', "an average's decay is 2.0; it must be in [0, 1]"),
-    ('samples.per_class=0', 'a grid of samples has 0 images for 7 row(s); each row needs as many'),
+    ('samples.per_class=-1', 'per_class is -1; it must be 0, for no grid, or more'),
     ('samples.every=-1', 'every of samples is -1; it must be 1 or more'),
     ('checkpoint.keep=0', 'checkpoints.keep is 0; it must be 1 or more'),
     ('sampling.batch_size=0', 'batch_size is 0; it must be 1 or more'),

@@ -18,8 +18,13 @@ def rows_of_classes(class_names: Sequence[str], *, per_class: int) -> dict[str, 
 
   Args:
     class_names: names of the labels; of many, 16 from the first to the last are shown.
-    per_class: images in a row.
+    per_class: images in a row; 0 for no grid.
+
+  Raises:
+    ValueError: `per_class` is negative.
   """
+  if per_class < 0:
+    raise ValueError(f'per_class is {per_class}; it must be 0, for no grid, or more')
   if not class_names:
     return {'cond': {}, 'num': per_class * 8, 'rows': None}
   shown = np.unique(np.linspace(0, len(class_names) - 1, min(len(class_names), _MOST_ROWS)).round().astype(np.int32))
