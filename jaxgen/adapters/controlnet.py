@@ -38,7 +38,7 @@ COPY_TRANSFORMER = {
   'renamed': (('^net/', f'{NAME}/net/controls_0/net/'),),
   'fresh': (r'/hint/', r'/zero_\d+/'),
   'narrowed': (r'/blocks/',),
-  'unused': (rf'^(?!{NAME}/)', r'/(final|last_block)/'),
+  'unused': (rf'^(?!{NAME}/)', r'/(final|last_block)/', r'/controls_0/net/table$'),
 }
 _DECODER = ('decoder_', 'norm_out/', 'conv_out/')
 _PREFIX = 'control_model.'
