@@ -1,4 +1,4 @@
-"""A DiT learns the emoji of 7 classes at 32x32, in about 13 minutes on two CPU cores. The default config.
+"""A DiT learns the emoji of 7 classes at 32x32, in about 13 minutes on two CPU cores.
 
   ./launch/local train
 

@@ -457,6 +457,7 @@ def test_configs_are_listed_by_family(capsys):
   text = capsys.readouterr().out
   gans, diffusion = text.index('gan:'), text.index('diffusion and flow:')
   assert gans < text.index('\n  emoji_stylegan2 ') < diffusion < text.index('\n  emoji_dit ')
+  assert text.index('text to image:') < text.index('\n  avatars ') < text.index('\n  sd15_finetune ') < diffusion
   assert re.search(r'emoji_mean_flow +\w', text[text.index('few steps:') : diffusion])
 
 

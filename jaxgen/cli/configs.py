@@ -6,12 +6,15 @@ import pathlib
 import re
 from typing import Any
 
-_FAMILIES = {  # by the objective that a config imports, itself or through its base; the first that fits
-  'gan': ('gan.',),
-  'few steps': ('few_step.',),
-  'autoencoder': ('autoencoder.',),
-  'adapters': ('adapted',),
-  'diffusion and flow': ('diffusion.',),
+_FAMILIES = {  # by a module of jaxgen that a config imports, itself or through its base; the first that fits
+  'gan': ('objectives.gan.',),
+  'few steps': ('objectives.few_step.',),
+  'preferences and rewards': ('objectives.preference',),
+  'autoencoder': ('objectives.autoencoder.',),
+  'adapters and edits': ('objectives.adapted', 'objectives.instruct'),
+  'encoders and classifiers': ('objectives.contrastive', 'objectives.attributes'),
+  'text to image': ('data.captions', 'text_parts', 'pretrained.text_to_image'),
+  'diffusion and flow': ('objectives.diffusion.',),
 }
 
 
@@ -99,7 +102,7 @@ def _flat(config: Any, prefix: str = '') -> dict[str, Any]:
 def _family(path: pathlib.Path) -> str:
   imports = [name for file in _with_bases(path) for name in _imports(_parse(file))]
   for family, parts in _FAMILIES.items():
-    if any(name.startswith(f'jaxgen.objectives.{part}') for name in imports for part in parts):
+    if any(name.startswith(f'jaxgen.{part}') for name in imports for part in parts):
       return family
   return 'other'
 
