@@ -262,9 +262,11 @@ def _over_fsdp(shape: Sequence[int], fsdp: int, dimensions: Iterable[int]) -> in
 
 
 def _closed(axes: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> tuple[Any, ...]:
-  """The axes of a rule, with one of those that are open over `fsdp`."""
+  """The axes of a rule, with one of those that are open over `fsdp`, unless the rule itself splits one over it."""
   if ... not in axes:
     return tuple(axes)
+  if any(entry is not ... and 'fsdp' in _as_tuple(entry) for entry in axes):
+    return tuple(None if entry is ... else entry for entry in axes)
   size = [1 if entry is ... else math.prod(mesh.shape[axis] for axis in _as_tuple(entry)) for entry in axes]
   chosen = _over_fsdp(shape, mesh.shape['fsdp'], [i for i, e in enumerate(axes) if e is not None and size[i] == 1])
   return tuple('fsdp' if i == chosen else None if entry is ... else entry for i, entry in enumerate(axes))

@@ -406,8 +406,8 @@ def test_a_mistake_in_build_is_one_line_and_leaves_no_folder(tmp_path, capsys):
 def test_a_preempted_run_exits_75(tmp_path, capsys, monkeypatch):
   from jaxgen import distributed
 
-  def preempted(experiment, workdir, *, record, allow_changes, signals, profile, writers):
-    assert not writers
+  def preempted(experiment, workdir, *, record, allow_changes, signals, profile, writers, local):
+    assert not writers and local is None
     assert (workdir, record['name'], allow_changes) == (pathlib.Path('runs/tiny_config'), 'tiny_config', True)
     raise distributed.Preempted('stopped at step 7')
 

@@ -245,6 +245,8 @@ def test_without_an_axis_that_is_named_the_largest_open_dimension_is_split():
   assert specs(data=1, fsdp=8) == {'conv': default, 'odd': (None, None, 'fsdp', 'tensor')}  # of size 1
   assert specs(data=1, fsdp=4, tensor=2) == {'conv': (None, None, 'fsdp', 'tensor'), 'odd': (None, None, 'fsdp', None)}
   assert specs(data=4, tensor=2) == {'conv': (None, None, None, 'tensor'), 'odd': (None,) * 4}
+  known = [('conv|odd', (..., ..., ('tensor', 'fsdp'), ...))]  # names fsdp itself: what is open stays whole
+  assert specs(data=1, fsdp=4, tensor=2)['conv'] == (None, None, ('tensor', 'fsdp'), None)
 
 
 def test_an_axis_that_splits_nothing_is_refused(state):

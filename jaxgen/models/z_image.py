@@ -36,9 +36,9 @@ CONDITION = 256  # features of c
 _HIDDEN = 1024  # of time's MLP
 _BOTH = ('tensor', 'fsdp')
 RULES: tuple[sharding.Rule, ...] = (
-  (r'(blocks|refine_(image|text))/qkv/kernel$', (None, None, None, _BOTH, None)),
-  (r'(blocks|refine_(image|text))/(gate|in)/kernel$', (None, None, _BOTH)),
-  (r'(blocks|refine_(image|text))/(out|down)/kernel$', (None, _BOTH, ...)),
+  (r'(^|/)(blocks|refine_(image|text))/qkv/kernel$', (None, None, None, _BOTH, None)),
+  (r'(^|/)(blocks|refine_(image|text))/(gate|in)/kernel$', (None, None, _BOTH)),
+  (r'(^|/)(blocks|refine_(image|text))/(out|down)/kernel$', (None, _BOTH, ...)),
 )
 
 
