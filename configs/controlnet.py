@@ -13,7 +13,6 @@ scale 0, which is the base.
 Result: not run yet.
 """
 
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -39,9 +38,7 @@ from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.adapted import adapted
 from jaxgen.objectives.conditioning import trained_text
 from jaxgen.objectives.controlled import controlled
-from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.pretrained import hed
-from jaxgen.processes import parameterisation, times
 from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.guidance import classifier_free
 
@@ -87,7 +84,6 @@ def controls(kind: str, transform: Any) -> Any:
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   stage = avatars.build(base)
-  learned: Any = stage.objective.denoising  # its process and sampler
   words = avatars.vocabulary(*avatars.opened(base, 'train'))
   told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
   (dataset, describe), (test, _) = (avatars.opened(told, split) for split in ('train', 'test'))
@@ -104,14 +100,10 @@ def build(c: ConfigDict) -> Experiment:
   net = avatars.NETWORKS[base.network](**base.model)
   conditioner = controlled(trained_text(encoder, length=words.length, drop_rate=c.drop_rate))
   objective = adapted(
-    diffusion(
+    avatars.denoising(
+      base,
       ControlledTransformer(net, (ControlTransformer(net, c.blocks),)),
-      learned.process({}),
       shape=data.spec['image'].shape[1:],
-      parameterisation=partial(parameterisation.x0, margin=base.margin),
-      loss_in=parameterisation.v,
-      times=times.shifted(times.uniform(draw=times.stratified), float(base.get('shift') or 1.0)),
-      sampler=learned.sampler,
       guide=(classifier_free(c.sampling.scale, ('text',)), clip()),
       conditioner=conditioner,
     ),

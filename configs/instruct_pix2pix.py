@@ -14,9 +14,6 @@ beside them stand the same of the right answers.
 Result: not run yet.
 """
 
-from functools import partial
-from typing import Any
-
 import numpy as np
 import optax
 from ml_collections import ConfigDict
@@ -38,10 +35,8 @@ from jaxgen.init_from import InitFrom
 from jaxgen.models.concatenated import Concatenated
 from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.conditioning import trained_text
-from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.instruct import instructed, two_scales
 from jaxgen.pretrained import attribute_classifier
-from jaxgen.processes import parameterisation, times
 from jaxgen.samplers.clipping import clip
 
 
@@ -71,7 +66,6 @@ def get_config() -> ConfigDict:
 
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
-  learned: Any = avatars.build(base).objective.denoising  # its process and sampler
   known = avatars.vocabulary(*avatars.opened(base, 'train'))
   dataset, test = train_and_test(c.dataset, resolution=c.resolution)
   known_edits = 'was' in dataset.read(0)  # of avatars_pairs, which can be scored
@@ -90,14 +84,10 @@ def build(c: ConfigDict) -> Experiment:
   encoder = TextEncoder(vocabulary=tokenizer.size, pad=tokenizer.pad, **base.text)
   shape = data.spec['image'].shape[1:]
   conditioner = instructed(trained_text(encoder, length=tokenizer.length), shape=shape, drop_rate=c.drop_rate)
-  objective = diffusion(
+  objective = avatars.denoising(
+    base,
     Concatenated(avatars.NETWORKS[base.network](**base.model)),
-    learned.process({}),
     shape=shape,
-    parameterisation=partial(parameterisation.x0, margin=base.margin),
-    loss_in=parameterisation.v,
-    times=times.shifted(times.uniform(draw=times.stratified), float(base.get('shift') or 1.0)),
-    sampler=learned.sampler,
     guide=(two_scales(conditioner, text=c.sampling.scale, image=c.sampling.image_scale), clip()),
     conditioner=conditioner,
   )

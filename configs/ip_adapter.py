@@ -16,23 +16,22 @@ The classifier that measures is the one that encodes, which no sample was traine
 Result: not run yet.
 """
 
-from functools import partial
-from typing import Any
-
 import jax
 import numpy as np
 import optax
+from jaxtyping import Int
 from ml_collections import ConfigDict
 
 from configs import avatars
 from jaxgen import ema, sharding
 from jaxgen.adapters.ip_adapter import NAME, ip_adapter
 from jaxgen.config_parts import run_options, warmup_cosine
-from jaxgen.data.captions import tokenized
+from jaxgen.data.captions import Describe, tokenized
+from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, VOCABULARY
 from jaxgen.data.loader import Loader
 from jaxgen.data.sources import fits_in_memory
-from jaxgen.data.tokenizers.tokenizer import encode_all
+from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.image_prompts import image_prompts
 from jaxgen.evaluators.samples import samples
@@ -43,9 +42,7 @@ from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.objectives.adapted import adapted
 from jaxgen.objectives.conditioning import trained_text
 from jaxgen.objectives.controlled import IMAGE_PROMPT, IMAGE_PROMPT_SCALE, image_prompted
-from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.pretrained import attribute_classifier
-from jaxgen.processes import parameterisation, times
 from jaxgen.samplers.clipping import clip
 from jaxgen.samplers.guidance import classifier_free
 
@@ -79,13 +76,8 @@ def get_config() -> ConfigDict:
   )
 
 
-def build(c: ConfigDict) -> Experiment:
-  mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
-  stage = avatars.build(base)
-  learned: Any = stage.objective.denoising  # its process and sampler
-  words = avatars.vocabulary(*avatars.opened(base, 'train'))
-  told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
-  (dataset, describe), (seen, _) = (avatars.opened(told, split) for split in ('train', 'seen'))
+def loader(c: ConfigDict, dataset: Dataset, words: Tokenizer, describe: Describe) -> Loader:
+  """Pictures as prompts of themselves, with their words or without."""
 
   def described(record, rng):
     return '' if rng.random() < c.word_rate else describe(record, rng)
@@ -94,7 +86,7 @@ def build(c: ConfigDict) -> Experiment:
     text = tokenized(words, describe=described)(record, rng)
     return text | {IMAGE_PROMPT: record['image'], IMAGE_PROMPT_SCALE: np.float32(1)}
 
-  data = Loader(
+  return Loader(
     dataset,
     batch_size=c.batch_size,
     seed=c.seed,
@@ -102,6 +94,30 @@ def build(c: ConfigDict) -> Experiment:
     transform_name=f'{words.fingerprint} image prompt {c.word_rate}',
     cache=fits_in_memory(dataset),
   )
+
+
+def questions(
+  seen: Dataset, number: int
+) -> tuple[list[np.ndarray], Int[np.ndarray, 'n a'], Int[np.ndarray, 'n a'], list[str]]:
+  """Pictures, what they show, and for each another background: as attributes, -1 for all else, and as words."""
+  records = [seen.read(i) for i in range(number)]
+  backgrounds, place = VOCABULARY['background'], ATTRIBUTES.index('background')
+  truth = np.stack([record['attributes'] for record in records])
+  others = [(max(int(background), 0) + 3) % len(backgrounds) for background in truth[:, place]]
+  named = np.full_like(truth, -1)
+  named[:, place] = np.where(truth[:, place] >= 0, others, -1)
+  asked = [f'{backgrounds[background]} background' for background in others]
+  return [record['image'] for record in records], truth, named, asked
+
+
+def build(c: ConfigDict) -> Experiment:
+  mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
+  stage = avatars.build(base)
+  words = avatars.vocabulary(*avatars.opened(base, 'train'))
+  told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
+  (dataset, describe), (seen, _) = (avatars.opened(told, split) for split in ('train', 'seen'))
+
+  data = loader(c, dataset, words, describe)
   classifier, params = attribute_classifier.read()
   patches, width = 16, classifier.widths[-1]
   if c.plus:
@@ -121,28 +137,17 @@ def build(c: ConfigDict) -> Experiment:
     drop_rate=c.drop_rate,
   )
   objective = adapted(
-    diffusion(
+    avatars.denoising(
+      base,
       avatars.NETWORKS[base.network](**base.model),
-      learned.process({}),
       shape=data.spec['image'].shape[1:],
-      parameterisation=partial(parameterisation.x0, margin=base.margin),
-      loss_in=parameterisation.v,
-      times=times.shifted(times.uniform(draw=times.stratified), float(base.get('shift') or 1.0)),
-      sampler=learned.sampler,
       guide=(classifier_free(c.sampling.scale), clip()),
       conditioner=conditioner,
     ),
     ip_adapter(base=('net', 'text')),
   )
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  records = [seen.read(i) for i in range(c.measure.number)]
-  backgrounds = VOCABULARY['background']
-  truth = np.stack([record['attributes'] for record in records])
-  place = ATTRIBUTES.index('background')
-  named = np.full_like(truth, -1)
-  others = [(max(int(number), 0) + 3) % len(backgrounds) for number in truth[:, place]]
-  named[:, place] = np.where(truth[:, place] >= 0, others, -1)
-  asked = [f'{backgrounds[number]} background' for number in others]
+  pictures, truth, named, asked = questions(seen, c.measure.number)
 
   def cond(texts, pictures):
     return {
@@ -151,7 +156,6 @@ def build(c: ConfigDict) -> Experiment:
       IMAGE_PROMPT_SCALE: np.ones(len(texts), np.float32),
     }
 
-  pictures = [record['image'] for record in records]
   shown = np.repeat(np.arange(c.samples.pictures), c.samples.per_picture)
   rows = [f'picture {i}, of the seen split' for i in range(c.samples.pictures)]
   schedule = warmup_cosine(c.optimizer.rate, warmup=c.optimizer.warmup, steps=c.steps)
@@ -170,7 +174,7 @@ def build(c: ConfigDict) -> Experiment:
       samples(
         generate,
         mesh=mesh,
-        cond={name: values[shown] for name, values in cond([''] * len(records), pictures).items()},
+        cond={name: values[shown] for name, values in cond([''] * len(pictures), pictures).items()},
         num=len(shown),
         every=c.samples.every,
         rows=rows,
@@ -179,7 +183,7 @@ def build(c: ConfigDict) -> Experiment:
         generate,
         attribute_classifier.load(),
         mesh=mesh,
-        alone=cond([''] * len(records), pictures),
+        alone=cond([''] * len(pictures), pictures),
         prompted=cond(asked, pictures),
         truth=truth,
         named=named,

@@ -334,7 +334,7 @@ def _reference(
   in_dialects: bool,
 ) -> tuple[suite.Reference, dict[str, Any], Any]:
   """The reference, its name for the protocol, and the dataset where it is the run's own."""
-  named = None if path is None else str(path).removeprefix(_DATASET) if str(path).startswith(_DATASET) else None
+  named = str(path).removeprefix(_DATASET) if str(path or '').startswith(_DATASET) else None
   if path is not None and named is None:
     options = {'metrics': metrics, 'extract': networks.extract, 'batch_size': batch_size, 'report': report}
     found, count = read_reference(path, **options)

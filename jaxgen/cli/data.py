@@ -204,8 +204,8 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
   if args.name == 'avatars_segments':
     from jaxgen.data.datasets import avatars_segments
 
-    options['job'] = job
-    return avatars_segments.prepare_avatars_segments(_avatars_options(args, avatars_segments.DEFAULT), **options)
+    wanted = _avatars_options(args, avatars_segments.DEFAULT)
+    return avatars_segments.prepare_avatars_segments(wanted, job=job, **options)
   if args.name == 'avatars_subject':
     from jaxgen.data.datasets import avatars_subject
 

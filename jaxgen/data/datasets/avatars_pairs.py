@@ -21,8 +21,9 @@ from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets import avatars
 from jaxgen.data.datasets.avatars import Choice, Options, bound_pair, decode_words, draw, encode_words, held_out
 from jaxgen.data.datasets.avatars_captions import a, expressions
+from jaxgen.data.datasets.avatars_drawn import drawn_dataset, drawn_recipe, own_name
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, CONTRASTS, HIDES, STYLES, Style, Words, are_near
-from jaxgen.data.recipe import Examples, Recipe, folder, load
+from jaxgen.data.recipe import Recipe
 
 DEFAULT = Options(size=32, number=10_000)
 _TRIES = 200
@@ -43,15 +44,8 @@ def avatars_pairs(
     name: name of the prepared dataset in place of its options, such as 'avatars_pairs_64px'.
     data_dir: the folder of prepared datasets.
   """
-  made = recipe(options) if name is None else recipe()._replace(name=name)
-  dataset = load(folder(made, data_dir), split, command='avatars_pairs' + ('' if name is None else ' ...'))
-
-  def decode(raw: Any) -> Record:
-    record = dataset.decode(raw)
-    before, after = np.split(record['image'], 2, axis=1)
-    return record | {'image': np.ascontiguousarray(after), 'before': np.ascontiguousarray(before)}
-
-  return dataset._replace(decode=decode)
+  made, halves = recipe(options), ('before', 'image')
+  return drawn_dataset(made, split, kind='avatars_pairs', name=name, data_dir=data_dir, halves=halves)
 
 
 def prepare_avatars_pairs(options: Options = DEFAULT, *, data_dir: Any = None, **how: Any) -> pathlib.Path:
@@ -62,22 +56,14 @@ def prepare_avatars_pairs(options: Options = DEFAULT, *, data_dir: Any = None, *
 
 def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = None) -> Recipe:
   """The recipe of avatars_pairs with these options; the two pictures of a record lie side by side in one."""
-  name = 'avatars_pairs'
-  if options != DEFAULT:
-    name = options.name.replace('avatars', name, 1) + ('_64px' if options.size == Options().size else '')
-  parts = avatars.parts_folder(name, data_dir)
-
-  def examples(source: pathlib.Path | None) -> Examples:
-    avatars.no_source(source)
-    return avatars.drawn(options, pair, parts)
-
-  made = avatars.recipe(options)
-  return made._replace(
-    name=name,
+  return drawn_recipe(
+    own_name('avatars_pairs', options, DEFAULT),
+    options,
+    pair,
+    data_dir=data_dir,
     version='1.0.0',
     about=f'{options.number:,} pairs of avatars, {options.size}x{options.size}, one attribute changed, instructions',
     image_shape=(options.size, 2 * options.size, 3),
-    examples=examples,
     integers={'attributes': (len(ATTRIBUTES),), 'was': (len(ATTRIBUTES),)},
   )
 

@@ -19,8 +19,9 @@ from jaxtyping import Int
 from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets import avatars
 from jaxgen.data.datasets.avatars import Choice, Options, draw, encode_words
+from jaxgen.data.datasets.avatars_drawn import drawn_dataset, drawn_recipe, own_name
 from jaxgen.data.datasets.avatars_styles import Style
-from jaxgen.data.recipe import Examples, Recipe, folder, load
+from jaxgen.data.recipe import Recipe
 
 DEFAULT = Options(size=32, number=10_000)
 # What has a color of its own, by its attribute, and its color in a map; what has none is black.
@@ -46,13 +47,12 @@ def avatars_segments(
   data_dir: str | pathlib.Path | None = None,
 ) -> Dataset:
   """Opens avatars_segments; the arguments are those of `avatars`."""
-  made = recipe(options) if name is None else recipe()._replace(name=name)
-  dataset = load(folder(made, data_dir), split, command='avatars_segments' + ('' if name is None else ' ...'))
+  made, halves = recipe(options), ('image', 'control')
+  dataset = drawn_dataset(made, split, kind='avatars_segments', name=name, data_dir=data_dir, halves=halves)
 
   def decode(raw: Any) -> Record:
     record = dataset.decode(raw)
-    image, control = np.split(record['image'], 2, axis=1)
-    return record | {'image': np.ascontiguousarray(image), 'control': np.ascontiguousarray(control + 1) / 2}
+    return record | {'control': (record['control'] + 1) / 2}
 
   return dataset._replace(decode=decode)
 
@@ -65,21 +65,14 @@ def prepare_avatars_segments(options: Options = DEFAULT, *, data_dir: Any = None
 
 def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = None) -> Recipe:
   """The recipe of avatars_segments with these options; a picture and its map lie side by side in one."""
-  name = 'avatars_segments'
-  if options != DEFAULT:
-    name = options.name.replace('avatars', name, 1) + ('_64px' if options.size == Options().size else '')
-  parts = avatars.parts_folder(name, data_dir)
-
-  def examples(source: pathlib.Path | None) -> Examples:
-    avatars.no_source(source)
-    return avatars.drawn(options, picture_and_map, parts)
-
-  return avatars.recipe(options)._replace(
-    name=name,
+  return drawn_recipe(
+    own_name('avatars_segments', options, DEFAULT),
+    options,
+    picture_and_map,
+    data_dir=data_dir,
     version='1.0.0',
     about=f'{options.number:,} avatars beside maps of their parts, {options.size}x{options.size}',
     image_shape=(options.size, 2 * options.size, 3),
-    examples=examples,
   )
 
 

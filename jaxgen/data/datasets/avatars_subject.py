@@ -14,9 +14,10 @@ import numpy as np
 from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets import avatars
 from jaxgen.data.datasets.avatars import Choice, Options, choose, draw, encode_words
+from jaxgen.data.datasets.avatars_drawn import drawn_dataset, drawn_recipe
 from jaxgen.data.datasets.avatars_pairs import contrasts
 from jaxgen.data.datasets.avatars_styles import Style
-from jaxgen.data.recipe import Examples, Recipe, folder, load
+from jaxgen.data.recipe import Recipe
 
 DEFAULT = Options(number=10)
 FREE = ('background', 'mouth', 'eyes')  # attributes that differ between the pictures
@@ -30,8 +31,7 @@ def avatars_subject(
   data_dir: str | pathlib.Path | None = None,
 ) -> Dataset:
   """Opens avatars_subject; the arguments are those of `avatars`."""
-  made = recipe(options) if name is None else recipe()._replace(name=name)
-  return load(folder(made, data_dir), split, command='avatars_subject' + ('' if name is None else ' ...'))
+  return drawn_dataset(recipe(options), split, kind='avatars_subject', name=name, data_dir=data_dir)
 
 
 def prepare_avatars_subject(options: Options = DEFAULT, *, data_dir: Any = None, **how: Any) -> pathlib.Path:
@@ -43,14 +43,8 @@ def prepare_avatars_subject(options: Options = DEFAULT, *, data_dir: Any = None,
 def recipe(options: Options = DEFAULT, *, data_dir: str | pathlib.Path | None = None) -> Recipe:
   """The recipe of avatars_subject with these options."""
   name = options.name.replace('avatars', 'avatars_subject', 1).replace(f'_{DEFAULT.number}', '', 1)
-  parts = avatars.parts_folder(name, data_dir)
-
-  def examples(source: pathlib.Path | None) -> Examples:
-    avatars.no_source(source)
-    return avatars.drawn(options, picture, parts)
-
   about = f'{options.number} pictures of one person, {options.size}x{options.size}'
-  return avatars.recipe(options)._replace(name=name, about=about, examples=examples)
+  return drawn_recipe(name, options, picture, data_dir=data_dir, about=about)
 
 
 def person(options: Options) -> tuple[Style, Choice]:
