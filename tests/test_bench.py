@@ -257,7 +257,7 @@ def test_a_peer_is_a_script_that_torch_can_run(what, files, arguments, tmp_path)
     (['--steps', '0'], '--steps is 0; it must be 1 or more'),
     (['--stepz=3'], 'unexpected --stepz=3'),
     (['dit-s4', '--config.steps=3'], 'unexpected --config.steps=3'),
-    (['--peer', 'x'], '--peer is for dit-s4, stylegan2, unet-cifar10, mmdit, encode, input, not config'),
+    (['--peer', 'x'], '--peer is for dit-s4, stylegan2, unet-cifar10, mmdit, encode, input, sampler, not config'),
     (['input', '--peer', 'x'], 'the peer of input is `torch`, not x'),
     (['unet-cifar10', '--peer', 'x'], 'the peer of unet-cifar10 is `diffusers`, not x'),
     (['encode', '--peer', 'x'], 'the peer of encode is `diffusers`, not x'),

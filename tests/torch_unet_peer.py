@@ -15,9 +15,11 @@ from torch_peer import serve
 
 
 def import_unet():
-  """diffusers' U-Net. It imports torchvision, whose compiled operators may not fit a CPU build of torch."""
+  """diffusers' U-Net. It imports torchvision, where there is one, whose operators may not fit a CPU build of torch."""
   try:
     import torchvision  # noqa: F401
+  except ModuleNotFoundError:
+    pass  # diffusers does without
   except RuntimeError:
     library = torch.library.Library('torchvision', 'DEF')
     for name in ('nms', 'qnms'):

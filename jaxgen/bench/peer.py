@@ -5,6 +5,7 @@ import pathlib
 import subprocess
 from typing import NamedTuple
 
+from jaxgen.bench import sampler
 from jaxgen.bench.programs import BATCH_SIZE, STYLEGAN2_FEATURES
 from jaxgen.bench.usage import Usage, of_process
 
@@ -65,8 +66,10 @@ class Clone(NamedTuple):
   arguments: tuple[int, ...]
 
 
+_DIT = 'https://github.com/facebookresearch/DiT'
 CLONES = {
-  'dit-s4': Clone('torch_dit_peer.py', 'models.py', 'https://github.com/facebookresearch/DiT', (BATCH_SIZE,)),
+  'dit-s4': Clone('torch_dit_peer.py', 'models.py', _DIT, (BATCH_SIZE,)),
+  'sampler': Clone('torch_dit_sampler_peer.py', 'diffusion/respace.py', _DIT, (sampler.BATCH_SIZE, sampler.STEPS)),
   'stylegan2': Clone(
     'torch_stylegan2_peer.py',
     'training/networks.py',

@@ -1,5 +1,6 @@
-"""The overhead of a sampler beside the network that it calls."""
+"""Times a sampler: its overhead beside the network that it calls, and another program's loop in turn with it."""
 
+import statistics
 import time
 from collections.abc import Callable
 from typing import Any
@@ -13,8 +14,17 @@ from jaxgen.processes.vp import vp_linear
 from jaxgen.samplers import grids
 from jaxgen.samplers.ddim import ddim
 
+STEPS, BATCH_SIZE = 50, 4
 
-def bench_sampler(*, steps: int = 50, rounds: int = 10, batch_size: int = 4, size: str = 'S/4') -> dict[str, Any]:
+
+def bench_sampler(
+  *,
+  steps: int = STEPS,
+  rounds: int = 10,
+  batch_size: int = BATCH_SIZE,
+  size: str = 'S/4',
+  peer: Callable[[], float] | None = None,
+) -> dict[str, Any]:
   """Times a DDIM run against its calls of the network alone, in turn: what a sampler costs beside the network.
 
   The fastest runs count: a machine that others use only ever adds to them, by more than a sampler costs.
@@ -24,6 +34,8 @@ def bench_sampler(*, steps: int = 50, rounds: int = 10, batch_size: int = 4, siz
     rounds: rounds of both to time, after one to warm up.
     batch_size: images of 32x32x4.
     size: size of the DiT.
+    peer: samples as many images by as many steps with another program and returns its seconds. It is called in each
+      round; the ratio is the median of the rounds' own ratios.
   """
   net, process = dit(size, num_classes=1000), vp_linear(1000)
   times, x = jnp.asarray(grids.spaced(steps, 1000)), jax.random.normal(jax.random.key(0), (batch_size, 32, 32, 4))
@@ -44,9 +56,12 @@ def bench_sampler(*, steps: int = 50, rounds: int = 10, batch_size: int = 4, siz
     return jax.lax.scan(body, x, times[:-1])[0]
 
   programs = [jax.jit(program).lower(params, x).compile() for program in (sample, call)]
-  seconds = [[_seconds(program, params, x) for program in programs] for _ in range(rounds + 1)][1:]
-  both, alone = (min(column) for column in zip(*seconds, strict=True))
-  return {
+  seconds = []
+  for _ in range(rounds + 1):
+    seconds.append([*(_seconds(program, params, x) for program in programs), 0.0 if peer is None else peer()])
+  ours, network, theirs = zip(*seconds[1:], strict=True)
+  both, alone = min(ours), min(network)
+  result = {
     'device': jax.devices()[0].device_kind,
     'steps': steps,
     'batch_size': batch_size,
@@ -54,6 +69,10 @@ def bench_sampler(*, steps: int = 50, rounds: int = 10, batch_size: int = 4, siz
     'network_ms': 1e3 * alone,
     'overhead': 1 - alone / both,
   }
+  if peer is not None:
+    ratio = statistics.median(a / b for a, b in zip(ours, theirs, strict=True))
+    result |= {'peer_sampler_ms': 1e3 * min(theirs), 'ratio': ratio}
+  return result
 
 
 def _seconds(program: Callable, *args: Any) -> float:

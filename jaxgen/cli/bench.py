@@ -11,6 +11,7 @@ PEERS = (  # programs that may be timed in turn with another one
   'mmdit',
   'encode',
   'input',
+  'sampler',
 )
 
 
@@ -27,9 +28,7 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     prog='jaxgen bench',
     description='Times the train step of a config, how soon it starts, or one of the fixed benchmarks, as JSON.',
   )
-  parser.add_argument(
-    'what', nargs='?', default='config', choices=('config', 'start', *PEERS, 'sampler', 'features', 'gpu')
-  )
+  parser.add_argument('what', nargs='?', default='config', choices=('config', 'start', *PEERS, 'features', 'gpu'))
   parser.add_argument('--config', default='emoji_dit', help='path or name; --config.FIELD=VALUE changes a field')
   steps_help = 'train steps (up to whole cycles of phases), runs of a sampler or encoder, or starts, to time (20)'
   parser.add_argument('--steps', type=int, default=20, help=steps_help)
@@ -68,7 +67,10 @@ def _run(options: argparse.Namespace, overrides: list[str]):
     config, module = load_config(options.config, overrides)
     return train_step.bench_train_step(module.build(config), steps=options.steps)
   if options.what == 'sampler':
-    return sampler.bench_sampler(rounds=options.steps)
+    if options.peer is None:
+      return sampler.bench_sampler(rounds=options.steps)
+    with peer.Peer(peer.clone_command(peer.CLONES['sampler'], options.peer, options.peer_python)) as other:
+      return sampler.bench_sampler(rounds=options.steps, peer=other)
   if options.what == 'encode':
     return _encode(options)
   if options.what == 'input':
