@@ -7,8 +7,8 @@
 The branch is a copy of some of the base's blocks; only it is trained. Its edges are Canny's, made of each picture as it
 is read, or HED's (--config.control=hed, after `jaxgen weights get hed`); --config.control=given takes the records' own,
 such as the maps of parts of --config.dataset=avatars_segments. Half of the captions are dropped, so that the control
-alone says much. edges_f1 is the F1 of a sample's edges and those that it was given, and edges_f1_without the same at
-scale 0, which is the base.
+alone says much. edges_f1 is the F1, to the pixel, of the edges of samples without words and those that they were given,
+and edges_f1_without the same at scale 0, which is the base.
 
 Result: not run yet.
 """
@@ -117,6 +117,7 @@ def build(c: ConfigDict) -> Experiment:
 
   shown = {name: np.repeat(rows, c.samples.per_picture, axis=0) for name, rows in asked(c.samples.pictures).items()}
   num, edges = c.samples.pictures * c.samples.per_picture, c.control == 'canny'
+  silent = asked(c.edges.number) | {'text': encode_all(words, [''] * c.edges.number)}
   schedule = warmup_cosine(c.optimizer.rate, warmup=c.optimizer.warmup, steps=c.steps)
   rows = [describe(test.read(i), np.random.default_rng(i)) for i in range(c.samples.pictures)]
   return Experiment(
@@ -129,7 +130,7 @@ def build(c: ConfigDict) -> Experiment:
     frozen=later(c.base, stage.objective, stage.data.spec, dtype=c.base_dtype),
     evaluators=(
       samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=rows),
-      *((edges_followed(generate, mesh=mesh, cond=asked(c.edges.number), every=c.edges.every),) if edges else ()),
+      *((edges_followed(generate, mesh=mesh, cond=silent, every=c.edges.every, reach=0),) if edges else ()),
     ),
     tokenize=lambda texts: {'text': encode_all(words, texts)},
     init_from=InitFrom(c.base, **COPY_TRANSFORMER),

@@ -99,6 +99,7 @@ def test_f1_counts_edges_that_are_near():
   assert edge_f1(one, two) == 1
   two[12] = True
   np.testing.assert_allclose(edge_f1(one, two), 2 / 3)
+  assert edge_f1(one, one, reach=0) == 1 and edge_f1(one, two, reach=0) < 2 / 3
   assert edge_f1(np.zeros_like(one), np.zeros_like(one)) == 1 and edge_f1(one, np.zeros_like(one)) == 0
 
 

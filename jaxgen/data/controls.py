@@ -69,13 +69,14 @@ def edge_f1(seen: Bool[np.ndarray, 'h w'], wanted: Bool[np.ndarray, 'h w'], *, r
   Args:
     seen: edges of a sample.
     wanted: edges that it should have.
-    reach: how far an edge may be off, in pixels.
+    reach: how far an edge may be off, in pixels; 0 for the same pixel.
   """
   from scipy import ndimage
 
   if not seen.any() and not wanted.any():
     return 1.0
-  near_seen, near_wanted = (ndimage.binary_dilation(edges, _EIGHT, reach) for edges in (seen, wanted))
+  square = np.ones((2 * reach + 1, 2 * reach + 1), bool)
+  near_seen, near_wanted = (ndimage.binary_dilation(edges, square) for edges in (seen, wanted))
   right = (seen & near_wanted).sum() / max(seen.sum(), 1)
   found = (wanted & near_seen).sum() / max(wanted.sum(), 1)
   return float(2 * right * found / max(right + found, 1e-12))

@@ -19,6 +19,7 @@ def edges_followed(
   cond: Mapping[str, np.ndarray],
   every: int,
   field: str = 'control',
+  reach: int = 1,
   seed: int = 0,
   name: str = 'edges',
 ) -> Evaluator:
@@ -30,6 +31,7 @@ def edges_followed(
     cond: conditioning of the images, as host arrays, with edges under `field` and their scale under FIELD_scale.
     every: interval in steps.
     field: name of the control.
+    reach: how far an edge may be off, in pixels; 0 for the same pixel, as small images need.
     seed: seed of the noise.
     name: name of its numbers.
   """
@@ -44,8 +46,8 @@ def edges_followed(
       for batch, count in generate(params, context.frozen, told, seed=seed, num=len(wanted)):
         images += list(np.asarray(gather(batch))[:count])
         context.progress(name, len(images), len(wanted))
-      each = [edge_f1(canny_edges(np.clip(image, -1, 1)), edges) for image, edges in zip(images, wanted, strict=True)]
-      found[key] = float(np.mean(each))
+      seen = (canny_edges(np.clip(image, -1, 1)) for image in images)
+      found[key] = float(np.mean([edge_f1(*pair, reach=reach) for pair in zip(seen, wanted, strict=True)]))
     return found
 
   return Evaluator(name, every, run)
