@@ -4,7 +4,7 @@ Its networks are placed leaf by leaf on the mesh, as a run's frozen ones are, so
 """
 
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -12,14 +12,18 @@ import jax.numpy as jnp
 from jaxgen import frozen as frozen_networks
 from jaxgen import sharding
 from jaxgen.experiment import Experiment
+from jaxgen.generation.cascade import Link, chained
 from jaxgen.models.rules import RULES
+from jaxgen.objectives.base import Objective
 from jaxgen.objectives.conditioning import Conditioner
-from jaxgen.pretrained import published, single_file
-from jaxgen.pretrained.pipeline import UNCONDITIONAL, Pipeline
-from jaxgen.pretrained.prompts import chunks_of, prompts
+from jaxgen.pretrained import published, single_file, unclip
+from jaxgen.pretrained.pipeline import UNCLIP, UNCONDITIONAL, Pipeline
+from jaxgen.pretrained.prompts import Tokenize, chunks_of, prompts
 from jaxgen.pretrained.text_to_image import frozen_of, image_size, objective_of
 from jaxgen.sample import Trained
 from jaxgen.train_state import TrainState
+
+_STEPS = 50
 
 
 class NoData(NamedTuple):
@@ -57,7 +61,7 @@ def trained(
   *,
   texts: Sequence[str] = (),
   size: tuple[int, int] | None = None,
-  steps: int = 50,
+  steps: int | None = None,
   guidance: float | None = None,
   image_guidance: float | None = None,
   tile: int | None = None,
@@ -70,20 +74,21 @@ def trained(
     pipeline: the generator.
     texts: the prompts that it will be given, negative ones too; they decide the number of CLIP's chunks.
     size: height and width of the images, in pixels; the size it was trained at by default.
-    steps: steps of its sampler.
+    steps: steps of its sampler; 50 by default, 25 of DALL-E 2's prior and decoder.
     guidance: scale of guidance; its usual one by default.
     image_guidance: scale of guidance by the picture that is edited, of InstructPix2Pix.
     tile: decodes in tiles of this many latents a side.
     double_shift: of a flow, as diffusers has it.
     extend: adds conditions beside the prompt, such as controls.
   """
-  mesh = sharding.make_mesh()
+  if pipeline.kind in UNCLIP:
+    return _unclip(pipeline, size=size, steps=steps, guidance=guidance)
   size = size or image_size(pipeline)
   told = prompts(pipeline, chunks=chunks_of(pipeline, texts), size=size, guidance=guidance)
   objective = objective_of(
     pipeline,
     size=size,
-    steps=steps,
+    steps=_STEPS if steps is None else steps,
     guidance=guidance,
     image_guidance=image_guidance,
     told=told,
@@ -91,9 +96,44 @@ def trained(
     double_shift=double_shift,
     extend=extend,
   )
-  networks = {name: frozen_networks.frozen(tree) for name, tree in frozen_of(pipeline).items()}
-  placed = _place({**networks, 'net': frozen_networks.frozen(pipeline.denoiser.params)}, mesh)
-  params = {'net': placed.pop('net')}
+  tokenize = None if pipeline.kind in UNCONDITIONAL else told.tokenize
+  return _trained(objective, {'net': pipeline.denoiser.params}, frozen_of(pipeline), tokenize)
+
+
+def _unclip(pipeline: Pipeline, *, size: tuple[int, int] | None, steps: int | None, guidance: float | None) -> Trained:
+  """DALL-E 2's stages as one model."""
+  own = image_size(pipeline)
+  if size not in (None, own):
+    raise ValueError(f'this generator makes images of {own[0]}x{own[1]} alone; leave --size out')
+  told = prompts(pipeline, size=own)
+  scale = told.scale if guidance is None else guidance
+  parts = unclip.parts(pipeline, told.conditioner, steps=unclip.STEPS if steps is None else steps, guidance=scale)
+
+  def link(part: unclip.Part) -> Link:
+    return Link(
+      part.objective, lambda params, frozen: ({k: params[v] for k, v in part.trees.items()}, frozen), part.told
+    )
+
+  names = [name for part in parts for name in part.trees.values()]
+  params = {name: pipeline.components[name].params for name in names}
+  tokenize = told.tokenize if 'prior' in pipeline.components else None
+  return _trained(chained([link(part) for part in parts]), params, frozen_of(pipeline), tokenize)
+
+
+def _trained(
+  objective: Objective, trained: Mapping[str, Any], frozen: Mapping[str, Any], tokenize: Tokenize | None
+) -> Trained:
+  """Places networks, as a run's.
+
+  Args:
+    objective: what samples them.
+    trained, frozen: trees of parameters, the entries of `params` and `frozen`.
+    tokenize: prompts to fields.
+  """
+  mesh = sharding.make_mesh()
+  networks = {name: frozen_networks.frozen(tree) for name, tree in frozen.items()}
+  placed = _place({**networks, **{name: frozen_networks.frozen(tree) for name, tree in trained.items()}}, mesh)
+  params = {name: placed.pop(name) for name in trained}
   stage = Experiment(
     objective=objective,
     optimizers={},
@@ -102,7 +142,7 @@ def trained(
     steps=0,
     mesh=mesh,
     frozen=networks,
-    tokenize=None if pipeline.kind in UNCONDITIONAL else told.tokenize,
+    tokenize=tokenize,
   )
   state = TrainState(
     step=jnp.zeros((), jnp.int32), bad_steps=jnp.zeros((), jnp.int32), params=params, opt_state={}, ema={}, extra={}

@@ -157,6 +157,26 @@ MODELS = {
     diffusers.UNet2DConditionModel,
     _JOINED | {'class_embed_type': 'timestep', 'cross_attention_norm': 'group_norm', 'cross_attention_dim': 32},
   ),
+  'unet_imagen': (
+    diffusers.UNet2DConditionModel,
+    _JOINED
+    | {
+      'class_embed_type': 'timestep',
+      'cross_attention_norm': 'group_norm',
+      'cross_attention_dim': 32,
+      'act_fn': 'gelu',
+      'layers_per_block': [1, 2],
+      'only_cross_attention': True,
+      'encoder_hid_dim': 12,
+      'addition_embed_type': 'text',
+      'addition_embed_type_num_heads': 3,
+      'time_embedding_dim': 24,
+      'time_embedding_act_fn': 'gelu',
+      'resnet_skip_time_act': True,
+      'resnet_out_scale_factor': 1 / 0.7071,
+      'mid_block_scale_factor': 1 / 0.7071,
+    },
+  ),
 }
 
 # Stable Diffusion's autoencoder, VQ-f4 of latent diffusion, DDPM's of 256x256, Stable Diffusion 1.5's.
@@ -226,13 +246,14 @@ def answers(
         width = model.config.cross_attention_dim
         text = torch.from_numpy(rng.standard_normal((batch, tokens, width)).astype(np.float32))
         made = {'t': t, 'text': text, 'out': model(x, t, encoder_hidden_states=text).sample}
-      case 'unet_unclip' | 'unet_level':
-        text = rng.standard_normal((batch, tokens, model.config.cross_attention_dim)).astype(np.float32)
+      case 'unet_unclip' | 'unet_level' | 'unet_imagen':
+        width = model.config.encoder_hid_dim or model.config.cross_attention_dim
+        text = rng.standard_normal((batch, tokens, width)).astype(np.float32)
         given = rng.standard_normal((batch, 32)).astype(np.float32) if kind == 'unet_unclip' else np.float32([90, 250])
-        mask = np.arange(tokens)[None] < np.array([[tokens], [2]])
-        out = model(
-          x, t, torch.from_numpy(text), class_labels=torch.from_numpy(given), attention_mask=torch.from_numpy(mask)
-        )
+        mask = np.arange(tokens)[None] < np.array([[tokens], [tokens if kind == 'unet_imagen' else 2]])
+        # Attention to the text alone takes no mask there.
+        seen = None if kind == 'unet_imagen' else torch.from_numpy(mask)
+        out = model(x, t, torch.from_numpy(text), class_labels=torch.from_numpy(given), attention_mask=seen)
         return {'x': x.numpy(), 't': t.numpy(), 'text': text, 'given': given, 'mask': mask, 'out': out.sample.numpy()}
   return {'x': x.numpy()} | {name: value.numpy() for name, value in made.items()}
 

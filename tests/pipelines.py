@@ -159,9 +159,59 @@ KINDS['pixart'] = (
     'scheduler': BETAS | {'_class_name': 'DPMSolverMultistepScheduler'},
   },
 )  # fmt: skip
+_SMALL_UNET = {
+  'block_out_channels': [8, 16], 'resnet_time_scale_shift': 'scale_shift', 'layers_per_block': 1,
+  'norm_num_groups': 4, 'attention_head_dim': 8,
+}  # fmt: skip
+_JOINED = _SMALL_UNET | {
+  '_class_name': 'UNet2DConditionModel', 'down_block_types': ['ResnetDownsampleBlock2D', 'SimpleCrossAttnDownBlock2D'],
+  'mid_block_type': 'UNetMidBlock2DSimpleCrossAttn',
+  'up_block_types': ['SimpleCrossAttnUpBlock2D', 'ResnetUpsampleBlock2D'], 'sample_size': 8, 'in_channels': 3,
+  'out_channels': 6, 'cross_attention_dim': 16,
+}  # fmt: skip
+_ENLARGER = _SMALL_UNET | {
+  '_class_name': 'UNet2DModel', 'down_block_types': ['ResnetDownsampleBlock2D'] * 2,
+  'up_block_types': ['ResnetUpsampleBlock2D'] * 2, 'sample_size': 16, 'in_channels': 6, 'out_channels': 3,
+  'add_attention': False,
+}  # fmt: skip
+_KARLO = {'_class_name': 'UnCLIPScheduler', 'variance_type': 'fixed_small_log', 'clip_sample_range': 1.0}
+_DECODE = {
+  'decoder': _JOINED | {'class_embed_type': 'identity'},
+  'text_proj': {
+    '_class_name': 'UnCLIPTextProjModel', 'clip_embeddings_dim': 16, 'time_embed_dim': 32, 'cross_attention_dim': 16,
+  },
+  'text_encoder': CLIP | {'architectures': ['CLIPTextModelWithProjection']},
+  'tokenizer': {},
+  'super_res_first': _ENLARGER,
+  'super_res_last': _ENLARGER | {'layers_per_block': 2},
+  'decoder_scheduler': _KARLO | {'variance_type': 'learned_range'},
+  'super_res_scheduler': _KARLO,
+}  # fmt: skip
+KINDS['unclip'] = (
+  'UnCLIPPipeline',
+  _DECODE
+  | {
+    'prior': {
+      '_class_name': 'PriorTransformer', 'num_attention_heads': 2, 'attention_head_dim': 8, 'num_layers': 2,
+      'embedding_dim': 16, 'num_embeddings': 77,
+    },
+    'prior_scheduler': _KARLO | {'prediction_type': 'sample', 'clip_sample_range': 5.0},
+  },
+)  # fmt: skip
+KINDS['variation'] = (
+  'UnCLIPImageVariationPipeline',
+  _DECODE
+  | {
+    'image_encoder': {
+      'architectures': ['CLIPVisionModelWithProjection'], 'model_type': 'clip_vision_model', 'image_size': 8,
+      'patch_size': 4, 'hidden_size': 16, 'intermediate_size': 32, 'num_hidden_layers': 2, 'num_attention_heads': 2,
+      'num_channels': 3, 'hidden_act': 'quick_gelu', 'layer_norm_eps': 1e-5, 'projection_dim': 16,
+    },
+  },
+)  # fmt: skip
 # Random kernels of these denoisers are half as large: they would amplify rounding to the size of an image, and make
 # logits that diffusers' masks, which add -10,000 to them, do not hide.
-_TAME = ('sdxl', 'refiner', 'pixart')
+_TAME = ('sdxl', 'refiner', 'pixart', 'unclip', 'variation')
 _PNDM = BETAS | {'_class_name': 'PNDMScheduler', 'skip_prk_steps': True, 'set_alpha_to_one': False, 'steps_offset': 1}
 # name -> kind, entries of its scheduler
 CASES = {
@@ -179,7 +229,10 @@ CASES = {
   'refiner': ('refiner', {}),
   'flux': ('flux', {}),
   'pixart': ('pixart', {}),
+  'unclip': ('unclip', {}),
+  'variation': ('variation', {}),
 }
+_TAMED = ('unet', 'transformer', 'decoder', 'super_res_first', 'super_res_last')
 UNTOLD = ('sdxl_zeros', 'flux')  # without a negative prompt
 _DPM, _UNIPC, _EULER, _HEUN = (
   BETAS | {'_class_name': f'{name}Scheduler'}
@@ -220,7 +273,7 @@ def write(kind: str, path: pathlib.Path, scheduler: dict | None = None) -> None:
   index = {'_class_name': name, '_diffusers_version': '0.42.1'}
   for part, config in parts.items():
     index[part] = _library(part, config)
-    if part == 'scheduler':
+    if part.endswith('scheduler'):
       config = scheduler if scheduler and '_class_name' in scheduler else config | (scheduler or {})
       folder.write_config(path / part / 'scheduler_config.json', config)
       index[part] = ['diffusers', config['_class_name']]
@@ -231,7 +284,7 @@ def write(kind: str, path: pathlib.Path, scheduler: dict | None = None) -> None:
     else:
       made = networks.READERS[str(folder.class_of(config))](config)
       tensors = tensors_of(made)
-      if part in ('unet', 'transformer') and kind in _TAME:
+      if part in _TAMED and kind in _TAME:
         tensors = {name: value / 2 if value.ndim > 1 else value for name, value in tensors.items()}
       folder.write(path / part, config, tensors, stem=made.stem)
   if kind in ('sd15', 'sd21', 'inpaint', 'instruct'):
@@ -251,6 +304,8 @@ def tensors_of(made) -> dict[str, np.ndarray]:
 def _library(part: str, config: dict) -> list[str]:
   if part.startswith('tokenizer'):
     return ['transformers', 'T5TokenizerFast' if 'length' in config else 'CLIPTokenizer']
+  if part == 'text_proj':
+    return ['unclip', 'UnCLIPTextProjModel']  # a module of diffusers' pipelines
   return ['transformers' if 'architectures' in config else 'diffusers', str(folder.class_of(config))]
 
 
@@ -295,6 +350,71 @@ def inputs(shape: tuple[int, ...], side: int) -> dict[str, np.ndarray]:
   return {'noise': noise, 'image': image, 'mask': mask}
 
 
+def table(shape: tuple[int, ...]) -> np.ndarray:
+  """Noise of a sampler's steps for two images of a shape, h w c; the last row is the first noise."""
+  return np.random.RandomState(sum(shape)).standard_normal((12, 2, *shape)).astype(np.float32)
+
+
+def torch_table(shape: tuple[int, ...]):
+  """The same for arrays b c h w, or b d."""
+  import torch
+
+  made = table((1, *shape[1:]))[:, :, 0] if len(shape) == 2 else table((*shape[2:], shape[1])).transpose(0, 1, 4, 2, 3)
+  return torch.from_numpy(np.ascontiguousarray(made))
+
+
+def _noise_of_steps(module) -> None:
+  """Gives a scheduler of diffusers the noise of `table`."""
+  count: dict = {}
+
+  def randn(shape, **options):
+    shape = tuple(shape)
+    count[shape] = count.get(shape, -1) + 1
+    return torch_table(shape)[count[shape]]
+
+  module.randn_tensor = randn
+
+
+def _exactly(scheduler) -> None:
+  """Gives a cosine scheduler tables in float64: in float32, 1 - alpha bar of the first time is 0.05% off."""
+  import torch
+
+  total = scheduler.config.num_train_timesteps
+  f = np.cos((np.arange(total + 1) / total + 0.008) / 1.008 * np.pi / 2) ** 2
+  scheduler.betas = torch.from_numpy(np.minimum(1 - f[1:] / f[:-1], 0.999))
+  scheduler.alphas = 1 - scheduler.betas
+  scheduler.alphas_cumprod = torch.cumprod(scheduler.alphas, 0)
+
+
+def answer_of_unclip(case: str, path: pathlib.Path) -> np.ndarray:
+  """As `answer`, of DALL-E 2's pipelines."""
+  import diffusers
+  import torch
+  from diffusers.pipelines.deprecated import unclip
+  from diffusers.schedulers import scheduling_unclip
+
+  from jaxgen.models.clip import preprocess
+
+  name = KINDS[case][0]
+  diffusers.pipelines.unclip = unclip  # where folders say that it is
+  _noise_of_steps(scheduling_unclip)
+  more = {} if case == 'unclip' else {'feature_extractor': None}
+  projection = unclip.text_proj.UnCLIPTextProjModel.from_pretrained(path / 'text_proj')
+  pipe = getattr(unclip, name).from_pretrained(path, text_proj=projection, **more)
+  pipe.set_progress_bar_config(disable=True)
+  for part, scheduler in pipe.components.items():
+    if part.endswith('scheduler'):
+      _exactly(scheduler)
+  options = {'decoder_num_inference_steps': STEPS, 'decoder_guidance_scale': 4.0, 'output_type': 'np'}
+  options |= {'decoder_latents': torch_table((2, 3, 8, 8))[-1], 'super_res_latents': torch_table((2, 3, 16, 16))[-1]}
+  if case == 'unclip':
+    options |= {'prior_num_inference_steps': STEPS, 'prior_latents': torch_table((2, 16))[-1], 'prompt': PROMPTS}
+  else:
+    seen = np.asarray(preprocess(inputs((8, 8, 4), 16)['image'], size=8))
+    options |= {'image': torch.from_numpy(seen.transpose(0, 3, 1, 2).copy())}
+  return np.float32(2 * pipe(**options).images - 1)
+
+
 def _t5_tokenizers(path: pathlib.Path, kind: str) -> dict:
   """Stand-ins for transformers' T5 tokenizers, which want SentencePiece's file."""
   import torch
@@ -324,6 +444,8 @@ def answer(case: str, path: pathlib.Path) -> np.ndarray:
 
   kind, scheduler = CASES[case]
   write(kind, path, scheduler)
+  if kind in ('unclip', 'variation'):
+    return answer_of_unclip(case, path)
   name = 'StableDiffusionImg2ImgPipeline' if case == 'img2img' else KINDS[kind][0]
   stands = _t5_tokenizers(path, kind)
   pipe = getattr(diffusers, name).from_pretrained(path, **dict.fromkeys(stands))

@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 from etils import epath
 
-from jaxgen import export, from_weights
+from jaxgen import distributed, export, from_weights, writer
+from jaxgen.cli import sample as sample_command
 from jaxgen.generation import edit, inpaint
 from jaxgen.init_from import InitFrom
 from jaxgen.models.autoencoder import AutoencoderKL
@@ -21,6 +22,7 @@ from jaxgen.objectives.base import sample_from
 from jaxgen.pretrained import (
   autoencoder,
   clip,
+  folder,
   layout,
   networks,
   published,
@@ -28,6 +30,7 @@ from jaxgen.pretrained import (
   schedulers,
   single_file,
   tokenizer_files,
+  unclip,
   unet,
 )
 from jaxgen.pretrained import pipeline as pipelines
@@ -79,12 +82,22 @@ def _images(case, path, monkeypatch):
     double_shift=True,
   )
   objective, tokenize = trained.stage.objective, trained.stage.tokenize
+  keys = jax.random.split(jax.random.key(0), 2)
+  if case in ('unclip', 'variation'):
+    monkeypatch.setattr('jaxgen.samplers.ddpm.step_noise', lambda keys, i, x: jnp.asarray(peers.table(x.shape[1:]))[i])
+    monkeypatch.setattr('jaxgen.objectives.base.image_noise', lambda keys, shape: jnp.asarray(peers.table(shape)[-1]))
+    if case == 'unclip':
+      cond = dict(tokenize(peers.PROMPTS))
+    else:
+      given = peers.inputs((8, 8, 4), 16)['image']
+      cond = {'embedding': unclip.embeddings(it.components['image_encoder'], it, given)}
+    return jax.jit(objective.sample)(trained.params, trained.frozen, cond, keys)
   given, cond = peers.inputs((8, 8, 4), 16), dict(tokenize(peers.PROMPTS))
   cond |= {'before': jnp.asarray(given['image'])} if case == 'instruct' else {}
   parts = objective.denoising
   if case not in peers.UNTOLD:
     parts = away_from_prompt(trained.stage, peers.NEGATIVE)
-  keys, noise = jax.random.split(jax.random.key(0), 2), jnp.asarray(given['noise'])
+  noise = jnp.asarray(given['noise'])
   if case in ('img2img', 'refiner'):
     strength = float(parts.sampler.times[peers.STEPS - peers.STEPS // 2])  # diffusers' strength 0.5
     monkeypatch.setattr(edit, 'image_noise', lambda keys, shape: noise)
@@ -259,3 +272,86 @@ def test_a_checkpoint_in_one_file_is_the_folder_of_its_parts(tmp_path, monkeypat
   pipelines.save(it, tmp_path / 'folder')
   again = networks.load(tmp_path / 'folder' / 'unet')
   jax.tree.map(np.testing.assert_array_equal, again.params, jax.tree.map(np.asarray, it.denoiser.params))
+
+
+@pytest.fixture(scope='module')
+def dalle(tmp_path_factory):
+  path = tmp_path_factory.mktemp('dalle')
+  peers.write('unclip', path)
+  return path
+
+
+def test_a_folder_of_stages_comes_back_whole(dalle, tmp_path):
+  it = published.load(dalle)
+  published.save(it, tmp_path)
+  again = published.load(tmp_path)
+  assert again.schedule == it.schedule and again.schedules == it.schedules and again.files == it.files
+  assert set(it.schedules) == {'prior_scheduler', 'super_res_scheduler'}
+  for name, part in it.components.items():
+    assert again.components[name].net == part.net
+    jax.tree.map(np.testing.assert_array_equal, again.components[name].params, part.params)
+
+
+def _changed(path, part, **entries):
+  """The folder with another configuration and weights of a part."""
+  config = json.loads((path / part / 'config.json').read_text()) | entries
+  made = networks.READERS[config.get('_class_name') or config['architectures'][0]](config)
+  shutil.rmtree(path / part)
+  folder.write(path / part, config, peers.tensors_of(made), stem=made.stem)
+
+
+@pytest.mark.parametrize(
+  ('part', 'entries', 'message'),
+  [
+    ('prior', {'embedding_dim': 8}, 'embeddings that the prior makes: 8, that text_proj reads: 16'),
+    ('prior', {'num_embeddings': 9}, 'tokens of a prompt: 77, of the prior: 9'),
+    ('text_encoder', {'projection_dim': 8}, 'embeddings that the text encoder makes: 8, that text_proj reads: 16'),
+    ('decoder', {'cross_attention_dim': 8}, 'features of a token of text_proj: 16, that the decoder reads: 8'),
+    ('decoder', {'sample_size': 6}, 'images of 6 pixels cannot be enlarged to 16'),
+    ('super_res_last', {'in_channels': 3}, 'super_res_last reads 3 channels and makes 3; wanted 6 and 3'),
+  ],
+)
+def test_stages_that_do_not_fit_are_refused_in_a_line(part, entries, message, dalle, tmp_path):
+  copy = shutil.copytree(dalle, tmp_path / 'copy')
+  _changed(copy, part, **entries)
+  with pytest.raises(ValueError, match=message):
+    from_weights.trained(published.load(copy), steps=2)
+
+
+def test_what_a_generator_in_stages_does_not_do_is_one_line(dalle, tmp_path, monkeypatch):
+  monkeypatch.setattr(distributed, 'start', lambda *_: None)
+  it = published.load(dalle)
+  with pytest.raises(ValueError, match='this generator makes images of 16x16 alone'):
+    from_weights.trained(it, size=(32, 32))
+  with pytest.raises(ValueError, match='1 sampling step of an UnCLIPScheduler'):
+    from_weights.trained(it, steps=1)
+  copy = shutil.copytree(dalle, tmp_path / 'copy')
+  _without(copy, 'prior')
+  with pytest.raises(ValueError, match='is a UnCLIPPipeline without prior'):
+    published.load(copy)
+  picture, out = tmp_path / 'a.png', str(tmp_path / 'out.png')
+  writer.save_png(picture, np.zeros((8, 8, 3), np.uint8))
+  told = ['--weights', str(dalle), '--out', out]
+  for more, message in [
+    (['--image-prompt', str(picture)], 'has no image_encoder'),
+    (['--prompt', 'a cat', '--negative', 'dog'], '--negative is not for a UnCLIPPipeline'),
+    (['--image-prompt', 'a', '--image-prompt', 'b', '--image-prompt', 'c'], 'is given 3 times'),
+  ]:
+    with pytest.raises(ValueError, match=message):
+      sample_command.main([*told, *more])
+
+
+@pytest.mark.slow
+def test_variations_and_the_way_between_two_pictures(tmp_path, monkeypatch):
+  monkeypatch.setattr(distributed, 'start', lambda *_: None)
+  peers.write('variation', tmp_path / 'in')
+  rng = np.random.RandomState(0)
+  for name in 'ab':
+    writer.save_png(tmp_path / f'{name}.png', np.uint8(rng.randint(0, 256, (16, 16, 3))))
+  a, b = str(tmp_path / 'a.png'), str(tmp_path / 'b.png')
+  told = ['--weights', str(tmp_path / 'in'), '--steps', '2', '--num', '3', '--image-prompt']
+  assert sample_command.main([*told, a, '--image-prompt', b, '--out', str(tmp_path / 'way')]) == 0
+  assert sample_command.main([*told, a, '--out', str(tmp_path / 'same')]) == 0
+  way, same = (sorted((tmp_path / name).glob('*.png')) for name in ('way', 'same'))
+  assert len(way) == len(same) == 3
+  assert way[0].read_bytes() == same[0].read_bytes() and way[2].read_bytes() != same[2].read_bytes()

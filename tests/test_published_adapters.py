@@ -147,7 +147,7 @@ def _args(**given):
   [
     ({'embedding': ['cat.pt']}, '--embedding is for --weights'),
     ({'weights': 'sd', 'control': ['canny=a.png']}, '--control is given 1 times and --controlnet 0 times'),
-    ({'weights': 'sd', 'image_prompt': 'a.png'}, 'go together'),
+    ({'weights': 'sd', 'ip_adapter': 'a.bin'}, 'go together'),
     ({'control': ['a.png'], 'control_scale': [1.0, 2.0]}, '--control-scale is given 2 times for 1 of --control'),
     ({'lora': ['a.pt', './a.pt:0.5']}, 'is given 2 times; give it once'),
   ],

@@ -10,7 +10,22 @@ import pytest
 
 from jaxgen.pretrained import folder, networks
 
-CHECKED = ('class_embed_type', 'cross_attention_norm', 'attention_head_dim', 'down_block_types', 'mid_block_type')
+CHECKED = (
+  'act_fn',
+  'layers_per_block',
+  'only_cross_attention',
+  'encoder_hid_dim',
+  'addition_embed_type',
+  'time_embedding_dim',
+  'resnet_skip_time_act',
+  'resnet_out_scale_factor',
+  'addition_embed_type_num_heads',
+  'class_embed_type',
+  'cross_attention_norm',
+  'attention_head_dim',
+  'down_block_types',
+  'mid_block_type',
+)
 GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
@@ -70,11 +85,15 @@ def test_projection_is_that_of_diffusers(tmp_path):
   _comes_back(it, tensors, tmp_path / 'out')
 
 
-@pytest.mark.parametrize(('kind', 'given'), [('unet_unclip', 'vector'), ('unet_level', 'level')])
+@pytest.mark.parametrize(
+  ('kind', 'given'), [('unet_unclip', 'vector'), ('unet_level', 'level'), ('unet_imagen', 'level')]
+)
 def test_unet_that_reads_text_in_its_own_softmax_is_that_of_diffusers(kind, given, tmp_path):
   it, arrays, tensors = _opened(kind, tmp_path / 'in')
   cond = {'text': arrays['text'], 'text_mask': arrays['mask'], given: arrays['given']}
   x = arrays['x'].transpose(0, 2, 3, 1)
+  if given == 'level':  # half of its channels are the enlarged image
+    x, cond['concat'] = x[..., :3], x[..., 3:]
   out = jax.jit(it.net.apply)({'params': it.params}, x, arrays['t'], cond)
   np.testing.assert_allclose(out.transpose(0, 3, 1, 2), arrays['out'], atol=1e-4)
   _comes_back(it, tensors, tmp_path / 'out')

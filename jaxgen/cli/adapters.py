@@ -17,6 +17,9 @@ if TYPE_CHECKING:
   import numpy as np
 
 
+_TOGETHER = '--image-prompt, --ip-adapter and --image-encoder go together'
+
+
 def add_options(parser: argparse.ArgumentParser) -> None:
   """The options of control, image prompts and new tokens; --lora is in cli/lora.py."""
   group = parser.add_argument_group('adapters')
@@ -37,9 +40,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   )
   group.add_argument('--control-scale', metavar='S', action='append', type=finite, default=[], help='of each (1)')
   group.add_argument('--guess', action='store_true', help='controls lead without a prompt (guess mode)')
-  group.add_argument('--image-prompt', metavar='IMAGE', type=pathlib.Path, help='what it should look like')
+  group.add_argument(
+    '--image-prompt',
+    metavar='IMAGE',
+    action='append',
+    type=pathlib.Path,
+    help='what it should look like; DALL-E 2 draws variations of it, or if given twice what lies between two',
+  )
   group.add_argument('--ip-adapter', metavar='FILE', help='of --weights: the adapter of --image-prompt')
-  group.add_argument('--image-encoder', metavar='FOLDER', help="the adapter's CLIP vision tower")
+  group.add_argument('--image-encoder', metavar='FOLDER', help='the CLIP vision tower that sees the picture')
   group.add_argument('--image-prompt-scale', metavar='S', type=finite, default=1.0, help='how strongly it is seen (1)')
 
 
@@ -59,9 +68,10 @@ def check(args: argparse.Namespace) -> None:
       f'--control-scale is given {len(args.control_scale)} times for {len(args.control)} of --control; give it once, '
       'or for each'
     )
-  needed = (args.image_prompt, args.ip_adapter, args.image_encoder)
-  if any(needed) and not all(needed):
-    raise ValueError('--image-prompt, --ip-adapter and --image-encoder go together')
+  if not args.image_prompt and (args.ip_adapter or args.image_encoder):
+    raise ValueError(_TOGETHER)
+  if len(args.image_prompt or ()) > 2:
+    raise ValueError(f'--image-prompt is given {len(args.image_prompt)} times; give one picture, or two to go between')
   lora.check(args.lora)
 
 
@@ -86,8 +96,11 @@ def extended(args: argparse.Namespace, pipeline: Any) -> Extended:
   from jaxgen.adapters import controlnet, published, textual_inversion
   from jaxgen.objectives import controlled
   from jaxgen.pretrained import networks
+  from jaxgen.pretrained.pipeline import UNCLIP
   from jaxgen.pretrained.text_to_image import image_size
 
+  if args.image_prompt and pipeline.kind in UNCLIP:
+    return _of_pictures(args, pipeline)
   for text in args.lora:
     file, weight = lora.parsed(text)
     pipeline = published.with_lora(pipeline, lora.place(file), weight=weight)
@@ -96,9 +109,11 @@ def extended(args: argparse.Namespace, pipeline: Any) -> Extended:
     found = textual_inversion.read(pathlib.Path(file).expanduser(), token=token or None)
     pipeline = published.with_embedding(pipeline, found, source=file)
   extensions, fields = [], {}
-  if args.image_prompt is not None:
+  if args.image_prompt:
+    if len(args.image_prompt) > 1 or not (args.ip_adapter and args.image_encoder):
+      raise ValueError(f'{_TOGETHER} with a {pipeline.kind}, once each')
     height, width = image_size(pipeline)
-    images = edit.read_images(args.image_prompt, (min(height, width),) * 2 + (3,), None)
+    images = edit.read_images(args.image_prompt[0], (min(height, width),) * 2 + (3,), None)
     file, encoder = pathlib.Path(args.ip_adapter).expanduser(), networks.lazily(args.image_encoder)
     pipeline, tokens, nothing = published.with_image_prompt(pipeline, file, encoder, images)
     scale = np.full(len(tokens), args.image_prompt_scale, np.float32)
@@ -116,6 +131,34 @@ def extended(args: argparse.Namespace, pipeline: Any) -> Extended:
     return conditioner
 
   return Extended(pipeline, extend, fields)
+
+
+def _of_pictures(args: argparse.Namespace, pipeline: Any) -> Extended:
+  """DALL-E 2 without its prior, told the pictures' own embeddings, or those on the way from one to another's."""
+  import jax.numpy as jnp
+  import numpy as np
+
+  from jaxgen.generation import cascade
+  from jaxgen.objectives.embedded import EMBEDDING
+  from jaxgen.pretrained import networks, unclip
+
+  encoder = pipeline.components.get('image_encoder')
+  if args.image_encoder:
+    encoder = networks.lazily(args.image_encoder)
+  if encoder is None:
+    raise ValueError(f'{args.weights} has no image_encoder, which sees the picture; give --image-encoder FOLDER')
+  given = [name for name in ('prompt', 'lora', 'embedding', 'control', 'ip_adapter') if getattr(args, name)]
+  if given:
+    raise ValueError(
+      f'--{given[0].replace("_", "-")} has no effect with --image-prompt: the picture says what is drawn'
+    )
+  side = (unclip.sides(pipeline)[1],) * 2
+  rows = [unclip.embeddings(encoder, pipeline, edit.read_images(file, (*side, 3), None)) for file in args.image_prompt]
+  if len(rows) == 2:
+    a, b = (jnp.asarray(row[0]) for row in rows)
+    rows = [np.asarray(cascade.between(a, b, jnp.linspace(0, 1, args.num)))]
+  components = {name: it for name, it in pipeline.components.items() if name != 'prior'}
+  return Extended(pipeline._replace(components=components), lambda conditioner: conditioner, {EMBEDDING: rows[0]})
 
 
 def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:

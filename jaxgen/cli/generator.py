@@ -20,7 +20,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help='in place of --run: a folder of diffusers, a checkpoint in one file, a folder of `jaxgen export --format '
     'jaxgen`, or one that comes with jaxgen, jaxgen/NAME',
   )
-  group.add_argument('--steps', type=int, help='steps of its sampler (default: 50)')
+  group.add_argument('--steps', type=int, help="steps of its sampler (default: 50; 25 of DALL-E 2's prior and decoder)")
   group.add_argument('--size', metavar='HxW', help='of the images, in pixels (default: what it was trained at)')
   group.add_argument('--dtype', help="of its networks' activations (default: bfloat16, float32 on CPUs)")
   group.add_argument('--tile', type=int, help='decodes large images in tiles of this many latents a side')
@@ -78,6 +78,7 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
   import jax.numpy as jnp
 
   from jaxgen import distributed, from_weights
+  from jaxgen.pretrained.pipeline import UNCLIP
   from jaxgen.pretrained.text_to_image import concatenated, is_guided, is_instructed
 
   distributed.start()
@@ -85,6 +86,8 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
   pipeline = from_weights.opened(args.weights, prediction=args.prediction, dtype=jnp.dtype(dtype))
   if args.negative is not None and not is_guided(pipeline, args.guidance):
     raise ValueError('--negative has no effect without guidance; give --guidance a value above 1')
+  if args.negative is not None and pipeline.kind in UNCLIP:
+    raise ValueError(f'--negative is not for a {pipeline.kind}, which is led away from no words alone')
   if args.double_shift and not pipeline.schedule.is_flow:
     raise ValueError(f'--double-shift is for flows, and {args.weights} has a {pipeline.schedule.scheduler}')
   pipeline, extend, fields = adapters.extended(args, pipeline)
@@ -92,13 +95,15 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
     pipeline,
     texts=[*words, *([args.negative] if args.negative else [])],
     size=_size(args.size),
-    steps=50 if args.steps is None else args.steps,
+    steps=args.steps,
     guidance=args.guidance,
     image_guidance=args.image_guidance,
     tile=args.tile,
     double_shift=args.double_shift,
     extend=extend,
   )
+  if pipeline.kind == 'UnCLIPImageVariationPipeline' and not args.image_prompt:
+    raise ValueError('this generator draws variations of a picture; give it --image-prompt IMAGE')
   if trained.stage.tokenize is not None and not words and not is_instructed(pipeline):
     raise ValueError('this generator draws what it is told; give it --prompt TEXT')
   reads = 0 if is_instructed(pipeline) else concatenated(pipeline)

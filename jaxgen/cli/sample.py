@@ -36,6 +36,7 @@ def main(argv: list[str]) -> int:
   import numpy as np
 
   from jaxgen import distributed, sample
+  from jaxgen.generation import cascade
 
   trained = lora.added(args.lora, trained) if args.weights is None else trained
   names = trained.stage.data.class_names
@@ -48,6 +49,8 @@ def main(argv: list[str]) -> int:
   watch = None if args.previews is None else previews.previews(args.previews)
   show = None if watch is None else watch.show
   sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts, show=show, reads_mask=reads_mask)
+  if len(args.image_prompt or ()) == 2:
+    sample_fn = cascade.of_one_noise(trained.stage.objective.sample, sample.noise_key(args.seed))
   if args.to_prompt is not None:
     sample_fn = prompt_edit.chosen(args, trained, config, words)
   images = sample.sample(

@@ -8,7 +8,7 @@ A stage is a trained model and the name of the field that takes the images, or t
   variations: an image's own embedding in place of the prior's;  interpolation: embeddings between two images'  (2)
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -16,8 +16,24 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.generation.interpolate import slerp
-from jaxgen.objectives.base import Objective
+from jaxgen.objectives.base import Objective, SampleFn
+from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.typing import Array, Cond, Float, Key
+
+
+class Link(NamedTuple):
+  """A stage of a cascade that is one model; see `chained`.
+
+  Attributes:
+    objective: what samples it.
+    trees: `(params, frozen)` of the model -> those of the stage.
+    told, fields: as in `Stage`.
+  """
+
+  objective: Objective
+  trees: Callable[[Any, Any], tuple[Any, Any]]
+  told: str | None = None
+  fields: Mapping[str, float] = {}
 
 
 class Stage(NamedTuple):
@@ -75,6 +91,31 @@ def cascade(
     made = stage.objective.sample(stage.params, stage.frozen, _told(stage, cond, made), own)
     result.append(made)
   return result
+
+
+def chained(links: Sequence[Link]) -> Objective:
+  """A cascade as one model, whose samples are those of its last stage; it is trained stage by stage."""
+
+  def sample(params: Any, frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
+    stages = [Stage(link.objective, *link.trees(params, frozen), link.told, link.fields) for link in links]
+    return cascade(stages, cond, keys)[-1]
+
+  def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
+    raise ValueError('a cascade is trained stage by stage: give one of its stages')
+
+  fields = {
+    name: field
+    for link in links
+    for name, field in link.objective.conditioner.fields.items()
+    if name != link.told and name not in link.fields
+  }
+  networks = {f'{number}': link.objective.networks['net'] for number, link in enumerate(links, 1)}
+  return Objective(init, (), sample, None, Conditioner(fields), networks)
+
+
+def of_one_noise(sample: SampleFn, key: Key[Array, '']) -> SampleFn:
+  """`sample`, with the noise of one key for all images: what differs then is what they are told."""
+  return lambda params, frozen, cond, keys: sample(params, frozen, cond, jnp.broadcast_to(key, keys.shape))
 
 
 def _told(stage: Stage, cond: Mapping[str, Any], before: Any) -> dict[str, Any]:

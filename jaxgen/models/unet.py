@@ -40,6 +40,7 @@ from jaxgen.models.layers.image_prompt import ImagePrompt
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.remat import Policy, chosen
 from jaxgen.models.layers.resample import depth_to_space, double, halve, space_to_depth
+from jaxgen.models.layers.text_pool import TextPool
 from jaxgen.models.layers.transformer import Transformer
 from jaxgen.typing import Array, Cond, Float
 
@@ -73,6 +74,8 @@ class Style(NamedTuple):
     half_padding: pixels of zeros before and after each side, for the strided convolution.
     time_features: `(t, width) -> features`, the sinusoid.
     eps: added to the variances of the group norms.
+    act: activation of the blocks, of time's embedding and before the output.
+    skip_scale: divides the sum of Eq. 5; sqrt(2) keeps its variance (Imagen's efficient U-Net).
   """
 
   scale_shift: bool = True
@@ -80,6 +83,8 @@ class Style(NamedTuple):
   half_padding: tuple[int, int] = (1, 1)
   time_features: Callable[[Array, int], Array] = timestep_embedding
   eps: float = 1e-5
+  act: Callable[[Array], Array] = nn.silu
+  skip_scale: float = 1.0
 
 
 ADM = Style()
@@ -147,7 +152,7 @@ class UNet(nn.Module):
   Attributes:
     width: features that `multipliers` multiply; the time's and label's embedding is four times as wide.
     multipliers: features of each level, in widths; level i works at 1 / 2^i of the image's side.
-    blocks: residual blocks in each level of the encoder; the decoder has one more.
+    blocks: residual blocks in each level of the encoder, one number for all or one for each; the decoder has one more.
     attention: the levels with attention after each block.
     heads, head_size: number of attention heads, one for all levels or one for each, of which the last is the middle's
       too; or their size, which then decides their number.
@@ -156,6 +161,10 @@ class UNet(nn.Module):
       for each, of which the last is the middle's too; 0 for Eq. 6.
     joined: Eq. 6 reads the tokens of `cond['text']` too, in one softmax; not with `transformer`.
     text_norm: with `joined`, tokens are normalised before their keys and values.
+    text_alone: with `joined`, pixels attend to the text and not to each other.
+    text_features: features that a text's tokens are projected to before anything reads them; 0 for no projection.
+    pool_heads: heads of the attention that pools the text's tokens to a vector that joins the time; 0 for none.
+    time_width: width of time's embedding; 0 for 4 widths.
     level: `cond['level']`, the time of the noise in `cond['concat']`, joins the time.
     size_features: features of each number of `cond['size']`, which joins the time with `cond['pooled']`; 0 for neither.
     fourier: deviation of the frequencies of random Fourier features of log t, which stand in for the sinusoid; the
@@ -173,7 +182,7 @@ class UNet(nn.Module):
 
   width: int
   multipliers: tuple[float, ...]
-  blocks: int
+  blocks: int | tuple[int, ...]
   attention: tuple[int, ...] = ()
   heads: int | tuple[int, ...] = 1
   head_size: int | None = None
@@ -181,6 +190,10 @@ class UNet(nn.Module):
   transformer: int | tuple[int, ...] = 0
   joined: bool = False
   text_norm: bool = False
+  text_alone: bool = False
+  text_features: int = 0
+  pool_heads: int = 0
+  time_width: int = 0
   level: bool = False
   size_features: int = 0
   fourier: float = 0.0
@@ -214,6 +227,8 @@ class UNet(nn.Module):
     self._check(x.shape)
     channels = x.shape[-1] * (1 + self.learn_sigma)
     c = conditioned(self, t, cond)
+    if self.text_features:
+      cond = {**cond, 'text': Linear(self.text_features, dtype=self.dtype, name='text_in')(cond['text'])}
     if 'concat' in cond:
       x = jnp.concatenate([x, cond['concat']], axis=-1)
     dropout = self.dropout if train else 0.0
@@ -230,7 +245,7 @@ class UNet(nn.Module):
     for i, stage in enumerate(decoder(self)):
       x = jnp.concatenate([x, kept.pop()], axis=-1)
       x = run(self, stage, x, c, cond, double, dropout=dropout, name=f'decoder_{i}')
-    x = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_out')(x))
+    x = self.style.act(_norm(self.groups, self.style.eps, self.dtype, name='norm_out')(x))
     x = _conv(self.patch**2 * channels, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(x)
     x = depth_to_space(x, self.patch).astype(jnp.float32)
     return x / t[:, None, None, None] if self.fourier else x
@@ -248,25 +263,28 @@ class UNet(nn.Module):
 
 
 def conditioned(net: UNet, t: Float[Array, 'b'], cond: Cond) -> Float[Array, 'b d']:
-  """silu(c) of Eq. 1, inside a compact module."""
+  """c of Eq. 1 after the activation, inside a compact module."""
+  width, act = net.time_width or 4 * net.width, net.style.act
   if net.fourier:
     features = FourierTime(net.width, net.fourier, name='time_fourier')(t)
   else:
     features = net.style.time_features(t, net.width)
-  c = TimeEmbedding(4 * net.width, name='time_embed')(features)
+  c = TimeEmbedding(width, act, name='time_embed')(features)
   if net.num_classes:
-    table = LabelEmbedding(net.num_classes, 4 * net.width, null_row=False, table_init=_normal, name='label_embed')
+    table = LabelEmbedding(net.num_classes, width, null_row=False, table_init=_normal, name='label_embed')
     c += table(cond['label'])
   if net.size_features:
     numbers = cond['size']
     features = timestep_embedding(numbers.reshape(-1), net.size_features).reshape(len(numbers), -1)
     vector = jnp.concatenate([cond['pooled'].astype(jnp.float32), features], axis=-1)
-    c += TimeEmbedding(4 * net.width, name='vector_embed')(vector)
+    c += TimeEmbedding(width, act, name='vector_embed')(vector)
   if net.level:
-    c += TimeEmbedding(4 * net.width, name='level_embed')(net.style.time_features(cond['level'], net.width))
+    c += TimeEmbedding(width, act, name='level_embed')(net.style.time_features(cond['level'], net.width))
   if 'vector' in cond:
     c += cond['vector'].astype(jnp.float32)
-  return nn.silu(c).astype(net.dtype)
+  if net.pool_heads:
+    c += TextPool(width, net.pool_heads, net.dtype, name='text_pool')(cond['text']).astype(jnp.float32)
+  return act(c).astype(net.dtype)
 
 
 def conv_in(net: UNet, x: Float[Array, 'b h w c']) -> Float[Array, 'b h2 w2 d']:
@@ -293,7 +311,8 @@ def run(net: UNet, stage: Stage, x: Array, c: Array, cond: Cond, resize: Resize,
     edits: Any = cond.get('attention_edit', Edits())
     x = layer(x, cond['text'], mask=cond.get('text_mask'), edits=edits, image=_image_prompt(cond, name))
   elif stage.attention and net.joined:
-    layer = read(net.groups, style.eps, stage.heads, net.dtype, net.text_norm, name=f'{name}_attention')
+    options = (net.dtype, net.text_norm, net.text_alone)
+    layer = read(net.groups, style.eps, stage.heads, *options, name=f'{name}_attention')
     x = layer(x, cond['text'], mask=cond.get('text_mask'))
   elif stage.attention:
     x = attend(net.groups, style.eps, stage.heads, dtype=net.dtype, name=f'{name}_attention')(x)
@@ -321,7 +340,7 @@ def encoder(net: UNet) -> list[Stage]:
   """From the first convolution down; the result of each is kept for the decoder."""
   stages = []
   for level, features in enumerate(_features(net)):
-    stages += [_stage(net, level, attention=level in net.attention)] * net.blocks
+    stages += [_stage(net, level, attention=level in net.attention)] * blocks_of(net, level)
     if level + 1 < len(net.multipliers):
       stages.append(Stage(features, block=False, resize=True))
   return stages
@@ -338,13 +357,24 @@ def decoder(net: UNet) -> list[Stage]:
   stages = []
   for level in reversed(range(len(net.multipliers))):
     stage = _stage(net, level, attention=level in net.attention)
-    stages += [stage] * net.blocks + [stage._replace(resize=level > 0)]
+    stages += [stage] * blocks_of(net, level) + [stage._replace(resize=level > 0)]
   return stages
 
 
 def _stage(net: UNet, level: int, *, attention: bool) -> Stage:
   features = _features(net)[level]
   return Stage(features, True, attention, False, depths(net)[level], heads_of(net, level) if attention else 1)
+
+
+def blocks_of(net: UNet, level: int) -> int:
+  """The number of residual blocks of a level of the encoder."""
+  if isinstance(net.blocks, int):
+    return net.blocks
+  if len(net.blocks) != len(net.multipliers):
+    raise ValueError(
+      f'{len(net.blocks)} numbers of blocks for {len(net.multipliers)} levels; give one, or one for each'
+    )
+  return net.blocks[level]
 
 
 def heads_of(net: UNet, level: int) -> int:
@@ -415,10 +445,11 @@ class TimeEmbedding(nn.Module):
   """time(t) of Eq. 1 from the sinusoid's features, in float32."""
 
   width: int
+  act: Callable[[Array], Array] = nn.silu
 
   @nn.compact
   def __call__(self, features: Float[Array, 'b f']) -> Float[Array, 'b d']:
-    h = nn.silu(Linear(self.width, name='in')(features))
+    h = self.act(Linear(self.width, name='in')(features))
     return Linear(self.width, name='out')(h)
 
 
@@ -434,7 +465,7 @@ class Block(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, 'b h w c'], c: Float[Array, 'b d']) -> Float[Array, 'b h2 w2 o']:
-    h = nn.silu(_norm(self.groups, self.style.eps, self.dtype, name='norm_in')(x))
+    h = self.style.act(_norm(self.groups, self.style.eps, self.dtype, name='norm_in')(x))
     if self.resize is not None:
       h, x = self.resize(h), self.resize(x)
     h = _conv(self.features, dtype=self.dtype, name='conv_in')(h)  # Eq. 2
@@ -447,11 +478,11 @@ class Block(nn.Module):
       h = norm(h) * (1 + scale) + shift  # Eq. 4
     else:
       h = norm(h + modulation[0])  # Eq. 3
-    h = nn.Dropout(self.dropout, deterministic=False)(nn.silu(h))
+    h = nn.Dropout(self.dropout, deterministic=False)(self.style.act(h))
     h = _conv(self.features, dtype=self.dtype, kernel_init=_zeros, name='conv_out')(h)
     if x.shape[-1] != self.features:
       x = Linear(self.features, dtype=self.dtype, name='skip')(x)
-    return x + h  # Eq. 5
+    return x + h if self.style.skip_scale == 1 else (x + h) / self.style.skip_scale  # Eq. 5
 
 
 def _norm(groups: int, eps: float, dtype: Any, *, name: str) -> GroupNorm:

@@ -62,16 +62,20 @@ def embedded(
 
     return phase._replace(loss=loss)
 
+  return of_standardised(objective)._replace(
+    init=init, phases=tuple(on_embeddings(phase) for phase in objective.phases)
+  )
+
+
+def of_standardised(objective: Objective) -> Objective:
+  """`objective`, whose samples are embeddings b d, by the network's mean and deviation."""
+
   def sample(params: dict[str, Any], frozen: Any, cond: Any, keys: Key[Array, ' b']) -> Float[Array, 'b d']:
     x0 = objective.sample(params, frozen, cond, keys)[:, 0]
     return x0 * params['net']['std'][None] + params['net']['mean'][None]
 
-  return objective._replace(
-    init=init,
-    phases=tuple(on_embeddings(phase) for phase in objective.phases),
-    sample=sample,
-    denoising=None,  # its x0 are no images, nor made of them without the network's parameters
-  )
+  # Its x0 are no images, nor made of them without the network's parameters.
+  return objective._replace(sample=sample, denoising=None)
 
 
 def beside(objective: Objective, fields: Mapping[str, Embed]) -> Objective:

@@ -34,19 +34,27 @@ def enlarged_by(image: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[
   return jax.image.resize(image, (len(image), *size, image.shape[-1]), 'linear')
 
 
+def bicubic(image: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[Array, 'b h2 w2 c']:
+  """up(low) of DALL-E 2's upsamplers."""
+  return jax.image.resize(image, (len(image), *size, image.shape[-1]), 'cubic')
+
+
 def reduced_by(image: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[Array, 'b h2 w2 c']:
   """The batch's image made small: bilinear with antialiasing, which for half the side weighs 4x4 pixels."""
   return jax.image.resize(image, (len(image), *size, image.shape[-1]), 'linear', antialias=True)
 
 
-def enlarging(conditioner: Conditioner, process: Process, *, size: tuple[int, int], low: int) -> Conditioner:
+def enlarging(
+  conditioner: Conditioner, process: Process | None, *, size: tuple[int, int], low: int, up: Resize = enlarged_by
+) -> Conditioner:
   """A conditioner that is also told a small image and the level of its noise.  # Eq. 1
 
   Args:
     conditioner: the text's, or another's.
-    process: makes the noise.
+    process: makes the noise; without one there is no noise, and no level.
     size: height and width of the large image.
     low: height of the small one.
+    up: enlarges.
 
   Raises:
     ValueError: the sizes do not fit.
@@ -60,17 +68,20 @@ def enlarging(conditioner: Conditioner, process: Process, *, size: tuple[int, in
     cond = dict(conditioner.encode(params, frozen, rest, keys)) if rest or not conditioner.fields else {}
     if LOW not in fields:
       return cond
-    image, s = fields[LOW].astype(jnp.float32), fields[LEVEL]
+    image = fields[LOW].astype(jnp.float32)
     if image.shape[1:3] != wanted:
       raise ValueError(
         f'the stage before makes images of {image.shape[1]}x{image.shape[2]}, and this one enlarges {wanted[0]}x'
         f'{wanted[1]}; their sizes have to fit'
       )
-    large = enlarged_by(image, size)
+    large = up(image, size)
+    if process is None:
+      return cond | {'concat': large}
+    s = fields[LEVEL]
     eps = image_noise(jax.vmap(lambda key: jax.random.fold_in(key, 1))(keys), large.shape[1:])
     return cond | {'concat': corrupt(process, large, eps, s), 'level': process.network_time(s)}
 
-  fields = {**conditioner.fields, LOW: Field(), LEVEL: Field()}
+  fields = {**conditioner.fields, LOW: Field(), **({} if process is None else {LEVEL: Field()})}
   return conditioner._replace(fields=fields, encode=encode)
 
 

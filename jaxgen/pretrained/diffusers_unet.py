@@ -1,13 +1,18 @@
 """UNet2DModel and UNet2DConditionModel from and to diffusers' folders: the U-Nets of models/unet.py under their names.
 
+Those that read text in their own softmax are DALL-E 2's decoder and DeepFloyd IF's stages, whose further entries are
+read by `_joined_options`.
+
 What differs from the original code (unet.py) is the names, and that queries, keys and values are three tensors.
 """
 
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import flax.linen as nn
 import jax.numpy as jnp
 
+from jaxgen.models.clip import exact_gelu
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
 from jaxgen.models.unet import Stage, Style, UNet, decoder, depths, encoder, heads_of, middle
 from jaxgen.pretrained import folder, state_dict
@@ -43,6 +48,13 @@ _ENDS: Modules = {
   'vector_embed/out': ('add_embedding.linear_2', linear),
   'level_embed/in': ('class_embedding.linear_1', linear),
   'level_embed/out': ('class_embedding.linear_2', linear),
+  'text_in': ('encoder_hid_proj', linear),
+  'text_pool/norm_in': ('add_embedding.norm1', table),
+  'text_pool/query': ('add_embedding.pool.q_proj', to_heads),
+  'text_pool/key': ('add_embedding.pool.k_proj', to_heads),
+  'text_pool/value': ('add_embedding.pool.v_proj', to_heads),
+  'text_pool/proj': ('add_embedding.proj', linear),
+  'text_pool/norm_out': ('add_embedding.norm2', table),
   'conv_in': ('conv_in', conv),
   'norm_out': ('conv_norm_out', table),
   'conv_out': ('conv_out', conv),
@@ -56,6 +68,15 @@ _JOINED: Modules = {
   'text_value': ('add_v_proj', to_heads),
   'text_norm': ('norm_cross', table),
 }
+_ALONE: Modules = {
+  'norm': ('group_norm', table),
+  'attention/query': ('to_q', to_heads),
+  'attention/key': ('add_k_proj', to_heads),
+  'attention/value': ('add_v_proj', to_heads),
+  'attention/out': ('to_out.0', from_heads),
+  'text_norm': ('norm_cross', table),
+}
+_ACTIVATIONS = {'silu': nn.silu, 'gelu': exact_gelu}
 _BLOCK: Modules = {
   'norm_in': ('norm1', table),
   'conv_in': ('conv1', conv),
@@ -75,7 +96,7 @@ def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:
   folder.require(config, 'block_out_channels', 'down_block_types')
   net = network(config, dtype=dtype)
   for entry in ('addition_time_embed_dim', 'projection_class_embeddings_input_dim'):
-    if config.get('addition_embed_type') and not config.get(entry):
+    if config.get('addition_embed_type') == 'text_time' and not config.get(entry):
       raise ValueError(f'config.json has addition_embed_type {config["addition_embed_type"]} and names no {entry}')
   return _layout(net, config)
 
@@ -102,12 +123,19 @@ def _layout(net: UNet, config: folder.Config) -> Layout:
 
 
 def concatenated(config: Mapping[str, Any]) -> int:
-  """Channels that the network reads beside its image: 5 of an inpainting model, 4 of InstructPix2Pix."""
-  return max(config.get('in_channels', 4) - (config.get('out_channels') or 0), 0) if _reads_text(config) else 0
+  """Channels that the network reads beside its image: an inpainting model's 5, an upsampler's 3."""
+  if _is_joined(config) and config.get('class_embed_type') == 'timestep':
+    return config.get('in_channels', 4) // 2  # its output has a variance
+  default = 4 if _reads_text(config) else 3
+  return max(config.get('in_channels', default) - (config.get('out_channels') or default), 0)
 
 
 def _reads_text(config: Mapping[str, Any]) -> bool:
   return config['_class_name'] == 'UNet2DConditionModel'
+
+
+def _is_joined(config: Mapping[str, Any]) -> bool:
+  return _reads_text(config) and config.get('mid_block_type') == 'UNetMidBlock2DSimpleCrossAttn'
 
 
 def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
@@ -117,7 +145,8 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
     ValueError: jaxgen has no such network.
   """
   text = _reads_text(config)
-  lists = [name for name in _ONE_FOR_ALL if isinstance(config.get(name), list)]
+  joined = _is_joined(config)
+  lists = [name for name in _ONE_FOR_ALL[joined:] if isinstance(config.get(name), list)]
   if lists:
     raise ValueError(
       f'this {config["_class_name"]} is not one that jaxgen has: {lists[0]} is {config[lists[0]]}, wanted one number'
@@ -126,11 +155,12 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
   channels = config.get('in_channels', 4 if text else 3) - concatenated(config)
   width = features[0]
   attends = tuple('Attn' in kind for kind in config['down_block_types'])
-  joined = text and config.get('mid_block_type') == 'UNetMidBlock2DSimpleCrossAttn'
-  resnet = joined or (not text and config.get('downsample_type', 'conv') == 'resnet')
+  in_blocks = 'ResnetDownsampleBlock2D' in config['down_block_types']  # whose type says how they change size
+  resnet = joined or (not text and (in_blocks or config.get('downsample_type', 'conv') == 'resnet'))
   scale_shift = config.get('resnet_time_scale_shift', 'default') == 'scale_shift'
   fourier = not text and config.get('time_embedding_type') == 'fourier'
   groups, doubled = config.get('norm_num_groups', 32), config.get('out_channels') == 2 * channels
+  attending = any(attends) or bool(config.get('add_attention', True))
   folder.expect(
     config,
     _UNSUPPORTED
@@ -140,13 +170,14 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
       'cross_attention_norm': config.get('cross_attention_norm') if joined else None,
       'add_attention': True if text else config.get('add_attention', True),
       'time_embedding_type': 'fourier' if fourier else 'positional',
-      'addition_embed_type': 'text_time' if text and config.get('addition_embed_type') else None,
+      'addition_embed_type': None if joined or not text else config.get('addition_embed_type') and 'text_time',
       'out_channels': channels * (1 + doubled),
       'time_embedding_dim': config.get('time_embedding_dim') and 4 * width,
-      'attn_norm_num_groups': groups if scale_shift else config.get('attn_norm_num_groups') and groups,
+      'attn_norm_num_groups': groups if scale_shift and attending else config.get('attn_norm_num_groups') and groups,
       'resnet_time_scale_shift': 'scale_shift' if scale_shift else 'default',
-      'upsample_type': 'resnet' if resnet else 'conv',
-    },
+      'upsample_type': 'resnet' if resnet and any(attends) else config.get('upsample_type') if in_blocks else 'conv',
+    }
+    | (_joined_entries(config) if joined else {}),
   )
   times = (config.get('flip_sin_to_cos', True), config.get('freq_shift', 0))
   padding = config.get('downsample_padding', 1)
@@ -158,23 +189,61 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
   return UNet(
     width=width,
     multipliers=tuple(_ratio(size, width) for size in features),
-    blocks=config.get('layers_per_block', 2),
+    blocks=tuple(blocks) if isinstance(blocks := config.get('layers_per_block', 2), list) else blocks,
     attention=tuple(level for level, attend in enumerate(attends) if attend),
     transformer=_depths(config, attends) if text and not joined else 0,
     joined=joined,
     text_norm=joined and config.get('cross_attention_norm') == 'group_norm',
     level=joined and config.get('class_embed_type') == 'timestep',
-    size_features=config.get('addition_time_embed_dim') or 0 if config.get('addition_embed_type') else 0,
+    size_features=config.get('addition_time_embed_dim') or 0 if config.get('addition_embed_type') == 'text_time' else 0,
     num_classes=config.get('num_class_embeds') or 0,
     fourier=_FREQUENCIES if fourier else 0.0,
     middle_attention=bool(config.get('add_attention', True)),
     learn_sigma=doubled,
     dropout=config.get('dropout', 0.0),
     groups=groups,
-    style=Style(scale_shift, resnet, _PADDINGS[padding], _TIMES[times], config.get('norm_eps', 1e-5)),
+    style=Style(
+      scale_shift,
+      resnet,
+      _PADDINGS[padding],
+      _TIMES[times],
+      config.get('norm_eps', 1e-5),
+      _ACTIVATIONS[config.get('act_fn', 'silu')],
+      config.get('resnet_out_scale_factor', 1.0),
+    ),
     dtype=dtype,
+    **(_joined_options(config, width) if joined else {}),
     **_heads(config, features, text=text and not joined),
   )
+
+
+def _joined_entries(config: Mapping[str, Any]) -> dict[str, Any]:
+  """What is wanted of the entries that DeepFloyd IF's stages have."""
+  act, alone, pooled = config.get('act_fn', 'silu'), config.get('only_cross_attention', False), 'addition_embed_type'
+  skips = bool(config.get('resnet_skip_time_act'))
+  return {
+    'act_fn': act if act in _ACTIVATIONS else 'gelu',
+    'only_cross_attention': bool(alone),
+    'mid_block_only_cross_attention': alone if config.get('mid_block_only_cross_attention') is not None else None,
+    pooled: 'text' if config.get(pooled) else None,
+    'encoder_hid_dim': config.get('encoder_hid_dim'),
+    'encoder_hid_dim_type': 'text_proj' if config.get('encoder_hid_dim') else None,
+    'resnet_skip_time_act': skips,
+    'time_embedding_act_fn': act if skips else None,  # once for all blocks, or in each: the same
+    'time_embedding_dim': config.get('time_embedding_dim'),
+    'resnet_out_scale_factor': config.get('resnet_out_scale_factor', 1.0),
+    'mid_block_scale_factor': config.get('resnet_out_scale_factor', 1.0),
+  }
+
+
+def _joined_options(config: Mapping[str, Any], width: int) -> dict[str, Any]:
+  time = config.get('time_embedding_dim') or 4 * width
+  return {
+    'text_alone': bool(config.get('only_cross_attention')),
+    'text_features': config.get('cross_attention_dim', 1280) if config.get('encoder_hid_dim') else 0,
+    'pool_heads': config.get('addition_embed_type_num_heads', 64) if config.get('addition_embed_type') else 0,
+    'time_width': 0 if time == 4 * width else time,
+  }
 
 
 def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.Config:
@@ -195,10 +264,10 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
     'in_channels': seen,
     'out_channels': made,
     'block_out_channels': features,
-    'layers_per_block': net.blocks,
+    'layers_per_block': list(net.blocks) if isinstance(net.blocks, tuple) else net.blocks,
     'norm_num_groups': net.groups,
     'norm_eps': style.eps,
-    'act_fn': 'silu',
+    'act_fn': {act: name for name, act in _ACTIVATIONS.items()}[style.act],
     'dropout': net.dropout,
     'flip_sin_to_cos': times[0],
     'freq_shift': times[1],
@@ -226,7 +295,7 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   resize = 'resnet' if style.resize_in_blocks else 'conv'
   return config | {
     '_class_name': 'UNet2DModel',
-    'attention_head_dim': sizes.pop() if len(sizes) == 1 else None,  # None: one head
+    'attention_head_dim': sizes.pop() if len(sizes) == 1 else None if sizes else net.head_size,  # None: one head
     'attn_norm_num_groups': net.groups if style.scale_shift else None,
     'add_attention': net.middle_attention,
     'time_embedding_type': 'fourier' if net.fourier else 'positional',
@@ -260,10 +329,23 @@ def _joined(net: UNet, params: Params, features: list[int], heads: list[int], us
   sizes = {size // number for size, number, attend in zip(features, heads, used, strict=True) if attend}
   if len(sizes) > 1:
     raise ValueError(f'diffusers has one size of heads for all levels, this network {sorted(sizes)}; set head_size')
+  once, act = bool(net.time_width), {act: name for name, act in _ACTIVATIONS.items()}[net.style.act]
+  read: Any = params['middle_0_attention']
+  width = (read['attention']['key'] if net.text_alone else read['text_key'])['kernel'].shape[0]
   return {
+    'time_embedding_dim': net.time_width or None,
+    'time_embedding_act_fn': act if once else None,
+    'resnet_skip_time_act': once,
+    'resnet_out_scale_factor': net.style.skip_scale,
+    'mid_block_scale_factor': net.style.skip_scale,
+    'only_cross_attention': net.text_alone,
+    'encoder_hid_dim': params['text_in']['kernel'].shape[0] if net.text_features else None,
+    'encoder_hid_dim_type': 'text_proj' if net.text_features else None,
+    'addition_embed_type': 'text' if net.pool_heads else None,
+    **({'addition_embed_type_num_heads': net.pool_heads} if net.pool_heads else {}),
     '_class_name': 'UNet2DConditionModel',
     'attention_head_dim': sizes.pop(),
-    'cross_attention_dim': params['middle_0_attention']['text_key']['kernel'].shape[0],
+    'cross_attention_dim': width,
     **({'class_embed_type': 'timestep'} if net.level else {}),
     'cross_attention_norm': 'group_norm' if net.text_norm else None,
   }
@@ -317,7 +399,9 @@ def _ratio(size: int, width: int) -> float:
 
 
 def _text_width(config: Mapping[str, Any]) -> int:
-  return config.get('cross_attention_dim', 1280) if config['_class_name'] == 'UNet2DConditionModel' else 0
+  if not _reads_text(config):
+    return 0
+  return config.get('encoder_hid_dim') or config.get('cross_attention_dim', 1280)
 
 
 def _cross_width(params: Params) -> int:
@@ -327,6 +411,8 @@ def _cross_width(params: Params) -> int:
 def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
   if path == 'time_fourier/frequencies':
     return Leaf(('time_proj.weight',), shape, (0,), shape)
+  if path == 'text_pool/query_row':
+    return Leaf(('add_embedding.pool.positional_embedding',), shape, (0,), (1, *shape))
   module, _, parameter = path.rpartition('/')
   name, _ = modules[module]
   if not path.endswith(('attention/qkv/kernel', 'attention/qkv/bias')):
@@ -340,7 +426,7 @@ def _leaf(path: str, shape: Shape, modules: Modules) -> Leaf:
 
 def _modules(net: UNet, projection: state_dict.Order) -> Modules:
   modules = dict(_ENDS)
-  plain = _JOINED if net.joined else _ATTENTION
+  plain = _ATTENTION if not net.joined else _ALONE if net.text_alone else _JOINED
   modules |= _stages(encoder(net), projection, plain, 'encoder', 'down_blocks.{}', 'downsamplers')
   modules |= _stages(decoder(net), projection, plain, 'decoder', 'up_blocks.{}', 'upsamplers')
   return modules | _stages(middle(net), projection, plain, 'middle', 'mid_block', '')

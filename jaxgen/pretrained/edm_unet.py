@@ -19,7 +19,7 @@ import numpy as np
 
 from jaxgen.models import edm_unet
 from jaxgen.models.edm_unet import EDMUNet, ddpmpp, ncsnpp
-from jaxgen.models.unet import UNet, adm
+from jaxgen.models.unet import UNet, adm, blocks_of
 from jaxgen.pretrained import arrays, folder, layout, state_dict
 from jaxgen.pretrained import unet as pretrained_unet
 from jaxgen.pretrained.layout import Layout
@@ -242,15 +242,15 @@ def _adm(net: UNet, resolution: int) -> Modules:
     'norm_out': ('out_norm', table),
     'conv_out': ('out_conv', conv),
   }
-  last = len(net.multipliers) - 1
+  last, blocks = len(net.multipliers) - 1, blocks_of(net, 0)  # the same in all levels
 
   def stage(path: str, half: str, level: int, part: str, resize: str) -> Modules:
     name, resized = f'{half}.{_at(resolution, level)}_{part}', f'{half}.{resize}'
     found = _under(f'{path}_block', name, _ADM_BLOCK) | _under(f'{path}_attention', name, _ADM_ATTENTION)
     return found | _under(f'{path}_resize', resized, _ADM_BLOCK)
 
-  for i in range((last + 1) * (net.blocks + 1)):
-    level, j = divmod(i, net.blocks + 1)
+  for i in range((last + 1) * (blocks + 1)):
+    level, j = divmod(i, blocks + 1)
     modules |= stage(f'encoder_{i}', 'enc', level, f'block{j}', f'{_at(resolution, level + 1)}_down')
     level = last - level
     modules |= stage(f'decoder_{i}', 'dec', level, f'block{j}', f'{_at(resolution, max(level - 1, 0))}_up')

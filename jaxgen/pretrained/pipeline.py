@@ -5,6 +5,8 @@
   tokenizer/, tokenizer_2/, ...      vocabularies
   scheduler/                         scheduler_config.json
 
+DALL-E 2's have a `prior/`, a `decoder/`, two upsamplers and a scheduler for each of the three stages (unclip.py).
+
 Parameters are read when they are used: a pipeline that was loaded has their shapes, and `np.asarray(leaf)` reads one.
 A class name is only looked up; nothing that a folder names is imported or run.
 """
@@ -25,10 +27,13 @@ from jaxgen.pretrained.layout import Pretrained
 from jaxgen.pretrained.schedulers import Schedule
 
 INDEX = 'model_index.json'
-DENOISERS = ('unet', 'transformer')
+DENOISERS = ('unet', 'transformer', 'decoder')
 TEXT_ENCODERS = ('text_encoder', 'text_encoder_2', 'text_encoder_3')
 TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3')
-NETWORKS = (*DENOISERS, 'vae', *TEXT_ENCODERS)
+OF_UNCLIP = ('prior', 'text_proj', 'super_res_first', 'super_res_last', 'image_encoder')
+NETWORKS = (*DENOISERS, 'vae', *TEXT_ENCODERS, *OF_UNCLIP)
+PROCESSORS = ('feature_extractor',)  # kept as files
+SCHEDULERS = ('prior_scheduler', 'super_res_scheduler')  # beside the denoiser's
 # Without text: what the pipelines of images alone are made of.
 UNCONDITIONAL = ('DDPMPipeline', 'DDIMPipeline', 'PNDMPipeline', 'DiTPipeline')
 STABLE_DIFFUSION = ('StableDiffusionPipeline', 'StableDiffusionImg2ImgPipeline', 'StableDiffusionInpaintPipeline',
@@ -37,7 +42,9 @@ SDXL = ('StableDiffusionXLPipeline', 'StableDiffusionXLImg2ImgPipeline', 'Stable
 SD3 = ('StableDiffusion3Pipeline', 'StableDiffusion3Img2ImgPipeline', 'StableDiffusion3InpaintPipeline')
 FLUX = ('FluxPipeline', 'FluxImg2ImgPipeline', 'FluxInpaintPipeline')
 PIXART = ('PixArtAlphaPipeline', 'PixArtSigmaPipeline')
-CLASSES = (*UNCONDITIONAL, *STABLE_DIFFUSION, *SDXL, *SD3, *FLUX, *PIXART)
+UNCLIP = ('UnCLIPPipeline', 'UnCLIPImageVariationPipeline')
+CLASSES = (*UNCONDITIONAL, *STABLE_DIFFUSION, *SDXL, *SD3, *FLUX, *PIXART, *UNCLIP)
+OF_PIXELS = UNCLIP  # without an autoencoder
 
 
 class Pipeline(NamedTuple):
@@ -46,9 +53,10 @@ class Pipeline(NamedTuple):
   Attributes:
     components: its networks by the names of their folders, such as 'unet', 'vae', 'text_encoder_2'.
     tokenizers: its tokenizers by the names of their folders.
-    schedule: process, prediction and sampler.
+    schedule: process, prediction and sampler of the denoiser.
     config: model_index.json.
-    files: contents of the tokenizers' files by path, for `save`.
+    files: contents of the tokenizers' and processors' files by path, for `save`.
+    schedules: those of other stages by the names of their folders, such as 'prior_scheduler'.
   """
 
   components: Mapping[str, Pretrained]
@@ -56,6 +64,7 @@ class Pipeline(NamedTuple):
   schedule: Schedule
   config: Mapping[str, Any]
   files: Mapping[str, bytes] = {}
+  schedules: Mapping[str, Schedule] = {}
 
   @property
   def kind(self) -> str:
@@ -97,21 +106,22 @@ def load(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Pipeline:
       exact = name == 'vae' and json.loads(_needed(path / name / 'config.json').read_text()).get('force_upcast', True)
       components[name] = networks.lazily(path / name, dtype=jnp.float32 if exact else dtype)
   tokenizers = {name: from_folder(_needed(path / name)) for name in TOKENIZERS if name in parts}
+  kept = [path / name for name in (*TOKENIZERS, *PROCESSORS) if name in parts and (path / name).exists()]
   pipeline = Pipeline(
     components,
     tokenizers,
-    schedulers.load(_needed(path / 'scheduler')),
+    schedulers.load(_needed(path / _scheduler(index))),
     index,
-    {
-      f'{name}/{file.name}': file.read_bytes()
-      for name in TOKENIZERS
-      if name in parts
-      for file in (path / name).iterdir()
-      if file.is_file()
-    },
+    {f'{place.name}/{file.name}': file.read_bytes() for place in kept for file in place.iterdir() if file.is_file()},
+    {name: schedulers.load(_needed(path / name)) for name in SCHEDULERS if name in parts},
   )
   check(pipeline, path)
   return pipeline
+
+
+def _scheduler(index: Mapping[str, Any]) -> str:
+  """The folder of the denoiser's scheduler."""
+  return 'decoder_scheduler' if index['_class_name'] in UNCLIP else 'scheduler'
 
 
 def _needed(path: epath.Path) -> epath.Path:
@@ -123,7 +133,7 @@ def _needed(path: epath.Path) -> epath.Path:
 def check(pipeline: Pipeline, path: Any) -> None:
   """Raises ValueError where the parts of a pipeline are not whole, or do not fit each other."""
   if not any(name in pipeline.components for name in DENOISERS):
-    raise ValueError(f'{path} has no unet and no transformer, so it denoises nothing')
+    raise ValueError(f'{path} has no unet, no transformer and no decoder, so it denoises nothing')
   if pipeline.kind in UNCONDITIONAL:
     return
   for encoder, tokenizer in zip(TEXT_ENCODERS, TOKENIZERS, strict=True):
@@ -132,8 +142,18 @@ def check(pipeline: Pipeline, path: Any) -> None:
       raise ValueError(f'{path} has {there} and no {missing}; a prompt needs both')
   if not any(name in pipeline.components for name in TEXT_ENCODERS):
     raise ValueError(f'{path} is a {pipeline.kind} without a text encoder')
-  if 'vae' not in pipeline.components:
+  if pipeline.kind in UNCLIP:
+    _check_unclip(pipeline, path)
+  elif 'vae' not in pipeline.components:
     raise ValueError(f'{path} is a {pipeline.kind} without vae, which decodes its latents')
+
+
+def _check_unclip(pipeline: Pipeline, path: Any) -> None:
+  first = ('prior', 'prior_scheduler') if pipeline.kind == 'UnCLIPPipeline' else ('image_encoder',)
+  there = {*pipeline.components, *pipeline.schedules}
+  for name in ('decoder', 'text_proj', 'super_res_first', 'super_res_last', 'super_res_scheduler', *first):
+    if name not in there:
+      raise ValueError(f'{path} is a {pipeline.kind} without {name}')
 
 
 def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
@@ -151,5 +171,6 @@ def save(pipeline: Pipeline, path: str | os.PathLike) -> None:
   for name, content in pipeline.files.items():
     (path / name).parent.mkdir(parents=True, exist_ok=True)
     write_whole(path / name, content)
-  schedulers.save(path / 'scheduler', pipeline.schedule)
+  for name, schedule in {_scheduler(pipeline.config): pipeline.schedule, **pipeline.schedules}.items():
+    schedulers.save(path / name, schedule)
   folder.write_config(path / INDEX, dict(pipeline.config))

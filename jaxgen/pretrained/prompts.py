@@ -6,6 +6,7 @@
   SD3                text: the same two, padded with zeros, and behind them T5's tokens; pooled: both projections
   Flux               text: T5's tokens; pooled: CLIP L's, not projected; guidance: the scale
   PixArt             text: T5's tokens, whose padding is masked
+  DALL-E 2           text: the last tokens of CLIP, normed, whose padding is masked; pooled: the projection
 
 A prompt is given as token ids, one field for each text encoder: `text`, `text_2`, `text_3`. CLIP's prompts may have
 weights, `(red:1.3)`, and any length: chunks of 77 ids are encoded separately and joined along the tokens
@@ -29,6 +30,14 @@ FIELDS = ('text', 'text_2', 'text_3')  # of TEXT_ENCODERS
 _FLUX_TOKENS, _FLUX_FEW, _SD3_TOKENS = 512, 256, 256
 _PIXART_TOKENS = {'PixArtAlphaPipeline': 120, 'PixArtSigmaPipeline': 300}
 _AESTHETIC, _UGLY = 6.0, 2.5  # aesthetic scores of SDXL's refiner, of the condition and of its null
+
+_TEXT_PATHS = (  # of what reads the text first, in the denoisers' parameters
+  ('text_in',),
+  ('middle_0_attention', 'block_0', 'cross', 'key'),
+  ('middle_0_attention', 'text_key'),
+  ('text_embed',),
+  ('caption_embed', 'in'),
+)
 
 Tokenize = Callable[[Sequence[str]], Mapping[str, np.ndarray]]
 
@@ -75,6 +84,8 @@ def prompts(
     return _flux(pipeline, 3.5 if guidance is None else guidance)
   if pipeline.kind in pipelines.PIXART:
     return _pixart(pipeline, drop_rate, size)
+  if pipeline.kind in pipelines.UNCLIP:
+    return _unclip(pipeline, drop_rate)
   return _stable_diffusion(pipeline, chunks, drop_rate)
 
 
@@ -197,6 +208,18 @@ def _pixart(pipeline: Pipeline, drop_rate: float, size: tuple[int, int]) -> Prom
   return Prompts(conditioner._replace(fields=fields), with_sizes, 4.5)
 
 
+def _unclip(pipeline: Pipeline, drop_rate: float) -> Prompts:
+  clip, tokenizers = _clips(pipeline, 'text')['text'], _by_field(pipeline)
+
+  def encode(params: Any, frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
+    features, ids = clip.features(frozen, fields), fields['text']
+    end = jnp.argmax(ids == clip.net.end_of_text, axis=1)  # the first: padding may be the same id
+    mask = jnp.arange(ids.shape[1])[None] <= end[:, None]
+    return {'text': features.normed, 'pooled': features.projected, 'text_mask': mask}
+
+  return Prompts(_dropping(_empty(tokenizers), drop_rate, encode), _tokenize(tokenizers), 8.0)
+
+
 class _Clip(NamedTuple):
   """A CLIP text encoder, by the name of its field."""
 
@@ -284,8 +307,8 @@ def _apply(net: Any, params: Any, *inputs: Array) -> Array:
 def text_width(pipeline: Pipeline) -> int:
   """Features of a token of text as the denoiser reads it."""
   tree: Any = pipeline.denoiser.params
-  for path in (('middle_0_attention', 'block_0', 'cross', 'key'), ('text_embed',), ('caption_embed', 'in')):
-    if path[0] in tree:
+  for path in _TEXT_PATHS:
+    if path[0] in tree and (len(path) == 1 or path[1] in tree[path[0]]):
       for name in path:
         tree = tree[name]
       return tree['kernel'].shape[0]

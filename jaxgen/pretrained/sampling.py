@@ -51,6 +51,7 @@ _IN_SIGMA = (
   'LMSDiscreteScheduler',
   'EulerAncestralDiscreteScheduler',
 )
+_CLIPS = ('DDIMScheduler', 'DDPMScheduler', 'UnCLIPScheduler')  # unless told otherwise
 _SPACING = {  # diffusers' defaults, where they are not linspace
   'DDIMScheduler': 'leading',
   'DDPMScheduler': 'leading',
@@ -127,6 +128,8 @@ def sampling(
   """
   if not 1 <= steps <= schedule.num_train_timesteps:
     raise ValueError(f'{steps} sampling steps of a process with {schedule.num_train_timesteps}: use 1 to that many')
+  if steps == 1 and schedule.scheduler == 'UnCLIPScheduler':
+    raise ValueError('1 sampling step of an UnCLIPScheduler, which goes from the last time to the first; use 2 or more')
   ignored = _ignored(schedule)
   if ignored:
     logging.warning('of %s these are ignored: %s', schedule.scheduler, ', '.join(ignored))
@@ -154,7 +157,7 @@ def _ignored(schedule: Schedule) -> list[str]:
 def _solver(schedule: Schedule) -> Solver:
   more = schedule.more
   match schedule.scheduler:
-    case 'DDPMScheduler':
+    case 'DDPMScheduler' | 'UnCLIPScheduler':
       kind = more.get('variance_type') or 'fixed_small'
       if kind not in _VARIANCES:
         raise ValueError(f'variance_type {kind!r} is not known; wanted one of {", ".join(_VARIANCES)}')
@@ -186,7 +189,7 @@ def _clipping(schedule: Schedule) -> tuple[Guide, ...]:
   if more.get('thresholding'):
     quantile, most = more.get('dynamic_thresholding_ratio', 0.995), more.get('sample_max_value', 1.0)
     return (threshold(quantile=quantile, most=most, keep_eps=of_ddim),)
-  if more.get('clip_sample', schedule.scheduler in ('DDIMScheduler', 'DDPMScheduler')):
+  if more.get('clip_sample', schedule.scheduler in _CLIPS):
     return (clip(more.get('clip_sample_range', 1.0), keep_eps=of_ddim),)
   return ()
 

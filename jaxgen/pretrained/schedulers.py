@@ -35,11 +35,13 @@ DIFFUSION = (
   'HeunDiscreteScheduler',
   'LMSDiscreteScheduler',
   'PNDMScheduler',
+  'UnCLIPScheduler',
   'UniPCMultistepScheduler',
 )
 FLOW = ('FlowMatchEulerDiscreteScheduler', 'FlowMatchHeunDiscreteScheduler')
 _PREDICTIONS = {'epsilon': parameterisations.eps, 'sample': parameterisations.x0, 'v_prediction': parameterisations.v}
 _ROUND_TIMES = ('DPMSolverMultistepScheduler', 'UniPCMultistepScheduler')  # of Karras's levels, for the network
+_COSINE = 'squaredcos_cap_v2'
 _SMALLEST = 2.0**-24  # alpha bar of Eq. 1's last time
 _DEFAULTS = {
   'num_train_timesteps': 1000,
@@ -94,7 +96,8 @@ def load(path: str | os.PathLike) -> Schedule:
 def read(config: folder.Config) -> Schedule:
   """The schedule of a configuration; errors as of `load`."""
   more = {name: value for name, value in config.items() if name not in _DEFAULTS and not name.startswith('_')}
-  named: dict[str, Any] = _DEFAULTS | {name: value for name, value in config.items() if name in _DEFAULTS}
+  defaults = _DEFAULTS | ({'beta_schedule': _COSINE} if config['_class_name'] == 'UnCLIPScheduler' else {})
+  named: dict[str, Any] = defaults | {name: value for name, value in config.items() if name in _DEFAULTS}
   if config['_class_name'] in FLOW:
     folder.expect(config, {'invert_sigmas': False})
     named |= {'beta_schedule': 'flow', 'beta_start': 0.0, 'beta_end': 0.0, 'prediction_type': 'flow_prediction'}
@@ -114,6 +117,8 @@ def configuration(schedule: Schedule) -> folder.Config:
     ('shift',) if schedule.is_flow else ('beta_schedule', 'beta_start', 'beta_end', 'prediction_type')
   )  # a scheduler has entries of one kind
   config: folder.Config = {'_class_name': schedule.scheduler, 'num_train_timesteps': schedule.num_train_timesteps}
+  if schedule.scheduler == 'UnCLIPScheduler':
+    names = ('beta_schedule', 'prediction_type')
   if schedule.scheduler in ('DDIMScheduler', 'DDPMScheduler'):
     config |= {'clip_sample': False}  # of latents; diffusers clips by default
   return config | {name: getattr(schedule, name) for name in names} | dict(schedule.more)
@@ -123,7 +128,7 @@ def process(schedule: Schedule) -> Process:
   """The process, whose network times are whole numbers where diffusers rounds them."""
   if schedule.is_flow:
     return rectified_flow(time_scale=schedule.num_train_timesteps)
-  cosine = schedule.beta_schedule == 'squaredcos_cap_v2'
+  cosine = schedule.beta_schedule == _COSINE
   plain = schedule.more.get('trained_betas') is None and not schedule.more.get('rescale_betas_zero_snr')
   made = vp_cosine(schedule.num_train_timesteps) if cosine and plain else from_betas(betas(schedule))
   if schedule.more.get('use_karras_sigmas') and schedule.scheduler in _ROUND_TIMES and not cosine:
@@ -140,7 +145,7 @@ def betas(schedule: Schedule) -> Float[np.ndarray, ' k']:
     made = np.linspace(start, end, steps)
   elif schedule.beta_schedule == 'scaled_linear':
     made = np.linspace(start**0.5, end**0.5, steps) ** 2
-  elif schedule.beta_schedule == 'squaredcos_cap_v2':
+  elif schedule.beta_schedule == _COSINE:
     f = np.cos((np.arange(steps + 1) / steps + 0.008) / 1.008 * np.pi / 2) ** 2
     made = np.minimum(1 - f[1:] / f[:-1], 0.999)
   else:

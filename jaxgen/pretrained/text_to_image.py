@@ -20,7 +20,7 @@ from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.instruct import instructed, mode_of, two_scales
 from jaxgen.objectives.latent import latent
 from jaxgen.pretrained import pipeline as pipelines
-from jaxgen.pretrained import schedulers
+from jaxgen.pretrained import schedulers, unclip
 from jaxgen.pretrained.pipeline import TEXT_ENCODERS, Pipeline
 from jaxgen.pretrained.prompts import Prompts, prompts, text_width
 from jaxgen.pretrained.sampling import sampling
@@ -107,6 +107,8 @@ def frozen_of(pipeline: Pipeline) -> dict[str, Any]:
 
 def image_size(pipeline: Pipeline) -> tuple[int, int]:
   """Height and width that the denoiser was trained at, in pixels."""
+  if pipeline.kind in pipelines.UNCLIP:
+    return unclip.sides(pipeline)[1:] * 2
   autoencoder, config = pipeline.autoencoder, pipeline.denoiser.meta.config
   side = config.get('sample_size') or (128 if pipeline.kind in (*pipelines.FLUX, *pipelines.SD3) else 64)
   height, width = side if isinstance(side, list) else (side, side)

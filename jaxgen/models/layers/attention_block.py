@@ -54,6 +54,7 @@ class TextAttentionBlock(nn.Module):
     groups, eps: number of groups of the norms, and their eps.
     heads, dtype: as in `Attention`.
     text_norm: a norm of 32 groups of features, over all tokens of a text, before keys and values (DeepFloyd IF).
+    alone: pixels attend to the text alone, not to each other (DeepFloyd IF's upsamplers).
   """
 
   groups: int
@@ -61,6 +62,7 @@ class TextAttentionBlock(nn.Module):
   heads: int
   dtype: Any = jnp.float32
   text_norm: bool = False
+  alone: bool = False
 
   @nn.compact
   def __call__(
@@ -71,10 +73,13 @@ class TextAttentionBlock(nn.Module):
     text = text.astype(self.dtype)
     if self.text_norm:
       text = GroupNorm(_TEXT_GROUPS, 1e-5, self.dtype, name='text_norm')(text[:, :, None])[:, :, 0]
+    h = GroupNorm(self.groups, self.eps, self.dtype, name='norm')(x).reshape(b, height * width, d)
+    init, fused = nn.initializers.zeros_init(), not self.alone
+    attend = Attention(self.heads, fused=fused, out_init=init, dtype=self.dtype, name='attention')
+    if self.alone:
+      return x + attend(h, text, mask=None if mask is None else mask.astype(bool)).reshape(x.shape)
     heads = (self.heads, d // self.heads)
     keys, values = (Linear(heads, dtype=self.dtype, name=f'text_{name}')(text) for name in ('key', 'value'))
     if mask is not None:
       mask = jnp.concatenate([jnp.ones((b, height * width), bool), mask.astype(bool)], axis=1)
-    attend = Attention(self.heads, out_init=nn.initializers.zeros_init(), dtype=self.dtype, name='attention')
-    h = GroupNorm(self.groups, self.eps, self.dtype, name='norm')(x).reshape(b, height * width, d)
     return x + attend(h, mask=mask, joined=KeysValues(keys, values)).reshape(x.shape)
