@@ -21,6 +21,8 @@ _EXAMPLES = """examples:
   jaxgen data prepare avatars_pairs                    # 10,000 edits with instructions; needs 'jaxgen[avatars]'
   jaxgen data prepare avatars_segments                 # 10,000 beside maps of their parts, for ControlNet
   jaxgen data prepare avatars_subject                  # ten pictures of one person, for DreamBooth
+  jaxgen data prepare emoji_pairs --size 32            # 63,026 edits of emoji with instructions
+  jaxgen data prepare openmoji --size 32               # 4,495 emoji beside their line drawings, for ControlNet
   jaxgen data prepare icons --number 20000 --source iconify-json-2.2.535.tgz
   jaxgen data prepare generated --run runs/avatars --prompt 'a person' --number 200      # for DreamBooth's prior
   jaxgen data prepare cifar10                          # any dataset of TFDS; most need TensorFlow for this
@@ -56,7 +58,7 @@ def _parser() -> argparse.ArgumentParser:
   prepare.add_argument('--batch-size', type=int, help='generated: pictures at a time (default: 64)')
   prepare.add_argument('--source', help='folder with the original files')
   prepare.add_argument(
-    '--size', type=int, help='image_folder, parquet, avatars, icons: height and width (default: 256, 256, 64, 64)'
+    '--size', type=int, help='height and width (default: 256 of image_folder and parquet, 64 of avatars, icons, ...)'
   )
   prepare.add_argument('--number', type=int, help='avatars, icons: images in train (default: 20000; all)')
   prepare.add_argument('--styles', help='avatars: names of styles with commas between them (default: twelve of them)')
@@ -116,9 +118,11 @@ def _recipes() -> tuple:
     avatars_subject,
     emoji32,
     emoji64,
+    emoji_pairs,
     fashion_mnist,
     icons,
     mnist,
+    openmoji,
   )
 
   return (
@@ -128,9 +132,11 @@ def _recipes() -> tuple:
     avatars_subject.recipe(),
     emoji32.RECIPE,
     emoji64.RECIPE,
+    emoji_pairs.recipe(),
     fashion_mnist.RECIPE,
     icons.recipe(),
     mnist.RECIPE,
+    openmoji.recipe(),
   )
 
 
@@ -216,6 +222,12 @@ def _prepared(args: argparse.Namespace, options: dict[str, Any], job: Any) -> An
     return path
   if args.name == 'icons':
     return data.prepare_icons(_icons_options(args), source=args.source, **options)
+  if args.name in ('emoji_pairs', 'openmoji'):
+    from jaxgen.data.datasets import emoji_pairs, openmoji
+
+    module: Any = emoji_pairs if args.name == 'emoji_pairs' else openmoji
+    sized = module.DEFAULT if args.size is None else module.Options(args.size)
+    return data.prepare(module.recipe(sized), source=args.source, job=job, **options)
   if args.name in recipes:
     return data.prepare(recipes[args.name], source=args.source, job=job, **options)
   return data.prepare_tfds(args.name, job=job, **options)

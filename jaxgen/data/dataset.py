@@ -97,8 +97,8 @@ def read_raw(dataset: Dataset, indices: Sequence[int]) -> dict[int, Any]:
 
 
 def at_resolution(dataset: Dataset, size: int) -> Dataset:
-  """The dataset with images of size x size: larger ones are cropped and resized as in ADM, smaller ones get a border of
-  -1 (black), such as 28x28 images that become 32x32."""
+  """The dataset with images of size x size: larger ones are cropped and resized as in ADM, smaller ones get a black
+  border, such as 28x28 images that become 32x32; the picture before an edit and a control picture, too."""
   from jaxgen.data.image import center_crop, to_float
 
   height, width, _ = dataset.read(0)['image'].shape
@@ -121,7 +121,10 @@ def at_resolution(dataset: Dataset, size: int) -> Dataset:
 
   def decode(record: Any) -> Record:
     read = dataset.decode(record)
-    return read | {'image': change(read['image'])}
+    changed = {field: change(read[field]) for field in ('image', 'before') if field in read}
+    if 'control' in read:  # in [0, 1]
+      changed['control'] = (change(read['control'] * 2 - 1) + 1) / 2
+    return read | changed
 
   return dataset._replace(decode=decode, fingerprint=f'{dataset.fingerprint} {how} to {size}')
 

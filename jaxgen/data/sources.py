@@ -30,8 +30,10 @@ from jaxgen.data.datasets.avatars_segments import avatars_segments
 from jaxgen.data.datasets.avatars_subject import avatars_subject
 from jaxgen.data.datasets.emoji32 import emoji32
 from jaxgen.data.datasets.emoji64 import emoji64
+from jaxgen.data.datasets.emoji_pairs import emoji_pairs
 from jaxgen.data.datasets.fashion_mnist import fashion_mnist
 from jaxgen.data.datasets.mnist import mnist
+from jaxgen.data.datasets.openmoji import openmoji
 from jaxgen.data.datasets.own_pairs import own_pairs
 from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset, tfds_fields
 from jaxgen.data.datasets.webdataset import webdataset
@@ -46,8 +48,10 @@ NAMED: dict[str, Open] = {
   'avatars_subject': avatars_subject,
   'emoji32': emoji32,
   'emoji64': emoji64,
+  'emoji_pairs': emoji_pairs,
   'fashion_mnist': fashion_mnist,
   'mnist': mnist,
+  'openmoji': openmoji,
 }
 KINDS = ('folder', 'zip', 'pairs', 'parquet', 'webdataset', 'npz', 'tfds')
 _HELD_OUT = 10  # one record in this many is held out for tests, where a dataset has no test split
@@ -138,9 +142,9 @@ def _named(name: str, split: str, resolution: int, data_dir: str | None) -> Data
 
 def _with_options(name: str) -> Callable[..., Dataset] | None:
   """How a dataset is opened that was prepared with other options than its default, such as avatars_2000_avataaars."""
-  for drawn in ('avatars_pairs', 'avatars_segments', 'avatars_subject', 'avatars'):
-    if name.startswith(f'{drawn}_') and ':' not in name:
-      return functools.partial(NAMED[drawn], name=name)
+  for kind in ('avatars_pairs', 'avatars_segments', 'avatars_subject', 'avatars', 'emoji_pairs', 'openmoji'):
+    if name.startswith(f'{kind}_') and ':' not in name:
+      return functools.partial(NAMED[kind], name=name)
   return None
 
 

@@ -53,9 +53,11 @@ def drawn_dataset(
   """
   place = folder(made if name is None else made._replace(name=name), data_dir)
   dataset = load(place, split, command=kind + ('' if name is None else ' ...'))
-  if halves is None:
-    return dataset
-  fields = halves
+  return dataset if halves is None else in_halves(dataset, halves)
+
+
+def in_halves(dataset: Dataset, fields: tuple[str, str]) -> Dataset:
+  """The dataset with the left and the right half of its images as fields of these names."""
 
   def decode(raw: Any) -> Record:
     record = dataset.decode(raw)
@@ -70,3 +72,13 @@ def own_name(kind: str, options: Options, default: Options) -> str:
   if options == default:
     return kind
   return options.name.replace('avatars', kind, 1) + ('_64px' if options.size == Options().size else '')
+
+
+def as_control(dataset: Dataset) -> Dataset:
+  """The dataset with its field `control` in [0, 1]."""
+
+  def decode(raw: Any) -> Record:
+    record = dataset.decode(raw)
+    return record | {'control': (record['control'] + 1) / 2}
+
+  return dataset._replace(decode=decode)

