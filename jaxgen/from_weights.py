@@ -13,13 +13,15 @@ from jaxgen import frozen as frozen_networks
 from jaxgen import sharding
 from jaxgen.experiment import Experiment
 from jaxgen.generation.cascade import Link, chained
+from jaxgen.generation.negative import away_from
 from jaxgen.models.rules import RULES
-from jaxgen.objectives.base import Objective
+from jaxgen.objectives.base import Objective, denoising_of, sampled
 from jaxgen.objectives.conditioning import Conditioner
+from jaxgen.objectives.super_resolution import LOW
 from jaxgen.pretrained import published, single_file, unclip
-from jaxgen.pretrained.pipeline import UNCLIP, UNCONDITIONAL, Pipeline
+from jaxgen.pretrained.pipeline import ENLARGERS, TEXT_ENCODERS, TOKENIZERS, UNCLIP, UNCONDITIONAL, Pipeline
 from jaxgen.pretrained.prompts import Tokenize, chunks_of, prompts
-from jaxgen.pretrained.text_to_image import frozen_of, image_size, objective_of
+from jaxgen.pretrained.text_to_image import enlarger_of, frozen_of, image_size, noise_of, objective_of
 from jaxgen.sample import Trained
 from jaxgen.train_state import TrainState
 
@@ -56,6 +58,14 @@ def opened(path: str | os.PathLike, *, prediction: str | None = None, dtype: Any
   return it
 
 
+def check_draws(pipeline: Pipeline) -> None:
+  """Raises ValueError where a generator needs another's images."""
+  if pipeline.kind in ENLARGERS:
+    raise ValueError(
+      f'a {pipeline.kind} enlarges images of another generator: give that as --weights, and this as --then'
+    )
+
+
 def trained(
   pipeline: Pipeline,
   *,
@@ -81,6 +91,7 @@ def trained(
     double_shift: of a flow, as diffusers has it.
     extend: adds conditions beside the prompt, such as controls.
   """
+  check_draws(pipeline)
   if pipeline.kind in UNCLIP:
     return _unclip(pipeline, size=size, steps=steps, guidance=guidance)
   size = size or image_size(pipeline)
@@ -98,6 +109,64 @@ def trained(
   )
   tokenize = None if pipeline.kind in UNCONDITIONAL else told.tokenize
   return _trained(objective, {'net': pipeline.denoiser.params}, frozen_of(pipeline), tokenize)
+
+
+def in_a_row(
+  pipelines: Sequence[Pipeline],
+  *,
+  steps: int | None = None,
+  guidance: float | None = None,
+  negative: str | None = None,
+) -> Trained:
+  """Generators in a row as one: the first draws, the others enlarge, as DeepFloyd IF's stages do.
+
+  Args:
+    pipelines: the generators; one that enlarges and has no text encoder reads the first's.
+    steps: steps of each sampler; 50 by default.
+    guidance: scale of guidance of each; its usual one by default.
+    negative: text that guidance leads away from.
+
+  Raises:
+    ValueError: they do not fit each other.
+  """
+  first = pipelines[0]
+  if first.kind in (*ENLARGERS, *UNCLIP):
+    raise ValueError(f'a {first.kind} cannot be the first of several generators; wanted one such as an IFPipeline')
+  links: list[Link] = []
+  trees, frozen, low = {}, {}, (0, 0)
+  for number, it in enumerate(pipelines, 1):
+    if number > 1 and it.kind not in ENLARGERS:
+      raise ValueError(f'generator {number} is a {it.kind}, which enlarges nothing; wanted {" or ".join(ENLARGERS)}')
+    shared = not any(name in it.components for name in TEXT_ENCODERS)
+    it = _with_text_of(first, it) if shared else it
+    tokens = [{name: made.fingerprint for name, made in other.tokenizers.items()} for other in (first, it)]
+    if tokens[0] != tokens[1]:
+      raise ValueError(f'generator {number} has another tokenizer than the first; stages read the same prompt')
+    told = prompts(it, size=image_size(it))
+    options = {'told': told, 'steps': _STEPS if steps is None else steps, 'guidance': guidance}
+    objective = objective_of(it, **options) if number == 1 else enlarger_of(it, low=low, **options)
+    if negative is not None:
+      said = {name: rows[0] for name, rows in told.tokenize([negative]).items() if name in told.conditioner.nullable}
+      parts = away_from(denoising_of(objective), objective.conditioner, said)
+      objective = objective._replace(sample=sampled(parts))
+    names = {name: name if shared or number == 1 else f'{name}_of_{number}' for name in frozen_of(it)}
+    frozen |= {names[name]: tree for name, tree in frozen_of(it).items()}
+    trees[f'net_{number}'] = it.denoiser.params
+    links.append(Link(objective, _trees(f'net_{number}', names), LOW if links else None, noise_of(it) if links else {}))
+    low = image_size(it)
+  return _trained(chained(links), trees, frozen, prompts(first, size=image_size(first)).tokenize)
+
+
+def _trees(net: str, names: Mapping[str, str]) -> Callable[[Any, Any], tuple[Any, Any]]:
+  """The arrays of one generator among those of several."""
+  return lambda params, frozen: ({'net': params[net]}, {own: frozen[name] for own, name in names.items()})
+
+
+def _with_text_of(first: Pipeline, it: Pipeline) -> Pipeline:
+  """A generator with the text encoders of another."""
+  encoders = {name: first.components[name] for name in TEXT_ENCODERS if name in first.components}
+  tokenizers = {name: first.tokenizers[name] for name in TOKENIZERS if name in first.tokenizers}
+  return it._replace(components={**it.components, **encoders}, tokenizers=tokenizers)
 
 
 def _unclip(pipeline: Pipeline, *, size: tuple[int, int] | None, steps: int | None, guidance: float | None) -> Trained:

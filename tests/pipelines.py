@@ -209,9 +209,52 @@ KINDS['variation'] = (
     },
   },
 )  # fmt: skip
+_READS = {
+  'encoder_hid_dim': 24, 'addition_embed_type': 'text', 'addition_embed_type_num_heads': 3, 'act_fn': 'gelu',
+  'cross_attention_norm': 'group_norm', 'cross_attention_dim': 32,
+}  # fmt: skip
+_IF = BETAS | {
+  '_class_name': 'DDPMScheduler', 'beta_schedule': 'squaredcos_cap_v2', 'variance_type': 'learned_range',
+  'thresholding': True, 'dynamic_thresholding_ratio': 0.95, 'sample_max_value': 1.5,
+}  # fmt: skip
+_IF_TEXT = {'text_encoder': T5 | {'d_model': 24}, 'tokenizer': {'length': 77}}
+KINDS['deepfloyd'] = ('IFPipeline', {'unet': _JOINED | _READS, 'scheduler': _IF, **_IF_TEXT})
+KINDS['deepfloyd_large'] = (
+  'IFSuperResolutionPipeline',
+  {
+    'unet': _JOINED
+    | _READS
+    | {
+      'sample_size': 16, 'in_channels': 6, 'class_embed_type': 'timestep', 'layers_per_block': [1, 2],
+      'only_cross_attention': True, 'time_embedding_dim': 16, 'time_embedding_act_fn': 'gelu',
+      'resnet_skip_time_act': True, 'resnet_out_scale_factor': 1 / 0.7071, 'mid_block_scale_factor': 1 / 0.7071,
+    },
+    'scheduler': _IF | {'sample_max_value': 1.0},
+    'image_noising_scheduler': BETAS | {'_class_name': 'DDPMScheduler', 'beta_schedule': 'squaredcos_cap_v2'},
+    **_IF_TEXT,
+  },
+)  # fmt: skip
+KINDS['z_image'] = (
+  'ZImagePipeline',
+  {
+    'transformer': {
+      '_class_name': 'ZImageTransformer2DModel', 'in_channels': 4, 'dim': 24, 'n_layers': 2, 'n_refiner_layers': 1,
+      'n_heads': 2, 'n_kv_heads': 2, 'cap_feat_dim': 24, 'axes_dims': [4, 4, 4], 'axes_lens': [640, 16, 16],
+      'all_patch_size': [2], 'all_f_patch_size': [1], 't_scale': 1000.0,
+    },
+    'vae': _FLOW_VAE,
+    'text_encoder': {
+      'architectures': ['Qwen3Model'], 'model_type': 'qwen3', 'hidden_size': 24, 'intermediate_size': 40,
+      'num_hidden_layers': 3, 'num_attention_heads': 4, 'num_key_value_heads': 2, 'head_dim': 8, 'vocab_size': 300,
+      'rope_parameters': {'rope_theta': 10000.0, 'rope_type': 'default'}, 'hidden_act': 'silu',
+    },
+    'tokenizer': {'chat_length': 512},
+    'scheduler': _FLOW,
+  },
+)  # fmt: skip
 # Random kernels of these denoisers are half as large: they would amplify rounding to the size of an image, and make
 # logits that diffusers' masks, which add -10,000 to them, do not hide.
-_TAME = ('sdxl', 'refiner', 'pixart', 'unclip', 'variation')
+_TAME = ('sdxl', 'refiner', 'pixart', 'unclip', 'variation', 'deepfloyd', 'deepfloyd_large', 'z_image')
 _PNDM = BETAS | {'_class_name': 'PNDMScheduler', 'skip_prk_steps': True, 'set_alpha_to_one': False, 'steps_offset': 1}
 # name -> kind, entries of its scheduler
 CASES = {
@@ -231,6 +274,8 @@ CASES = {
   'pixart': ('pixart', {}),
   'unclip': ('unclip', {}),
   'variation': ('variation', {}),
+  'deepfloyd': ('deepfloyd', {}),
+  'z_image': ('z_image', {}),
 }
 _TAMED = ('unet', 'transformer', 'decoder', 'super_res_first', 'super_res_last')
 UNTOLD = ('sdxl_zeros', 'flux')  # without a negative prompt
@@ -279,6 +324,8 @@ def write(kind: str, path: pathlib.Path, scheduler: dict | None = None) -> None:
       index[part] = ['diffusers', config['_class_name']]
     elif 'length' in config:
       t5_tokenizer(path / part, **config)
+    elif 'chat_length' in config:
+      qwen_tokenizer(path / part, config['chat_length'])
     elif part.startswith('tokenizer'):
       clip_tokenizer(path / part, **config)
     else:
@@ -287,7 +334,7 @@ def write(kind: str, path: pathlib.Path, scheduler: dict | None = None) -> None:
       if part in _TAMED and kind in _TAME:
         tensors = {name: value / 2 if value.ndim > 1 else value for name, value in tensors.items()}
       folder.write(path / part, config, tensors, stem=made.stem)
-  if kind in ('sd15', 'sd21', 'inpaint', 'instruct'):
+  if kind in ('sd15', 'sd21', 'inpaint', 'instruct', 'deepfloyd', 'deepfloyd_large'):
     index |= {'safety_checker': [None, None], 'feature_extractor': [None, None], 'requires_safety_checker': False}
   if kind in ('sdxl', 'refiner'):
     index |= {'force_zeros_for_empty_prompt': kind == 'sdxl', 'requires_aesthetics_score': kind == 'refiner'}
@@ -303,7 +350,8 @@ def tensors_of(made) -> dict[str, np.ndarray]:
 
 def _library(part: str, config: dict) -> list[str]:
   if part.startswith('tokenizer'):
-    return ['transformers', 'T5TokenizerFast' if 'length' in config else 'CLIPTokenizer']
+    kinds = {'length': 'T5TokenizerFast', 'chat_length': 'Qwen2Tokenizer'}
+    return ['transformers', next((name for entry, name in kinds.items() if entry in config), 'CLIPTokenizer')]
   if part == 'text_proj':
     return ['unclip', 'UnCLIPTextProjModel']  # a module of diffusers' pipelines
   return ['transformers' if 'architectures' in config else 'diffusers', str(folder.class_of(config))]
@@ -338,6 +386,47 @@ def t5_tokenizer(path: pathlib.Path, length: int) -> None:
   (path / 'tokenizer_config.json').write_text(
     json.dumps({'tokenizer_class': 'T5Tokenizer', 'model_max_length': length})
   )
+
+
+SPECIAL = ['<|endoftext|>', '<|im_start|>', '<|im_end|>']
+
+
+def qwen_tokenizer(path: pathlib.Path, length: int) -> None:
+  import tokenizers
+
+  from jaxgen.data.tokenizers.published import _byte_letters
+
+  vocabulary = {letter: number for number, letter in enumerate(_byte_letters())}
+  merges = [('c', 'a'), ('r', 'e'), ('d', 'o'), ('Ċ', 'Ċ')]  # of two newlines too
+  vocabulary |= {''.join(pair): len(vocabulary) + number for number, pair in enumerate(merges)}
+  core = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=vocabulary, merges=merges))
+  core.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+  core.add_special_tokens(SPECIAL)
+  path.mkdir(parents=True)
+  core.save(str(path / 'tokenizer.json'))
+  config = {'tokenizer_class': 'Qwen2Tokenizer', 'model_max_length': length, 'pad_token': SPECIAL[0]}
+  (path / 'tokenizer_config.json').write_text(json.dumps(config))
+
+
+def _chat_tokenizer(path: pathlib.Path):
+  """A stand-in for transformers' Qwen2Tokenizer, with the template of Qwen3's chats."""
+  import tokenizers
+  import torch
+
+  core = tokenizers.Tokenizer.from_file(str(path / 'tokenizer.json'))
+
+  class Stand:
+    def apply_chat_template(self, messages, **options):
+      (said,) = messages
+      return f'<|im_start|>user\n{said["content"]}<|im_end|>\n<|im_start|>assistant\n'
+
+    def __call__(self, prompt, max_length=0, **options):
+      rows = [core.encode(text).ids for text in prompt]
+      ids = [row + [core.token_to_id(SPECIAL[0])] * (max_length - len(row)) for row in rows]
+      mask = [[1] * len(row) + [0] * (max_length - len(row)) for row in rows]
+      return type('Encoded', (), {'input_ids': torch.tensor(ids), 'attention_mask': torch.tensor(mask)})()
+
+  return Stand()
 
 
 def inputs(shape: tuple[int, ...], side: int) -> dict[str, np.ndarray]:
@@ -415,6 +504,32 @@ def answer_of_unclip(case: str, path: pathlib.Path) -> np.ndarray:
   return np.float32(2 * pipe(**options).images - 1)
 
 
+def answer_of_deepfloyd(path: pathlib.Path) -> np.ndarray:
+  """As `answer`, of both stages of DeepFloyd IF; the second is in a folder beside the first's."""
+  import diffusers
+  from diffusers.schedulers import scheduling_ddpm
+
+  write('deepfloyd_large', path / 'large')
+  _noise_of_steps(scheduling_ddpm)
+  options = {'num_inference_steps': STEPS, 'guidance_scale': 4.0, 'clean_caption': False}
+  image = None
+  for kind, place, kept in (('deepfloyd', path, 'pt'), ('deepfloyd_large', path / 'large', 'np')):
+    stands = _t5_tokenizers(place, kind)
+    pipe = getattr(diffusers, KINDS[kind][0]).from_pretrained(place, **dict.fromkeys(stands), watermarker=None)
+    pipe.tokenizer = stands['tokenizer']
+    pipe.set_progress_bar_config(disable=True)
+    for part, scheduler in pipe.components.items():
+      if part.endswith('scheduler'):
+        _exactly(scheduler)
+    rows = iter((-1, -2))
+    sys.modules[type(pipe).__module__].randn_tensor = lambda shape, rows=rows, **more: torch_table(tuple(shape))[
+      next(rows)
+    ]
+    given = {} if image is None else {'image': image}
+    image = pipe(PROMPTS, negative_prompt=[NEGATIVE] * 2, output_type=kept, **given, **options).images
+  return np.float32(2 * image - 1)
+
+
 def _t5_tokenizers(path: pathlib.Path, kind: str) -> dict:
   """Stand-ins for transformers' T5 tokenizers, which want SentencePiece's file."""
   import torch
@@ -434,7 +549,8 @@ def _t5_tokenizers(path: pathlib.Path, kind: str) -> dict:
       return type('Encoded', (), {'input_ids': ids, 'attention_mask': (ids != 0).long()})()
 
   lengths = {part: config for part, config in KINDS[kind][1].items() if 'length' in config}
-  return {part: Stand(from_folder(path / part)) for part in lengths}
+  made = {part: Stand(from_folder(path / part)) for part in lengths}
+  return made | ({'tokenizer': _chat_tokenizer(path / 'tokenizer')} if kind == 'z_image' else {})
 
 
 def answer(case: str, path: pathlib.Path) -> np.ndarray:
@@ -446,6 +562,8 @@ def answer(case: str, path: pathlib.Path) -> np.ndarray:
   write(kind, path, scheduler)
   if kind in ('unclip', 'variation'):
     return answer_of_unclip(case, path)
+  if kind == 'deepfloyd':
+    return answer_of_deepfloyd(path)
   name = 'StableDiffusionImg2ImgPipeline' if case == 'img2img' else KINDS[kind][0]
   stands = _t5_tokenizers(path, kind)
   pipe = getattr(diffusers, name).from_pretrained(path, **dict.fromkeys(stands))
@@ -477,9 +595,11 @@ def answer(case: str, path: pathlib.Path) -> np.ndarray:
   if case == 'flux':
     packed = noise.reshape(2, 4, 4, 2, 4, 2).permute(0, 2, 4, 1, 3, 5).reshape(2, 16, 16)
     options |= {'latents': packed, 'height': 16, 'width': 16}
+  if case == 'z_image':
+    options |= {'height': 16, 'width': 16, 'guidance_scale': 3.0}  # what is 4 elsewhere
   if case not in UNTOLD:
     options['negative_prompt'] = [NEGATIVE] * 2
-  return np.float32(2 * pipe(PROMPTS, **options).images - 1)
+  return np.float32(2 * pipe(list(PROMPTS), **options).images - 1)
 
 
 def follow(config: dict, start: np.ndarray) -> np.ndarray:

@@ -13,7 +13,7 @@ from flax import traverse_util
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import sharding
-from jaxgen.models import bert, clip, dinov2, t5
+from jaxgen.models import bert, clip, dinov2, qwen3, t5
 from jaxgen.models.rules import RULES
 from jaxgen.pretrained import bert as pretrained_bert
 from jaxgen.pretrained import checkpoint_text, folder, layout, networks, safetensors_file, state_dict
@@ -128,6 +128,12 @@ def test_bert_is_transformers(golden, given, masked):
   np.testing.assert_allclose(jnp.linalg.norm(out.sentence, axis=-1), 1, rtol=1e-5)
 
 
+@pytest.mark.parametrize(('name', 'skip'), [('last', 0), ('penultimate', 1)])
+def test_qwen3_is_transformers(golden, given, name, skip):
+  it = load('qwen3')
+  close(apply(it, given['ids'], skip=skip), golden[f'qwen3/{name}'])
+
+
 def test_a_token_of_text_sees_none_after_it(given):
   net = load('clip_text')
   ids = given['ids'][:1]
@@ -170,6 +176,7 @@ def count(net, *args) -> int:
     (t5.t5_encoder('xxl'), 4_762_310_656),
     (bert.minilm(), 22_713_216),
     (dinov2.DINOv2(), 304_367_616),
+    (qwen3.qwen3_4b(), 4_022_468_096),
   ],
 )
 def test_published_sizes_have_the_published_number_of_parameters(net, wanted):
@@ -178,7 +185,9 @@ def test_published_sizes_have_the_published_number_of_parameters(net, wanted):
   assert count(net, *given) == wanted
 
 
-@pytest.mark.parametrize('name', ['clip_text', 'clip_text_plain', 'clip_vision', 'clip', 't5', 'bert', 'dinov2'])
+@pytest.mark.parametrize(
+  'name', ['clip_text', 'clip_text_plain', 'clip_vision', 'clip', 't5', 'bert', 'dinov2', 'qwen3']
+)
 def test_a_folder_goes_out_and_in_bit_for_bit(tmp_path, name):
   made = load(name) if name != 'clip_text_plain' else load('clip_text')
   if name == 'clip_text_plain':

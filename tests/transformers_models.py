@@ -32,6 +32,10 @@ DINOV2 = {
   'hidden_size': 32, 'num_hidden_layers': 3, 'num_attention_heads': 4, 'mlp_ratio': 2, 'image_size': 28,
   'patch_size': 7,
 }  # fmt: skip
+QWEN3 = {
+  'vocab_size': 100, 'hidden_size': 32, 'intermediate_size': 48, 'num_hidden_layers': 3, 'num_attention_heads': 4,
+  'num_key_value_heads': 2, 'head_dim': 16, 'rope_parameters': {'rope_theta': 1e4, 'rope_type': 'default'},
+}  # fmt: skip
 # Parameters of DINOv2 in memory -> in files, which weights follow from.
 IN_FILES = {
   'attention.q_proj': 'attention.attention.query',
@@ -52,6 +56,7 @@ MODELS = {
   't5': ('T5EncoderModel', 'T5Config', T5),
   'bert': ('BertModel', 'BertConfig', BERT),
   'dinov2': ('Dinov2Model', 'Dinov2Config', DINOV2),
+  'qwen3': ('Qwen3Model', 'Qwen3Config', QWEN3),
 }  # fmt: skip
 
 
@@ -147,6 +152,8 @@ def answers() -> dict[str, np.ndarray]:
     for suffix, mask in (('', None), ('_masked', given['mask'].long())):
       out = made(ids, attention_mask=mask)
       found |= {f'bert{suffix}/last': out.last_hidden_state, f'bert{suffix}/pooled': out.pooler_output}
+    out = model('qwen3')(given['ids'], output_hidden_states=True)
+    found |= {'qwen3/last': out.last_hidden_state, 'qwen3/penultimate': out.hidden_states[-2]}
   made, wide = model('dinov2'), torch.nn.functional.interpolate(pixels, (42, 21))
   found |= {'dinov2/pooled': made(pixels).pooler_output, 'dinov2/wide': made(wide).pooler_output}
   return {name: array.detach().numpy() for name, array in found.items()}

@@ -21,6 +21,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     'jaxgen`, or one that comes with jaxgen, jaxgen/NAME',
   )
   group.add_argument('--steps', type=int, help="steps of its sampler (default: 50; 25 of DALL-E 2's prior and decoder)")
+  group.add_argument(
+    '--then', metavar='FOLDER', action='append', default=[], help='a generator that enlarges what --weights draws'
+  )
   group.add_argument('--size', metavar='HxW', help='of the images, in pixels (default: what it was trained at)')
   group.add_argument('--dtype', help="of its networks' activations (default: bfloat16, float32 on CPUs)")
   group.add_argument('--tile', type=int, help='decodes large images in tiles of this many latents a side')
@@ -44,7 +47,7 @@ def as_run(args: argparse.Namespace, overrides: Sequence[str]) -> list[str]:
     return list(overrides)
   if args.run is not None:
     raise ValueError(_BOTH)
-  given = [name for name in ('size', 'dtype', 'tile', 'prediction') if getattr(args, name) is not None]
+  given = [name for name in ('size', 'dtype', 'tile', 'prediction', 'then') if getattr(args, name) not in (None, [])]
   given += ['double-shift'] if args.double_shift else []
   if given:
     raise ValueError(
@@ -60,7 +63,9 @@ def check(args: argparse.Namespace, overrides: Sequence[str]) -> None:
   if args.run is not None and args.weights is not None:
     raise ValueError(_BOTH)
   if args.weights is None:
-    given = [name for name in ('steps', 'size', 'dtype', 'tile', 'prediction') if getattr(args, name) is not None]
+    given = [
+      name for name in ('steps', 'size', 'dtype', 'tile', 'prediction', 'then') if getattr(args, name) not in (None, [])
+    ]
     given += ['double-shift'] if args.double_shift else []
     if given:
       raise ValueError(
@@ -84,12 +89,15 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
   distributed.start()
   dtype = args.dtype or ('float32' if jax.default_backend() == 'cpu' else 'bfloat16')
   pipeline = from_weights.opened(args.weights, prediction=args.prediction, dtype=jnp.dtype(dtype))
+  from_weights.check_draws(pipeline)
   if args.negative is not None and not is_guided(pipeline, args.guidance):
     raise ValueError('--negative has no effect without guidance; give --guidance a value above 1')
   if args.negative is not None and pipeline.kind in UNCLIP:
     raise ValueError(f'--negative is not for a {pipeline.kind}, which is led away from no words alone')
   if args.double_shift and not pipeline.schedule.is_flow:
     raise ValueError(f'--double-shift is for flows, and {args.weights} has a {pipeline.schedule.scheduler}')
+  if args.then:
+    return _in_a_row(args, pipeline, words), False, {}
   pipeline, extend, fields = adapters.extended(args, pipeline)
   trained = from_weights.trained(
     pipeline,
@@ -112,6 +120,23 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
       f'this generator reads {reads} channels beside its image: it fills in; give it --inpaint and --mask'
     )
   return trained, bool(reads), fields
+
+
+def _in_a_row(args: argparse.Namespace, first: Any, words: Sequence[str]) -> Any:
+  """The opened generators of --weights and --then as one."""
+  import jax.numpy as jnp
+
+  from jaxgen import from_weights
+
+  names = ('size', 'tile', 'lora', 'embedding', 'control', 'image_prompt', 'edit', 'inpaint', 'invert', 'interpolate')
+  given = [name for name in (*names, 'until', 'previews') if getattr(args, name)]
+  if given:
+    raise ValueError(f'--{given[0].replace("_", "-")} is for one generator; leave out --then')
+  if not words:
+    raise ValueError('these generators draw what they are told; give them --prompt TEXT')
+  dtype = jnp.dtype(first.denoiser.net.dtype)
+  others = [from_weights.opened(folder, dtype=dtype) for folder in args.then]
+  return from_weights.in_a_row([first, *others], steps=args.steps, guidance=args.guidance, negative=args.negative)
 
 
 def _size(text: str | None) -> tuple[int, int] | None:

@@ -45,7 +45,7 @@ def main(argv: list[str]) -> int:
   given |= edit.told(args, trained) | adapters.told(args, trained)
   given |= sample.prompt_fields(trained.stage, words)
   cond = sample.conditioning(trained.stage, args.num, given=given)
-  parts = prompts.negated(args, trained.stage, config)
+  parts = None if args.then else prompts.negated(args, trained.stage, config)
   watch = None if args.previews is None else previews.previews(args.previews)
   show = None if watch is None else watch.show
   sample_fn, cond, inputs = edit.chosen(args, trained, cond, parts=parts, show=show, reads_mask=reads_mask)

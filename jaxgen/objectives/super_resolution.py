@@ -39,6 +39,13 @@ def bicubic(image: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[Arra
   return jax.image.resize(image, (len(image), *size, image.shape[-1]), 'cubic')
 
 
+def corner_aligned(image: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[Array, 'b h2 w2 c']:
+  """up(low) of DeepFloyd IF: bilinear between the centres of the corner pixels, which stay corners."""
+  scale = jnp.asarray([(large - 1) / max(small - 1, 1) for large, small in zip(size, image.shape[1:3], strict=True)])
+  shape = (len(image), *size, image.shape[-1])
+  return jax.image.scale_and_translate(image, shape, (1, 2), scale, 0.5 - 0.5 * scale, 'linear', antialias=False)
+
+
 def reduced_by(image: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[Array, 'b h2 w2 c']:
   """The batch's image made small: bilinear with antialiasing, which for half the side weighs 4x4 pixels."""
   return jax.image.resize(image, (len(image), *size, image.shape[-1]), 'linear', antialias=True)

@@ -20,6 +20,7 @@ from jaxgen.models.dit import DiT
 from jaxgen.models.mmdit import MMDiT
 from jaxgen.models.pixart import PixArt
 from jaxgen.models.prior import Prior
+from jaxgen.models.qwen3 import Qwen3
 from jaxgen.models.t5 import T5Encoder
 from jaxgen.models.unclip import EmbeddingProjection
 from jaxgen.models.unet import UNet
@@ -39,6 +40,7 @@ from jaxgen.pretrained import (
   mmdit_original,
   pixart,
   prior,
+  qwen3,
   safetensors_file,
   t5,
   z_image,
@@ -52,6 +54,7 @@ READERS: dict[str, Read] = {
   **dict.fromkeys(clip.CLASSES, clip.read),
   **dict.fromkeys(t5.CLASSES, t5.read),
   **dict.fromkeys(bert.CLASSES, bert.read),
+  **dict.fromkeys(qwen3.CLASSES, qwen3.read),
   **dict.fromkeys(dinov2.CLASSES, dinov2.read),
   **dict.fromkeys(autoencoder.CLASSES, autoencoder.read),
   **dict.fromkeys(diffusers_unet.CLASSES, diffusers_unet.read),
@@ -69,6 +72,7 @@ WRITERS: dict[type[nn.Module], Callable[[Any, Params, Meta], Layout]] = {
   CLIP: clip.write,
   T5Encoder: t5.write,
   Bert: bert.write,
+  Qwen3: qwen3.write,
   DINOv2: dinov2.write,
   AutoencoderKL: autoencoder.write,
   VQModel: autoencoder.write,

@@ -33,7 +33,7 @@ TOKENIZERS = ('tokenizer', 'tokenizer_2', 'tokenizer_3')
 OF_UNCLIP = ('prior', 'text_proj', 'super_res_first', 'super_res_last', 'image_encoder')
 NETWORKS = (*DENOISERS, 'vae', *TEXT_ENCODERS, *OF_UNCLIP)
 PROCESSORS = ('feature_extractor',)  # kept as files
-SCHEDULERS = ('prior_scheduler', 'super_res_scheduler')  # beside the denoiser's
+SCHEDULERS = ('prior_scheduler', 'super_res_scheduler', 'image_noising_scheduler')  # beside the denoiser's
 # Without text: what the pipelines of images alone are made of.
 UNCONDITIONAL = ('DDPMPipeline', 'DDIMPipeline', 'PNDMPipeline', 'DiTPipeline')
 STABLE_DIFFUSION = ('StableDiffusionPipeline', 'StableDiffusionImg2ImgPipeline', 'StableDiffusionInpaintPipeline',
@@ -43,8 +43,11 @@ SD3 = ('StableDiffusion3Pipeline', 'StableDiffusion3Img2ImgPipeline', 'StableDif
 FLUX = ('FluxPipeline', 'FluxImg2ImgPipeline', 'FluxInpaintPipeline')
 PIXART = ('PixArtAlphaPipeline', 'PixArtSigmaPipeline')
 UNCLIP = ('UnCLIPPipeline', 'UnCLIPImageVariationPipeline')
-CLASSES = (*UNCONDITIONAL, *STABLE_DIFFUSION, *SDXL, *SD3, *FLUX, *PIXART, *UNCLIP)
-OF_PIXELS = UNCLIP  # without an autoencoder
+Z_IMAGE = ('ZImagePipeline', 'ZImageImg2ImgPipeline')
+ENLARGERS = ('IFSuperResolutionPipeline',)  # of another generator's images
+DEEPFLOYD = ('IFPipeline', *ENLARGERS)
+CLASSES = (*UNCONDITIONAL, *STABLE_DIFFUSION, *SDXL, *SD3, *FLUX, *PIXART, *UNCLIP, *DEEPFLOYD, *Z_IMAGE)
+OF_PIXELS = (*UNCLIP, *DEEPFLOYD)  # without an autoencoder
 
 
 class Pipeline(NamedTuple):
@@ -133,18 +136,22 @@ def _needed(path: epath.Path) -> epath.Path:
 def check(pipeline: Pipeline, path: Any) -> None:
   """Raises ValueError where the parts of a pipeline are not whole, or do not fit each other."""
   if not any(name in pipeline.components for name in DENOISERS):
-    raise ValueError(f'{path} has no unet, no transformer and no decoder, so it denoises nothing')
+    raise ValueError(f'{path} has no unet and no transformer (nor a decoder), so it denoises nothing')
   if pipeline.kind in UNCONDITIONAL:
     return
   for encoder, tokenizer in zip(TEXT_ENCODERS, TOKENIZERS, strict=True):
     if (encoder in pipeline.components) != (tokenizer in pipeline.tokenizers):
       there, missing = (encoder, tokenizer) if encoder in pipeline.components else (tokenizer, encoder)
       raise ValueError(f'{path} has {there} and no {missing}; a prompt needs both')
+  if pipeline.kind in ENLARGERS:  # which may read the text encoder of the stage before
+    if 'image_noising_scheduler' not in pipeline.schedules:
+      raise ValueError(f'{path} is a {pipeline.kind} without image_noising_scheduler')
+    return
   if not any(name in pipeline.components for name in TEXT_ENCODERS):
     raise ValueError(f'{path} is a {pipeline.kind} without a text encoder')
   if pipeline.kind in UNCLIP:
     _check_unclip(pipeline, path)
-  elif 'vae' not in pipeline.components:
+  elif pipeline.kind not in OF_PIXELS and 'vae' not in pipeline.components:
     raise ValueError(f'{path} is a {pipeline.kind} without vae, which decodes its latents')
 
 

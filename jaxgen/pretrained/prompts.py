@@ -6,6 +6,8 @@
   SD3                text: the same two, padded with zeros, and behind them T5's tokens; pooled: both projections
   Flux               text: T5's tokens; pooled: CLIP L's, not projected; guidance: the scale
   PixArt             text: T5's tokens, whose padding is masked
+  Z-Image            text: Qwen3's tokens of a chat that says the prompt, before the last block; padding is masked
+  DeepFloyd IF       text: T5's tokens, which were made without the padding's and have its rows
   DALL-E 2           text: the last tokens of CLIP, normed, whose padding is masked; pooled: the projection
 
 A prompt is given as token ids, one field for each text encoder: `text`, `text_2`, `text_3`. CLIP's prompts may have
@@ -27,7 +29,7 @@ from jaxgen.pretrained.pipeline import TEXT_ENCODERS, Pipeline
 from jaxgen.typing import Array, Cond, Key
 
 FIELDS = ('text', 'text_2', 'text_3')  # of TEXT_ENCODERS
-_FLUX_TOKENS, _FLUX_FEW, _SD3_TOKENS = 512, 256, 256
+_FLUX_TOKENS, _FLUX_FEW, _SD3_TOKENS, _IF_TOKENS, _QWEN_TOKENS = 512, 256, 256, 77, 512
 _PIXART_TOKENS = {'PixArtAlphaPipeline': 120, 'PixArtSigmaPipeline': 300}
 _AESTHETIC, _UGLY = 6.0, 2.5  # aesthetic scores of SDXL's refiner, of the condition and of its null
 
@@ -84,6 +86,10 @@ def prompts(
     return _flux(pipeline, 3.5 if guidance is None else guidance)
   if pipeline.kind in pipelines.PIXART:
     return _pixart(pipeline, drop_rate, size)
+  if pipeline.kind in pipelines.Z_IMAGE:
+    return _z_image(pipeline, drop_rate)
+  if pipeline.kind in pipelines.DEEPFLOYD:
+    return _deepfloyd(pipeline, drop_rate)
   if pipeline.kind in pipelines.UNCLIP:
     return _unclip(pipeline, drop_rate)
   return _stable_diffusion(pipeline, chunks, drop_rate)
@@ -206,6 +212,33 @@ def _pixart(pipeline: Pipeline, drop_rate: float, size: tuple[int, int]) -> Prom
   conditioner = _dropping(empty, drop_rate, encode)
   fields = {**conditioner.fields, **{name: Field() for name in sizes}}
   return Prompts(conditioner._replace(fields=fields), with_sizes, 4.5)
+
+
+def _deepfloyd(pipeline: Pipeline, drop_rate: float) -> Prompts:
+  t5, tokenizer = pipeline.components['text_encoder'], pipeline.tokenizers['tokenizer']
+  tokenizers = {'text': tokenizer._replace(length=_IF_TOKENS)}
+
+  def encode(params: Any, frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
+    ids = fields['text']
+    return {'text': _apply(t5.net, frozen['text_encoder'], ids, ids != tokenizer.pad)}
+
+  tokenize, scale = _tokenize(tokenizers), 4.0 if pipeline.kind in pipelines.ENLARGERS else 7.0
+  lowered = lambda prompts: tokenize([text.lower().strip() for text in prompts])  # noqa: E731
+  return Prompts(_dropping(_empty(tokenizers), drop_rate, encode), lowered, scale)
+
+
+def _z_image(pipeline: Pipeline, drop_rate: float) -> Prompts:
+  net: Any = pipeline.components['text_encoder'].net
+  tokenizer = pipeline.tokenizers['tokenizer']
+  tokenizers = {'text': tokenizer._replace(length=_QWEN_TOKENS)}
+
+  def encode(params: Any, frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
+    ids = fields['text']
+    made: Any = net.apply({'params': frozen['text_encoder']}, ids, skip=1)
+    return {'text': made, 'text_mask': ids != tokenizer.pad}
+
+  # diffusers' guidance_scale is this one less 1: 5 there.
+  return Prompts(_dropping(_empty(tokenizers), drop_rate, encode), _tokenize(tokenizers), 6.0)
 
 
 def _unclip(pipeline: Pipeline, drop_rate: float) -> Prompts:

@@ -19,6 +19,7 @@ from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.objectives.instruct import instructed, mode_of, two_scales
 from jaxgen.objectives.latent import latent
+from jaxgen.objectives.super_resolution import LEVEL, corner_aligned, enlarging
 from jaxgen.pretrained import pipeline as pipelines
 from jaxgen.pretrained import schedulers, unclip
 from jaxgen.pretrained.pipeline import TEXT_ENCODERS, Pipeline
@@ -70,9 +71,10 @@ def objective_of(
   check_widths(pipeline, told)
   shape = (size[0] // factor, size[1] // factor, channels(pipeline))
   schedule, net = pipeline.schedule, pipeline.denoiser.net
+  even = pipeline.kind in (*pipelines.FLUX, *pipelines.Z_IMAGE)
   flux = pipeline.kind in pipelines.FLUX
   tokens = shape[0] * shape[1] // _PATCH**2  # of flows, which are transformers
-  made = sampling(schedule, steps=steps, tokens=tokens, even=flux, double_shift=double_shift)
+  made = sampling(schedule, steps=steps, tokens=tokens, even=even, double_shift=double_shift)
   parameterise = schedulers.parameterise(schedule)
   if shape[-1] < _made(pipeline):
     parameterise = learned_variance(parameterise)  # which a solver that has its own variance does not read
@@ -98,6 +100,32 @@ def objective_of(
   return objective if autoencoder is None else latent(objective, autoencoder.net, tile=tile)
 
 
+def enlarger_of(pipeline: Pipeline, *, low: tuple[int, int], told: Prompts, **options: Any) -> Objective:
+  """The objective of a generator that enlarges images of another: DeepFloyd IF's second stage.
+
+  It is told an image, 'low', and the time of the noise that is added to it, 'level'; see `noise_of`.
+
+  Args:
+    pipeline: the generator.
+    low: height and width of the images that it enlarges.
+    told: as in `objective_of`.
+    options: the others of `objective_of`.
+  """
+  size, noising = image_size(pipeline), schedulers.process(pipeline.schedules['image_noising_scheduler'])
+  if low[0] * size[1] != low[1] * size[0]:
+    raise ValueError(f'images of {low[0]}x{low[1]} cannot be enlarged to {size[0]}x{size[1]}: the sides differ')
+
+  def extend(conditioner: Conditioner) -> Conditioner:
+    return enlarging(conditioner, noising, size=size, low=low[0], up=corner_aligned)
+
+  return objective_of(pipeline, size=size, told=told, extend=extend, **options)
+
+
+def noise_of(pipeline: Pipeline, step: int = 250) -> dict[str, float]:
+  """The field 'level' of an enlarger: noise of a step of T, which hides the faults of the stage before."""
+  return {LEVEL: (step + 1) / pipeline.schedules['image_noising_scheduler'].num_train_timesteps}
+
+
 def frozen_of(pipeline: Pipeline) -> dict[str, Any]:
   """The trees of the networks that are not trained, for `Experiment.frozen`; they are read when they are placed."""
   autoencoder = pipeline.autoencoder
@@ -110,7 +138,9 @@ def image_size(pipeline: Pipeline) -> tuple[int, int]:
   if pipeline.kind in pipelines.UNCLIP:
     return unclip.sides(pipeline)[1:] * 2
   autoencoder, config = pipeline.autoencoder, pipeline.denoiser.meta.config
-  side = config.get('sample_size') or (128 if pipeline.kind in (*pipelines.FLUX, *pipelines.SD3) else 64)
+  side = config.get('sample_size') or (
+    128 if pipeline.kind in (*pipelines.FLUX, *pipelines.SD3, *pipelines.Z_IMAGE) else 64
+  )
   height, width = side if isinstance(side, list) else (side, side)
   factor = 1 if autoencoder is None else autoencoder.net.factor
   return height * factor, width * factor
@@ -120,7 +150,8 @@ def channels(pipeline: Pipeline) -> int:
   """Channels of the image or latents that are denoised."""
   if pipeline.autoencoder is not None:
     return pipeline.autoencoder.net.channels_of_latents
-  return pipeline.denoiser.params['conv_in']['kernel'].shape[2]
+  read = pipeline.denoiser.params['conv_in']['kernel'].shape[2]
+  return read // 2 if pipeline.kind in pipelines.ENLARGERS else read
 
 
 def concatenated(pipeline: Pipeline) -> int:

@@ -3,6 +3,7 @@
   clip       byte-level BPE over lower-cased text (Radford et al., 2021), rows of 77 with start 49406 and end 49407.
              CLIP L pads with the end's id; the second encoder of SDXL and that of Stable Diffusion 2 pad with 0.
   t5         SentencePiece's unigram model (Raffel et al., 2019), end 1, padding 0, no start.
+  qwen       byte-level BPE; a text is what the user says in a chat, whose tokens stand around it (Yang et al., 2025).
   wordpiece  BERT's, uncased (Devlin et al., 2018), start [CLS], end [SEP], padding 0.
 
 `jaxgen weights get clip-bpe`, `t5-tokenizer` and `minilm-tokenizer` fetch the files that these read; `from_folder`
@@ -125,11 +126,34 @@ def wordpiece(tokenizer_json: bytes, *, length: int) -> Tokenizer:
   return _tokenizer(core, name=name, length=length, start=start, end=end, pad=pad, size=size)
 
 
+def qwen(tokenizer_json: bytes, *, length: int, pad: str = '<|endoftext|>') -> Tokenizer:
+  """Qwen3's tokenizer, whose rows hold a chat: the text as the user's, and the start of an answer.
+
+  Args:
+    tokenizer_json: `tokenizer.json` of transformers.
+    length: length of a row; 512 for Z-Image. A text that is too long loses pieces, and none of the chat around it;
+      transformers cuts off the end of the chat.
+    pad: token that fills a row.
+  """
+  core = _from_json(tokenizer_json, 'BPE')
+  said, over = _id(core, '<|im_start|>'), _id(core, '<|im_end|>')
+
+  def ids(text: str) -> list[int]:
+    return core.encode(text, add_special_tokens=False).ids
+
+  after = (over, *ids('\n'), said, *ids('assistant\n'))
+  made = _tokenizer(
+    core, name="Qwen's tokenizer", length=length, start=None, end=over, pad=_id(core, pad), size=core.get_vocab_size()
+  )
+  # With `user`, since a text's first newlines are one token with that before them.
+  return made._replace(pieces=lambda text: ids(f'user\n{text}'), end=None, before=(said,), after=after)
+
+
 def from_folder(folder: str | os.PathLike, *, length: int | None = None) -> Tokenizer:
   """The tokenizer in a folder of a published pipeline, such as `tokenizer_2` of SDXL.
 
   Args:
-    folder: a folder with tokenizer_config.json and vocab.json and merges.txt (CLIP) or tokenizer.json (T5, BERT).
+    folder: a folder with tokenizer_config.json and vocab.json and merges.txt (CLIP) or tokenizer.json (T5, BERT, Qwen).
     length: length of a row; the folder's `model_max_length` when None.
 
   Raises:
@@ -152,11 +176,15 @@ def from_folder(folder: str | os.PathLike, *, length: int | None = None) -> Toke
       raise ValueError(f'{folder}/vocab.json has start {start} and end {end}; want two ids side by side')
     pad = ids[_token(config.get('pad_token')) or '<|endoftext|>']
     return _clip(ids, pairs, start=start, pad=pad, length=length)
+  if kind == 'Qwen2Tokenizer':
+    pad = _token(config.get('pad_token')) or '<|endoftext|>'
+    return qwen(_read(folder / 'tokenizer.json'), length=length, pad=pad)
   if kind in ('T5Tokenizer', 'BertTokenizer'):
     make = t5 if kind == 'T5Tokenizer' else wordpiece
     return make(_read(folder / 'tokenizer.json'), length=length)
   raise ValueError(
-    f'{folder} holds a {kind or "tokenizer of no named class"}; want CLIPTokenizer, T5Tokenizer or BertTokenizer'
+    f'{folder} holds a {kind or "tokenizer of no named class"}; want CLIPTokenizer, T5Tokenizer, BertTokenizer or '
+    'Qwen2Tokenizer'
   )
 
 

@@ -4,8 +4,8 @@ A row of length k of a text with pieces p_1 .. p_n is
 
   (1)  start, p_1, ..., p_m, end, pad, ..., pad      m = min(n, k - 2)
 
-without `start` or `end` where a model has none. A text that is too long loses pieces and never its `end`, which CLIP
-reads the pooled text from.
+without `start` or `end` where a model has none; a chat's ids may stand around the pieces. A text that is too long loses
+pieces and never its `end`, which CLIP reads the pooled text from.
 """
 
 import hashlib
@@ -38,6 +38,7 @@ class Tokenizer(NamedTuple):
     fingerprint: changes with the vocabulary; a run is not resumed with another one.
     unknown: words of a text that the vocabulary lacks.
     vocabulary: the words of a tokenizer that was made from captions; empty for a published one.
+    before, after: ids of a chat that a text is said in, around the pieces.
   """
 
   name: str
@@ -50,11 +51,14 @@ class Tokenizer(NamedTuple):
   fingerprint: str
   unknown: Callable[[str], list[str]] = _none
   vocabulary: tuple[str, ...] = ()
+  before: tuple[int, ...] = ()
+  after: tuple[int, ...] = ()
 
   @property
   def room(self) -> int:
     """How many pieces a row has room for."""
-    return self.length - (self.start is not None) - (self.end is not None)
+    around = len(self.before) + len(self.after)
+    return self.length - (self.start is not None) - (self.end is not None) - around
 
 
 class Row(NamedTuple):
@@ -96,8 +100,8 @@ def checked(text: str) -> str:
 def row(tokenizer: Tokenizer, pieces: Sequence[int]) -> Row:
   """Eq. 1."""
   kept = list(pieces[: tokenizer.room])
-  start = [] if tokenizer.start is None else [tokenizer.start]
-  end = [] if tokenizer.end is None else [tokenizer.end]
+  start = ([] if tokenizer.start is None else [tokenizer.start]) + list(tokenizer.before)
+  end = list(tokenizer.after) + ([] if tokenizer.end is None else [tokenizer.end])
   ids = np.full(tokenizer.length, tokenizer.pad, np.int32)
   used = len(start) + len(kept) + len(end)
   ids[:used] = start + kept + end
