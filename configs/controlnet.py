@@ -56,6 +56,7 @@ def get_config() -> ConfigDict:
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'drop_rate': 0.5,  # of the captions
+      'shift': 1.0,  # shift of times towards noise, where the base's is larger: edges are late
       'optimizer': {'rate': 5e-4, 'warmup': 50},
       'ema': 0.99,
       'clip_norm': 1.0,
@@ -84,6 +85,7 @@ def controls(kind: str, transform: Any) -> Any:
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   stage = avatars.build(base)
+  base.shift = c.shift
   words = avatars.vocabulary(*avatars.opened(base, 'train'))
   told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
   (dataset, describe), (test, _) = (avatars.opened(told, split) for split in ('train', 'test'))

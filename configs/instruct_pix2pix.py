@@ -51,6 +51,7 @@ def get_config() -> ConfigDict:
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'drop_rate': 0.05,  # of the instruction, of the picture, and of both
+      'shift': 1.0,  # shift of times towards noise, where the base's is larger: the picture says the rest
       'optimizer': {'rate': 5e-4, 'b2': 0.95, 'warmup': 50},
       'ema': 0.99,
       'clip_norm': 1.0,
@@ -66,6 +67,7 @@ def get_config() -> ConfigDict:
 
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
+  base.shift = c.shift
   known = avatars.vocabulary(*avatars.opened(base, 'train'))
   dataset, test = train_and_test(c.dataset, resolution=c.resolution)
   known_edits = 'was' in dataset.read(0)  # of avatars_pairs, which can be scored
