@@ -315,6 +315,10 @@ def test_a_folder_of_stages_comes_back_whole(dalle, tmp_path):
     jax.tree.map(np.testing.assert_array_equal, again.components[name].params, part.params)
 
 
+def _slowly(*values):
+  return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def _changed(path, part, **entries):
   """The folder with another configuration and weights of a part."""
   config = json.loads((path / part / 'config.json').read_text()) | entries
@@ -329,9 +333,9 @@ def _changed(path, part, **entries):
     ('prior', {'embedding_dim': 8}, 'embeddings that the prior makes: 8, that text_proj reads: 16'),
     ('prior', {'num_embeddings': 9}, 'tokens of a prompt: 77, of the prior: 9'),
     ('text_encoder', {'projection_dim': 8}, 'embeddings that the text encoder makes: 8, that text_proj reads: 16'),
-    ('decoder', {'cross_attention_dim': 8}, 'features of a token of text_proj: 16, that the decoder reads: 8'),
     ('decoder', {'sample_size': 6}, 'images of 6 pixels cannot be enlarged to 16'),
-    ('super_res_last', {'in_channels': 3}, 'super_res_last reads 3 channels and makes 3; wanted 6 and 3'),
+    _slowly('decoder', {'cross_attention_dim': 8}, 'of a token of text_proj: 16, that the decoder reads: 8'),
+    _slowly('super_res_last', {'in_channels': 3}, 'super_res_last reads 3 channels and makes 3; wanted 6 and 3'),
   ],
 )
 def test_stages_that_do_not_fit_are_refused_in_a_line(part, entries, message, dalle, tmp_path):
@@ -395,6 +399,7 @@ def test_a_prompt_of_z_image_is_said_in_a_chat(tmp_path):
   assert long.dropped and long.mask.all() and long.ids[-len(made.after) :].tolist() == list(made.after)
 
 
+@pytest.mark.slow
 def test_a_second_stage_reads_the_firsts_text_encoder_if_it_has_none(deepfloyd):
   first, large = deepfloyd
   alone = {name: it for name, it in large.components.items() if name != 'text_encoder'}

@@ -1,7 +1,7 @@
 """UNet2DModel and UNet2DConditionModel from and to diffusers' folders: the U-Nets of models/unet.py under their names.
 
 Those that read text in their own softmax are DALL-E 2's decoder and DeepFloyd IF's stages, whose further entries are
-read by `_joined_options`.
+read by imagen_unet.py.
 
 What differs from the original code (unet.py) is the names, and that queries, keys and values are three tensors.
 """
@@ -9,13 +9,12 @@ What differs from the original code (unet.py) is the names, and that queries, ke
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import flax.linen as nn
 import jax.numpy as jnp
 
-from jaxgen.models.clip import exact_gelu
 from jaxgen.models.layers.embedding import ddpm_timestep_embedding, timestep_embedding
 from jaxgen.models.unet import Stage, Style, UNet, decoder, depths, encoder, heads_of, middle
-from jaxgen.pretrained import folder, state_dict
+from jaxgen.pretrained import folder, imagen_unet, state_dict
+from jaxgen.pretrained.imagen_unet import ACTIVATIONS
 from jaxgen.pretrained.layout import Layout, Meta
 from jaxgen.pretrained.state_dict import (
   Leaf,
@@ -76,7 +75,6 @@ _ALONE: Modules = {
   'attention/out': ('to_out.0', from_heads),
   'text_norm': ('norm_cross', table),
 }
-_ACTIVATIONS = {'silu': nn.silu, 'gelu': exact_gelu}
 _BLOCK: Modules = {
   'norm_in': ('norm1', table),
   'conv_in': ('conv1', conv),
@@ -177,7 +175,7 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
       'resnet_time_scale_shift': 'scale_shift' if scale_shift else 'default',
       'upsample_type': 'resnet' if resnet and any(attends) else config.get('upsample_type') if in_blocks else 'conv',
     }
-    | (_joined_entries(config) if joined else {}),
+    | (imagen_unet.entries(config) if joined else {}),
   )
   times = (config.get('flip_sin_to_cos', True), config.get('freq_shift', 0))
   padding = config.get('downsample_padding', 1)
@@ -208,42 +206,13 @@ def network(config: Mapping[str, Any], *, dtype: Any = jnp.float32) -> UNet:
       _PADDINGS[padding],
       _TIMES[times],
       config.get('norm_eps', 1e-5),
-      _ACTIVATIONS[config.get('act_fn', 'silu')],
+      ACTIVATIONS[config.get('act_fn', 'silu')],
       config.get('resnet_out_scale_factor', 1.0),
     ),
     dtype=dtype,
-    **(_joined_options(config, width) if joined else {}),
+    **(imagen_unet.options(config, width) if joined else {}),
     **_heads(config, features, text=text and not joined),
   )
-
-
-def _joined_entries(config: Mapping[str, Any]) -> dict[str, Any]:
-  """What is wanted of the entries that DeepFloyd IF's stages have."""
-  act, alone, pooled = config.get('act_fn', 'silu'), config.get('only_cross_attention', False), 'addition_embed_type'
-  skips = bool(config.get('resnet_skip_time_act'))
-  return {
-    'act_fn': act if act in _ACTIVATIONS else 'gelu',
-    'only_cross_attention': bool(alone),
-    'mid_block_only_cross_attention': alone if config.get('mid_block_only_cross_attention') is not None else None,
-    pooled: 'text' if config.get(pooled) else None,
-    'encoder_hid_dim': config.get('encoder_hid_dim'),
-    'encoder_hid_dim_type': 'text_proj' if config.get('encoder_hid_dim') else None,
-    'resnet_skip_time_act': skips,
-    'time_embedding_act_fn': act if skips else None,  # once for all blocks, or in each: the same
-    'time_embedding_dim': config.get('time_embedding_dim'),
-    'resnet_out_scale_factor': config.get('resnet_out_scale_factor', 1.0),
-    'mid_block_scale_factor': config.get('resnet_out_scale_factor', 1.0),
-  }
-
-
-def _joined_options(config: Mapping[str, Any], width: int) -> dict[str, Any]:
-  time = config.get('time_embedding_dim') or 4 * width
-  return {
-    'text_alone': bool(config.get('only_cross_attention')),
-    'text_features': config.get('cross_attention_dim', 1280) if config.get('encoder_hid_dim') else 0,
-    'pool_heads': config.get('addition_embed_type_num_heads', 64) if config.get('addition_embed_type') else 0,
-    'time_width': 0 if time == 4 * width else time,
-  }
 
 
 def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.Config:
@@ -258,6 +227,9 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   alone = text and not net.joined
   if features[0] != net.width or (alone and (style.scale_shift or style.resize_in_blocks)):
     raise ValueError('diffusers has no U-Net whose first level is not one width wide, or of this style with text')
+  of_joined = (style.skip_scale != 1, style.act is not ACTIVATIONS['silu'], net.time_width, net.text_features)
+  if not net.joined and any((*of_joined, net.pool_heads, isinstance(net.blocks, tuple))):
+    raise ValueError('what DeepFloyd IF adds to a U-Net is written only with `joined` attention to the text')
   attends = tuple(level in net.attention for level in range(len(features)))
   config = {
     **_block_types(attends, text=text, resnet=style.resize_in_blocks, joined=net.joined),
@@ -267,7 +239,7 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
     'layers_per_block': list(net.blocks) if isinstance(net.blocks, tuple) else net.blocks,
     'norm_num_groups': net.groups,
     'norm_eps': style.eps,
-    'act_fn': {act: name for name, act in _ACTIVATIONS.items()}[style.act],
+    'act_fn': {act: name for name, act in ACTIVATIONS.items()}[style.act],
     'dropout': net.dropout,
     'flip_sin_to_cos': times[0],
     'freq_shift': times[1],
@@ -279,7 +251,7 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   heads = [heads_of(net, level) if attend else 1 for level, attend in enumerate(used)]
   if net.joined:
     kept = {'class_embed_type': more.get('class_embed_type')}  # 'identity': it is told a vector
-    return config | kept | _joined(net, params, features, heads, used)
+    return config | kept | imagen_unet.configuration(net, params, features, heads, used)
   if text:
     return config | {
       '_class_name': 'UNet2DConditionModel',
@@ -322,33 +294,6 @@ _UNSUPPORTED = {
   'time_embedding_act_fn': None,
   'timestep_post_act': None,
 }
-
-
-def _joined(net: UNet, params: Params, features: list[int], heads: list[int], used: tuple[bool, ...]) -> dict[str, Any]:
-  """Entries of a U-Net whose attention to the text is joined."""
-  sizes = {size // number for size, number, attend in zip(features, heads, used, strict=True) if attend}
-  if len(sizes) > 1:
-    raise ValueError(f'diffusers has one size of heads for all levels, this network {sorted(sizes)}; set head_size')
-  once, act = bool(net.time_width), {act: name for name, act in _ACTIVATIONS.items()}[net.style.act]
-  read: Any = params['middle_0_attention']
-  width = (read['attention']['key'] if net.text_alone else read['text_key'])['kernel'].shape[0]
-  return {
-    'time_embedding_dim': net.time_width or None,
-    'time_embedding_act_fn': act if once else None,
-    'resnet_skip_time_act': once,
-    'resnet_out_scale_factor': net.style.skip_scale,
-    'mid_block_scale_factor': net.style.skip_scale,
-    'only_cross_attention': net.text_alone,
-    'encoder_hid_dim': params['text_in']['kernel'].shape[0] if net.text_features else None,
-    'encoder_hid_dim_type': 'text_proj' if net.text_features else None,
-    'addition_embed_type': 'text' if net.pool_heads else None,
-    **({'addition_embed_type_num_heads': net.pool_heads} if net.pool_heads else {}),
-    '_class_name': 'UNet2DConditionModel',
-    'attention_head_dim': sizes.pop(),
-    'cross_attention_dim': width,
-    **({'class_embed_type': 'timestep'} if net.level else {}),
-    'cross_attention_norm': 'group_norm' if net.text_norm else None,
-  }
 
 
 def _block_types(attends: tuple[bool, ...], *, text: bool, resnet: bool, joined: bool = False) -> dict[str, Any]:
