@@ -70,7 +70,9 @@ def write(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> epat
   runs = _named([_read(epath.Path(workdir)) for workdir in workdirs])
   names = list(dict.fromkeys(name for run in runs for name in run.series))
   quality = [name for name in names if report.is_quality(name)]
-  curves = [name for name in names if name not in quality and not name.endswith('/seconds')]
+  parts = {name: {run.name: report.parts(run.series, name) for run in runs} for name in quality}
+  of_parts = {f'{name}/{part}' for name, columns in parts.items() for column in columns.values() for part in column}
+  curves = [name for name in names if name not in quality and name not in of_parts and not name.endswith('/seconds')]
   light, dark = (' '.join(f'--c{i}: {pair[k]};' for i, pair in enumerate(_COLOURS)) for k in (0, 1))
   title = ' and '.join(html.escape(run.name) for run in runs)
   legend = ''.join(
@@ -85,8 +87,8 @@ def write(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> epat
     "content=\"default-src 'none'; img-src data:; style-src 'unsafe-inline'\">"
     f'<title>{title}</title><style>{_STYLE.replace("LIGHT", light).replace("DARK", dark)}</style></head><body><main>'
     f'<p class="brand">jaxgen compare</p><h1>{title}</h1><ul class="legend">{legend}</ul>'
-    f'{_numbers(runs, quality)}{_section("Quality", runs, quality)}{_samples(runs)}{_differences(runs)}'
-    f'{_section("Training", runs, curves)}</main></body></html>\n'
+    f'{_numbers(runs, quality)}{_by_part(parts)}{_section("Quality", runs, quality)}{_samples(runs)}'
+    f'{_differences(runs)}{_section("Training", runs, curves)}</main></body></html>\n'
   )
   path = epath.Path(out)
   path.parent.mkdir(parents=True, exist_ok=True)
@@ -138,6 +140,16 @@ def _numbers(runs: Sequence[Run], names: Sequence[str]) -> str:
     return ''
   head = ''.join(f'<th>{html.escape(run.name)}</th>' for run in runs)
   return f'<h2>Last values</h2><div class="card wide"><table><tr><th></th>{head}<th></th></tr>{rows}</table></div>'
+
+
+def _by_part(parts: Mapping[str, Mapping[str, Mapping[str, float]]]) -> str:
+  """A table of each metric that is measured by attribute or class: a row for each, a column for each run."""
+  tables = ''.join(
+    f'<div class="card wide"><h3>{html.escape(name)}</h3>{report.parts_table(columns)}</div>'
+    for name, columns in parts.items()
+    if any(columns.values())
+  )
+  return f'<h2>Last values by part</h2><div class="grid">{tables}</div>' if tables else ''
 
 
 def _last(run: Run, name: str) -> tuple[int, float] | None:

@@ -77,7 +77,8 @@ def write(workdir: str | os.PathLike) -> epath.Path:
     'PERCENT': f'{100 * min(step, total) / max(total, 1):.1f}',
     'TILES': ''.join(_tile(*tile) for tile in _tiles(series, quality, record, goodput.read(workdir))),
     'REAL': _real(workdir / 'data.png'),
-    'VOTES': _evaluations(workdir / 'evaluation')
+    'VOTES': _by_part(series, quality)
+    + _evaluations(workdir / 'evaluation')
     + _sweep(workdir / 'evaluation' / 'sweep.json')
     + _votes(workdir / 'votes'),
     'PROTOCOLS': _protocols(protocols),
@@ -122,6 +123,40 @@ def _whole(name: str) -> str | None:
   """The metric that another is a part of, or that it is compared with, by its name: NAME/hats, NAME_chance."""
   found = re.fullmatch(r'(.+?)(?:/[^/]*|_chance|_real)', name)
   return found and found[1]
+
+
+def parts(series: Mapping[str, Sequence[tuple[int, float | None]]], metric: str) -> dict[str, float]:
+  """The last value of each part of a metric, such as an attribute or a class: those named METRIC/PART."""
+  found = {}
+  for name, points in series.items():
+    whole, slash, part = name.rpartition('/')
+    known = [value for _, value in points if value is not None]
+    if slash and whole == metric and part != 'seconds' and known:
+      found[part] = known[-1]
+  return found
+
+
+def parts_table(columns: Mapping[str, Mapping[str, float]]) -> str:
+  """A row for each part and a column for each metric or run; a cell is empty where there is no such part."""
+  rows = ''
+  for part in dict.fromkeys(part for column in columns.values() for part in column):
+    cells = ''.join(f'<td>{_number(column[part]) if part in column else ""}</td>' for column in columns.values())
+    rows += f'<tr><th scope="row">{html.escape(part)}</th>{cells}</tr>'
+  head = ''.join(f'<th scope="col">{html.escape(name)}</th>' for name in columns)
+  return f'<table><tr><th></th>{head}</tr>{rows}</table>'
+
+
+def _by_part(series: Series, quality: Series) -> str:
+  """The last values of all metrics that are measured by attribute or class, with the whole in the first row."""
+  columns = {}
+  for name, points in quality.items():
+    whole = [value for _, value in points if value is not None]
+    if (found := parts(series, name)) and whole:
+      columns[name] = {'all': whole[-1]} | dict(sorted(found.items()))
+  if not columns:
+    return ''
+  table = parts_table(columns)
+  return f'<section><div class="head"><h2>By part</h2></div><div class="card wide">{table}</div></section>'
 
 
 def _order(name: str) -> tuple[int, str]:

@@ -16,6 +16,7 @@ def run(folder, *, width, fid, seed=0):
     out.protocol('fid_2k', {'samples': 2000, 'seed': seed, 'network_hash': 'abc'})
     for step in range(10, 50, 10):
       out.scalars(step, {'loss': width / step, 'fid_2k': fid / step})
+    out.scalars(40, {'attributes_seen': 0.5, 'attributes_seen/hair': width / 64})
     out.scalars(50, {'loss': float('nan')})
     out.images(40, 'samples', np.full((4, 8, 8, 3), width, np.uint8))
   return folder
@@ -29,7 +30,8 @@ def page(tmp_path):
 
 
 def test_the_page_has_curves_numbers_samples_and_differences(page):
-  assert page.count('<polyline') == 4  # two metrics of two runs
+  assert page.count('<polyline') == 6  # three metrics of two runs; parts are a table
+  assert '<th scope="row">hair</th><td>0.125</td><td>0.25</td>' in page
   assert page.count('src="data:image/png;base64,') == 2
   assert re.search(r'<th>fid_2k</th><td>7\.5</td><td>5</td><td class="note">protocols differ in seed</td>', page)
   assert re.search(r'<th>model\.width</th><td>8</td><td>16</td>', page)

@@ -145,6 +145,25 @@ def test_parts_of_a_metric_are_folded_and_real_images_stand_beside_samples(run):
   assert 'training data' not in before
 
 
+def test_parts_of_metrics_are_a_table_with_the_last_value_of_each(run):
+  records = [
+    {'step': 2040, 'attributes_seen': 0.5, 'attributes_seen/hat<': 0.4, 'attributes_seen/hair': None},
+    {'step': 2080, 'attributes_seen': 0.75, 'attributes_seen/hat<': 0.625, 'attributes_seen/seconds': 3},
+    {'step': 2080, 'attributes_test': 0.25, 'attributes_test/eyes': 0.125, 'held_out/loss_t0.10': 1.0},
+  ]
+  with (run / 'metrics.jsonl').open('a') as file:
+    file.write(''.join(json.dumps(record) + '\n' for record in records))
+  text = report.write(run).read_text(encoding='utf-8')
+  table = text.partition('<h2>By part</h2>')[2].partition('</section>')[0]
+  rows = [re.findall(r'>([^<]*)</t[hd]>', row) for row in table.split('<tr>')[1:]]
+  assert rows == [
+    ['', 'attributes_seen', 'attributes_test'],
+    ['all', '0.75', '0.25'],
+    ['hat&lt;', '0.625', ''],
+    ['eyes', '', '0.125'],
+  ]
+
+
 def test_long_series_are_thinned_and_keep_their_mean_and_end():
   points = [(step, float(step)) for step in range(1, 100_001)]
   thin = report.thinned(points)

@@ -325,6 +325,8 @@ def test_results_are_a_table_a_plot_and_a_section_of_the_report(client, made, tm
   page = (run / 'report.html').read_text()
   assert 'Which image looks more real?' in page
   assert 'secret-alpha over secret-beta' in page
+  assert page.count('6 win rates by prompt') == 3
+  assert page.count('<td>100%</td>') == 3 * 6  # the brighter one, always
   assert report.write(run).exists()
 
 

@@ -100,7 +100,8 @@ def section(found: Mapping[str, Any]) -> str:
     verdicts = ''.join(f'<li>{html.escape(said)}</li>' for said in _verdicts(question, found['kind']))
     parts.append(
       f'<div class="card"><h3>{html.escape(str(question["text"]))} <span>{remark}</span></h3>'
-      f'{svg(question, found["kind"]) or "<p class=none>No votes yet.</p>"}<ul class="plainlist">{verdicts}</ul></div>'
+      f'{svg(question, found["kind"]) or "<p class=none>No votes yet.</p>"}<ul class="plainlist">{verdicts}</ul>'
+      f'{_by_prompt(question.get("by_prompt", ()))}</div>'
     )
   raters = [rater for rater in found['raters'] if rater['votes']]
   left_out = sum(not rater['counted'] for rater in raters)
@@ -108,6 +109,23 @@ def section(found: Mapping[str, Any]) -> str:
   return (
     f'<div class="head"><h2>People: {html.escape(str(found["study"]))}</h2><small>{who}</small></div>'
     f'<div class="charts one">{"".join(parts)}</div>'
+  )
+
+
+def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> str:
+  """The win rates of each prompt, folded; '' where there are none."""
+  if not rows:
+    return ''
+  body = ''.join(
+    f'<tr><th scope="row">{html.escape(str(row["prompt"]))}</th>'
+    f'<td>{html.escape(str(row["a"]))} over {html.escape(str(row["b"]))}</td>'
+    f'<td>{row["win_rate"]:.0%}</td><td>{row["low"]:.0%} to {row["high"]:.0%}</td><td>{row["votes"]}</td></tr>'
+    for row in rows
+  )
+  head = ''.join(f'<th scope="col">{name}</th>' for name in ('prompt', 'pair', 'wins', '95% interval', 'votes'))
+  return (
+    f'<details><summary>{len(rows)} win rates by prompt</summary>'
+    f'<div class="wide"><table><tr>{head}</tr>{body}</table></div></details>'
   )
 
 
