@@ -125,8 +125,12 @@ def loader(c: ConfigDict, base: Experiment) -> tuple[Loader, list[str]]:
       (dataset, described), pictures(c.prior.dataset, size, c.prior.caption), weight=c.prior.weight
     )
 
+  # The fields that pictures of the subject and of its class share.
+  shared = sorted(set.intersection(*(set(dataset.read(i % dataset.num_examples)) for i in (0, 1))))
+
   def transform(record: Record, rng: np.random.Generator) -> Record:
-    return record | {name: ids[0] for name, ids in tokenize([described(record, rng)]).items()}
+    ids = tokenize([described(record, rng)])
+    return {name: record[name] for name in shared} | {name: rows[0] for name, rows in ids.items()}
 
   data = Loader(
     dataset,

@@ -201,6 +201,10 @@ def test_mistakes_are_named():
   ragged = numbers(decode=lambda i: {'image': np.zeros((i + 1, 4, 3), np.float32)})
   with pytest.raises(ValueError, match=r'images of numbers .* have different shapes.*size'):
     loader(ragged).rows(0, range(8))
+  image = np.zeros((4, 4, 3), np.float32)
+  mixed = numbers(decode=lambda i: {'image': image} | ({'label': np.int32(0)} if i % 2 else {}))
+  with pytest.raises(ValueError, match='numbers .* have different fields: not all have label'):
+    loader(mixed).rows(0, range(8))
 
 
 # --- bad records

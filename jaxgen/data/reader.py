@@ -88,6 +88,11 @@ class Reader:
     chunk = -(-len(items) // self._threads)
     chunks = [items[first : first + chunk] for first in range(0, len(items), chunk)]
     records = [record for part in self._pool.map(lambda c: [read(i) for i in c], chunks) for record in part]
+    if differ := {name for record in records for name in set(record) ^ set(records[0])}:
+      raise ValueError(
+        f'records of {self._dataset.name} ({self._dataset.split}) have different fields: not all have '
+        f'{", ".join(sorted(differ))}; add them to all, or leave them out, in its decode or the transform of its loader'
+      )
     return {name: self._stack(name, [record[name] for record in records]) for name in records[0]}
 
   def _stack(self, name: str, values: list[np.ndarray]) -> np.ndarray:
