@@ -203,7 +203,7 @@ def test_mistakes_are_named():
     loader(ragged).rows(0, range(8))
   image = np.zeros((4, 4, 3), np.float32)
   mixed = numbers(decode=lambda i: {'image': image} | ({'label': np.int32(0)} if i % 2 else {}))
-  with pytest.raises(ValueError, match='numbers .* have different fields: not all have label'):
+  with pytest.raises(ValueError, match=r'numbers .* have different fields: not all have label'):
     loader(mixed).rows(0, range(8))
 
 
