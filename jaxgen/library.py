@@ -46,7 +46,7 @@ from jaxgen.generation.edit import edited
 from jaxgen.generation.inpaint import inpainted
 from jaxgen.generation.interpolate import interpolated
 from jaxgen.metrics.folder import array_images
-from jaxgen.objectives.base import Denoising, SampleFn, sampled
+from jaxgen.objectives.base import Denoising, GenerationFn, sampled
 from jaxgen.pretrained import published
 from jaxgen.train import train as train_stages
 from jaxgen.typing import UInt8
@@ -236,7 +236,13 @@ class LoadedRun:
     return array if num is None else array[np.arange(num) % len(array)]
 
   def _sample(
-    self, cond: dict[str, np.ndarray], num: int, seed: int, batch_size: int | None, run: SampleFn | None, **inputs: Any
+    self,
+    cond: dict[str, np.ndarray],
+    num: int,
+    seed: int,
+    batch_size: int | None,
+    run: GenerationFn | None,
+    **inputs: Any,
   ) -> UInt8[np.ndarray, 'n h w c']:
     return sample.sample(self.trained, cond, num=num, seed=seed, batch_size=batch_size, sample_fn=run, inputs=inputs)
 

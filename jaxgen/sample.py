@@ -18,7 +18,7 @@ from jaxgen.checkpoint import Checkpoints
 from jaxgen.evaluators.generate import make_generate, to_host
 from jaxgen.experiment import Experiment, as_stages, stage_of
 from jaxgen.generation import negative
-from jaxgen.objectives.base import Denoising, SampleFn
+from jaxgen.objectives.base import Denoising, GenerationFn
 from jaxgen.train_state import TrainState, sampling_params
 from jaxgen.typing import UInt8
 
@@ -241,7 +241,7 @@ def sample(
   num: int,
   seed: int = 0,
   batch_size: int | None = None,
-  sample_fn: SampleFn | None = None,
+  sample_fn: GenerationFn | None = None,
   inputs: Mapping[str, np.ndarray] | None = None,
   first: int = 0,
 ) -> UInt8[np.ndarray, 'n h w c']:

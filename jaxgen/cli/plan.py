@@ -87,7 +87,9 @@ def _mesh(text: str) -> dict[str, int]:
     raise argparse.ArgumentTypeError(f'{text!r} is not understood; wanted AXIS=SIZE,...: data=1,fsdp=16') from None
 
 
-def _builder(args: argparse.Namespace, overrides: list[str], machine: Any) -> tuple[Callable[..., Any], dict[str, Any]]:
+def _builder(
+  args: argparse.Namespace, overrides: list[str], machine: Any
+) -> tuple[Callable[[dict[str, Any]], Any], dict[str, Any]]:
   """`build(changes)` of the config for the machine's devices, and the fields that a search may change."""
   from jaxgen import sharding
   from jaxgen.cli.config import load_config

@@ -16,7 +16,7 @@ import difflib
 import functools
 import pathlib
 import sys
-from collections.abc import Callable
+from typing import Protocol, runtime_checkable
 
 import jax
 
@@ -39,7 +39,14 @@ from jaxgen.data.datasets.tfds_dataset import prepare_tfds, tfds_dataset, tfds_f
 from jaxgen.data.datasets.webdataset import webdataset
 from jaxgen.data.recipe import load
 
-Open = Callable[..., Dataset]  # (split, *, data_dir=None)
+
+@runtime_checkable
+class Open(Protocol):
+  """Opens a split of a named dataset."""
+
+  def __call__(self, split: str, *, data_dir: str | None = None) -> Dataset: ...
+
+
 NAMED: dict[str, Open] = {
   'avatars': avatars,
   'avatars32': lambda split, data_dir=None: avatars32(split),
@@ -140,11 +147,11 @@ def _named(name: str, split: str, resolution: int, data_dir: str | None) -> Data
     raise UnknownDataset(f'config.dataset is {name!r}; {meant}it can be {forms}, or one of TFDS ({error})') from error
 
 
-def _with_options(name: str) -> Callable[..., Dataset] | None:
+def _with_options(name: str) -> Open | None:
   """How a dataset is opened that was prepared with other options than its default, such as avatars_2000_avataaars."""
-  for kind in ('avatars_pairs', 'avatars_segments', 'avatars_subject', 'avatars', 'emoji_pairs', 'openmoji'):
-    if name.startswith(f'{kind}_') and ':' not in name:
-      return functools.partial(NAMED[kind], name=name)
+  for opened in (avatars_pairs, avatars_segments, avatars_subject, avatars, emoji_pairs, openmoji):
+    if name.startswith(f'{opened.__name__}_') and ':' not in name:
+      return functools.partial(opened, name=name)
   return None
 
 

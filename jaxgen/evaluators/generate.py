@@ -12,7 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen import sharding
-from jaxgen.objectives.base import SampleFn
+from jaxgen.objectives.base import GenerationFn
 from jaxgen.typing import Array, Float, UInt8
 
 
@@ -43,7 +43,7 @@ class GenerateFrom(Protocol):
   ) -> Iterator[tuple[Array, int]]: ...
 
 
-def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int) -> GenerateFrom:
+def make_generate(sample: GenerationFn, *, mesh: jax.sharding.Mesh, batch_size: int) -> GenerateFrom:
   """Returns `generate(params, frozen, cond, *, seed, num, ...)`, a GenerateFrom, compiled once for its batch size.
 
   Args:
@@ -87,7 +87,7 @@ def make_generate(sample: SampleFn, *, mesh: jax.sharding.Mesh, batch_size: int)
   return generate
 
 
-def sampler(sample: SampleFn, *, mesh: jax.sharding.Mesh) -> Any:
+def sampler(sample: GenerationFn, *, mesh: jax.sharding.Mesh) -> Any:
   """The jitted `(params, frozen, cond, root, indices, inputs) -> images`, a batch sharded over the mesh."""
   place = sharding.batch_sharding(mesh)
 

@@ -1,4 +1,4 @@
-"""Uses of a trained model beside sampling from noise; each takes an objective's `denoising` and returns a `SampleFn`.
+"""Uses of a trained model beside sampling from noise; each takes an objective's `denoising`, returns a `GenerationFn`.
 
 from jaxgen.generation.edit import edited                        # an image, with noise and sampled again
 from jaxgen.generation.inpaint import inpainted

@@ -8,13 +8,13 @@ What remains of the image under the noise is kept; the rest is sampled again.
 import jax.numpy as jnp
 import numpy as np
 
-from jaxgen.objectives.base import Denoising, SampleFn, decoded, guided_denoiser, split_keys
+from jaxgen.objectives.base import Denoising, EditFn, decoded, guided_denoiser, split_keys
 from jaxgen.processes.process import Denoiser, Process, corrupt, image_noise
 from jaxgen.samplers.sampler import Solver, Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
-def edited(d: Denoising, *, strength: float) -> SampleFn:
+def edited(d: Denoising, *, strength: float) -> EditFn:
   """`(params, frozen, cond, keys, *, image) -> images`, sampled from `image` with noise of time `strength`."""
 
   def sample(

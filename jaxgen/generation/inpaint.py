@@ -18,7 +18,7 @@ import jax.numpy as jnp
 
 from jaxgen.objectives.base import (
   Denoising,
-  SampleFn,
+  InpaintFn,
   decoded,
   guided_denoiser,
   sample_from,
@@ -33,7 +33,7 @@ from jaxgen.samplers.sampler import Solver, Times
 from jaxgen.typing import Array, Cond, Float, Key
 
 
-def inpainted(d: Denoising, *, repeats: int = 10) -> SampleFn:
+def inpainted(d: Denoising, *, repeats: int = 10) -> InpaintFn:
   """`(params, frozen, cond, keys, *, image, mask) -> images`: samples what is not in the mask, at the walk's times.
 
   `mask` is float b h w 1, 1 where a pixel of `image` is known and 0 where it is sampled.
@@ -64,7 +64,7 @@ def inpainted(d: Denoising, *, repeats: int = 10) -> SampleFn:
   return sample
 
 
-def told_inpainted(d: Denoising) -> SampleFn:
+def told_inpainted(d: Denoising) -> InpaintFn:
   """As `inpainted`, by a network that reads the mask and the known pixels, `cond['concat']`.  # Eq. 3"""
 
   def sample(

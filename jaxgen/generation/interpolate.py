@@ -7,12 +7,12 @@ A straight mix of two noises has too little variance; Eq. 1 keeps their length.
 
 import jax.numpy as jnp
 
-from jaxgen.objectives.base import Denoising, SampleFn, sample_from, split_keys
+from jaxgen.objectives.base import Denoising, InterpolateFn, sample_from, split_keys
 from jaxgen.processes.process import expand, image_noise
 from jaxgen.typing import Array, Cond, Float, Key
 
 
-def interpolated(d: Denoising, first: Key[Array, ''], last: Key[Array, '']) -> SampleFn:
+def interpolated(d: Denoising, first: Key[Array, ''], last: Key[Array, '']) -> InterpolateFn:
   """`(params, frozen, cond, keys, *, weight) -> images` between the images of two keys.
 
   `weight` is float b, 0 at the first image and 1 at the last. A sampler's own noise is that of `first`.

@@ -1,11 +1,11 @@
 """An image's own noise, found by DDIM inversion (samplers/ddim_inversion.py), and the image sampled from it again."""
 
-from jaxgen.objectives.base import Denoising, SampleFn, decoded, split_keys, walk_of
+from jaxgen.objectives.base import Denoising, EditFn, decoded, split_keys, walk_of
 from jaxgen.samplers.ddim import ddim
 from jaxgen.typing import Array, Cond, Float, Key
 
 
-def reconstructed(d: Denoising, *, repeats: int = 0) -> SampleFn:
+def reconstructed(d: Denoising, *, repeats: int = 0) -> EditFn:
   """`(params, frozen, cond, keys, *, image) -> images`: inverts to noise and samples again, by DDIM without guidance,
   at the walk's times."""
   (_, times), inverse = walk_of(d), d.inverse

@@ -7,7 +7,7 @@ some subtrees of the parameters. A GAN has two phases, a diffusion model one; a 
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -24,8 +24,45 @@ from jaxgen.samplers.sampler import Guide, Sampler, Without
 from jaxgen.typing import Array, Cond, Float, Key
 
 InitFn = Callable[[Array, Any, dict[str, Any]], dict[str, Any]]  # (key, frozen, batch) -> {'params': ..., 'extra': ...}
-# (params, frozen, cond, keys) -> images, float32 b h w c in [-1, 1]; those of generation/ take further inputs by name
-SampleFn = Callable[..., Array]
+# (params, frozen, cond, keys) -> images, float32 b h w c in [-1, 1]
+SampleFn = Callable[[dict[str, Any], Any, Cond, Array], Array]
+
+
+@runtime_checkable
+class EditFn(Protocol):
+  """Makes images of images."""
+
+  def __call__(
+    self, params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, image: Float[Array, 'b h w c']
+  ) -> Float[Array, 'b h w c']: ...
+
+
+@runtime_checkable
+class InpaintFn(Protocol):
+  """Makes the part of images that a mask, 1 where a pixel is known, leaves open."""
+
+  def __call__(
+    self,
+    params: dict,
+    frozen: dict,
+    cond: Cond,
+    keys: Key[Array, ' b'],
+    *,
+    image: Float[Array, 'b h w c'],
+    mask: Float[Array, 'b h w 1'],
+  ) -> Float[Array, 'b h w c']: ...
+
+
+@runtime_checkable
+class InterpolateFn(Protocol):
+  """Makes images between two, 0 at the first and 1 at the last."""
+
+  def __call__(
+    self, params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, weight: Float[Array, ' b']
+  ) -> Float[Array, 'b h w c']: ...
+
+
+GenerationFn = SampleFn | EditFn | InpaintFn | InterpolateFn  # those of generation/ take inputs by name
 
 
 class Aux(NamedTuple):

@@ -6,7 +6,7 @@ load(folder or file), lazily(...) -> Pretrained        save(pretrained, folder)
 import json
 import os
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -48,8 +48,15 @@ from jaxgen.pretrained import (
 from jaxgen.pretrained.layout import Layout, Meta, Pretrained, Put
 from jaxgen.typing import Params
 
+
+@runtime_checkable
+class Read(Protocol):
+  """Describes the network of a folder's config."""
+
+  def __call__(self, config: folder.Config, *, dtype: Any) -> Layout: ...
+
+
 # A class name is only looked up in this table: nothing is imported or run because a folder names it.
-Read = Callable[..., Layout]  # (config, *, dtype) -> layout
 READERS: dict[str, Read] = {
   **dict.fromkeys(clip.CLASSES, clip.read),
   **dict.fromkeys(t5.CLASSES, t5.read),

@@ -14,8 +14,8 @@ import contextlib
 import contextvars
 import enum
 import functools
-from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -31,8 +31,25 @@ from jaxgen.typing import Array, Bool, Float, MakeModule
 
 Mask = Bool[Array, '#b k'] | Bool[Array, '#b #l k']  # True where a query may attend to a key
 Bias = Float[Array, '#b #n #l #k']
-Kernel = Callable[..., Array]  # (q, k, v, mask, bias, *, scale)
 _NO_EDITS = Edits()
+
+
+@runtime_checkable
+class Kernel(Protocol):
+  """Computes Eq. 1 on one platform."""
+
+  __name__: str
+
+  def __call__(
+    self,
+    q: Float[Array, 'b l n h'],
+    k: Float[Array, 'b k n h'],
+    v: Float[Array, 'b k n h'],
+    mask: Mask | None = None,
+    bias: Bias | None = None,
+    *,
+    scale: float | None = None,
+  ) -> Float[Array, 'b l n h']: ...
 
 
 class Choice(enum.Enum):

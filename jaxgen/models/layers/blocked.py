@@ -30,7 +30,7 @@ def blocked_attention(
   k: Float[Array, 'b k n h'],
   v: Float[Array, 'b k n h'],
   mask: Bool[Array, '#b k'] | None = None,
-  bias: None = None,
+  bias: Array | None = None,
   *,
   scale: float | None = None,
   block: int = BLOCK,

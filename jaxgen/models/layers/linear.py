@@ -14,8 +14,8 @@ from jaxgen.models.layers.int8 import dense
 from jaxgen.models.layers.low_rank import LowRank, dropped, kernel_param
 from jaxgen.typing import Array, Float
 
-DotGeneral = Callable[..., Array]  # with the arguments of `jax.lax.dot_general`
-_product = contextvars.ContextVar('product', default=lax.dot_general)
+DotGeneral = Callable[[Array, Array, Any], Array]  # (x, w, dimension numbers) -> x w, as `jax.lax.dot_general`
+_product: contextvars.ContextVar[DotGeneral] = contextvars.ContextVar('product', default=lax.dot_general)
 _MATRICES = (((1,), (0,)), ((), ()))  # the last axis of b i with the first of i *o
 
 

@@ -14,7 +14,7 @@ reassociation; docs/results.md has the times. The platform is that of the mesh i
 
 import itertools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import flax.linen as nn
 import jax
@@ -115,8 +115,15 @@ def stack(
   return x
 
 
+@runtime_checkable
+class RunSegment(Protocol):
+  """Runs some blocks on the tokens `kept`, or on all."""
+
+  def __call__(self, x: Array, kept: Int[Array, 'b m'] | None, /, *, start: int, stop: int) -> Array: ...
+
+
 def in_segments(
-  run: Callable[..., Any],
+  run: RunSegment,
   x: Float[Array, 'b l d'],
   *,
   depth: int,
@@ -128,7 +135,7 @@ def in_segments(
   """Runs a stack of `depth` blocks in segments that end where tokens leave or are routed.
 
   Args:
-    run: `(x, kept, start=, stop=) -> x`, `stack` with its block; `kept` is None for all tokens.
+    run: `stack` with its block.
     x: the tokens.
     depth: number of blocks.
     hidden: depths after which `leave(depth, x)` is given the tokens.

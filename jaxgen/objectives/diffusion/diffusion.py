@@ -103,10 +103,7 @@ def diffusion(
   ) -> tuple[Float[Array, ''], Aux]:
     time_key, noise_key, drop_key, dropout_key, encode_key = jax.random.split(key, 5)
     x0 = batch['image'].astype(jnp.float32)
-    if isinstance(times, Importance):
-      t, weight = times.draw(state.extra['times'], time_key, len(x0))
-    else:
-      t, weight = times(time_key, len(x0)), jnp.ones(len(x0))
+    t, weight = _sampled_times(times, state, time_key, len(x0))
     eps = noise_like(x0, noise_key)
     x_t = corrupt(process, x0, eps, t)
     cond, _ = conditioner.dropped(params, frozen, batch, drop_key=drop_key, encode_key=encode_key)
@@ -140,12 +137,9 @@ def diffusion(
     noise_std=noise_std,
   )
   extra = {'times': times.init()} if isinstance(times, Importance) else {}
-  names = trained(conditioner)
-  if beside is not None:
-    names = (*((names,) if isinstance(names, str) else names), beside.name)
   return Objective(
     init=init_of(network, shape, conditioner, extra=extra, beside=beside),
-    phases=(Phase('diffusion', names, loss),),
+    phases=(Phase('diffusion', trained(conditioner, beside), loss),),
     sample=sampled(denoising),
     denoising=denoising,
     conditioner=conditioner,
@@ -185,9 +179,19 @@ def init_of(
   return init
 
 
-def trained(conditioner: Conditioner) -> str | tuple[str, ...]:
-  """The keys that a phase trains: the network, and the conditioner's own parameters if there are any."""
-  return ('net', *conditioner.trains) if conditioner.trains else 'net'
+def trained(conditioner: Conditioner, beside: Beside | None = None) -> str | tuple[str, ...]:
+  """The keys that a phase trains: the network, and the own parameters of the conditioner and of another loss."""
+  names = (*conditioner.trains, *(() if beside is None else (beside.name,)))
+  return ('net', *names) if names else 'net'
+
+
+def _sampled_times(
+  times: TimeSampler | Importance, state: Any, key: Key[Array, ''], num: int
+) -> tuple[Float[Array, ' b'], Float[Array, ' b']]:
+  """A time for each image, and the weight that makes up for how it was sampled."""
+  if isinstance(times, Importance):
+    return times.draw(state.extra['times'], key, num)
+  return times(key, num), jnp.ones(num)
 
 
 def squared_error(
