@@ -10,7 +10,7 @@ such as the maps of parts of --config.dataset=avatars_segments. Half of the capt
 alone says much. edges_f1 is the F1, to the pixel, of the edges of samples without words and those that they were given,
 and edges_f1_without the same at scale 0, which is the base.
 
-Result: not run yet.
+Result, seed 0: edges_f1 0.28, edges_f1_without 0.16; 0.23 after half of the steps. 15 minutes on one core.
 """
 
 from typing import Any

@@ -13,7 +13,8 @@ picture's attributes that samples of it alone show; image_prompt_follows_words t
 that words ask for, where the picture has another; image_prompt_kept the share of the other attributes that they show.
 The classifier that measures is the one that encodes, which no sample was trained on.
 
-Result: not run yet.
+Result, seed 0, basic, from runs/avatars: image_prompt_shown 0.41 (0.24 before, 0.37 after half of the steps),
+image_prompt_follows_words 0.63, image_prompt_kept 0.24. 12 minutes on one core.
 """
 
 import jax
