@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'drop_rate': 0.5,  # of the captions
-      'shift': 1.0,  # shift of times towards noise, where the base's is larger: edges are late
+      'shift': 1.0,  # shift of times towards noise, where the base's is larger: edges come late
       'optimizer': {'rate': 5e-4, 'warmup': 50},
       'ema': 0.99,
       'clip_norm': 1.0,

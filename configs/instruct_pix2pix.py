@@ -11,7 +11,8 @@ base does not know are new rows of its table. A classifier that comes with jaxge
 what was asked for (edits_changed) and of attributes that stay (edits_kept), on pictures that are in no training pair;
 beside them stand the same of the right answers.
 
-Result: not run yet.
+Result, seed 0: edits_changed 0.51 (colors 0.93; mouths and eyes rarely, which the base draws badly, too), edits_kept
+0.83; of the right answers 1.00 and 0.99. 20 minutes on one core.
 """
 
 import numpy as np
@@ -51,7 +52,6 @@ def get_config() -> ConfigDict:
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'drop_rate': 0.05,  # of the instruction, of the picture, and of both
-      'shift': 1.0,  # shift of times towards noise, where the base's is larger: the picture says the rest
       'optimizer': {'rate': 5e-4, 'b2': 0.95, 'warmup': 50},
       'ema': 0.99,
       'clip_norm': 1.0,
@@ -67,7 +67,6 @@ def get_config() -> ConfigDict:
 
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
-  base.shift = c.shift
   known = avatars.vocabulary(*avatars.opened(base, 'train'))
   dataset, test = train_and_test(c.dataset, resolution=c.resolution)
   known_edits = 'was' in dataset.read(0)  # of avatars_pairs, which can be scored
