@@ -33,7 +33,7 @@ class Qwen3(nn.Module):
     width, hidden: features of a token, and within the MLP.
     depth, heads, kv_heads, head_size: number of blocks, of heads of queries and of keys, features of a head.
     vocabulary: number of tokens.
-    theta: of Eq. 3.
+    theta: base of the angles of Eq. 3.
     eps: added to the mean squares of the norms.
     dtype: dtype of activations; parameters, statistics of norms and softmax are float32.
   """
