@@ -66,8 +66,8 @@ def remove_left_over(folder: str | os.PathLike, *, seconds: float = _LEFT_SECOND
     seconds: age from which a file is taken for left over; 0 in a folder that nobody else writes in.
   """
   for entry in os.scandir(folder):
-    if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > seconds:
-      with contextlib.suppress(OSError):
+    with contextlib.suppress(OSError):  # its writer may rename it at any moment
+      if _TEMPORARY.fullmatch(entry.name) and time.time() - entry.stat().st_mtime > seconds:
         os.unlink(entry.path)
 
 

@@ -142,6 +142,19 @@ def test_what_dead_processes_left_is_deleted_and_what_living_ones_write_is_not(t
   assert not (tmp_path / '.a.json.0123abcd.tmp').exists()
 
 
+def test_a_file_that_its_writer_renames_while_left_over_ones_are_looked_for_stops_nothing(tmp_path, monkeypatch):
+  temporary = tmp_path / '.a.json.0123abcd.tmp'
+  temporary.touch()
+
+  def now():
+    temporary.rename(tmp_path / 'a.json')
+    return 0.0
+
+  monkeypatch.setattr(files.time, 'time', now)
+  files.remove_left_over(tmp_path)
+  assert [path.name for path in tmp_path.iterdir()] == ['a.json']
+
+
 DAMAGE = {
   'empty': b'',
   'half': b'{"step": 4, "config": {"a": 1}, "lo',
