@@ -87,15 +87,15 @@ def build(c: ConfigDict) -> Experiment:
   rate = warmup_cosine(c.optimizer.rate, warmup=c.optimizer.warmup, steps=c.steps)
   adam = optax.adamw(rate, b2=0.98, weight_decay=c.optimizer.weight_decay, mask=kernels)
 
-  def said(rows: np.ndarray) -> np.ndarray:
-    return attribute_classifier.load()(rows) if rows.ndim == 4 else attribute_classifier.said(rows)
+  def attributes_of(rows: np.ndarray) -> np.ndarray:
+    return attribute_classifier.load()(rows) if rows.ndim == 4 else attribute_classifier.most_likely(rows)
 
   measured = avatar_attributes(
     make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size),
-    said,
+    attributes_of,
     mesh=mesh,
     splits={name: split_of(c, name) for name in ('test', 'seen')},
-    encode=lambda asked: {'text': encode_all(words, asked.texts)},
+    encode=lambda prompts: {'text': encode_all(words, prompts.texts)},
     **c.attributes,
   )
   return Experiment(

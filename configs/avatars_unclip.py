@@ -19,7 +19,7 @@ from jaxgen.models.unclip import EmbeddingProjection
 from jaxgen.models.unet import UNet
 from jaxgen.objectives.conditioning import trained_text
 from jaxgen.objectives.diffusion.diffusion import diffusion
-from jaxgen.objectives.embedded import EMBEDDING, beside, told_embedding
+from jaxgen.objectives.embedded import EMBEDDING, beside, with_embedding
 from jaxgen.pretrained import attribute_classifier
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.vp import vp_cosine
@@ -75,7 +75,7 @@ def build(c: ConfigDict) -> Experiment:
     times=times.shifted(times.uniform(draw=times.stratified), c.shift),
     sampler=Sampler(dpm_multistep, np.asarray(times.shift(grids.uniform(c.sampling.steps), c.sampling.shift))),
     guide=(classifier_free(c.sampling.scale), clip()),
-    conditioner=told_embedding(
+    conditioner=with_embedding(
       trained_text(encoder, length=words.length),
       EmbeddingProjection(width=c.text.width, time=4 * c.model.width, tokens=c.tokens),
       features=net.num_classes,

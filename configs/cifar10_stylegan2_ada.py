@@ -36,7 +36,7 @@ def get_config() -> ConfigDict:
       'batch_size': 64,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'width': 512, 'layers': 2, 'base': 32768, 'max_features': 512, 'mixing': 0.0},
-      'group': 32,  # images whose standard deviation the discriminator is told
+      'group': 32,  # images of one minibatch standard deviation
       'dtype': 'float32',
       'r1': {'gamma': 0.01, 'every': 16},
       'path_length': {'weight': 2.0, 'every': 0},  # 0 for none

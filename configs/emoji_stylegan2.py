@@ -38,7 +38,7 @@ def get_config() -> ConfigDict:
       'batch_size': 16,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'width': 128, 'layers': 2, 'base': 512, 'max_features': 128, 'mixing': 0.0},
-      'group': 4,  # images whose standard deviation the discriminator is told
+      'group': 4,  # images of one minibatch standard deviation
       'dtype': 'float32',
       'r1': {'gamma': 0.2, 'every': 16},
       'path_length': {'weight': 2.0, 'every': 0},  # every=4 as published; 0 for none

@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
       'batch_size': 64,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'width': 512, 'layers': 8, 'base': 16384, 'max_features': 512, 'mixing': 0.9},
-      'group': 4,  # images whose standard deviation the discriminator is told
+      'group': 4,  # images of one minibatch standard deviation
       'dtype': 'bfloat16',
       'r1': {'gamma': 1.0, 'every': 16},
       'path_length': {'weight': 2.0, 'every': 4},  # 0 for none

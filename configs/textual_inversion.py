@@ -91,10 +91,10 @@ def build(c: ConfigDict) -> Experiment:
   )
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
 
-  def told(texts, each):
+  def prompted(texts, each):
     return {'text': np.repeat(encode_all(tokenizer, list(texts)), each, axis=0)}
 
-  shown = told(c.prompts, c.samples.per_prompt)
+  shown = prompted(c.prompts, c.samples.per_prompt)
   evaluators = [
     samples(generate, mesh=mesh, cond=shown, num=len(shown['text']), every=c.samples.every, rows=list(c.prompts))
   ]
@@ -105,8 +105,8 @@ def build(c: ConfigDict) -> Experiment:
         attribute_classifier.load(),
         mesh=mesh,
         pictures=np.stack([dataset.read(i)['image'] for i in range(min(dataset.num_examples, 32))]),
-        new=told(c.prompts, c.subject.per_prompt),
-        of_class=told([c.start], len(c.prompts) * c.subject.per_prompt),
+        new=prompted(c.prompts, c.subject.per_prompt),
+        of_class=prompted([c.start], len(c.prompts) * c.subject.per_prompt),
         free=(ATTRIBUTES.index('background'),),
         every=c.subject.every,
       )

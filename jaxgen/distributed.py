@@ -65,7 +65,7 @@ def start(signals: Signals | None = None) -> None:
   """Joins the job this process is part of; call it before anything touches a device.
 
   Args:
-    signals: signal handlers of a program that may end before its first step where any process is told to stop.
+    signals: signal handlers of a program that may end before its first step when any process gets a signal to stop.
 
   Raises:
     ValueError: the environment names a coordinator but not this process, or a time that is not a number of seconds.
@@ -247,12 +247,12 @@ def agreed_stop(signals: Signals) -> Callable[[], bool]:
     return lambda: signals.received is not None
   # JAX hears SIGTERM itself, and agrees on the largest number that any process has come to, and one more. Calls are
   # counted rather than steps, because an evaluation asks many times in one step.
-  calls, told = itertools.count(), []
+  calls, sent = itertools.count(), []
   signals.alone = False
 
   def stop() -> bool:
-    if signals.received == signal.SIGINT and not told:
-      told.append(True)
+    if signals.received == signal.SIGINT and not sent:
+      sent.append(True)
       os.kill(os.getpid(), signal.SIGTERM)  # which JAX tells all of
     return multihost_utils.reached_preemption_sync_point(next(calls))
 

@@ -160,7 +160,7 @@ def reconstruct(snapshots: Iterable[Snapshot], step: int, exponent: float) -> An
   snapshots = list(snapshots)
   last = max((snapshot.step for snapshot in snapshots), default=0)
   if step > last:
-    raise ValueError(f'an average of step {step} was asked for, and the last snapshot is of step {last}')
+    raise ValueError(f'an average of step {step} was requested, and the last snapshot is of step {last}')
   weights = reconstruction_weights([s.step for s in snapshots], [s.exponent for s in snapshots], step, exponent)
   total = None
   for weight, snapshot in zip(weights, snapshots, strict=True):

@@ -180,7 +180,7 @@ def _unclip(pipeline: Pipeline, *, size: tuple[int, int] | None, steps: int | No
 
   def link(part: unclip.Part) -> Link:
     return Link(
-      part.objective, lambda params, frozen: ({k: params[v] for k, v in part.trees.items()}, frozen), part.told
+      part.objective, lambda params, frozen: ({k: params[v] for k, v in part.trees.items()}, frozen), part.takes
     )
 
   names = [name for part in parts for name in part.trees.values()]

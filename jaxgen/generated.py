@@ -78,7 +78,7 @@ def _drawn(
   cond = sample.conditioning(trained.stage, number, given=sample.prompt_fields(trained.stage, texts))
   for first in range(0, number, _AT_ONCE):
     last = min(first + _AT_ONCE, number)
-    told = {field: rows[:last] for field, rows in cond.items()}
-    images = sample.sample(trained, told, num=last, seed=seed, batch_size=batch_size, first=first)
+    given = {field: rows[:last] for field, rows in cond.items()}
+    images = sample.sample(trained, given, num=last, seed=seed, batch_size=batch_size, first=first)
     for text, image in zip(texts[first:last], np.asarray(images), strict=True):
       yield {'image': image, 'caption': text}

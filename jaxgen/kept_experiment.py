@@ -149,8 +149,8 @@ def _sampler(program: jax.export.Exported) -> Any:
     images = []
     for begin in range(0, len(keys), _NUM):
       rows = np.minimum(np.arange(begin, begin + _NUM), len(keys) - 1)
-      told = {name: jnp.asarray(values)[rows] for name, values in cond.items()}
-      images.append(program.call(arrays, told, data[rows]))
+      cond_rows = {name: jnp.asarray(values)[rows] for name, values in cond.items()}
+      images.append(program.call(arrays, cond_rows, data[rows]))
     return jnp.concatenate(images)[: len(keys)]
 
   return run

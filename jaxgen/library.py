@@ -120,28 +120,28 @@ class LoadedRun:
     return self._sample(cond, num, seed, batch_size, run)
 
   def edit(
-    self, images: Pictures, num: int | None = None, *, strength: float = 0.6, seed: int = 0, **told: Any
+    self, images: Pictures, num: int | None = None, *, strength: float = 0.6, seed: int = 0, **cond: Any
   ) -> UInt8[np.ndarray, 'n h w c']:
-    """Images with noise of time `strength` in (0, 1], sampled again (SDEdit); `told` is `labels` or `prompt`."""
+    """Images with noise of time `strength` in (0, 1], sampled again (SDEdit); `cond` is `labels` or `prompt`."""
     pictures = self._pictures(images, num)
     run = edited(self._parts, strength=strength)
-    return self._sample(self.conditions(len(pictures), **told), len(pictures), seed, None, run, image=pictures)
+    return self._sample(self.conditions(len(pictures), **cond), len(pictures), seed, None, run, image=pictures)
 
   def inpaint(
-    self, images: Pictures, masks: Pictures, num: int | None = None, *, repeats: int = 10, seed: int = 0, **told: Any
+    self, images: Pictures, masks: Pictures, num: int | None = None, *, repeats: int = 10, seed: int = 0, **cond: Any
   ) -> UInt8[np.ndarray, 'n h w c']:
-    """Images with what is white in the masks sampled again (RePaint); `told` is `labels` or `prompt`."""
+    """Images with what is white in the masks sampled again (RePaint); `cond` is `labels` or `prompt`."""
     pictures = self._pictures(images, num)
     white = (self._pictures(masks, len(pictures), channels=1) + 1) / 2
     run = inpainted(self._parts, repeats=repeats)
     inputs = {'image': pictures, 'mask': white}
-    return self._sample(self.conditions(len(pictures), **told), len(pictures), seed, None, run, **inputs)
+    return self._sample(self.conditions(len(pictures), **cond), len(pictures), seed, None, run, **inputs)
 
-  def interpolate(self, seed: int, other: int, num: int = 8, **told: Any) -> UInt8[np.ndarray, 'n h w c']:
+  def interpolate(self, seed: int, other: int, num: int = 8, **cond: Any) -> UInt8[np.ndarray, 'n h w c']:
     """Images from the first one of a seed to that of another, of one condition."""
-    cond = {name: np.repeat(rows, num, axis=0) for name, rows in self.conditions(1, **told).items()}
+    rows = {name: np.repeat(row, num, axis=0) for name, row in self.conditions(1, **cond).items()}
     run = interpolated(self._parts, sample.noise_key(seed), sample.noise_key(other))
-    return self._sample(cond, num, 0, None, run, weight=np.linspace(0, 1, num, dtype=np.float32))
+    return self._sample(rows, num, 0, None, run, weight=np.linspace(0, 1, num, dtype=np.float32))
 
   def evaluate(
     self,

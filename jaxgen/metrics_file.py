@@ -61,7 +61,7 @@ class MetricsFile:
     if self._bucket:
       self._lines = [_line(record) for record in self._kept]
       self._begin = self._uploaded = len(self._lines)  # of the newest part; lines that are in the bucket
-      self._asked = time.monotonic()
+      self._last_upload = time.monotonic()
       _delete_parts(path)
     else:
       self._file = open(path, 'a', buffering=1, encoding='utf-8')  # noqa: SIM115
@@ -77,14 +77,14 @@ class MetricsFile:
       self._file.write(line)
       return
     self._lines.append(line)
-    if time.monotonic() - self._asked >= _UPLOAD_SECONDS:
-      self._asked = time.monotonic()
+    if time.monotonic() - self._last_upload >= _UPLOAD_SECONDS:
+      self._last_upload = time.monotonic()
       self._observers.call('the upload of metrics', self._upload)
 
   def sync(self) -> None:
     """Returns when all records are safe in the bucket, or warns when that takes too long."""
     if self._bucket:
-      self._asked = time.monotonic()
+      self._last_upload = time.monotonic()
       self._observers.call('the upload of metrics', self._upload, wait=True)
     else:
       self._file.flush()

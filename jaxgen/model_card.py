@@ -23,7 +23,7 @@ _LOAD_PIPELINE = """
 import diffusers
 
 pipeline = diffusers.{name}.from_pretrained('.')
-images = pipeline({told}).images
+images = pipeline({arguments}).images
 ```
 """
 _CALLS = {
@@ -103,7 +103,7 @@ def model_card(
   ]
   text = '\n'.join(lines) + '\n'
   if exported.pipeline:
-    text += _LOAD_PIPELINE.format(name=exported.pipeline, told=_CALLS[exported.pipeline])
+    text += _LOAD_PIPELINE.format(name=exported.pipeline, arguments=_CALLS[exported.pipeline])
   if exported.model:
     text += _LOAD_MODEL
   if exported.program:

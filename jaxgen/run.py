@@ -237,7 +237,7 @@ def not_on_record(run: Run, evaluators: Sequence[Evaluator], step: int) -> list[
 def evaluate(
   run: Run, evaluators: Sequence[Evaluator], stage: Experiment, state: TrainState, frozen: Any, step: int
 ) -> None:
-  """Runs evaluators and writes their metrics; ends the run between two pieces of work if it was told to stop."""
+  """Runs evaluators and writes their metrics; ends the run between two evaluators if it got a signal to stop."""
 
   def pause() -> None:
     run.watchdog.at(f'an evaluation at step {step}')

@@ -137,12 +137,12 @@ def conditioning(stage: Experiment, num: int, *, given: Mapping[str, Any] | None
       training data's first records.
 
   Raises:
-    ValueError: the run is not told such a field.
+    ValueError: the model has no such condition.
   """
   fields, given = stage.objective.conditioner.fields, given or {}
   for name in given:
     if name not in fields:
-      raise ValueError(f'this run is not told {name!r}; it is told {", ".join(map(repr, fields)) or "nothing"}')
+      raise ValueError(f'this model has no condition {name!r}; it has {", ".join(map(repr, fields)) or "none"}')
   rows = stage.data.rows(0, range(num)) if set(fields) - set(given) else {}
   taken = {name: np.asarray(values)[np.arange(num) % len(values)] for name, values in given.items()}
   return {name: taken[name] if name in taken else rows[name] for name in fields}
@@ -178,8 +178,8 @@ def prompt_fields(stage: Experiment, prompts: Sequence[str]) -> dict[str, np.nda
   if not prompts:
     return {}
   if stage.tokenize is None:
-    told = ', '.join(map(repr, stage.objective.conditioner.fields)) or 'nothing'
-    raise ValueError(f'this model reads no text, so it takes no prompt; it is told {told}')
+    fields = ', '.join(map(repr, stage.objective.conditioner.fields)) or 'nothing'
+    raise ValueError(f'this model reads no text, so it takes no prompt; its conditions are {fields}')
   return dict(stage.tokenize(prompts))
 
 
@@ -206,9 +206,9 @@ def parts_of(stage: Experiment) -> Denoising:
 def away_from_prompt(stage: Experiment, text: str) -> Denoising:
   """`parts_of` a stage, with guidance away from a text."""
   conditioner = stage.objective.conditioner
-  told = prompt_fields(stage, [text])  # some beside the text, whose nulls stay: SDXL's refiner has a score
-  said = {name: rows[0] for name, rows in told.items() if name in conditioner.nullable and name.startswith('text')}
-  return negative.away_from(parts_of(stage), conditioner, said)
+  rows = prompt_fields(stage, [text])  # some beside the text, whose nulls stay: SDXL's refiner has a score
+  null = {name: row[0] for name, row in rows.items() if name in conditioner.nullable and name.startswith('text')}
+  return negative.away_from(parts_of(stage), conditioner, null)
 
 
 def image_shape(trained: Trained) -> tuple[int, int, int]:
@@ -230,7 +230,7 @@ def noise_key(seed: int) -> Any:
 
 
 def batch_for(num: int, mesh: jax.sharding.Mesh) -> int:
-  """How many of `num` images are made at a time, unless something else is asked for."""
+  """How many of `num` images are made at a time, unless another number is given."""
   return -(-min(num, 64) // mesh.size) * mesh.size
 
 

@@ -204,7 +204,7 @@ def train_stage(
 
 
 def compiled(run: Run, stage: Experiment, abstract: TrainState, frozen: Any, step: int) -> TrainStep:
-  """Compiles the train step; ends the run if it was told to stop meanwhile."""
+  """Compiles the train step; ends the run if a signal to stop came meanwhile."""
   run.watchdog.at('the compilation of the train step')
   began = time.perf_counter()
   step_fn = compile_step(stage, abstract, frozen)
@@ -216,7 +216,7 @@ def compiled(run: Run, stage: Experiment, abstract: TrainState, frozen: Any, ste
 
 
 def while_waiting(run: Run, stage: Experiment, state: TrainState, window: StepWindow, step: int) -> None:
-  """Called while the next batch is not ready: ends the run if it was told to stop, or if the data has stalled.
+  """Called while the next batch is not ready: ends the run if a signal to stop came, or if the data has stalled.
 
   With several processes this does nothing: they stop together after a step, or the watchdog ends them.
   """

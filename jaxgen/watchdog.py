@@ -144,14 +144,14 @@ class Waiting:
 
   def __init__(self, source: Any):
     self._source = source
-    self._asked: queue.SimpleQueue[bool] = queue.SimpleQueue()
+    self._requests: queue.SimpleQueue[bool] = queue.SimpleQueue()
     self._made: queue.SimpleQueue[tuple[Any, BaseException | None]] = queue.SimpleQueue()
     self._thread = threading.Thread(target=self._work, name='jaxgen-batches', daemon=True)
     self._thread.start()
 
   def next(self, meanwhile: Callable[[], None]) -> Any:
     """The next item; calls `meanwhile`, which may raise, every two seconds until it is there."""
-    self._asked.put(True)
+    self._requests.put(True)
     while True:
       try:
         item, error = self._made.get(timeout=_LOOK_SECONDS)
@@ -163,11 +163,11 @@ class Waiting:
       return item
 
   def close(self) -> None:
-    self._asked.put(False)
+    self._requests.put(False)
     self._thread.join(2.0)
 
   def _work(self) -> None:
-    while self._asked.get():
+    while self._requests.get():
       try:
         self._made.put((next(self._source), None))
       except BaseException as error:

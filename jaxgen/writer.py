@@ -94,7 +94,7 @@ class Writer:
   def config(self, config: Mapping[str, Any]) -> None:
     """Writes config.json, with the `environment` beside it; what JSON cannot hold is written as its repr.
 
-    Where a run goes on with other values than it had, they are told.
+    Where a run resumes with other values than it had, they are printed.
     """
     if self._workdir is None:
       return
@@ -111,7 +111,7 @@ class Writer:
     files.write_whole(path, text + '\n')
 
   def _kept(self, path: epath.Path) -> dict[str, Any]:
-    """What a JSON file holds; a damaged one is kept under another name, and told of."""
+    """What a JSON file holds; a damaged one is kept under another name, with a warning."""
     value = files.read_json_object(path)
     if value is None:
       aside = files.set_aside(path)

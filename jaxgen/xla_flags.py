@@ -118,6 +118,6 @@ def tpu_init_args(generation: str) -> str:
 
 def _fake_devices(flags: list[str]) -> int:
   """The number of CPU devices that the environment asks this process to play; 1 where it does not say."""
-  asked = re.search(r'--xla_force_host_platform_device_count=(\d+)', ' '.join(flags))
-  value = os.environ.get('JAX_NUM_CPU_DEVICES') or (asked.group(1) if asked else '')
+  found = re.search(r'--xla_force_host_platform_device_count=(\d+)', ' '.join(flags))
+  value = os.environ.get('JAX_NUM_CPU_DEVICES') or (found.group(1) if found else '')
   return int(value) if value.isdecimal() else 1

@@ -87,14 +87,14 @@ def test_a_controlnet_answers_as_in_diffusers_and_goes_both_ways(unet, golden, t
 def test_a_fresh_control_branch_is_what_is_trained_and_says_nothing(unet):
   loaded, x, t, cond = unet
   branch = controlnet.ControlNet(loaded.net, hint=(4,), strides=0)
-  net, asked = Controlled(loaded.net, (branch,)), {**cond, 'control': jnp.ones((*x.shape[:3], 3))}
+  net, with_control = Controlled(loaded.net, (branch,)), {**cond, 'control': jnp.ones((*x.shape[:3], 3))}
   added = controlnet.control()
-  make = lambda key: {'net': net.init(key, x, t, asked)['params']}  # noqa: E731
+  make = lambda key: {'net': net.init(key, x, t, with_control)['params']}  # noqa: E731
   trained = jax.eval_shape(lambda key: added.init(key, make), jax.random.key(0))
   assert set(trained['control']['net']) == {'controls_0'}
   params, _ = added.join(trained, {'net': loaded.params})
   assert set(params['net']) == {*loaded.params, 'controls_0'}
-  first = jax.jit(branch.init)(jax.random.key(0), x, t, asked)['params']
+  first = jax.jit(branch.init)(jax.random.key(0), x, t, with_control)['params']
   last = [tree for name, tree in first.items() if name.startswith('zero_')] + [first['hint']['out']]
   assert len(last) > 5
   assert not any(np.any(leaf) for leaf in jax.tree.leaves(last))  # with no residual the numbers are the base's, above
@@ -245,7 +245,7 @@ def test_an_edit_keeps_all_of_the_source_nothing_of_it_or_only_its_share_of_time
   loaded, x, _, cond = unet
   process = rectified_flow()
   pair = jnp.repeat(x[:1], 2, axis=0)
-  told = {'text': cond['text']}
+  text = {'text': cond['text']}
   space = parameterisation.velocity(process)
 
   def denoise(x_t, t, cond):
@@ -257,8 +257,8 @@ def test_an_edit_keeps_all_of_the_source_nothing_of_it_or_only_its_share_of_time
   @jax.jit
   def answer(t):
     made = edited_prompts(edit, scale=1.0, cross=0.5, itself=0.5)(denoise, process, lambda names: {})
-    plain = denoise(pair, jnp.full(2, t), told)
-    return made(pair, jnp.full(2, t), told).x0, plain.x0
+    plain = denoise(pair, jnp.full(2, t), text)
+    return made(pair, jnp.full(2, t), text).x0, plain.x0
 
   early, plain = answer(0.75)
   late, plain_late = answer(0.25)

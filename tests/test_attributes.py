@@ -110,10 +110,10 @@ def test_samples_are_asked_about_with_real_images_beside_them(trained):
   net, _, params, _, _ = trained
   mesh = sharding.make_mesh(devices=jax.devices()[:1])
   images, truth = pictures(12, 3)
-  told = np.where(truth[:, 1] < 0, 0, truth[:, 1])
+  shown = np.where(truth[:, 1] < 0, 0, truth[:, 1])
 
   def sample(params, frozen, cond, keys):
-    """Draws the colour that is asked for, and always on the left."""
+    """Draws the requested colour, and always on the left."""
     image = jax.nn.one_hot(cond['color'], 3)[:, None, None] * (jnp.arange(8) < 4)[None, None, :, None]
     return jnp.broadcast_to(image, (len(keys), 8, 8, 3))
 
@@ -122,7 +122,7 @@ def test_samples_are_asked_about_with_real_images_beside_them(trained):
     lambda context, x: np.asarray(predict(net, params[NAME], jnp.asarray(x), sizes=SIZES)),
     mesh=mesh,
     cond={'color': truth[:, 0]},
-    truth=np.stack([truth[:, 0], told], axis=1),
+    truth=np.stack([truth[:, 0], shown], axis=1),
     real=images,
     names=NAMES,
     every=1,
@@ -131,7 +131,7 @@ def test_samples_are_asked_about_with_real_images_beside_them(trained):
   state = TrainState(step=zero, params={'net': {}}, opt_state={}, ema={}, extra={}, bad_steps=zero)
   found = evaluator.run(Context(0, state, {}, Writer(), None))
   assert found['attributes/color'] == 1.0
-  assert found['attributes/side'] == pytest.approx(np.mean(told == 0))
+  assert found['attributes/side'] == pytest.approx(np.mean(shown == 0))
   assert found['attributes'] == pytest.approx((1 + found['attributes/side']) / 2)
   assert found['attributes_real'] > found['attributes_chance']
 
@@ -166,7 +166,7 @@ def test_the_classifier_in_the_package_knows_avatars_and_real_pictures_are_what_
     shipped.load(),
     mesh=mesh,
     splits=splits,
-    encode=lambda asked: {'picture': asked.images},
+    encode=lambda prompts: {'picture': prompts.images},
     number=100,
     every=1,
   )
@@ -183,7 +183,7 @@ def test_a_number_or_an_interval_of_0_makes_no_evaluator():
   mesh, splits = sharding.make_mesh(devices=jax.devices()[:1]), {'test': data.avatars32('test')}
   generate = make_generate(lambda params, frozen, cond, keys: cond['image'], mesh=mesh, batch_size=8)
   for number, every in ((0, 5), (5, 0)):
-    options = {'mesh': mesh, 'splits': splits, 'encode': lambda asked: {}, 'number': number, 'every': every}
+    options = {'mesh': mesh, 'splits': splits, 'encode': lambda prompts: {}, 'number': number, 'every': every}
     assert avatar_attributes(generate, lambda images: images, **options) == ()
   options = {'mesh': mesh, 'reference': lambda: splits['test'], 'cond': lambda num: {}, 'protocol': {}}
   for every, num in ((0, 8), (5, 0)):

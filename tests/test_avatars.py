@@ -11,7 +11,7 @@ import pytest
 from jaxgen import data
 from jaxgen.data import licences
 from jaxgen.data.datasets import avatars, avatars32, avatars_styles, avatars_subject
-from jaxgen.data.datasets.avatars_captions import asked, caption
+from jaxgen.data.datasets.avatars_captions import attributes_in, caption
 from jaxgen.data.datasets.avatars_segments import PARTS, segments
 from jaxgen.data.datasets.avatars_styles import STYLES, VOCABULARY
 from jaxgen.data.job import Job
@@ -84,10 +84,10 @@ def test_without_held_out_pairs_train_has_those_of_test():
 def test_a_prompt_asks_for_what_it_names():
   found = {'style': 'micah', 'hair': 'long', 'hair_color': 'red', 'glasses': 'none', 'mouth': 'smile'}
   numbers = avatars.encode_words(found)
-  assert avatars.decode_words(asked(numbers, 'a smiling woman with long red hair')) == {
+  assert avatars.decode_words(attributes_in(numbers, 'a smiling woman with long red hair')) == {
     name: found[name] for name in ('hair', 'hair_color', 'mouth')
   }
-  assert 'style' in avatars.decode_words(asked(numbers, 'a smiling hand-drawn woman with long red hair'))
+  assert 'style' in avatars.decode_words(attributes_in(numbers, 'a smiling hand-drawn woman with long red hair'))
 
 
 def test_hidden_and_clashing_attributes():
@@ -107,11 +107,11 @@ def test_caption_names_only_what_is_there():
     found = words('train', number)
     numbers = avatars.encode_words(found)
     text = caption(numbers, np.random.default_rng(number))
-    said = collections.Counter(text.replace(',', ' ').replace('-', ' ').split())
+    counts = collections.Counter(text.replace(',', ' ').replace('-', ' ').split())
     have = collections.Counter(
       word for name, word in found.items() if name in ('skin', 'background') or 'color' in name
     )
-    assert all(said[color] <= have[color] for color in colors), (text, found)
+    assert all(counts[color] <= have[color] for color in colors), (text, found)
     full = caption(numbers, np.random.default_rng(number), keep=1.0)
     assert all(found[name] in full for name in ('hair_color', 'skin', 'clothes_color', 'color') if name in found), full
     assert text == caption(numbers, np.random.default_rng(number))

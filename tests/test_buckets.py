@@ -175,15 +175,15 @@ def test_a_bucket_that_fails_for_a_while_loses_no_metrics(bucket, monkeypatch, c
 
 def test_the_whole_loop_runs_with_its_folder_in_a_bucket(bucket, tmp_path, monkeypatch):
   # Arrays go to a bucket by TensorStore's own client, so checkpoints are put on the disk here.
-  asked = []
+  opened = []
 
   def checkpoints(directory, policy=None):
-    asked.append(os.fspath(directory))
+    opened.append(os.fspath(directory))
     return Checkpoints(tmp_path / 'checkpoints', policy)
 
   monkeypatch.setattr(importlib.import_module('jaxgen.train'), 'Checkpoints', checkpoints)
   state = train(toys.experiment(steps=8), 'gs://mine/c')
-  assert asked == ['gs://mine/c/checkpoints']
+  assert opened == ['gs://mine/c/checkpoints']
   again = train(toys.experiment(steps=8), 'gs://mine/c')
   jax.tree.map(np.testing.assert_array_equal, state, again)
   assert [record['step'] for record in read_metrics(bucket / 'c' / 'metrics.jsonl')] == [2, 4, 6, 8]
@@ -192,10 +192,10 @@ def test_the_whole_loop_runs_with_its_folder_in_a_bucket(bucket, tmp_path, monke
 
 
 def test_checkpoints_are_asked_for_where_the_bucket_is(monkeypatch):
-  asked = []
-  monkeypatch.setattr('orbax.checkpoint.CheckpointManager', lambda directory, **_: asked.append(directory))
+  opened = []
+  monkeypatch.setattr('orbax.checkpoint.CheckpointManager', lambda directory, **_: opened.append(directory))
   Checkpoints(epath.Path('gs://mine/d') / 'checkpoints', Policy())
-  assert [os.fspath(path) for path in asked] == ['gs://mine/d/checkpoints']
+  assert [os.fspath(path) for path in opened] == ['gs://mine/d/checkpoints']
 
 
 def test_the_program_takes_a_bucket_for_a_run(bucket, capsys):

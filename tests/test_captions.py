@@ -1,4 +1,4 @@
-"""What a step is told: a caption chosen by the loader's random numbers, as token ids."""
+"""Captions of a step: chosen by the loader's random numbers, as token ids."""
 
 import collections
 import logging

@@ -25,8 +25,8 @@ PROCESS = vp_cosine()
 KEYS = jax.random.split(jax.random.key(0), 3)
 
 
-class Told(nn.Module):
-  """A network that answers with a part of what it is told, `answer(cond, x)`."""
+class Conditioned(nn.Module):
+  """A network that returns a part of its condition, `answer(cond, x)`."""
 
   answer: Callable[..., Any]
 
@@ -53,9 +53,9 @@ def _params(objective, batch):
 
 
 def _enlarger(level=None):
-  """Answers with the enlarged image that it is told, with or without the noise's time."""
+  """Returns the enlarged image of its condition, with or without the noise's time."""
   conditioner = enlarging(Conditioner(), PROCESS, size=(8, 8), low=4)
-  net = Told(
+  net = Conditioned(
     lambda cond, x: cond['concat'] if level is None else jnp.broadcast_to(cond['level'][:, None, None, None], x.shape)
   )
   return super_resolution(_objective(net, (8, 8, 3), conditioner), low=4, most=0.5)
@@ -101,7 +101,7 @@ def test_a_prior_learns_standardised_embeddings_and_answers_with_embeddings():
     found.append(x)
     return jnp.ones_like(x)
 
-  objective = embedded(_objective(Told(answer), (1, 4), Conditioner()), embed, mean=mean, std=std)
+  objective = embedded(_objective(Conditioned(answer), (1, 4), Conditioner()), embed, mean=mean, std=std)
   params = objective.init(jax.random.key(0), frozen, {'image': images})['params']
   out = objective.sample(params, frozen, {}, KEYS)
   np.testing.assert_allclose(out, np.broadcast_to(mean + std, (3, 4)), atol=1e-5)
@@ -124,22 +124,24 @@ def _prior_and_decoder():
   first = embedded(
     _objective(prior, (1, 4), text), lambda frozen, images: images[:, 0, 0], mean=np.ones(4), std=np.full(4, 2.0)
   )
-  told = Conditioner({EMBEDDING: Field(np.zeros(4, np.float32))})
-  second = _objective(Told(lambda cond, x: jnp.broadcast_to(cond[EMBEDDING][:, None, None], x.shape)), (4, 4, 4), told)
+  conditioner = Conditioner({EMBEDDING: Field(np.zeros(4, np.float32))})
+  second = _objective(
+    Conditioned(lambda cond, x: jnp.broadcast_to(cond[EMBEDDING][:, None, None], x.shape)), (4, 4, 4), conditioner
+  )
   second = beside(second, {EMBEDDING: lambda frozen, images: images[:, 0, 0]})
   batch = {'image': jnp.zeros((2, 4, 4, 4)), 'text': jnp.zeros((2, 2))}
   return [
     Stage(first, _params(first, batch), {}),
-    Stage(second, _params(second, batch), {}, told=EMBEDDING),
+    Stage(second, _params(second, batch), {}, takes=EMBEDDING),
   ]
 
 
 def test_a_decoder_draws_what_the_prior_says_and_variations_of_an_image():
   stages, cond = _prior_and_decoder(), {'text': jnp.float32([[1, 2], [3, 4], [5, 6]])}
   cascade.check(stages, cond)
-  said, images = cascade.cascade(stages, cond, KEYS)
-  assert said.shape == (3, 4) and images.shape == (3, 4, 4, 4)
-  np.testing.assert_allclose(images[:, 2, 1], said, atol=1e-6)
+  embeddings, images = cascade.cascade(stages, cond, KEYS)
+  assert embeddings.shape == (3, 4) and images.shape == (3, 4, 4, 4)
+  np.testing.assert_allclose(images[:, 2, 1], embeddings, atol=1e-6)
   own = jnp.float32([[1, 0, 0, 0], [0, 2, 0, 0], [1, 1, 1, 1]])
   (varied,) = cascade.cascade(stages[1:], {}, KEYS, first=own)
   np.testing.assert_allclose(varied[:, 0, 0], own, atol=1e-6)
@@ -151,14 +153,14 @@ def test_a_decoder_draws_what_the_prior_says_and_variations_of_an_image():
 def test_stages_that_do_not_fit_are_refused_in_a_line():
   stages, cond = _prior_and_decoder(), {'text': jnp.zeros((1, 2))}
   enlarger = _enlarger()
-  large = Stage(enlarger, _params(enlarger, {'image': jnp.zeros((1, 8, 8, 3))}), {}, told='low', fields={'level': 0.1})
+  large = Stage(enlarger, _params(enlarger, {'image': jnp.zeros((1, 8, 8, 3))}), {}, takes='low', fields={'level': 0.1})
   with pytest.raises(ValueError, match='a cascade has no stages'):
     cascade.check([], cond)
   with pytest.raises(ValueError, match="stage 2 of the cascade wants 'level'"):
     cascade.check([stages[0], large._replace(fields={})], cond)
-  with pytest.raises(ValueError, match='stage 2 of the cascade: `told` names the field'):
-    cascade.check([stages[0], stages[1]._replace(told=None)], cond)
-  small = _objective(Told(lambda cond, x: x), (2, 2, 3), Conditioner({'text': Field()}))
+  with pytest.raises(ValueError, match='stage 2 of the cascade: `takes` names the field'):
+    cascade.check([stages[0], stages[1]._replace(takes=None)], cond)
+  small = _objective(Conditioned(lambda cond, x: x), (2, 2, 3), Conditioner({'text': Field()}))
   base = Stage(small, _params(small, {'image': jnp.zeros((1, 2, 2, 3)), 'text': jnp.zeros((1, 2))}), {})
   with pytest.raises(ValueError, match='the stage before makes images of 2x2, and this one enlarges 4x4'):
     cascade.check([base, large], cond)

@@ -28,10 +28,10 @@ BOTH = ('text', 'image')
 
 def encode(params, frozen, fields, keys):
   """Tokens by a frozen table and a sine, which stands for the encoder in a jaxpr; images as they are."""
-  told = {}
+  cond = {}
   if 'text' in fields:
-    told |= {'text': jnp.sin(frozen['table'][fields['text']]), 'pooled': jnp.mean(fields['text'], axis=1) * 1.0}
-  return told | {name: value for name, value in fields.items() if name != 'text'}
+    cond |= {'text': jnp.sin(frozen['table'][fields['text']]), 'pooled': jnp.mean(fields['text'], axis=1) * 1.0}
+  return cond | {name: value for name, value in fields.items() if name != 'text'}
 
 
 TOLD = Conditioner(
@@ -77,17 +77,17 @@ def test_an_image_s_event_does_not_depend_on_its_batch():
 
 def test_an_encoded_null_stands_for_the_encoder_s_output():
   zeros = {'text': np.zeros((3, 2), np.float32), 'pooled': np.float32(-1)}
-  told = TOLD._replace(
+  conditioner = TOLD._replace(
     fields={'text': Field(zeros, encoded=True), 'image': Field(), 'size': Field()}, drops={('text',): 0.5}
   )
-  cond, lost = _dropped(told, 64)
+  cond, lost = _dropped(conditioner, 64)
   np.testing.assert_array_equal(cond['text'][lost], 0)
   np.testing.assert_array_equal(cond['pooled'][lost], -1)
   assert np.all(np.asarray(cond['pooled'])[~np.asarray(lost)] > 0)
-  entries = told.nulls({}, FROZEN, ('text',))
+  entries = conditioner.nulls({}, FROZEN, ('text',))
   np.testing.assert_array_equal(entries['pooled'], -1)
-  whole, _ = told.condition({}, FROZEN, _batch(2), jax.random.split(jax.random.key(0), 2))
-  np.testing.assert_array_equal(told.without({}, FROZEN, whole)['text'], np.zeros((2, 3, 2)))
+  whole, _ = conditioner.condition({}, FROZEN, _batch(2), jax.random.split(jax.random.key(0), 2))
+  np.testing.assert_array_equal(conditioner.without({}, FROZEN, whole)['text'], np.zeros((2, 3, 2)))
 
 
 @pytest.mark.parametrize(
@@ -111,13 +111,13 @@ def test_what_has_no_null_cannot_be_left_out():
 
 
 class Reads(nn.Module):
-  """x0 as a sum of what it is told."""
+  """x0 as a sum of the conditions."""
 
   @nn.compact
   def __call__(self, x, t, cond, *, train):
     of = self.param('of', nn.initializers.ones, ())
-    said = cond['text'].mean((1, 2)) + cond['pooled'] / 10 + cond['image'].mean((1, 2, 3))
-    return of * jnp.broadcast_to(said.reshape(-1, 1, 1, 1), x.shape)
+    value = cond['text'].mean((1, 2)) + cond['pooled'] / 10 + cond['image'].mean((1, 2, 3))
+    return of * jnp.broadcast_to(value.reshape(-1, 1, 1, 1), x.shape)
 
 
 def _objective(**changes):
@@ -198,8 +198,8 @@ def test_terms_that_change_nothing_cost_nothing():
 
 
 def test_a_null_may_be_trained_and_a_phase_may_train_several_keys():
-  """The null is what dropped images are told, so it goes to their mean."""
-  told = Conditioner(
+  """The null is the condition of dropped images, so it goes to their mean."""
+  conditioner = Conditioner(
     {'image': Field(lambda params: params['null'], encoded=True)},
     {('image',): 0.5},
     encode=lambda params, frozen, fields, keys: {'image': fields['image']} if 'image' in fields else {},
@@ -218,7 +218,7 @@ def test_a_null_may_be_trained_and_a_phase_may_train_several_keys():
     parameterisation=parameterisation.x0,
     times=times.uniform(),
     sampler=Sampler(euler, grids.uniform(1)),
-    conditioner=told,
+    conditioner=conditioner,
   )
   assert objective.phases[0].keys == ('net', 'null')
   optimizers = {'net': optax.sgd(0.0), 'null': optax.sgd(0.3)}
@@ -258,7 +258,7 @@ def test_a_weight_map_weighs_images_and_pixels():
 
 
 def test_labels_are_the_common_case():
-  told = labels(10, drop_rate=0.1)
-  assert told.fields == {'label': Field(10)}
-  assert told.drops == {('label',): 0.1}
+  conditioner = labels(10, drop_rate=0.1)
+  assert conditioner.fields == {'label': Field(10)}
+  assert conditioner.drops == {('label',): 0.1}
   assert labels(0) == Conditioner()

@@ -17,7 +17,7 @@ SIZE = {'patch': 2, 'depth': 3, 'width': 8, 'heads': 2}
 NETS = {'dit': DiT(**SIZE), 'mmdit': MMDiT(**SIZE), 'pixart': PixArt(**SIZE, pooled=True, own_modulation=True)}
 
 
-def _asked(rng):
+def _inputs(rng):
   drawn = lambda *shape: jnp.asarray(rng.standard_normal(shape), jnp.float32)  # noqa: E731
   cond = {'text': drawn(2, 3, 5), 'pooled': drawn(2, 4)}
   return drawn(2, 4, 4, 3), jnp.full(2, 500.0), cond, cond | {'control': jnp.abs(drawn(2, 8, 8, 3))}
@@ -30,14 +30,14 @@ def _random(shapes, rng):
 @pytest.mark.parametrize('kind', NETS)
 def test_a_branch_starts_as_a_copy_that_says_nothing(kind):
   rng = np.random.default_rng(0)
-  base, (x, t, cond, told) = NETS[kind], _asked(rng)
+  base, (x, t, cond, with_control) = NETS[kind], _inputs(rng)
   count = 2
   net = ControlledTransformer(base, (ControlTransformer(base, count),))
-  shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, told)['params']
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, with_control)['params']
   of_base = jax.eval_shape(base.init, jax.random.key(0), x, t, cond)['params']
   assert set(shapes) == {*of_base, 'controls_0'}
   own = _random(of_base, rng)
-  trained = control().init(jax.random.key(0), lambda key: {'net': net.init(key, x, t, told)['params']})
+  trained = control().init(jax.random.key(0), lambda key: {'net': net.init(key, x, t, with_control)['params']})
   branch = trained['control']['net']['controls_0']
   assert not any(np.any(leaf) for name, tree in branch.items() if name != 'net' for leaf in jax.tree.leaves(tree))
   assert not {'final', 'last_block'} & set(branch['net'])
@@ -48,8 +48,8 @@ def test_a_branch_starts_as_a_copy_that_says_nothing(kind):
   @jax.jit
   def answers(own, branch, scale):
     params, _ = control().join({'control': {'net': {'controls_0': branch}}}, {'net': own})
-    asked = told | {'control_scale': scale}
-    return base.apply({'params': own}, x, t, cond), net.apply(params | {'params': params['net']}, x, t, asked)
+    scaled = with_control | {'control_scale': scale}
+    return base.apply({'params': own}, x, t, cond), net.apply(params | {'params': params['net']}, x, t, scaled)
 
   plain, first = answers(own, copied['control']['net']['controls_0'], jnp.ones(2))
   np.testing.assert_allclose(first, plain, rtol=0, atol=1e-6)
@@ -61,7 +61,7 @@ def test_a_branch_starts_as_a_copy_that_says_nothing(kind):
 
 def test_what_does_not_fit_a_branch_is_refused():
   rng = np.random.default_rng(0)
-  x, t, cond, _ = _asked(rng)
+  x, t, cond, _ = _inputs(rng)
   branch = ControlTransformer(NETS['dit'], 2)
   with pytest.raises(ValueError, match='control is 6x6; for images or latents of 4x4 it must be as large'):
     jax.eval_shape(branch.init, jax.random.key(0), x, t, cond | {'control': jnp.zeros((2, 6, 6, 3))})

@@ -37,7 +37,7 @@ def test_the_default_run_learns_emoji(tmp_path):
 
 
 def _agreement(images: np.ndarray, labels: np.ndarray) -> float:
-  """The share of images whose nearest neighbour in the dataset, by pixels, is of the class they were asked for."""
+  """The share of images whose nearest neighbour in the dataset, by pixels, is of the requested class."""
   dataset = emoji32('train')
   records = [dataset.read(i) for i in range(dataset.num_examples)]
   data = np.stack([record['image'] for record in records]).reshape(len(records), -1)

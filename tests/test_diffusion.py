@@ -112,11 +112,11 @@ def test_a_loss_in_another_space_is_that_spaces_loss():
   """JiT: the network says x0, the loss is the velocity's."""
   batch = {'image': jax.random.normal(jax.random.key(1), (64, 2, 2, 1))}
   velocity, x0 = parameterisation.velocity, parameterisation.x0
-  says_x0 = _objective(
+  predicts_x0 = _objective(
     _optimal(FLOW, x0(FLOW)), parameterisation=x0, loss_in=velocity, times=times.logit_normal(), shape=(2, 2, 1)
   )
-  says_velocity = _objective(_optimal(FLOW, velocity(FLOW)), times=times.logit_normal(), shape=(2, 2, 1))
-  np.testing.assert_allclose(_loss(says_x0, batch)[0], _loss(says_velocity, batch)[0], rtol=1e-4)
+  predicts_velocity = _objective(_optimal(FLOW, velocity(FLOW)), times=times.logit_normal(), shape=(2, 2, 1))
+  np.testing.assert_allclose(_loss(predicts_x0, batch)[0], _loss(predicts_velocity, batch)[0], rtol=1e-4)
 
 
 def test_a_margin_is_jits_smallest_denominator():
@@ -175,8 +175,8 @@ def test_drop_replaces_the_whole_condition_of_an_image():
   n = 4000
   cond = {'label': jnp.ones(n, jnp.int32), 'text': jnp.ones((n, 2, 3))}
   both = ('label', 'text')
-  told = Conditioner({'label': Field(7), 'text': Field(np.full((2, 3), 0.5, np.float32))}, {both: 0.1})
-  dropped, everything = told.dropped({}, {}, cond, drop_key=jax.random.key(0), encode_key=jax.random.key(1))
+  conditioner = Conditioner({'label': Field(7), 'text': Field(np.full((2, 3), 0.5, np.float32))}, {both: 0.1})
+  dropped, everything = conditioner.dropped({}, {}, cond, drop_key=jax.random.key(0), encode_key=jax.random.key(1))
   gone = np.asarray(dropped['label']) == 7
   assert dropped['label'].dtype == jnp.int32
   np.testing.assert_array_equal(np.asarray(dropped['label'])[~gone], 1)

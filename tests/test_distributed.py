@@ -81,7 +81,7 @@ def whole(tmp_path_factory):
     return workdir, train(worker.experiment(END, patch.setattr), workdir)
 
 
-def _goes_on_to_the_same_end(workdir, whole, monkeypatch) -> None:
+def _resumes_to_the_same_end(workdir, whole, monkeypatch) -> None:
   """Ends a run with one process of eight devices, and compares everything with the run that was never interrupted."""
   monkeypatch.setenv('JAXGEN_HOME', str(workdir / 'home'))
   state = train(worker.experiment(END, monkeypatch.setattr), workdir)
@@ -103,11 +103,11 @@ def test_two_processes_are_stopped_together_and_one_goes_on(whole, tmp_path, mon
   assert worker.STEP <= stopped < END
   assert f'Told to stop: saved at step {stopped}.' in done[0].stdout
   # Only process 0 speaks; Gloo itself does not know that, and tears its lines.
-  for said in ('step', 'Told', 'Compiled', 'loss'):
-    assert said in done[0].stdout and said not in done[1].stdout
+  for message in ('step', 'Told', 'Compiled', 'loss'):
+    assert message in done[0].stdout and message not in done[1].stdout
   assert not re.search('Involuntary full rematerialization', done[0].stderr)
   np.testing.assert_allclose(_values(tmp_path, 'fid_40')[4], _values(whole[0], 'fid_40')[4], rtol=1e-5)
-  _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
+  _resumes_to_the_same_end(tmp_path, whole, monkeypatch)
 
 
 @pytest.mark.slow
@@ -174,13 +174,13 @@ def test_a_process_that_does_not_come_is_named_and_ends_too():
   done = _together(['-c', LATE], 2, JAXGEN_READY_SECONDS='2')
   assert _codes(done) == [1, 1]
   host = socket.gethostname()
-  said = (
+  message = (
     "1 of 2 processes did not come to 'the checkpoint of step 4' within 2 s (JAXGEN_READY_SECONDS): "
     f"process 1 ({host}), last at 'the start'"
   )
-  assert said in done[0].stderr
+  assert message in done[0].stderr
   # The late one learns it from the first, and does not sleep on.
-  assert f'jaxgen: process 0 ({host}) failed: {said}' in done[1].stderr
+  assert f'jaxgen: process 0 ({host}) failed: {message}' in done[1].stderr
   assert time.time() - began < 50
 
 
@@ -190,7 +190,7 @@ def test_a_run_goes_over_from_2_to_1_to_4_processes(whole, tmp_path, monkeypatch
     done = _run(tmp_path, steps, processes)
     assert _codes(done) == [0] * processes, done[0].stderr[-3000:]
   _same_values(tmp_path, whole[0], END)
-  _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
+  _resumes_to_the_same_end(tmp_path, whole, monkeypatch)
 
 
 @pytest.mark.slow
@@ -198,7 +198,7 @@ def test_an_evaluation_of_two_processes_is_cut_short(whole, tmp_path, monkeypatc
   done = _run(tmp_path, END, 2, 'term_look')
   assert _codes(done) == [75, 75], done[1].stderr[-3000:]
   assert 'Told to stop: saved at step 4.' in done[0].stdout
-  _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
+  _resumes_to_the_same_end(tmp_path, whole, monkeypatch)
 
 
 @pytest.mark.slow
@@ -212,11 +212,11 @@ def test_the_death_of_one_ends_the_others_within_the_heartbeat(what, dead, proce
   del done[dead]
   for process in done:
     # The words are JAX's, which numbers the dead process; without the first there is no coordinator to ask.
-    said = r'stopped sending heartbeats\):\s+1\b' if dead else 'Either the leader task was preempted/died/restarted'
-    assert re.search(said, process.stderr), process.stderr[-3000:]
+    message = r'stopped sending heartbeats\):\s+1\b' if dead else 'Either the leader task was preempted/died/restarted'
+    assert re.search(message, process.stderr), process.stderr[-3000:]
   print(f'{time.time() - began:.0f} s with start-up')
   assert Checkpoints(tmp_path / 'checkpoints').latest() == 4
-  _goes_on_to_the_same_end(tmp_path, whole, monkeypatch)
+  _resumes_to_the_same_end(tmp_path, whole, monkeypatch)
 
 
 @pytest.mark.slow

@@ -143,11 +143,11 @@ def test_images_that_are_not_augmented_need_not_say_so():
 
   def both(key):
     params = jax.tree.map(lambda leaf: leaf + 0.1, net.init(key, x, jnp.zeros(1), {})['params'])
-    return [net.apply({'params': params}, x, jnp.zeros(1), told) for told in ({}, {'augment': jnp.zeros((1, 2))})]
+    return [net.apply({'params': params}, x, jnp.zeros(1), cond) for cond in ({}, {'augment': jnp.zeros((1, 2))})]
 
-  untold, told = jax.jit(both)(jax.random.key(0))
-  np.testing.assert_allclose(untold, told, rtol=1e-5)
-  assert np.abs(told).max() > 0.1
+  without, with_zeros = jax.jit(both)(jax.random.key(0))
+  np.testing.assert_allclose(without, with_zeros, rtol=1e-5)
+  assert np.abs(with_zeros).max() > 0.1
 
 
 @pytest.mark.parametrize(

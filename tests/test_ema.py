@@ -86,5 +86,5 @@ def test_a_kept_average_is_its_own_reconstruction_and_the_future_is_refused():
   steps, exponents = [100, 200, 200], [6.94, 6.94, 16.97]
   np.testing.assert_allclose(ema.reconstruction_weights(steps, exponents, 200, 16.97), [0, 0, 1], atol=1e-9)
   snapshot = ema.Snapshot(100, 6.94, lambda: {'w': jnp.ones(2)})
-  with pytest.raises(ValueError, match='of step 200 was asked for, and the last snapshot is of step 100'):
+  with pytest.raises(ValueError, match='of step 200 was requested, and the last snapshot is of step 100'):
     ema.reconstruct([snapshot], 200, 6.94)

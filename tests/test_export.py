@@ -136,15 +136,15 @@ def test_a_model_in_half_precision_draws_as_its_run(exported, packed, tmp_path, 
 
 
 def test_models_that_are_not_what_they_should_be_are_told_in_one_line(packed, tmp_path, capsys):
-  def told(*argv):
+  def error(*argv):
     assert main([*argv, '--out', str(tmp_path / 'x.png')]) == 2
     return capsys.readouterr().err
 
-  assert "no model 'jaxgen/none' comes with jaxgen; there are: jaxgen/tiny" in told(
+  assert "no model 'jaxgen/none' comes with jaxgen; there are: jaxgen/tiny" in error(
     'sample', '--weights', 'jaxgen/none'
   )
-  assert '--tile is for published generators' in told('sample', '--weights', 'jaxgen/tiny', '--tile', '8')
-  assert 'has no field' in told('sample', '--weights', 'jaxgen/tiny', '--config', str(DENOISER), '--steps', '4')
+  assert '--tile is for published generators' in error('sample', '--weights', 'jaxgen/tiny', '--tile', '8')
+  assert 'has no field' in error('sample', '--weights', 'jaxgen/tiny', '--config', str(DENOISER), '--steps', '4')
   config, module = configs.load_run(packed, config=DENOISER)
   stage = as_stages(module.build(config))[0]
   with pytest.raises(ValueError, match='one set of weights, so no step 4'):

@@ -1,4 +1,4 @@
-"""HED's soft edges: the weights of a package where they are, and what wrong ones are told."""
+"""HED's soft edges: the weights of a package where it is installed, and the errors for wrong ones."""
 
 import jax.numpy as jnp
 import numpy as np

@@ -42,10 +42,10 @@ def library(monkeypatch, tmp_path):
 
 
 def test_a_model_is_fetched_once_and_checked(library):
-  said = []
-  place = hub.fetch('t5-small', report=said.append)
+  reported = []
+  place = hub.fetch('t5-small', report=reported.append)
   assert (place / 'model.safetensors').read_bytes() == b'tensors'
-  assert 'licence Apache-2.0' in said[0]
+  assert 'licence Apache-2.0' in reported[0]
   assert hub.fetch('t5-small') == place
   assert library.calls == [('google-t5/t5-small', None, hub.MODELS['t5-small'].files)]
 

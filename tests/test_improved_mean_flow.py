@@ -21,8 +21,8 @@ class Plane(nn.Module):
   @nn.compact
   def __call__(self, x, t, cond, *, train=False):
     level = self.param('level', nn.initializers.constant(0.0), (3,))
-    told = level[cond['label']] * cond['guidance']
-    return A * x + (B * t + C * cond['interval'] + told)[:, None, None, None]
+    shift = level[cond['label']] * cond['guidance']
+    return A * x + (B * t + C * cond['interval'] + shift)[:, None, None, None]
 
 
 def _objective(conditioner=None, **options):

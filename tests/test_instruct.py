@@ -96,20 +96,20 @@ def test_a_network_that_reads_a_picture_too_starts_as_it_was():
   rng = np.random.default_rng(0)
   x, picture = (jnp.asarray(rng.standard_normal((2, 4, 4, 3)), jnp.float32) for _ in range(2))
   t, cond = jnp.full(2, 500.0), {'label': jnp.array([0, 2])}
-  told = {**cond, 'concat': picture}
-  shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, told)['params']
+  edited = {**cond, 'concat': picture}
+  shapes = jax.eval_shape(net.init, jax.random.key(0), x, t, edited)['params']
   assert set(shapes) == {*jax.eval_shape(NET.init, jax.random.key(0), x, t, cond)['params'], 'concat_embed'}
   params = jax.tree.map(lambda leaf: jnp.asarray(0.3 * rng.standard_normal(leaf.shape), jnp.float32), shapes)
   rest = {name: tree for name, tree in params.items() if name != 'concat_embed'}
   run = jax.jit(lambda net_params, cond: net.apply({'params': net_params}, x, t, cond))
   base = jax.jit(lambda tree: NET.apply({'params': tree}, x, t, cond))(rest)
   zero = rest | {'concat_embed': {'kernel': jnp.zeros_like(params['concat_embed']['kernel'])}}
-  np.testing.assert_allclose(run(zero, told), base, rtol=0, atol=1e-6)
-  assert np.abs(run(params, told) - base).max() > 1e-3
+  np.testing.assert_allclose(run(zero, edited), base, rtol=0, atol=1e-6)
+  assert np.abs(run(params, edited) - base).max() > 1e-3
   # V patches(x) with V = W is W patches(x + picture).
   same = rest | {'concat_embed': {'kernel': rest['patch_embed']['kernel']}}
   both = jax.jit(lambda tree: NET.apply({'params': tree}, x + picture, t, cond))(rest)
-  np.testing.assert_allclose(run(same, told), both, rtol=0, atol=1e-4)
+  np.testing.assert_allclose(run(same, edited), both, rtol=0, atol=1e-4)
   with pytest.raises(ValueError, match='want both alike'):
     jax.eval_shape(net.apply, {'params': params}, x, t, {**cond, 'concat': picture[:, :2]})
 
@@ -127,12 +127,12 @@ def test_drops_are_exclusive_and_guidance_has_two_scales():
   def denoise(x_t, t, cond):
     return space.predict(x_t + 10.0 * (cond['label'] != 4)[:, None, None, None] + cond['concat'], x_t, t)
 
-  told, without = conditioner.condition(
+  cond, without = conditioner.condition(
     {}, {}, {n: a[:1] for n, a in batch.items()}, jax.random.split(jax.random.key(0), 1)
   )
   guided = two_scales(conditioner, text=3.0, image=2.0)(denoise, process, without)
   x = jnp.zeros((1, 2, 2, 3))
-  np.testing.assert_allclose(guided(x, jnp.full(1, 0.5), told).x0, jnp.full(x.shape, 2.0 * 1 + 3.0 * 10), rtol=1e-5)
+  np.testing.assert_allclose(guided(x, jnp.full(1, 0.5), cond).x0, jnp.full(x.shape, 2.0 * 1 + 3.0 * 10), rtol=1e-5)
 
 
 def _args(**given):
@@ -146,9 +146,9 @@ def _trained(conditioner):
 
 def test_instructions_that_do_not_fit_are_refused(tmp_path):
   with pytest.raises(ValueError, match='this model takes no instruction'):
-    edit.told(_args(edit=tmp_path, instruction=['make it red']), _trained(always('text')))
+    edit.instruction_fields(_args(edit=tmp_path, instruction=['make it red']), _trained(always('text')))
   with pytest.raises(ValueError, match='give it --edit IMAGE and --instruction TEXT'):
-    edit.told(_args(edit=tmp_path), _trained(instructed(labels(2), shape=(2, 2, 3))))
+    edit.instruction_fields(_args(edit=tmp_path), _trained(instructed(labels(2), shape=(2, 2, 3))))
   with pytest.raises(ValueError, match='give it with --edit IMAGE'):
     edit.check(_args(instruction=['make it red']))
   with pytest.raises(ValueError, match='--instruction and --prompt are both given'):

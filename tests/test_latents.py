@@ -273,8 +273,8 @@ def test_every_field_is_kept_and_those_that_are_named_are_encoded(made, tmp_path
   np.testing.assert_allclose(none['text'], np.tile(TABLE[0], (12, 1)), atol=1e-2)
   assert not none['text_mask'].any()
   batch = {name: jnp.stack([jnp.asarray(dataset.read(i)[name]) for i in range(4)]) for name in ('text', 'text_mask')}
-  told = conditioning.encoded(none, drop_rate=0.5)
-  cond, dropped = told.dropped({}, {}, batch, drop_key=jax.random.key(1), encode_key=jax.random.key(0))
+  conditioner = conditioning.encoded(none, drop_rate=0.5)
+  cond, dropped = conditioner.dropped({}, {}, batch, drop_key=jax.random.key(1), encode_key=jax.random.key(0))
   assert 0 < int(dropped.sum()) < 4
   np.testing.assert_array_equal(cond['text_mask'].any(axis=1), ~dropped)
   with pytest.raises(ValueError, match=r'holds other latents \(fields, kept, text differ\)'):

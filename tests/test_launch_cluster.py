@@ -268,7 +268,7 @@ def test_preemption_is_free_and_failures_count():
 
 @pytest.mark.parametrize('page', ['launch/gke_jobset.py', 'docs/many_machines.md'])
 def test_the_example_of_a_page_is_a_run_that_fits_its_chips(page):
-  """Its command as a shell reads it; what its pods are told is a config whose mesh and batches divide over them."""
+  """Its command as a shell reads it; the config of its pods is one whose mesh and batches divide over them."""
   text = (ROOT / page).read_text()
   example = re.search(r'^ *python launch/gke_jobset.py (.*?)\| kubectl', text, re.MULTILINE | re.DOTALL)
   assert example is not None

@@ -240,14 +240,14 @@ def test_setup_allows_the_supported_versions_and_pulls_neither_torch_nor_tensorf
 
 def test_every_import_is_of_a_package_that_setup_py_asks_for(metadata):
   lines = (metadata / 'requires.txt').read_text().splitlines()
-  asked = {_normal(re.split(r'[\[<>=;~ ]', line)[0]) for line in lines if line and not line.startswith('[')}
+  required = {_normal(re.split(r'[\[<>=;~ ]', line)[0]) for line in lines if line and not line.startswith('[')}
   found = {
     name.split('.')[0] for path in (ROOT / 'jaxgen').rglob('*.py') for name in imported(ast.parse(path.read_text()))
   }
   of = {'dicebear': ['dicebear-core']} | importlib.metadata.packages_distributions()
   others = found - sys.stdlib_module_names - {'jaxgen', 'configs'}
   assert {'flax', 'PIL', 'tqdm'} <= others
-  assert {name for name in others if not asked & {_normal(package) for package in of.get(name, [name])}} == set()
+  assert {name for name in others if not required & {_normal(package) for package in of.get(name, [name])}} == set()
 
 
 def _normal(name: str) -> str:

@@ -1,4 +1,4 @@
-"""Only records of the licences that were asked for are learned from, and what is owed to their authors is kept."""
+"""Only records of the requested licences are trained on, and what is owed to their authors is kept."""
 
 import io
 import json

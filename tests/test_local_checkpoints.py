@@ -57,7 +57,7 @@ def failed(mesh, tmp_path_factory):
   return folder
 
 
-def _goes_on(failed, tmp_path, mesh, damage=lambda place: None, **changes):
+def _resume(failed, tmp_path, mesh, damage=lambda place: None, **changes):
   """What a copy of the run says when it goes on, after some damage to its disk; its last state and metrics."""
   shutil.copytree(failed, tmp_path, dirs_exist_ok=True)
   run, disk = tmp_path / 'run', tmp_path / 'disk'
@@ -74,7 +74,7 @@ def _equal(one, other):
 
 
 def test_a_run_goes_on_from_the_disk_and_nothing_differs(failed, whole, mesh, tmp_path, capsys):
-  state, metrics, disk = _goes_on(failed, tmp_path, mesh)
+  state, metrics, disk = _resume(failed, tmp_path, mesh)
   assert 'Going on from step 6 of 10' in capsys.readouterr().out
   _equal(state, whole)
   assert [line['step'] for line in metrics if 'loss' in line] == list(range(1, END + 1))
@@ -105,7 +105,7 @@ def _of_another_mesh(place):
   ids=['a flipped bit', 'a lost file', 'a new disk', 'another mesh'],
 )
 def test_what_is_damaged_there_is_left_out(damage, failed, whole, mesh, tmp_path, capsys):
-  state, _, _ = _goes_on(failed, tmp_path, mesh, damage)
+  state, _, _ = _resume(failed, tmp_path, mesh, damage)
   assert 'Going on from step 4 of 10' in capsys.readouterr().out
   _equal(state, whole)
 
@@ -119,7 +119,7 @@ def test_a_run_begun_anew_in_the_same_folder_finds_none(failed, whole, mesh, tmp
 
 def test_another_run_s_identity_is_refused(failed, mesh, tmp_path):
   with pytest.raises(ValueError, match='holds another run: '):
-    _goes_on(failed, tmp_path, mesh, fingerprint='other data')
+    _resume(failed, tmp_path, mesh, fingerprint='other data')
 
 
 def test_a_damaged_token_is_made_anew(tmp_path):

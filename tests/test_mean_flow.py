@@ -169,20 +169,20 @@ def test_guidance_is_learned_into_the_network():
 
 
 class Told(nn.Module):
-  """u is the interval that it is told."""
+  """u is the interval that it reads."""
 
   @nn.compact
   def __call__(self, x, t, cond, *, train):
     return expand(cond['interval'], x) * jnp.ones_like(x)
 
 
-@pytest.mark.parametrize(('finest', 'told'), [(4, 0.0), (8, 250.0)])
-def test_the_shortest_jumps_are_taken_as_they_were_taught_at_interval_0(finest, told):
+@pytest.mark.parametrize(('finest', 'interval'), [(4, 0.0), (8, 250.0)])
+def test_the_shortest_jumps_are_taken_as_they_were_taught_at_interval_0(finest, interval):
   objective = shortcut(Told(), shape=(1, 1, 1), jumps=grids.uniform(4), finest=finest, limit=None)
   still = shortcut(Told(), shape=(1, 1, 1), jumps=grids.uniform(4), finest=4, limit=None)
   keys = jax.random.split(jax.random.key(0), 2)
   noise, moved = (compiled(lambda keys, o=o: o.sample({'net': {}}, {}, {}, keys), keys) for o in (still, objective))
-  np.testing.assert_allclose(noise - moved, told, rtol=1e-5)
+  np.testing.assert_allclose(noise - moved, interval, rtol=1e-5)
   assert np.abs(noise).max() < 4
 
 
@@ -219,9 +219,9 @@ def test_the_guided_velocity_mixes_what_the_paper_mixes(scale, kappa):
   batch, key = {'image': jnp.full((4, 1, 1, 1), 0.1), 'label': jnp.array([0, 1, 0, 1])}, jax.random.key(0)
   loss, _ = objective.phases[0].loss({'net': {}}, None, {}, batch, key)
   v = noise_like(batch['image'], jax.random.split(key, 7)[3]) - batch['image']
-  told = jnp.array([0.3, -0.2])[batch['label']].reshape(-1, 1, 1, 1)
-  target = scale * v + kappa * told + (1 - scale - kappa) * 0.9
-  np.testing.assert_allclose(loss, jnp.mean((told - target) ** 2), rtol=1e-5)
+  conditional = jnp.array([0.3, -0.2])[batch['label']].reshape(-1, 1, 1, 1)
+  target = scale * v + kappa * conditional + (1 - scale - kappa) * 0.9
+  np.testing.assert_allclose(loss, jnp.mean((conditional - target) ** 2), rtol=1e-5)
 
 
 def test_what_cannot_be_is_refused():

@@ -22,32 +22,32 @@ from tests import toys
 
 
 @pytest.fixture
-def said():
+def warnings():
   return []
 
 
-def test_calls_are_made_in_order_and_waited_for_where_that_is_asked(said):
-  seen, watch = [], observers.Observers(said.append)
+def test_calls_are_made_in_order_and_waited_for_where_that_is_asked(warnings):
+  seen, watch = [], observers.Observers(warnings.append)
   for number in range(100):
     watch.call('a', lambda number=number: seen.append(number))
   assert watch.call('a', lambda: seen.append('last'), wait=True)
   assert seen == [*range(100), 'last']
-  assert (said, watch.failures) == ([], 0)
+  assert (warnings, watch.failures) == ([], 0)
   watch.close()
   assert not watch.call('a', seen.clear)
 
 
-def test_a_call_that_raises_costs_one_warning_and_a_count(said):
-  watch = observers.Observers(said.append)
+def test_a_call_that_raises_costs_one_warning_and_a_count(warnings):
+  watch = observers.Observers(warnings.append)
   for _ in range(3):
     assert not watch.call('the report', lambda: 1 / 0, wait=True)
   assert watch.call('the report', lambda: None, wait=True)
-  assert said == ['Warning: the report failed, and the run goes on: ZeroDivisionError: division by zero']
+  assert warnings == ['Warning: the report failed, and the run goes on: ZeroDivisionError: division by zero']
   assert watch.failures == 3
 
 
-def test_one_that_hangs_is_waited_for_once_and_its_calls_are_dropped_at_last(said):
-  watch, gate = observers.Observers(said.append, patience=0.2), threading.Event()
+def test_one_that_hangs_is_waited_for_once_and_its_calls_are_dropped_at_last(warnings):
+  watch, gate = observers.Observers(warnings.append, patience=0.2), threading.Event()
   began = time.monotonic()
   assert not watch.call('a', gate.wait, wait=True)
   for _ in range(300):
@@ -55,15 +55,15 @@ def test_one_that_hangs_is_waited_for_once_and_its_calls_are_dropped_at_last(sai
   assert watch.call('b', lambda: None, wait=True)  # others go on
   assert not watch.flush(0.2)
   assert time.monotonic() - began < 2
-  assert said == ['Warning: a failed, and the run goes on: it has not answered in 0 s']
+  assert warnings == ['Warning: a failed, and the run goes on: it has not answered in 0 s']
   assert watch.failures == 1 + 300 - 256
   gate.set()
   assert watch.flush(10)
   assert watch.call('a', lambda: None, wait=True)
 
 
-def test_of_calls_that_do_the_same_one_waits(said):
-  watch, gate, seen = observers.Observers(said.append), threading.Event(), []
+def test_of_calls_that_do_the_same_one_waits(warnings):
+  watch, gate, seen = observers.Observers(warnings.append), threading.Event(), []
   watch.call('a', gate.wait)
   while not watch._threads['a']._queue.empty():
     time.sleep(0.001)

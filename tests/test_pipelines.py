@@ -129,7 +129,7 @@ def _images(case, path, monkeypatch):
     )
   if case == 'inpaint':
     monkeypatch.setattr(inpaint, 'image_noise', lambda keys, shape: noise)
-    run = inpaint.told_inpainted(parts)
+    run = inpaint.concat_inpainted(parts)
     more = {'image': given['image'], 'mask': 1 - given['mask']}
     return jax.jit(lambda p, f, c: run(p, f, c, keys, **more))(trained.params, trained.frozen, cond)
   return jax.jit(lambda p, f, c: sample_from(parts, p, f, c, noise, keys))(trained.params, trained.frozen, cond)
@@ -358,14 +358,14 @@ def test_what_a_generator_in_stages_does_not_do_is_one_line(dalle, tmp_path, mon
     published.load(copy)
   picture, out = tmp_path / 'a.png', str(tmp_path / 'out.png')
   writer.save_png(picture, np.zeros((8, 8, 3), np.uint8))
-  told = ['--weights', str(dalle), '--out', out]
+  options = ['--weights', str(dalle), '--out', out]
   for more, message in [
     (['--image-prompt', str(picture)], 'has no image_encoder'),
     (['--prompt', 'a cat', '--negative', 'dog'], '--negative is not for a UnCLIPPipeline'),
     (['--image-prompt', 'a', '--image-prompt', 'b', '--image-prompt', 'c'], 'is given 3 times'),
   ]:
     with pytest.raises(ValueError, match=message):
-      sample_command.main([*told, *more])
+      sample_command.main([*options, *more])
 
 
 @pytest.mark.slow
@@ -376,9 +376,9 @@ def test_variations_and_the_way_between_two_pictures(tmp_path, monkeypatch):
   for name in 'ab':
     writer.save_png(tmp_path / f'{name}.png', np.uint8(rng.randint(0, 256, (16, 16, 3))))
   a, b = str(tmp_path / 'a.png'), str(tmp_path / 'b.png')
-  told = ['--weights', str(tmp_path / 'in'), '--steps', '2', '--num', '3', '--image-prompt']
-  assert sample_command.main([*told, a, '--image-prompt', b, '--out', str(tmp_path / 'way')]) == 0
-  assert sample_command.main([*told, a, '--out', str(tmp_path / 'same')]) == 0
+  options = ['--weights', str(tmp_path / 'in'), '--steps', '2', '--num', '3', '--image-prompt']
+  assert sample_command.main([*options, a, '--image-prompt', b, '--out', str(tmp_path / 'way')]) == 0
+  assert sample_command.main([*options, a, '--out', str(tmp_path / 'same')]) == 0
   way, same = (sorted((tmp_path / name).glob('*.png')) for name in ('way', 'same'))
   assert len(way) == len(same) == 3
   assert way[0].read_bytes() == same[0].read_bytes() and way[2].read_bytes() != same[2].read_bytes()

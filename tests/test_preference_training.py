@@ -188,8 +188,8 @@ class Classifier(nn.Module):
 
 def test_the_reward_is_the_mean_probability_of_what_is_asked_for():
   reward = rewards.attributes(Classifier(), (2, 3))
-  asked = jnp.asarray([[1, 2], [0, -1], [-1, -1]])
-  got = reward({'judge': {}}, jnp.zeros((3, 1, 1, 3)), {'asked': asked})
+  named = jnp.asarray([[1, 2], [0, -1], [-1, -1]])
+  got = reward({'judge': {}}, jnp.zeros((3, 1, 1, 3)), {'named': named})
   np.testing.assert_allclose(got, [(0.8 + 0.6) / 2, 0.2, 0.0], rtol=1e-5)
 
 

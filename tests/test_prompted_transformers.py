@@ -19,7 +19,7 @@ NETS = {
 
 
 @pytest.fixture(scope='module', params=['pixart', pytest.param('sd35', marks=pytest.mark.slow), 'flux'])
-def told(request):
+def model(request):
   """A network, its first parameters and random ones, both with those of an image prompt, and two rows of one x."""
   net, rng = NETS[request.param], np.random.default_rng(0)
 
@@ -38,8 +38,8 @@ def _leaves(tree):
   return [(jax.tree_util.keystr(path), leaf) for path, leaf in jax.tree_util.tree_leaves_with_path(tree)]
 
 
-def test_an_image_prompt_is_seen_by_its_scale_and_each_block_has_one(told):
-  net, first, params, x, t, cond, image = told
+def test_an_image_prompt_is_seen_by_its_scale_and_each_block_has_one(model):
+  net, first, params, x, t, cond, image = model
   assert all(np.all(leaf == 0) for path, leaf in _leaves(first) if 'image_value' in path)  # so that it says nothing yet
   apply = jax.jit(lambda params, cond: net.apply({'params': params}, x, t, cond))
   plain = apply(params, cond)
@@ -52,8 +52,8 @@ def test_an_image_prompt_is_seen_by_its_scale_and_each_block_has_one(told):
     jax.eval_shape(apply, params, cond | image | {'image_prompt_scale': jnp.ones((2, 7))})
 
 
-def test_an_edit_gives_the_target_the_attention_of_the_source(told):
-  net, _, params, x, t, cond, _ = told
+def test_an_edit_gives_the_target_the_attention_of_the_source(model):
+  net, _, params, x, t, cond, _ = model
   edit = aligned([1, 2, 3], [1, 2, 4])
 
   @jax.jit

@@ -34,7 +34,7 @@ def generator(tmp_path_factory):
 
 
 def _answer(pipeline, prompt=PROMPT, extend=lambda conditioner: conditioner, **more):
-  """x0 of one call with the prompt, and what guidance's weaker half is told."""
+  """x0 of one call with the prompt, and the condition of guidance's weaker half."""
   trained = from_weights.trained(pipeline, texts=[prompt], size=(16, 16), steps=2, extend=extend)
   d, fields = trained.stage.objective.denoising, {**trained.stage.tokenize([prompt]), **more}
   x = jnp.asarray(np.random.default_rng(0).standard_normal((1, 8, 8, 4)), jnp.float32)
@@ -182,8 +182,8 @@ def test_all_of_them_at_once_from_the_command_line(generator, tmp_path, monkeypa
   safetensors_file.write(tmp_path / 'lora.safetensors', lora, metadata={})
   Image.fromarray(rng.integers(0, 255, (20, 20, 3), np.uint8)).save(tmp_path / 'photo.png')
   monkeypatch.chdir(tmp_path)
-  asked = ['sample', '--weights', 'sd', '--size', '16x16', '--steps', '1', '--num', '2', '--prompt', 'a <new> cat']
+  command = ['sample', '--weights', 'sd', '--size', '16x16', '--steps', '1', '--num', '2', '--prompt', 'a <new> cat']
   more = ['--lora', 'lora.safetensors:0.5', '--embedding', 'new.safetensors', '--guess']
   more += ['--control', 'canny=photo.png', '--controlnet', 'control', '--control-scale', '0.8']
-  assert main([*asked, *more, '--out', 'led']) == 0
+  assert main([*command, *more, '--out', 'led']) == 0
   assert len(list((tmp_path / 'led').glob('*.png'))) == 2

@@ -83,15 +83,15 @@ def _files(path):
 
 def test_three_processes_write_the_files_that_one_writes(tmp_path):
   paths = [tmp_path / str(count) / 'things' / '1.0.0' for count in (1, 3)]
-  told = []
+  lines = []
   for count, path in zip((1, 3), paths, strict=True):
     barrier = threading.Barrier(count)
-    jobs = [Job(index, count, lambda phase, b=barrier: b.wait(60), told.append) for index in range(count)]
+    jobs = [Job(index, count, lambda phase, b=barrier: b.wait(60), lines.append) for index in range(count)]
     with ThreadPoolExecutor() as pool:
       list(pool.map(_write, [path] * count, jobs))
   assert _files(paths[0]) == _files(paths[1])
   assert not (tmp_path / '3' / 'things.partial').exists()
-  assert 'things train: 1 of 2 shards, 0 of 4 originals' in told
+  assert 'things train: 1 of 2 shards, 0 of 4 originals' in lines
   source = tfds_builder.data_source(tfds_builder.open_folder(paths[0]), 'train', image_field=None)
   values = [float(source[i]['image'][0]) for i in range(len(source))]
   assert sorted(values) == [number + copy for number in range(23) if number % 5 for copy in (0, 0.5)]

@@ -102,9 +102,9 @@ def _tell_when_here(process: subprocess.Popen, *numbers: int) -> tuple[float, st
   assert process.stdout is not None
   timer = threading.Timer(240, process.send_signal, (signal.SIGABRT,))
   timer.start()
-  said = ''
+  output = ''
   for line in process.stdout:
-    said += line
+    output += line
     if 'HERE' in line:  # another thread may print within the line
       break
   time.sleep(0.3)
@@ -114,7 +114,7 @@ def _tell_when_here(process: subprocess.Popen, *numbers: int) -> tuple[float, st
     time.sleep(0.3)
   out, err = process.communicate(timeout=200)
   timer.cancel()
-  return time.monotonic() - began, said + out + err
+  return time.monotonic() - began, output + out + err
 
 
 @pytest.mark.parametrize(
@@ -129,10 +129,10 @@ def _tell_when_here(process: subprocess.Popen, *numbers: int) -> tuple[float, st
 )
 def test_before_there_is_anything_new_it_leaves_at_once(place, act, number, code, tmp_path):
   process = _start(tmp_path, place, act)
-  seconds, said = _tell_when_here(process, number)
-  assert (process.returncode, seconds < 4) == (code, True), said
-  assert f'told to stop ({signal.Signals(number).name}); there was nothing new to save' in said
-  assert 'Traceback' not in said
+  seconds, output = _tell_when_here(process, number)
+  assert (process.returncode, seconds < 4) == (code, True), output
+  assert f'told to stop ({signal.Signals(number).name}); there was nothing new to save' in output
+  assert 'Traceback' not in output
   assert Checkpoints(tmp_path / 'checkpoints').latest() is None
 
 
@@ -141,10 +141,10 @@ def test_before_there_is_anything_new_it_leaves_at_once(place, act, number, code
 )
 def test_while_data_do_not_come_it_saves_and_leaves(number, code, tmp_path):
   process = _start(tmp_path, 'data', 'hang', '--config.steps=40', '--config.checkpoint_every=100')
-  seconds, said = _tell_when_here(process, number)
-  assert (process.returncode, seconds < 8) == (code, True), said
-  assert 'Told to stop: saved at step 5.' in said
-  assert 'Traceback' not in said
+  seconds, output = _tell_when_here(process, number)
+  assert (process.returncode, seconds < 8) == (code, True), output
+  assert 'Told to stop: saved at step 5.' in output
+  assert 'Traceback' not in output
   assert Checkpoints(tmp_path / 'checkpoints').latest() == 5
   assert [r['step'] for r in read_metrics(tmp_path / 'metrics.jsonl') if 'loss' in r][-1] == 5
 
@@ -154,19 +154,19 @@ def test_while_data_do_not_come_it_saves_and_leaves(number, code, tmp_path):
 def test_a_main_thread_that_hangs_is_saved_for_where_that_can_be(place, tmp_path):
   options = ('--config.steps=40', '--config.checkpoint_every=' + ('4' if place == 'save' else '100'))
   process = _start(tmp_path, place, 'hang_in_c', *options)
-  seconds, said = _tell_when_here(process, signal.SIGTERM)
-  assert process.returncode == 75, said
+  seconds, output = _tell_when_here(process, signal.SIGTERM)
+  assert process.returncode == 75, output
   assert seconds < 150
   saved = Checkpoints(tmp_path / 'checkpoints').latest()
-  assert saved == {'evaluation': 4, 'step': None, 'save': None}[place], said
-  assert ('what was done is saved' in said) == (saved is not None)
+  assert saved == {'evaluation': 4, 'step': None, 'save': None}[place], output
+  assert ('what was done is saved' in output) == (saved is not None)
 
 
 def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
   process = _start(tmp_path, 'step', 'hang_in_c', '--config.steps=40')
-  seconds, said = _tell_when_here(process, signal.SIGINT, signal.SIGINT)
-  assert (process.returncode, seconds < 4) == (130, True), said
-  assert 'interrupted for the second time' in said
+  seconds, output = _tell_when_here(process, signal.SIGINT, signal.SIGINT)
+  assert (process.returncode, seconds < 4) == (130, True), output
+  assert 'interrupted for the second time' in output
 
 
 @pytest.mark.slow
@@ -174,11 +174,11 @@ def test_a_second_ctrl_c_ends_it_at_once(tmp_path):
 def test_a_run_that_hangs_says_where_saves_and_ends(place, code, saved, tmp_path):
   options = ('--config.steps=40', '--config.checkpoint_every=100')
   process = _start(tmp_path, place, 'hang', *options, JAXGEN_STALL_SECONDS='12')
-  _, said = _tell_when_here(process)
-  assert process.returncode == code, said
-  assert 'no progress for' in said
-  assert 'in happen' in said  # the stacks
-  assert 'what was done is saved, and the same command goes on from there' in said
+  _, output = _tell_when_here(process)
+  assert process.returncode == code, output
+  assert 'no progress for' in output
+  assert 'in happen' in output  # the stacks
+  assert 'what was done is saved, and the same command goes on from there' in output
   assert Checkpoints(tmp_path / 'checkpoints').latest() == saved
 
 
@@ -201,18 +201,18 @@ class _Hanging:
     return items()
 
 
-@pytest.mark.parametrize('told', [True, False])
-def test_a_library_raises_where_data_do_not_come(told, tmp_path):
+@pytest.mark.parametrize('with_signal', [True, False])
+def test_a_library_raises_where_data_do_not_come(with_signal, tmp_path):
   whole = toys.experiment()
 
   def hang():
-    if told:
+    if with_signal:
       os.kill(os.getpid(), signal.SIGTERM)
     threading.Event().wait()
 
   before = [signal.getsignal(number) for number in signals.EXIT_CODES]
   with pytest.raises(distributed.Preempted, match='stopped at step 5'):
-    train(whole._replace(data=_Hanging(whole.data, 5, hang), stall_seconds=None if told else 3.0), tmp_path)
+    train(whole._replace(data=_Hanging(whole.data, 5, hang), stall_seconds=None if with_signal else 3.0), tmp_path)
   assert [signal.getsignal(number) for number in signals.EXIT_CODES] == before
   assert Checkpoints(tmp_path / 'checkpoints').latest() == 5
   state = train(whole, tmp_path)
@@ -277,6 +277,6 @@ def test_another_command_ends_though_ctrl_c_is_swallowed(tmp_path):
   process = subprocess.Popen(
     [sys.executable, '-c', code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
   )
-  seconds, said = _tell_when_here(process, signal.SIGINT)
-  assert process.returncode == 130, said
+  seconds, output = _tell_when_here(process, signal.SIGINT)
+  assert process.returncode == 130, output
   assert 4 < seconds < 9

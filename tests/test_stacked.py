@@ -83,10 +83,10 @@ def trained():
 
 
 def test_the_classifier_learns_each_channel(trained):
-  _, _, said = trained
-  assert 1 < said['loss'][0] < 2.5  # log 4 = 1.4
-  assert said['loss'][-1] < 0.05
-  assert said['accuracy'][0] < 0.8 and said['accuracy'][-1] == 1
+  _, _, metrics = trained
+  assert 1 < metrics['loss'][0] < 2.5  # log 4 = 1.4
+  assert metrics['loss'][-1] < 0.05
+  assert metrics['accuracy'][0] < 0.8 and metrics['accuracy'][-1] == 1
 
 
 def test_modes_of_samples_are_counted_by_the_classifier(trained, tmp_path):

@@ -214,7 +214,7 @@ def test_truncated_pixels_of_files_are_themselves():
 
 
 def test_models_differ_by_pairs():
-  """Twenty studies of equals find nothing in nearly all; a model that is shifted is told, and by how much."""
+  """Twenty studies of equals find nothing in nearly all; a shifted model is found, and by how much."""
   rng, real = np.random.default_rng(0), reference(features(0, num=300))
   found = 0
   for _study in range(20):

@@ -151,8 +151,8 @@ def test_lcm_is_luos_loss():
     return 0.5 * np.cos(of(lambda u: u, time) * np.pi / 2) * x + np.asarray(level).reshape(-1, 1, 1, 1)
 
   label = np.asarray(BATCH['label'])
-  told, null = np.asarray(TEACHER['net']['level'])[label], np.full(16, 0.1, np.float32)
-  guided = x0(null + 3 * (told - null), x_t, t)
+  conditional, null = np.asarray(TEACHER['net']['level'])[label], np.full(16, 0.1, np.float32)
+  guided = x0(null + 3 * (conditional - null), x_t, t)
   eps = (x_t - of(PROCESS.alpha, t) * guided) / np.maximum(of(PROCESS.sigma, t), of(PROCESS.sigma, jnp.float32([0.05])))
   x_s = of(PROCESS.alpha, s) * guided + of(PROCESS.sigma, s) * eps
 

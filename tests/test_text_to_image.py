@@ -88,12 +88,12 @@ def test_a_negative_prompt_is_guided_away_from(params):
   keys = jax.random.split(jax.random.key(0), 1)
   led = away_from(objective.denoising, objective.conditioner, {'text': _ids('square')['text'][0]})
   cond, without = led.condition(params, {}, _ids('red circle'), keys)
-  said, _ = objective.denoising.condition(params, {}, _ids('square'), keys)
+  empty, _ = objective.denoising.condition(params, {}, _ids('square'), keys)
   x, t = jnp.ones((1, 4, 4, 3)), jnp.array([0.5])
   denoise = objective.denoising.denoiser(params, {})
   process = objective.denoising.process(params)
   guided = classifier_free(4.0)(denoise, process, without)(x, t, cond).x0
-  towards, away = denoise(x, t, cond).x0, denoise(x, t, said).x0
+  towards, away = denoise(x, t, cond).x0, denoise(x, t, empty).x0
   np.testing.assert_allclose(guided, away + 4.0 * (towards - away), atol=1e-4)
 
 
@@ -138,7 +138,7 @@ def _stage(objective, tokenize=None):
 
 
 def test_a_model_of_labels_takes_no_prompt():
-  with pytest.raises(ValueError, match="reads no text, so it takes no prompt; it is told 'label'"):
+  with pytest.raises(ValueError, match="reads no text, so it takes no prompt; its conditions are 'label'"):
     sample.prompt_fields(_stage(_objective(conditioner=labels(3))), ['a cat'])
 
 

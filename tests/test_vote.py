@@ -56,13 +56,13 @@ def made(tmp_path, sources):
 
 
 @pytest.fixture
-def said():
+def logged():
   return []
 
 
 @pytest.fixture
-def client(made, said):
-  return testclient.TestClient(server.make_app(made, log=said.append), base_url='http://127.0.0.1')
+def client(made, logged):
+  return testclient.TestClient(server.make_app(made, log=logged.append), base_url='http://127.0.0.1')
 
 
 def joined(client, name='ann'):
@@ -79,7 +79,7 @@ def mean_of(client, url):
 
 def answer_all(client, url, choose, most=1000):
   """Votes until the end; `choose` sees the trial and its images."""
-  asked = []
+  answered = []
   for _ in range(most):
     trial = client.get(f'{url}/next').json()
     if trial['finished']:
@@ -89,8 +89,8 @@ def answer_all(client, url, choose, most=1000):
     assert client.post(f'{url}/vote', json={'trial': trial['trial'], 'answer': answer, 'milliseconds': 700}).json() == {
       'saved': True
     }
-    asked.append((trial, answer))
-  return asked
+    answered.append((trial, answer))
+  return answered
 
 
 def brighter(trial, images):
@@ -102,12 +102,12 @@ def brighter(trial, images):
 
 
 def test_every_question_is_asked_about_every_pair_once_with_sides_at_random(client, made):
-  asked = answer_all(client, joined(client), brighter)
-  questions = [trial['question'] for trial, _ in asked]
-  assert len(asked) == 3 * 6 + 2  # one attention check each for `real` and `text`
+  answered = answer_all(client, joined(client), brighter)
+  questions = [trial['question'] for trial, _ in answered]
+  assert len(answered) == 3 * 6 + 2  # one attention check each for `real` and `text`
   # One question after the other.
-  assert len([i for i in range(1, len(asked)) if questions[i] != questions[i - 1]]) == 2
-  assert len({answer for _, answer in asked}) == 2
+  assert len([i for i in range(1, len(answered)) if questions[i] != questions[i - 1]]) == 2
+  assert len({answer for _, answer in answered}) == 2
   found = results.summary(made)
   for name, question in found['questions'].items():
     (pair,) = question['pairs']
@@ -124,9 +124,9 @@ def test_a_rater_cannot_see_which_is_which(client, made):
   trial = client.get(f'{url}/next')
   page = client.get(url)
   picture = client.get(trial.json()['images'][0])
-  told = page.text + trial.text + str(page.headers) + str(trial.headers) + str(picture.headers)
+  seen = page.text + trial.text + str(page.headers) + str(trial.headers) + str(picture.headers)
   for word in (*NAMES, 'secret', str(made.parent), '.png'):
-    assert word not in told
+    assert word not in seen
   assert b'secret' not in picture.content
   assert set(Image.open(io.BytesIO(picture.content)).info) <= {'srgb', 'gamma'}
   # Nothing that a trial shows is shown again under the same name to another rater.
@@ -214,25 +214,25 @@ def test_a_pause_goes_on_where_it_was(client):
   assert client.get(f'{url}/next').json()['done'] == 5
 
 
-def test_an_image_that_is_gone_is_one_line_and_its_pairs_are_left_out(client, said, sources):
+def test_an_image_that_is_gone_is_one_line_and_its_pairs_are_left_out(client, logged, sources):
   url = joined(client)
   gone = sorted(sources['secret-alpha'].glob('*.png'))[0]
   gone.unlink()
   changed = sorted(sources['secret-beta'].glob('*.png'))[1]
   Image.new('RGB', (16, 16)).save(changed)
-  asked = answer_all(client, url, brighter)
-  assert len(asked) == len({trial['trial'] for trial, _ in asked})
-  assert 3 * 4 <= len(asked) <= 3 * 4 + 2
-  assert sorted(said) == sorted(
+  answered = answer_all(client, url, brighter)
+  assert len(answered) == len({trial['trial'] for trial, _ in answered})
+  assert 3 * 4 <= len(answered) <= 3 * 4 + 2
+  assert sorted(logged) == sorted(
     [
       f'{gone} is gone since the study was made; it is not shown',
       f'{changed} has changed since the study was made; it is not shown',
     ]
   )
-  assert asked[-1][0]['total'] == len(asked)
+  assert answered[-1][0]['total'] == len(answered)
 
 
-def test_a_full_disk_is_one_line_and_the_vote_is_not_said_to_be_saved(client, said, monkeypatch):
+def test_a_full_disk_is_one_line_and_the_vote_is_not_said_to_be_saved(client, logged, monkeypatch):
   url = joined(client)
   trial = client.get(f'{url}/next').json()
 
@@ -244,8 +244,8 @@ def test_a_full_disk_is_one_line_and_the_vote_is_not_said_to_be_saved(client, sa
     answer = client.post(f'{url}/vote', json={'trial': trial['trial'], 'answer': 'left'})
   assert answer.status_code == 503
   assert answer.json()['error'].startswith('nothing is saved: the disk that holds the study is full')
-  assert len(said) == 1
-  assert '\n' not in said[0]
+  assert len(logged) == 1
+  assert '\n' not in logged[0]
   # Room is made: the same page goes on.
   assert client.post(f'{url}/vote', json={'trial': trial['trial'], 'answer': 'left'}).json() == {'saved': True}
 
@@ -364,9 +364,9 @@ def test_a_mistake_is_one_line(arguments, error, made, sources, tmp_path, capsys
   folder_of_images(tmp_path / 'bare', 10, texts=False)
   fields = {'study': made, 'sources': sources['secret-alpha'], 'bare': tmp_path / 'bare'}
   assert main(arguments.format(**fields).split()) == 2
-  told = capsys.readouterr().err
-  assert error in told
-  assert told.count('\n') == 1
+  error_text = capsys.readouterr().err
+  assert error in error_text
+  assert error_text.count('\n') == 1
   assert not (tmp_path / 'new.db').exists()
 
 

@@ -134,8 +134,8 @@ def test_values_that_a_run_goes_on_with_are_told_where_they_are_others(open_writ
   with open_writer(resume_step=5) as run:
     run.config(other)
     run.config(other)  # of the next stage
-  said = 'Going on with other values: model.depth was None, is 2, steps was 5, is 9\n'
-  assert plain(capsys.readouterr().out) == said
+  line = 'Going on with other values: model.depth was None, is 2, steps was 5, is 9\n'
+  assert plain(capsys.readouterr().out) == line
   (tmp_path / 'config.json').write_text('{"conf')
   with open_writer(resume_step=5) as run:
     run.config(config)

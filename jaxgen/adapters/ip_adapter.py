@@ -5,7 +5,7 @@ What is trained is `params['ip_adapter']`: the keys and values beside the text's
 the authors: {'image_proj': {...}, 'ip_adapter': {'1.to_k_ip.weight': ..., '1.to_v_ip.weight': ..., '3...'}}, flat in
 .safetensors, whose odd numbers count the cross-attentions of the encoder, the decoder and the middle, in this order.
 
-Where an image is not told, a basic adapter sees zeros for its embedding, which are projected; the plus adapter sees the
+Without an image, a basic adapter sees zeros for its embedding, which are projected; the plus adapter sees the
 patches of an image of zeros.
 """
 

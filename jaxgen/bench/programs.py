@@ -122,13 +122,15 @@ def eps_step(
     'label': draw.integers(0, num_classes or 1, shape[0], np.int32),
     **cond,
   }
-  told = ('label', *cond)
+  fields = ('label', *cond)
 
   def apply(variables, batch, **kwargs) -> Any:
-    return net.apply(variables, batch['image'], batch['t'], {name: batch[name] for name in told}, train=True, **kwargs)
+    return net.apply(
+      variables, batch['image'], batch['t'], {name: batch[name] for name in fields}, train=True, **kwargs
+    )
 
   def init(key, frozen, batch):
-    made = net.init(key, batch['image'], batch['t'], {name: batch[name] for name in told})
+    made = net.init(key, batch['image'], batch['t'], {name: batch[name] for name in fields})
     return {'params': {'net': made['params']}}
 
   def loss(params, state, frozen, batch, key):

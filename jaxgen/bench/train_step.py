@@ -132,9 +132,9 @@ def _time(stage: Experiment, step, state: TrainState, frozen, cycle: int, cycles
     for first in range(0, cycles * cycle, cycle):
       began, waited, before = time.perf_counter(), 0.0, own()
       for index in range(first, first + cycle):
-        asked = time.perf_counter()
+        wait_began = time.perf_counter()
         batch = next(batches)
-        waited += time.perf_counter() - asked
+        waited += time.perf_counter() - wait_began
         state, _ = step(state, frozen, batch, jax.random.fold_in(key, index))
         jax.block_until_ready(state)
       total.append(time.perf_counter() - began)

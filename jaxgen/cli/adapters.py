@@ -134,7 +134,7 @@ def extended(args: argparse.Namespace, pipeline: Any) -> Extended:
 
 
 def _of_pictures(args: argparse.Namespace, pipeline: Any) -> Extended:
-  """DALL-E 2 without its prior, told the pictures' own embeddings, or those on the way from one to another's."""
+  """DALL-E 2 without its prior, for the pictures' own embeddings or those on the way from one to another's."""
   import jax.numpy as jnp
   import numpy as np
 
@@ -161,7 +161,7 @@ def _of_pictures(args: argparse.Namespace, pipeline: Any) -> Extended:
   return Extended(pipeline._replace(components=components), lambda conditioner: conditioner, {EMBEDDING: rows[0]})
 
 
-def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
+def control_fields(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
   """The fields of a batch that the options give.
 
   Raises:

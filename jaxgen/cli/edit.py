@@ -52,7 +52,7 @@ def check(args: argparse.Namespace) -> None:
     raise ValueError('--repeats is for --inpaint or --invert; give one of them an image')
 
 
-def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
+def instruction_fields(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
   """The field of a batch that --edit gives to a model that follows instructions; {} for others.
 
   Raises:
@@ -70,7 +70,7 @@ def told(args: argparse.Namespace, trained: Any) -> dict[str, np.ndarray]:
   if not reads:
     return {}
   if args.edit is None or not args.instruction:
-    raise ValueError('this model edits pictures as it is told; give it --edit IMAGE and --instruction TEXT')
+    raise ValueError('this model edits pictures by instructions; give it --edit IMAGE and --instruction TEXT')
   return {FIELD: read_images(args.edit, image_shape(parts_of(trained.stage), trained.frozen), args.num)}
 
 
@@ -113,7 +113,7 @@ def chosen(
   if args.inpaint is not None:
     inputs |= {'mask': _mask(args.mask, shape, args.num)}
     if reads_mask:
-      return inpaint.told_inpainted(parts), cond, inputs
+      return inpaint.concat_inpainted(parts), cond, inputs
     repeats = 10 if args.repeats is None else args.repeats
     return inpaint.inpainted(parts, repeats=repeats), cond, inputs
   if args.invert is not None:

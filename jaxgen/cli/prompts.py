@@ -42,7 +42,7 @@ def overrides(args: argparse.Namespace) -> list[str]:
 
 
 def read(args: argparse.Namespace) -> list[str]:
-  """The prompts, or the instructions; none where none are asked for.
+  """The prompts, or the instructions; none where none are given.
 
   Raises:
     ValueError: a prompt or the file is empty, or there are prompts and instructions.

@@ -42,7 +42,7 @@ def main(argv: list[str]) -> int:
   names = trained.stage.data.class_names
   if args.label is not None:
     given |= {'label': np.asarray(sample.class_numbers(args.label, names), np.int32)}
-  given |= edit.told(args, trained) | adapters.told(args, trained)
+  given |= edit.instruction_fields(args, trained) | adapters.control_fields(args, trained)
   given |= sample.prompt_fields(trained.stage, words)
   cond = sample.conditioning(trained.stage, args.num, given=given)
   parts = None if args.then else prompts.negated(args, trained.stage, config)

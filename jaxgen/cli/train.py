@@ -110,9 +110,9 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
     print(f'jaxgen: {stopped}', file=sys.stderr)
     return stopped.exit_code
   except Exception as error:
-    goes_on = bool(os.environ.get('JAXGEN_RESTARTS')) and newest() > before
-    distributed.fail(error, code=distributed.Preempted.exit_code if goes_on else 1)
-    if not goes_on:
+    resumes = bool(os.environ.get('JAXGEN_RESTARTS')) and newest() > before
+    distributed.fail(error, code=distributed.Preempted.exit_code if resumes else 1)
+    if not resumes:
       raise
     traceback.print_exc()
     print('jaxgen: failed after a new checkpoint; the same command goes on from there', file=sys.stderr)

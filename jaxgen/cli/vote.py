@@ -103,8 +103,8 @@ def _new(options: argparse.Namespace) -> None:
   with study.connect(options.study) as db:
     meta = study.read_meta(db)
     (items,) = db.execute('SELECT COUNT(DISTINCT item) FROM trials WHERE NOT is_check').fetchone()
-  asked = ', '.join(meta['questions'])
-  print(f'{options.study}: {items} {"pairs" if options.kind == "pairs" else "images"}; questions: {asked}')
+  questions = ', '.join(meta['questions'])
+  print(f'{options.study}: {items} {"pairs" if options.kind == "pairs" else "images"}; questions: {questions}')
   if options.kind == 'pairs':
     _say_power(items // max(len(sources) * (len(sources) - 1) // 2, 1))
   print(f'next: jaxgen vote serve {options.study}')
@@ -125,14 +125,14 @@ def _questions(texts: list[str] | None, kind: str) -> dict[str, str] | None:
 
   if texts is None:
     return None
-  asked = {}
+  questions = {}
   for text in texts:
     name, equals, words = text.partition('=')
     known = QUESTIONS[kind]
     if not equals and name not in known:
       raise ValueError(f'--question {name!r} has no text; wanted NAME=TEXT, or one of {", ".join(known)}')
-    asked[name] = words or known[name]
-  return asked
+    questions[name] = words or known[name]
+  return questions
 
 
 def _say_power(pairs: int) -> None:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from jaxgen.data.dataset import Dataset
-from jaxgen.data.datasets.avatars_captions import asked, caption
+from jaxgen.data.datasets.avatars_captions import attributes_in, caption
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES
 from jaxgen.evaluators.attributes import attributes
 from jaxgen.evaluators.base import Evaluator
@@ -41,7 +41,7 @@ def prompts(dataset: Dataset, *, number: int, seed: int = 0) -> Prompts:
   texts = [
     caption(record['attributes'], np.random.default_rng([seed, i]), keep=1.0) for i, record in enumerate(records)
   ]
-  truth = np.asarray([asked(record['attributes'], text) for record, text in zip(records, texts, strict=True)])
+  truth = np.asarray([attributes_in(record['attributes'], text) for record, text in zip(records, texts, strict=True)])
   return Prompts(texts, truth, np.asarray([record['image'] for record in records]))
 
 

@@ -40,10 +40,10 @@ def edges_followed(
   def run(context: Context) -> dict[str, float]:
     gather, found = jax.jit(lambda images: images, out_shardings=replicated(mesh)), {}
     for key, scale in ((f'{name}_f1', 1.0), (f'{name}_f1_without', 0.0)):
-      told = {**cond, f'{field}_scale': np.full(len(wanted), scale, np.float32)}
+      scaled = {**cond, f'{field}_scale': np.full(len(wanted), scale, np.float32)}
       images: list[np.ndarray] = []
       params = sampling_params(context.state)
-      for batch, count in generate(params, context.frozen, told, seed=seed, num=len(wanted)):
+      for batch, count in generate(params, context.frozen, scaled, seed=seed, num=len(wanted)):
         images += list(np.asarray(gather(batch))[:count])
         context.progress(name, len(images), len(wanted))
       seen = (canny_edges(np.clip(image, -1, 1)) for image in images)

@@ -1,6 +1,6 @@
 """Measures whether edits follow their instructions and keep all other attributes.
 
-  changed = share of edits whose changed attribute is the one that was asked for                       (1)
+  changed = share of edits whose changed attribute is the one requested                               (1)
   kept    = share of the attributes that both pictures show alike and that the edit still shows        (2)
 
 Both are seen by a classifier of attributes, whose own numbers on the right answers stand beside them: NAME_changed_real
@@ -34,7 +34,7 @@ def scores(seen: Attributes, was: Attributes, wanted: Attributes) -> tuple[float
   both = (was >= 0) & (wanted >= 0)
   changed, kept = both & (was != wanted), both & (was == wanted)
   if not changed.any() or not kept.any():
-    raise ValueError('no pair changes an attribute and keeps others, so that edits cannot be told from copies')
+    raise ValueError('no pair changes an attribute and keeps others, so that edits cannot be distinguished from copies')
   right = seen == wanted
   return float(right[changed].mean()), float(right[kept].mean())
 

@@ -78,10 +78,10 @@ def make_generate(sample: GenerationFn, *, mesh: jax.sharding.Mesh, batch_size: 
       if only is not None:
         indices = np.asarray(only)[np.minimum(indices, end - 1)]
       rows = np.minimum(indices, num - 1)
-      told, more = (
+      cond_rows, input_rows = (
         {name: placed(np.asarray(values)[rows], place) for name, values in fields.items()} for fields in (cond, inputs)
       )
-      images = run(params, frozen, told, root, placed(indices.astype(np.int32), place), more)
+      images = run(params, frozen, cond_rows, root, placed(indices.astype(np.int32), place), input_rows)
       yield images, min(batch_size, end - begin)
 
   return generate

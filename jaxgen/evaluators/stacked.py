@@ -75,8 +75,8 @@ def stacked_modes(
   def run(context: Context) -> dict[str, float]:
     images, labels = known()
     powers = num_classes ** np.arange(channels)[None]
-    said = np.asarray(classify(context.state.params[NAME], images))
-    accuracy = np.mean(said == labels[:, None] // powers % num_classes)
+    predicted = np.asarray(classify(context.state.params[NAME], images))
+    accuracy = np.mean(predicted == labels[:, None] // powers % num_classes)
     return counted.run(context) | {f'{name}_accuracy': float(accuracy)}
 
   return Evaluator(name, every, run)

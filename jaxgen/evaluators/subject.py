@@ -36,10 +36,10 @@ def constant(seen: Attributes, *, alike: float = _ALIKE) -> Int[np.ndarray, ' a'
 
 def right(seen: Attributes, wanted: Int[np.ndarray, ' a']) -> float:
   """Eq. 1."""
-  told = wanted >= 0
-  if not told.any():
+  known = wanted >= 0
+  if not known.any():
     raise ValueError('the pictures of the subject have no attribute in common; give pictures of one subject')
-  return float((seen == wanted)[:, told].mean())
+  return float((seen == wanted)[:, known].mean())
 
 
 def diversity(seen: Attributes) -> float:

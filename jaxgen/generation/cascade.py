@@ -1,6 +1,7 @@
-"""Several models in a row, each told what the one before made: Imagen's stages; DALL-E 2's prior and decoder.
+"""Several models in a row, each conditioned on the output of the one before: Imagen's stages; DALL-E 2's prior and
+decoder.
 
-  y_1 = sample_1(cond_1);   y_i = sample_i(cond_i, told_i = y_{i-1})                            (1)
+  y_1 = sample_1(cond_1);   y_i = sample_i(cond_i, takes_i = y_{i-1})                           (1)
 
 A stage is a trained model and the name of the field that takes the images, or the embeddings, of the stage before:
 'low' of `objectives/super_resolution.py`, 'embedding' of `objectives/embedded.py`. Stage i draws from its own keys.
@@ -27,12 +28,12 @@ class Link(NamedTuple):
   Attributes:
     objective: what samples it.
     trees: `(params, frozen)` of the model -> those of the stage.
-    told, fields: as in `Stage`.
+    takes, fields: as in `Stage`.
   """
 
   objective: Objective
   trees: Callable[[Any, Any], tuple[Any, Any]]
-  told: str | None = None
+  takes: str | None = None
   fields: Mapping[str, float] = {}
 
 
@@ -42,14 +43,14 @@ class Stage(NamedTuple):
   Attributes:
     objective: what samples it.
     params, frozen: its arrays.
-    told: the field that takes what the stage before made; None for the first.
-    fields: what it is told beside the prompt, one value for all images, such as {'level': 0.1}.
+    takes: name of the field that takes the output of the stage before; None for the first.
+    fields: conditions beside the prompt, one value for all images, such as {'level': 0.1}.
   """
 
   objective: Objective
   params: dict[str, Any]
   frozen: dict[str, Any]
-  told: str | None = None
+  takes: str | None = None
   fields: Mapping[str, float] = {}
 
 
@@ -59,17 +60,19 @@ def check(stages: Sequence[Stage], cond: Mapping[str, Any], *, first: Any = None
     raise ValueError('a cascade has no stages; give it one model or more')
   made: Any = None if first is None else jax.ShapeDtypeStruct(first.shape, first.dtype)
   for number, stage in enumerate(stages, 1):
-    if (stage.told is None) != (number == 1 and first is None):
-      raise ValueError(f'stage {number} of the cascade: `told` names the field that takes what was made before, if any')
-    known = {*cond, *stage.fields, *([stage.told] if stage.told else [])}
+    if (stage.takes is None) != (number == 1 and first is None):
+      raise ValueError(
+        f'stage {number} of the cascade: `takes` names the field for the output of the stage before; None for the first'
+      )
+    known = {*cond, *stage.fields, *([stage.takes] if stage.takes else [])}
     missing = sorted(set(stage.objective.conditioner.fields) - known)
     if missing:
       raise ValueError(f'stage {number} of the cascade wants {missing[0]!r}, and has {sorted(known)}')
     like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(jnp.shape(leaf), leaf.dtype), (stage.params, stage.frozen))
-    told = _told(stage, _shapes(cond), made)
+    fields = _fields(stage, _shapes(cond), made)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), len(next(iter(cond.values())))))
     try:
-      made = jax.eval_shape(stage.objective.sample, *like, told, keys)
+      made = jax.eval_shape(stage.objective.sample, *like, fields, keys)
     except (ValueError, TypeError) as error:
       raise ValueError(f'stage {number} of the cascade does not fit the one before: {error}') from error
 
@@ -83,12 +86,12 @@ def cascade(
     stages: the models, in order.
     cond: fields of the prompts, with a batch axis, of all stages.
     keys: one for each image.
-    first: what the stage before the first would have made, such as embeddings of Eq. 2; the first is then told it.
+    first: what the stage before the first would have made, such as embeddings of Eq. 2; it goes to the first stage.
   """
   made, result = first, []
   for number, stage in enumerate(stages):
     own = jax.vmap(lambda key, number=number: jax.random.fold_in(key, number))(keys)
-    made = stage.objective.sample(stage.params, stage.frozen, _told(stage, cond, made), own)
+    made = stage.objective.sample(stage.params, stage.frozen, _fields(stage, cond, made), own)
     result.append(made)
   return result
 
@@ -97,7 +100,7 @@ def chained(links: Sequence[Link]) -> Objective:
   """A cascade as one model, whose samples are those of its last stage; it is trained stage by stage."""
 
   def sample(params: Any, frozen: Any, cond: Cond, keys: Key[Array, ' b']) -> Float[Array, 'b ...']:
-    stages = [Stage(link.objective, *link.trees(params, frozen), link.told, link.fields) for link in links]
+    stages = [Stage(link.objective, *link.trees(params, frozen), link.takes, link.fields) for link in links]
     return cascade(stages, cond, keys)[-1]
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
@@ -107,23 +110,23 @@ def chained(links: Sequence[Link]) -> Objective:
     name: field
     for link in links
     for name, field in link.objective.conditioner.fields.items()
-    if name != link.told and name not in link.fields
+    if name != link.takes and name not in link.fields
   }
   networks = {f'{number}': link.objective.networks['net'] for number, link in enumerate(links, 1)}
   return Objective(init, (), sample, None, Conditioner(fields), networks)
 
 
 def of_one_noise(sample: SampleFn, key: Key[Array, '']) -> SampleFn:
-  """`sample`, with the noise of one key for all images: what differs then is what they are told."""
+  """`sample`, with the noise of one key for all images: they differ by their conditions alone."""
   return lambda params, frozen, cond, keys: sample(params, frozen, cond, jnp.broadcast_to(key, keys.shape))
 
 
-def _told(stage: Stage, cond: Mapping[str, Any], before: Any) -> dict[str, Any]:
+def _fields(stage: Stage, cond: Mapping[str, Any], before: Any) -> dict[str, Any]:
   """The fields of a stage."""
   size = before.shape[0] if before is not None else next(iter(cond.values())).shape[0]
   given = {**cond, **{name: jnp.full(size, value, jnp.float32) for name, value in stage.fields.items()}}
-  if stage.told is not None and before is not None:
-    given[stage.told] = before
+  if stage.takes is not None and before is not None:
+    given[stage.takes] = before
   return {name: given[name] for name in stage.objective.conditioner.fields if name in given}
 
 

@@ -20,10 +20,10 @@ def edited(d: Denoising, *, strength: float) -> EditFn:
   def sample(
     params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, image: Float[Array, 'b h w c']
   ) -> Float[Array, 'b h w c']:
-    told, without = d.condition(params, frozen, cond, split_keys(keys)[2])
+    encoded, without = d.condition(params, frozen, cond, split_keys(keys)[2])
     denoise, x0 = guided_denoiser(d, params, frozen, without), d.encode(frozen, image)
     solve, times = d.sampler
-    x0 = sdedit(solve, denoise, d.process(params), x0, times, strength=strength, cond=told, keys=keys)
+    x0 = sdedit(solve, denoise, d.process(params), x0, times, strength=strength, cond=encoded, keys=keys)
     return decoded(d, frozen, x0)
 
   return sample

@@ -51,20 +51,20 @@ def inpainted(d: Denoising, *, repeats: int = 10) -> InpaintFn:
   ) -> Float[Array, 'b h w c']:
     noise_keys, step_keys, encode_keys = split_keys(keys)
     process, known = d.process(params), d.encode(frozen, image)
-    told, without = d.condition(params, frozen, cond, encode_keys)
+    encoded, without = d.condition(params, frozen, cond, encode_keys)
     denoise = clipped(guided_denoiser(d, params, frozen, without), process, d.limit)
     noise = process.sigma(jnp.float32(1)) * image_noise(noise_keys, d.shape)
     mask = jax.image.resize(mask, (len(keys), *d.shape[:2], 1), 'linear')
     mask = jnp.broadcast_to(mask, known.shape)
     x0 = repaint(
-      denoise, process, noise, times, known=known, mask=mask, cond=told, keys=step_keys, repeats=repeats, solve=solve
+      denoise, process, noise, times, known=known, mask=mask, cond=encoded, keys=step_keys, repeats=repeats, solve=solve
     )
     return decoded(d, frozen, x0)
 
   return sample
 
 
-def told_inpainted(d: Denoising) -> InpaintFn:
+def concat_inpainted(d: Denoising) -> InpaintFn:
   """As `inpainted`, by a network that reads the mask and the known pixels, `cond['concat']`.  # Eq. 3"""
 
   def sample(

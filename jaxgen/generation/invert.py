@@ -19,8 +19,8 @@ def reconstructed(d: Denoising, *, repeats: int = 0) -> EditFn:
     params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, image: Float[Array, 'b h w c']
   ) -> Float[Array, 'b h w c']:
     x0, process, denoise = d.encode(frozen, image), d.process(params), d.denoiser(params, frozen)
-    told, _ = d.condition(params, frozen, cond, split_keys(keys)[2])
-    noise = inverse(denoise, process, x0, times, cond=told, repeats=repeats)
-    return decoded(d, frozen, ddim(denoise, process, noise, times, cond=told))
+    encoded, _ = d.condition(params, frozen, cond, split_keys(keys)[2])
+    noise = inverse(denoise, process, x0, times, cond=encoded, repeats=repeats)
+    return decoded(d, frozen, ddim(denoise, process, noise, times, cond=encoded))
 
   return sample

@@ -125,12 +125,12 @@ def reconstructed(d: Denoising, *, scale: float, names: Sequence[str] = (), iter
     params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, image: Float[Array, 'b h w c']
   ) -> Float[Array, 'b h w c']:
     x0, process, denoise = d.encode(frozen, image), d.process(params), d.denoiser(params, frozen)
-    told, without = d.condition(params, frozen, cond, split_keys(keys)[2])
+    encoded, without = d.condition(params, frozen, cond, split_keys(keys)[2])
     null = without(tuple(names))
     found = invert(
-      denoise, process, x0, times, cond=told, null=null, scale=scale, iterations=iterations, inverse=inverse
+      denoise, process, x0, times, cond=encoded, null=null, scale=scale, iterations=iterations, inverse=inverse
     )
-    return decoded(d, frozen, resampled(denoise, process, found, times, cond=told, scale=scale))
+    return decoded(d, frozen, resampled(denoise, process, found, times, cond=encoded, scale=scale))
 
   return sample
 

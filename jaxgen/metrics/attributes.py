@@ -1,6 +1,6 @@
 """Attribute accuracy: the share of requested attributes that a classifier finds in the images.
 
-  (1)  accuracy = right / told,   over all (image, attribute) of the truth (-1: not known)
+  (1)  accuracy = right / known,  over all (image, attribute) of the truth (-1: not known)
   (2)  chance   = the same for a guess of each attribute's most common value
 
 Beside a number stands the classifier's accuracy on real images, which samples cannot be expected to pass.
@@ -34,7 +34,7 @@ def accuracy(predicted: Attributes, truth: Attributes, *, names: Sequence[str]) 
 
   Args:
     predicted: a value for each attribute.
-    truth: the values asked for, -1 where an attribute was left open or cannot be seen.
+    truth: the values that the prompt names, -1 where it leaves an attribute open or cannot be seen.
     names: names of the attributes.
 
   Raises:
@@ -43,14 +43,14 @@ def accuracy(predicted: Attributes, truth: Attributes, *, names: Sequence[str]) 
   predicted, truth = np.asarray(predicted), np.asarray(truth)
   if predicted.shape != truth.shape or truth.shape[1:] != (len(names),):
     raise ValueError(f'predicted {predicted.shape} and true {truth.shape} attributes, and {len(names)} names')
-  told = truth >= 0
-  if not told.any():
+  known = truth >= 0
+  if not known.any():
     raise ValueError('the truth has no attribute of any image')
-  right = (predicted == truth) & told
-  shown = [i for i in range(len(names)) if told[:, i].any()]
-  commonest = sum(int(np.bincount(truth[told[:, i], i]).max()) for i in shown)
+  right = (predicted == truth) & known
+  shown = [i for i in range(len(names)) if known[:, i].any()]
+  commonest = sum(int(np.bincount(truth[known[:, i], i]).max()) for i in shown)
   return Accuracy(
-    overall=float(right.sum() / told.sum()),
-    by_name={names[i]: float(right[:, i].sum() / told[:, i].sum()) for i in shown},
-    chance=float(commonest / told.sum()),
+    overall=float(right.sum() / known.sum()),
+    by_name={names[i]: float(right[:, i].sum() / known[:, i].sum()) for i in shown},
+    chance=float(commonest / known.sum()),
   )

@@ -127,8 +127,8 @@ class EDMUNet(nn.Module):
       features += Linear(features.shape[-1], name='label')(rows * self.num_classes**0.5)
     if self.augment:
       width = features.shape[-1]
-      told = cond.get('augment', jnp.zeros((len(t), self.augment)))
-      features += Linear(width, use_bias=False, name='augment_embed')(told)
+      augment = cond.get('augment', jnp.zeros((len(t), self.augment)))
+      features += Linear(width, use_bias=False, name='augment_embed')(augment)
     h = nn.silu(Linear(4 * self.width, name='embed_in')(features))
     return nn.silu(Linear(4 * self.width, name='embed_out')(h)).astype(self.dtype)
 

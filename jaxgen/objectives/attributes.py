@@ -37,14 +37,14 @@ def attribute_classifier(net: nn.Module, *, sizes: Sequence[int], shift: int = 2
     images = moved(batch['image'].astype(jnp.float32), key, shift)
     truth = batch[FIELD]
     each = split(net_logits(net, params[NAME], images, train=True), sizes)
-    told = truth >= 0
+    known = truth >= 0
     nats = [
       optax.softmax_cross_entropy_with_integer_labels(logits, jnp.maximum(truth[:, i], 0))
       for i, logits in enumerate(each)
     ]
     right = jnp.stack([jnp.argmax(logits, axis=-1) for logits in each], axis=1) == truth
-    total = jnp.mean(jnp.sum(jnp.where(told, jnp.stack(nats, axis=1), 0.0), axis=1))  # Eq. 1
-    return total, Aux({'accuracy': jnp.sum(right & told) / jnp.sum(told)})
+    total = jnp.mean(jnp.sum(jnp.where(known, jnp.stack(nats, axis=1), 0.0), axis=1))  # Eq. 1
+    return total, Aux({'accuracy': jnp.sum(right & known) / jnp.sum(known)})
 
   def sample(*_: Any) -> Array:
     raise ValueError('a classifier of attributes makes no images')

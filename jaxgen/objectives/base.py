@@ -199,11 +199,11 @@ def sample_from(
   `beside` has entries of the network's condition that no field stands for, such as a mask.
   """
   process, (_, step_keys, encode_keys) = d.process(params), split_keys(keys)
-  told, without = d.condition(params, frozen, cond, encode_keys)
+  encoded, without = d.condition(params, frozen, cond, encode_keys)
   denoise = guided_denoiser(d, params, frozen, without)
   x = (process.sigma(jnp.float32(1)) if d.noise_std is None else d.noise_std) * noise
-  told = {**told, **(beside or {})}
-  x0 = d.sampler.solve(denoise, process, x, d.sampler.times, cond=told, keys=step_keys)
+  encoded = {**encoded, **(beside or {})}
+  x0 = d.sampler.solve(denoise, process, x, d.sampler.times, cond=encoded, keys=step_keys)
   return decoded(d, frozen, x0)
 
 

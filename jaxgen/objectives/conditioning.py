@@ -115,15 +115,15 @@ class Conditioner(NamedTuple):
 
     Image i's event depends on the key and i, whatever the size of the batch.
     """
-    told = self.select(batch)
-    if not told:
+    fields = self.select(batch)
+    if not fields:
       return {}, jnp.zeros(len(batch['image']), bool)
-    size = len(next(iter(told.values())))
+    size = len(next(iter(fields.values())))
     event = _events(list(self.drops.values()), drop_key, size)
     lost = {name: _any(event, [i for i, names in enumerate(self.drops) if name in names]) for name in self.nullable}
     raw = {name: self._null(params, name) for name in self.nullable if not self.fields[name].encoded}
-    told |= {name: _where(lost[name], null, told[name]) for name, null in raw.items() if self._drops(name)}
-    cond = dict(self.encode(params, frozen, told, jax.random.split(encode_key, size)))
+    fields |= {name: _where(lost[name], null, fields[name]) for name, null in raw.items() if self._drops(name)}
+    cond = dict(self.encode(params, frozen, fields, jax.random.split(encode_key, size)))
     for name in self.nullable:
       if self.fields[name].encoded and self._drops(name):
         nulls = self._entries(params, name)

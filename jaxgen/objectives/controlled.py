@@ -55,8 +55,8 @@ def prompted(conditioner: Conditioner, nothing: Float[np.ndarray, 'm d']) -> Con
 
   def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
     rest = {name: value for name, value in fields.items() if name not in mine}
-    told = conditioner.encode(params, frozen, rest, keys) if rest else {}
-    return {**told, **{name: fields[name] for name in mine if name in fields}}
+    encoded = conditioner.encode(params, frozen, rest, keys) if rest else {}
+    return {**encoded, **{name: fields[name] for name in mine if name in fields}}
 
   more = {IMAGE_PROMPT: Field({IMAGE_PROMPT: nothing}, encoded=True), IMAGE_PROMPT_SCALE: Field()}
   return Conditioner({**conditioner.fields, **more}, conditioner.drops, encode, conditioner.init)

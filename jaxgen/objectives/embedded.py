@@ -9,7 +9,7 @@ Ramesh et al. 2022.
 
   beside(objective, {'embedding': embed}) -> objective                                               (2)
 
-adds fields to the batch that are made of its images in each step, such as the embedding that a decoder is told.
+adds fields to the batch that are made of its images in each step, such as the embedding that a decoder reads.
 """
 
 from collections.abc import Callable, Mapping
@@ -103,10 +103,10 @@ def beside(objective: Objective, fields: Mapping[str, Embed]) -> Objective:
   return objective._replace(init=init, phases=tuple(with_fields(phase) for phase in objective.phases))
 
 
-def told_embedding(
+def with_embedding(
   conditioner: Conditioner, projection: nn.Module, *, features: int, text_width: int, drop_rate: float = 0.1
 ) -> Conditioner:
-  """A conditioner of text that is also told the embedding of an image: DALL-E 2's decoder.
+  """A conditioner of text and of the embedding of an image: DALL-E 2's decoder.
 
   Args:
     conditioner: the text's, which makes `text` and `pooled`; without drops of its own.
@@ -119,7 +119,7 @@ def told_embedding(
 
   def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
     if EMBEDDING not in fields or not set(texts) <= set(fields):
-      raise ValueError(f'this network is told an embedding and a text together; got {sorted(fields)} alone')
+      raise ValueError(f'this network reads an embedding and a text together; got {sorted(fields)} alone')
     cond = dict(conditioner.encode(params, frozen, {name: fields[name] for name in texts}, keys))
     made: Any = projection.apply({'params': params[EMBEDDING]}, fields[EMBEDDING], cond['pooled'], cond['text'])
     if 'text_mask' in cond:

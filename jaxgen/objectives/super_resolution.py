@@ -54,7 +54,7 @@ def reduced_by(image: Float[Array, 'b h w c'], size: tuple[int, int]) -> Float[A
 def enlarging(
   conditioner: Conditioner, process: Process | None, *, size: tuple[int, int], low: int, up: Resize = enlarged_by
 ) -> Conditioner:
-  """A conditioner that is also told a small image and the level of its noise.  # Eq. 1
+  """Adds a small image and the level of its noise to a conditioner.  # Eq. 1
 
   Args:
     conditioner: the text's, or another's.

@@ -54,7 +54,7 @@ def search(
     build: an Experiment from changes to the config; a ValueError says that they do not go together.
     fields: the config's fields that may be changed, with their values: `mesh.data`, `mesh.fsdp`, `remat`, `accumulate`.
     machine: the machine that it must fit on.
-    say: told of each compilation before it starts.
+    say: called with a line before each compilation.
     wanted: number of candidates to yield.
     margin: share of a device's memory that has to stay free.
   """

@@ -228,8 +228,8 @@ def _does_not_fit(needed: float | None, limit: float) -> DoesNotFit:
 
 def _needed(message: str) -> float | None:
   """The bytes that the compiler says a program would take."""
-  said = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', message)
-  return float(said.group(1)) * 1024 ** ('KMGT'.index(said.group(2)) + 1) if said else None
+  found = re.search(r'(?:Used |temporaries \()([\d.]+)([KMGT])', message)
+  return float(found.group(1)) * 1024 ** ('KMGT'.index(found.group(2)) + 1) if found else None
 
 
 def bare(tree: Any) -> Any:

@@ -123,7 +123,7 @@ def embedding(net: ConvClassifier) -> Callable[[Any, Array], Array]:
   return embed
 
 
-def said(embeddings: Float[np.ndarray, 'n d']) -> Int[np.ndarray, 'n a']:
+def most_likely(embeddings: Float[np.ndarray, 'n d']) -> Int[np.ndarray, 'n a']:
   """The most likely value of each attribute, of embeddings."""
   ends = np.cumsum(SIZES)[:-1]
   return np.stack([part.argmax(-1) for part in np.split(embeddings, ends, axis=1)], axis=1).astype(np.int32)

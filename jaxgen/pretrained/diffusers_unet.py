@@ -250,7 +250,7 @@ def configuration(net: UNet, params: Params, more: Mapping[str, Any]) -> folder.
   used = (*attends[:-1], attends[-1] or net.middle_attention)
   heads = [heads_of(net, level) if attend else 1 for level, attend in enumerate(used)]
   if net.joined:
-    kept = {'class_embed_type': more.get('class_embed_type')}  # 'identity': it is told a vector
+    kept = {'class_embed_type': more.get('class_embed_type')}  # 'identity': it reads a vector
     return config | kept | imagen_unet.configuration(net, params, features, heads, used)
   if text:
     return config | {

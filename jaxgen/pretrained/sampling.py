@@ -51,7 +51,7 @@ _IN_SIGMA = (
   'LMSDiscreteScheduler',
   'EulerAncestralDiscreteScheduler',
 )
-_CLIPS = ('DDIMScheduler', 'DDPMScheduler', 'UnCLIPScheduler')  # unless told otherwise
+_CLIPS = ('DDIMScheduler', 'DDPMScheduler', 'UnCLIPScheduler')  # by default
 _SPACING = {  # diffusers' defaults, where they are not linspace
   'DDIMScheduler': 'leading',
   'DDPMScheduler': 'leading',

@@ -20,7 +20,7 @@ from jaxgen.models.unet import UNet
 from jaxgen.objectives.base import Denoising, Objective, denoising_of, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import diffusion
-from jaxgen.objectives.embedded import EMBEDDING, of_standardised, told_embedding
+from jaxgen.objectives.embedded import EMBEDDING, of_standardised, with_embedding
 from jaxgen.objectives.super_resolution import LOW, bicubic, enlarging
 from jaxgen.pretrained import schedulers
 from jaxgen.pretrained.layout import Pretrained
@@ -42,12 +42,12 @@ class Part(NamedTuple):
   Attributes:
     objective: what samples it.
     trees: names of the generator's networks by the keys of `params` that the objective reads.
-    told: the field that takes what the stage before made; None for the first.
+    takes: name of the field that takes the output of the stage before; None for the first.
   """
 
   objective: Objective
   trees: dict[str, str]
-  told: str | None = None
+  takes: str | None = None
 
 
 def parts(pipeline: Pipeline, texts: Conditioner, *, steps: int = STEPS, guidance: float) -> list[Part]:
@@ -64,10 +64,12 @@ def parts(pipeline: Pipeline, texts: Conditioner, *, steps: int = STEPS, guidanc
   """
   check(pipeline)
   has_prior = 'prior' in pipeline.components
-  told = texts if has_prior else wordless(texts)
+  conditioner = texts if has_prior else wordless(texts)
   first = [Part(_prior(pipeline, texts, steps), {'net': 'prior'})] if has_prior else []
   decoder = Part(
-    _decoder(pipeline, told, steps, guidance), {'net': 'decoder', EMBEDDING: 'text_proj'}, EMBEDDING if first else None
+    _decoder(pipeline, conditioner, steps, guidance),
+    {'net': 'decoder', EMBEDDING: 'text_proj'},
+    EMBEDDING if first else None,
   )
   return [*first, decoder, Part(_upsampler(pipeline), {'net': 'super_res_first', 'last': 'super_res_last'}, LOW)]
 
@@ -82,7 +84,7 @@ def _prior(pipeline: Pipeline, texts: Conditioner, steps: int) -> Objective:
 
 def _decoder(pipeline: Pipeline, texts: Conditioner, steps: int, guidance: float) -> Objective:
   projection, width = pipeline.components['text_proj'], _text_features(pipeline)
-  conditioner = told_embedding(texts, projection.net, features=features_of(projection), text_width=width, drop_rate=0.0)
+  conditioner = with_embedding(texts, projection.net, features=features_of(projection), text_width=width, drop_rate=0.0)
   made = sampling(pipeline.schedule, steps=steps)
   made = made._replace(guide=(classifier_free(guidance), *made.guide))
   side = sides(pipeline)[0]
@@ -143,14 +145,14 @@ def wordless(texts: Conditioner) -> Conditioner:
   """A conditioner that says no words whatever it is given, and has no fields."""
 
   def encode(params: dict[str, Any], frozen: Any, fields: dict[str, Array], keys: Key[Array, ' b']) -> Cond:
-    said = texts.nulls(params, frozen, texts.nullable)
-    return {name: jnp.broadcast_to(value, (len(keys), *value.shape[1:])) for name, value in said.items()}
+    nulls = texts.nulls(params, frozen, texts.nullable)
+    return {name: jnp.broadcast_to(value, (len(keys), *value.shape[1:])) for name, value in nulls.items()}
 
   return Conditioner(encode=encode)
 
 
 def embeddings(encoder: Pretrained, pipeline: Pipeline, images: Float[np.ndarray, 'b h w 3']) -> np.ndarray:
-  """The embeddings of images, float b d, that a decoder is told.
+  """The embeddings of images that a decoder reads, float b d.
 
   Args:
     encoder: CLIP's vision tower with its projection.
@@ -164,7 +166,7 @@ def embeddings(encoder: Pretrained, pipeline: Pipeline, images: Float[np.ndarray
   wanted = features_of(pipeline.components['text_proj'])
   if not isinstance(tower, CLIPVision) or tower.projection != wanted:
     made = f'a projection of {tower.projection}' if isinstance(tower, CLIPVision) else f'a {type(tower).__name__}'
-    raise ValueError(f'the image encoder is {made}; this decoder is told embeddings of {wanted} features from CLIP')
+    raise ValueError(f'the image encoder is {made}; this decoder reads embeddings of {wanted} features from CLIP')
   params = jax.tree.map(np.asarray, encoder.params)
   seen = preprocess(jnp.asarray(images), size=tower.size)
   made: Any = jax.jit(tower.apply)({'params': params}, seen)
@@ -195,7 +197,7 @@ def check(pipeline: Pipeline) -> None:
   net: Any = pipeline.denoiser.net
   projection: Any = pipeline.components['text_proj'].net
   if not isinstance(net, UNet) or not net.joined or net.level:
-    raise ValueError('the decoder is no U-Net that is told a vector and reads text in its own softmax')
+    raise ValueError('the decoder is no U-Net that reads a vector, and text in its own softmax')
   features, text = features_of(pipeline.components['text_proj']), _text_features(pipeline)
   read: Any = pipeline.components['text_proj'].params
   params: Any = pipeline.denoiser.params

@@ -30,8 +30,8 @@ def watched(
     denoise: `(x_t, t, cond) -> Prediction`.
     show: called on the host with t and x0; over several devices not necessarily in the order of time.
     view: function on the device from x0 to the image that is shown: a decoder, or fewer pixels.
-    go_on: asked on the host before each call of the network. Once it answers False, the network rests and the sampler
-      runs out at no cost; what it returns then means nothing, and the last x0 that was shown is the result.
+    go_on: called on the host before each call of the network. Once it returns False, the network is skipped and the
+      sampler ends at no cost; its return value then means nothing, and the last x0 that was shown is the result.
   """
 
   def seen(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
@@ -43,13 +43,13 @@ def watched(
     return seen
   ask = lambda: np.bool_(go_on())  # noqa: E731
 
-  def asked(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
-    going = io_callback(ask, jax.ShapeDtypeStruct((), bool))
+  def stoppable(x_t: Float[Array, 'b ...'], t: Float[Array, ' b'], cond: Cond) -> Prediction:
+    running = io_callback(ask, jax.ShapeDtypeStruct((), bool))
     shapes = jax.eval_shape(denoise, x_t, t, cond)
     rest = jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), shapes)
-    return jax.lax.cond(going, seen, lambda *_: rest, x_t, t, cond)
+    return jax.lax.cond(running, seen, lambda *_: rest, x_t, t, cond)
 
-  return asked
+  return stoppable
 
 
 def _on_host(show: Show) -> Callable[[Array, Array], None]:

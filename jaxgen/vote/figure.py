@@ -65,8 +65,10 @@ def _rows(
       for p in question['pairs']
     ]
     return rows, (0, 1), 0.5, (0, 0.25, 0.5, 0.75, 1)
-  said = (lambda s: f'{s["mean"]:.0%} wrong') if kind == 'hype' else (lambda s: f'{s["mean"]:.2f}')
-  rows = [_Row(s['name'], s['mean'], s['low'], s['high'], f'{said(s)}, {s["votes"]} votes') for s in question['scores']]
+  mean_text = (lambda s: f'{s["mean"]:.0%} wrong') if kind == 'hype' else (lambda s: f'{s["mean"]:.2f}')
+  rows = [
+    _Row(s['name'], s['mean'], s['low'], s['high'], f'{mean_text(s)}, {s["votes"]} votes') for s in question['scores']
+  ]
   return (rows, (0, 1), 0.5, (0, 0.25, 0.5, 0.75, 1)) if kind == 'hype' else (rows, (1, 5), None, (1, 2, 3, 4, 5))
 
 
@@ -97,7 +99,7 @@ def section(found: Mapping[str, Any]) -> str:
     alpha = question['agreement']
     agreement = 'not known' if alpha is None else f'{alpha:.2f}'
     remark = f'{question["votes"]} votes; agreement between raters (Krippendorff alpha) {agreement}'
-    verdicts = ''.join(f'<li>{html.escape(said)}</li>' for said in _verdicts(question, found['kind']))
+    verdicts = ''.join(f'<li>{html.escape(line)}</li>' for line in _verdicts(question, found['kind']))
     parts.append(
       f'<div class="card"><h3>{html.escape(str(question["text"]))} <span>{remark}</span></h3>'
       f'{svg(question, found["kind"]) or "<p class=none>No votes yet.</p>"}<ul class="plainlist">{verdicts}</ul>'
@@ -132,12 +134,12 @@ def _by_prompt(rows: Sequence[Mapping[str, Any]]) -> str:
 def _verdicts(question: Mapping[str, Any], kind: str) -> list[str]:
   if kind != 'pairs':
     return []
-  said = []
+  lines = []
   for pair in question['pairs']:
     better = pair['a'] if pair['win_rate'] > 0.5 else pair['b']
     sure = pair['p_holm'] < 0.05
     verdict = f'{better} is preferred' if sure else 'no difference is shown'
-    said.append(f'{pair["a"]} and {pair["b"]}: {verdict} (p = {pair["p_holm"]:.2g})')
+    lines.append(f'{pair["a"]} and {pair["b"]}: {verdict} (p = {pair["p_holm"]:.2g})')
   if len(question['strengths']) > 2:
-    said.append('Elo: ' + ', '.join(f'{s["name"]} {s["elo"]:.0f}' for s in question['strengths']))
-  return said
+    lines.append('Elo: ' + ', '.join(f'{s["name"]} {s["elo"]:.0f}' for s in question['strengths']))
+  return lines

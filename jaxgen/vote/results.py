@@ -43,9 +43,9 @@ def summary(path: Path, *, everyone: bool = False, confidence: float = 0.95) -> 
   kept = [vote for vote in votes if not vote.is_check and vote.rater in counted]
   questions = {}
   for name, text in meta['questions'].items():
-    asked = [vote for vote in kept if vote.question == name]
+    own = [vote for vote in kept if vote.question == name]
     about = _of_pairs if meta['kind'] == 'pairs' else _of_images
-    questions[name] = {'text': text, 'votes': len(asked)} | about(asked, meta, confidence)
+    questions[name] = {'text': text, 'votes': len(own)} | about(own, meta, confidence)
   return {
     'study': path.stem,
     'kind': meta['kind'],
@@ -58,7 +58,7 @@ def summary(path: Path, *, everyone: bool = False, confidence: float = 0.95) -> 
 
 def _protocol(meta: Mapping[str, Any], raters: Sequence[Mapping], everyone: bool, confidence: float) -> dict[str, Any]:
   few = sum(rater['counted'] or everyone for rater in raters) < 5
-  said = {
+  protocol = {
     'folders': meta['folders'],
     'presentation': 'blind; order, sides and questions at random for each rater',
     'raters_counted': 'all' if everyone else f'{PASS:.0%} of attention checks right, or none asked',
@@ -67,12 +67,12 @@ def _protocol(meta: Mapping[str, Any], raters: Sequence[Mapping], everyone: bool
     'variance': 'clustered by image' + ('; fewer than 5 raters are taken as given' if few else ' and by rater'),
   }
   if meta['kind'] == 'pairs':
-    said |= {
+    protocol |= {
       'ties': 'half a win for each',
       'p_values': "score test, Holm over all questions' pairs of contenders",
       'strengths': f'Bradley-Terry with {_PRIOR:g} tie added to each pair, Elo scale, 1000 bootstrap resamples',
     }
-  return said
+  return protocol
 
 
 def _rater(name: str, kind: str, votes: Sequence[Vote]) -> dict[str, Any]:
@@ -210,8 +210,8 @@ def _of_images(votes: Sequence[Vote], meta: Mapping[str, Any], confidence: float
       continue
     scores.append({'name': name, 'votes': len(mine), 'mean': found.value, 'low': found.low, 'high': found.high})
   difference = preference.nominal if hype else preference.ordinal
-  said = (lambda vote: float(vote.answer == 'real')) if hype else value
-  return {'scores': scores, 'agreement': _agreement(votes, said, difference)}
+  answer_of = (lambda vote: float(vote.answer == 'real')) if hype else value
+  return {'scores': scores, 'agreement': _agreement(votes, answer_of, difference)}
 
 
 def as_text(found: Mapping[str, Any]) -> str:

@@ -76,11 +76,11 @@ def make_app(path: Path, *, key: str | None = None, loopback: bool = True, log: 
 
 def _once(log: Callable[[str], None]) -> Callable[[str], None]:
   """Logs each message once."""
-  said: set[str] = set()
+  logged: set[str] = set()
 
   def once(message: str) -> None:
-    if message not in said:
-      said.add(message)
+    if message not in logged:
+      logged.add(message)
       log(message)
 
   return once
@@ -98,7 +98,7 @@ def _endpoint(site: _Site, answer: Answer) -> Callable:
     except study.Refused as error:
       return JSONResponse({'error': str(error)}, 400, _HEADERS)
     except (sqlite3.Error, OSError, ValueError) as error:
-      message = _said_of(error, site.path)
+      message = _message(error, site.path)
       site.log(message)
       return JSONResponse({'error': message.replace(str(site.path), 'the study')}, 503, _HEADERS)
     return made if isinstance(made, Response) else JSONResponse(made, headers=_HEADERS)
@@ -215,7 +215,7 @@ async def _fields(request: Any) -> dict[str, Any]:
   return fields
 
 
-def _said_of(error: Exception, path: Path) -> str:
+def _message(error: Exception, path: Path) -> str:
   text = str(error)
   if 'full' in text or 'disk I/O' in text or 'No space' in text:
     return f'nothing is saved: the disk that holds {path} is full; make room, and raters go on where they are'

@@ -151,8 +151,8 @@ def create(
     real = prompted_images(reference)
     items += [(None, (REAL, item), None) for item in rng.sample(real, min(len(real), len(items)))]
   has_prompts = all(prompt for prompt, _, _ in items)
-  asked = dict(questions or {name: text for name, text in QUESTIONS[kind].items() if name != 'text' or has_prompts})
-  if 'text' in asked and not has_prompts:
+  questions = dict(questions or {name: text for name, text in QUESTIONS[kind].items() if name != 'text' or has_prompts})
+  if 'text' in questions and not has_prompts:
     raise ValueError(
       'the question `text` needs a prompt for every image: a metadata.jsonl with file_name and text, or NAME.txt files'
     )
@@ -161,7 +161,7 @@ def create(
     'kind': kind,
     'contenders': list(sources),
     'folders': {name: str(folder) for name, folder in sources.items()},
-    'questions': asked,
+    'questions': questions,
     'checks': checks,
     'per_rater': per_rater,
     'exposure': exposure,
@@ -313,8 +313,8 @@ def _assign(db: sqlite3.Connection, rater: int) -> None:
   questions = list(meta['questions'])
   rng.shuffle(questions)
   place = 0
-  for asked in questions:
-    block = [trial for trial, question, item, check in rows if question == asked and (check or item in items)]
+  for name in questions:
+    block = [trial for trial, question, item, check in rows if question == name and (check or item in items)]
     rng.shuffle(block)
     for trial in block:
       values = (secrets.token_urlsafe(12), rater, place, trial, rng.randrange(2))

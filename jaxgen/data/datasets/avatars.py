@@ -240,7 +240,7 @@ class Choice(NamedTuple):
 
 
 def choose(style: Style, rng: np.random.Generator) -> Choice:
-  """Words for every attribute of a style, with colours that can be told apart (CONTRASTS)."""
+  """Words for every attribute of a style, with colours that are distinct (CONTRASTS)."""
   words: Words = {'style': style.name, **style.base}
   variants: dict[str, str | None] = {}
   for part in style.parts:

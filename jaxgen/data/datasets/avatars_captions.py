@@ -130,8 +130,8 @@ def caption(attributes: Sequence[int] | np.ndarray, rng: np.random.Generator, *,
   return _written(_PHRASES[STYLES[words['style']].kind](kept, words, rng), rng)
 
 
-def asked(attributes: Sequence[int] | np.ndarray, text: str) -> Int32[np.ndarray, 'a']:
-  """The attributes that a full caption (`keep=1`) asks for: -1 for 'none', and for a style that it does not name."""
+def attributes_in(attributes: Sequence[int] | np.ndarray, text: str) -> Int32[np.ndarray, 'a']:
+  """The attributes that a full caption (`keep=1`) names: -1 for 'none', and for a style that it does not name."""
   words = {name: word for name, word in decode_words(attributes).items() if word != 'none'}
   if not any(noun in text for noun in STYLES[words['style']].nouns):
     del words['style']
@@ -139,11 +139,11 @@ def asked(attributes: Sequence[int] | np.ndarray, text: str) -> Int32[np.ndarray
 
 
 def prompted(tokenizer: Tokenizer) -> Callable[[Record, np.random.Generator], Record]:
-  """A transform that adds the token ids of a full caption, and what it asks for: 'text' and 'asked'."""
+  """A transform that adds the token ids of a full caption, and the attributes it names: 'text' and 'named'."""
 
   def transform(record: Record, rng: np.random.Generator) -> Record:
     text = caption(record['attributes'], rng, keep=1.0)
-    return record | {'text': encode(tokenizer, text).ids, 'asked': asked(record['attributes'], text)}
+    return record | {'text': encode(tokenizer, text).ids, 'named': attributes_in(record['attributes'], text)}
 
   return transform
 

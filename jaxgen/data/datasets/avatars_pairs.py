@@ -138,7 +138,7 @@ def visible(words: Words) -> Words:
 
 
 def contrasts(style: Style, words: Words) -> bool:
-  """Whether colours can be told apart, as in avatars."""
+  """Whether colours are distinct, as in avatars."""
   pairs = [
     (style.tints[one].palette[words[one]], style.tints[other].palette[words[other]], words[one] == words[other])
     for one, others in CONTRASTS

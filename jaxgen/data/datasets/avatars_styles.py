@@ -1,7 +1,7 @@
 """The attributes that avatars of each style can show: the tables that `avatars` draws from and that captions read.
 
 A style is one definition of the package dicebear-styles. Its parts (hair, mouth, ...) have variants with names of the
-artist's own; a table here gives the variants that can be told apart at 32x32 a word that is true of the picture. All
+artist's own; a table here gives the variants that are distinct at 32x32 a word that is true of the picture. All
 styles share one vocabulary: word i of attribute a is VOCABULARY[a][i], and -1 stands for an attribute that a style
 lacks or that the picture hides (the hair below a cap).
 """

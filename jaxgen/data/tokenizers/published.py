@@ -136,17 +136,17 @@ def qwen(tokenizer_json: bytes, *, length: int, pad: str = '<|endoftext|>') -> T
     pad: token that fills a row.
   """
   core = _from_json(tokenizer_json, 'BPE')
-  said, over = _id(core, '<|im_start|>'), _id(core, '<|im_end|>')
+  im_start, im_end = _id(core, '<|im_start|>'), _id(core, '<|im_end|>')
 
   def ids(text: str) -> list[int]:
     return core.encode(text, add_special_tokens=False).ids
 
-  after = (over, *ids('\n'), said, *ids('assistant\n'))
+  after = (im_end, *ids('\n'), im_start, *ids('assistant\n'))
   made = _tokenizer(
-    core, name="Qwen's tokenizer", length=length, start=None, end=over, pad=_id(core, pad), size=core.get_vocab_size()
+    core, name="Qwen's tokenizer", length=length, start=None, end=im_end, pad=_id(core, pad), size=core.get_vocab_size()
   )
   # With `user`, since a text's first newlines are one token with that before them.
-  return made._replace(pieces=lambda text: ids(f'user\n{text}'), end=None, before=(said,), after=after)
+  return made._replace(pieces=lambda text: ids(f'user\n{text}'), end=None, before=(im_start,), after=after)
 
 
 def from_folder(folder: str | os.PathLike, *, length: int | None = None) -> Tokenizer:

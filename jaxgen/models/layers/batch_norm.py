@@ -2,7 +2,7 @@
 
   y = (x - mean) / sqrt(var + eps) * scale + bias,   mean and var of each channel over b, h, w          (1)
 
-A discriminator is only ever asked about whole batches, of which these are the statistics, so it needs no running ones
+A discriminator only ever sees whole batches, of which these are the statistics, so it needs no running ones
 (those of `flax.linen.BatchNorm`, for generators). Under jit the batch is the global one: over a mesh the statistics
 are those of all devices, without anything being said of it here. Ioffe and Szegedy 2015.
 """

@@ -27,7 +27,7 @@ from jaxgen.typing import Array, Float, Int, MakeModule
 
 # (params, keys, x, shared, inputs) of one block -> x, and what it sowed
 _Run = Callable[[Any, Any, Any, Any, Any], tuple[Any, Any]]
-_SOWN = ('maps', 'intermediates')  # collections that a block may fill when they are asked for
+_SOWN = ('maps', 'intermediates')  # collections that a block may fill when they are mutable
 _RESIDUALS, _STATES = 'residuals', 'states'
 _BOTH = ('tensor', 'fsdp')
 # Attention and MLP of the transformers whose stack is called `blocks`: DiT, CLIP, BERT and T5. Over `tensor`: whole

@@ -79,13 +79,13 @@ def guided_by_classifier(
     return {**cond, _WANTED: batch[LABEL]}, without
 
   denoising: Denoising = d._replace(denoiser=denoiser, condition=condition)
-  told = objective.conditioner
+  conditioner = objective.conditioner
   return objective._replace(
     init=init,
     phases=(*objective.phases, Phase(NAME, NAME, loss)),
     sample=sampled(denoising),
     denoising=denoising,
-    conditioner=told._replace(fields={LABEL: Field(), **told.fields}),
+    conditioner=conditioner._replace(fields={LABEL: Field(), **conditioner.fields}),
   )
 
 

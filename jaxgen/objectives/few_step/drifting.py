@@ -125,12 +125,12 @@ def field(
 ) -> Float[Array, 'n d']:
   """V of Eq. 4; `same` and `mine` say which pairs are compared."""
   mine = mine & ~jnp.eye(len(x), dtype=bool)
-  y, told = jnp.concatenate([data, x]), jnp.concatenate([same, mine], axis=1)
+  y, compared = jnp.concatenate([data, x]), jnp.concatenate([same, mine], axis=1)
   away = distances(x, y)
-  scale = jnp.sum(jnp.where(told, away, 0.0)) / jnp.maximum(jnp.sum(told), 1)
+  scale = jnp.sum(jnp.where(compared, away, 0.0)) / jnp.maximum(jnp.sum(compared), 1)
   total = jnp.zeros_like(x)
   for h in temperatures:
-    v = drift(jnp.where(told, away, _FAR * scale) / jnp.maximum(h * scale, 1e-12), y, len(data))
+    v = drift(jnp.where(compared, away, _FAR * scale) / jnp.maximum(h * scale, 1e-12), y, len(data))
     total += v / jnp.maximum(jnp.sqrt(jnp.mean(v**2)), 1e-8)
   return total * scale / jnp.sqrt(x.shape[1]) * min(temperatures)
 

@@ -1,6 +1,6 @@
 """Improved MeanFlow (iMF): the loss is on the velocity, and the scale of guidance is a condition of the network.
 
-With u of mean_flow.py, Eqs. 1 and 2, told a scale w of guidance, and c the condition, null where it is dropped,
+With u of mean_flow.py, Eqs. 1 and 2, conditioned on a guidance scale w, and c the condition, null where it is dropped,
 
   (1)  V   = u(x_t, t, r | c, w) + (t - r) sg(du/dt),   du/dt along the network's own velocity u(x_t, t, t | c, w)
   (2)  v_g = v + (1 - 1/w) (u(x_t, t, t | c, w) - u(x_t, t, t | null, w)),   v where c is dropped
@@ -10,7 +10,7 @@ so the target no longer holds the network's derivative, and one model is sampled
 "Improved Mean Flows: On the Challenges of Fastforward Generative Models". With `parameterisation.x0` on pixels it is
 pixel MeanFlow (pMF, Lu et al. 2026), without its perceptual loss.
 
-Differs from Geng et al.: w is log-uniform; guidance holds at all times, not in an interval that the network is told;
+Differs from Geng et al.: w is log-uniform; guidance holds at all times, not in an interval that the network reads;
 there is no second head for v.
 """
 
@@ -74,8 +74,8 @@ def improved_mean_flow(
     """The jump; as samples are guided where `cond` does not say."""
 
     def jump(x: Array, t: Array, r: Array) -> Array:
-      told = {GUIDANCE: jnp.full(x.shape[:1], scale), **cond}
-      return any_jump(params, frozen, told, **kwargs)(x, t, r)
+      guided_cond = {GUIDANCE: jnp.full(x.shape[:1], scale), **cond}
+      return any_jump(params, frozen, guided_cond, **kwargs)(x, t, r)
 
     return jump
 

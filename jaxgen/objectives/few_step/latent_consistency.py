@@ -8,7 +8,7 @@ f is the network's x0, with the boundary of parameterisation.py, Eq. 11; on a gr
 so guidance is learned and costs nothing later. The teacher and the encoders are frozen (teacher.py). LCM-LoRA (Luo et
 al. 2023b) is adapted(latent_consistency(...), lora(...)): its correction alone is trained, over the frozen teacher.
 
-Differs from Luo et al.: one scale of guidance in place of a range that the network is told; the target is the network
+Differs from Luo et al.: one scale of guidance, no range that the network is conditioned on; the target is the network
 itself, as in their code of LCM-LoRA; Eq. 2 is written for any process.
 """
 
@@ -66,12 +66,12 @@ def latent_consistency(
     s = jnp.maximum(t - 1 / grid, 0.0)
     x_t = corrupt(process, x0, noise_like(x0, noise_key), t)
     cond, without = condition_of(d, frozen, batch, encode_key)
-    told = teacher_of(d, frozen, without, guide_teacher)(x_t, t, cond)
-    x_s = jax.lax.stop_gradient(corrupt(process, told.x0, told.eps, s))  # Eq. 1
+    target = teacher_of(d, frozen, without, guide_teacher)(x_t, t, cond)
+    x_s = jax.lax.stop_gradient(corrupt(process, target.x0, target.eps, s))  # Eq. 1
     f = bounded(d.denoiser(params, frozen), process, without)
     now, earlier = f(x_t, t, cond).x0, jax.lax.stop_gradient(f(x_s, s, cond).x0)
     value = jnp.mean(jnp.sqrt((now - earlier) ** 2 + _HUBER**2) - _HUBER)  # Eq. 2
-    return value, Aux({'from_teacher': jnp.mean((now - told.x0) ** 2)})
+    return value, Aux({'from_teacher': jnp.mean((now - target.x0) ** 2)})
 
   return objective._replace(
     init=init_of_student(objective),

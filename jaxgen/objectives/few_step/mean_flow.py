@@ -111,8 +111,8 @@ def mean_flow(
     rngs = {'dropout': keys[5]}
     if (scale != 1 or kappa) and conditioner.nullable:
       unguided = jump_of(params, frozen, conditioner.without(params, frozen, cond), train=False)(x_t, t, t)
-      told = jump_of(params, frozen, cond, train=False)(x_t, t, t) if kappa else jnp.zeros_like(v)
-      guided = scale * v + jax.lax.stop_gradient(kappa * told + (1 - scale - kappa) * unguided)  # Eq. 4
+      conditional = jump_of(params, frozen, cond, train=False)(x_t, t, t) if kappa else jnp.zeros_like(v)
+      guided = scale * v + jax.lax.stop_gradient(kappa * conditional + (1 - scale - kappa) * unguided)  # Eq. 4
       v = jnp.where(expand(dropped, x_t), v, guided)
     u, target = mean_flow_target(jump_of(params, frozen, cond, train=True, rngs=rngs), x_t, v, t, r)
     squares = (u - target) ** 2

@@ -128,11 +128,11 @@ def ranked(
   key: Key[Array, ''],
 ) -> tuple[dict[str, Any], dict[str, Array]]:
   """The best and the worst of each group that the reference draws."""
-  images, asked, rewards = rollouts.draw(reference, frozen, batch, conditioner, key)
+  images, repeated, rewards = rollouts.draw(reference, frozen, batch, conditioner, key)
   x0 = d.encode(frozen, images)
   groups = x0.reshape(rollouts.prompts, rollouts.group, *x0.shape[1:])
   pick: Callable[[Array], Array] = lambda i: groups[jnp.arange(rollouts.prompts), i]  # noqa: E731
-  first = jax.tree.map(lambda a: a[:: rollouts.group], conditioner.select(asked))
+  first = jax.tree.map(lambda a: a[:: rollouts.group], conditioner.select(repeated))
   gap = rewards.max(1) - rewards.min(1)
   pairs = {'better': pick(rewards.argmax(1)), 'worse': pick(rewards.argmin(1)), 'gap': gap, 'fields': first}
   return pairs, {'reward': rewards.mean(), 'gap': gap.mean()}

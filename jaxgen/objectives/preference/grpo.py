@@ -85,8 +85,8 @@ def grpo(
 
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     noise_key, pick_key, encode_key = jax.random.split(key, 3)
-    process, asked = d.process(params), rollouts.asked(batch)
-    fields = objective.conditioner.select(asked)
+    process, repeated = d.process(params), rollouts.repeated(batch)
+    fields = objective.conditioner.select(repeated)
     policy = {**params, **{name: state.ema[old[name]] for name in names}} if old else params
     encode_keys, draw_keys = (jax.random.split(k, prompts * group) for k in (encode_key, noise_key))
     steps = steps_of(process, times, noise)
@@ -97,7 +97,7 @@ def grpo(
 
     xs, zs, x0 = trajectory(d, policy, frozen, fields, encode_keys, steps, draw_keys)
     images = decoded(d, frozen, x0)
-    rewards = reward(frozen, images, asked).reshape(prompts, group)
+    rewards = reward(frozen, images, repeated).reshape(prompts, group)
     xs, zs, rewards = jax.tree.map(jax.lax.stop_gradient, (xs, zs, rewards))
     advantage = advantages(rewards, over_all=True).reshape(-1)
     share = (steps.v > 0) / jnp.sum(steps.v > 0)

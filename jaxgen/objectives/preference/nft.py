@@ -69,11 +69,11 @@ def nft(
   def loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     draw_key, take_key, time_key, noise_key, encode_key = jax.random.split(key, 5)
     policy = {**params, **{name: _average(state, old[name]) for name in names}}
-    images, asked, rewards = rollouts.draw(policy, frozen, batch, conditioner, draw_key)
+    images, repeated, rewards = rollouts.draw(policy, frozen, batch, conditioner, draw_key)
     good = goodness(rewards, clip).reshape(-1)
     kept = put(
       state.extra['images'],
-      {'x0': d.encode(frozen, images), 'good': good, 'fields': conditioner.select(asked)},
+      {'x0': d.encode(frozen, images), 'good': good, 'fields': conditioner.select(repeated)},
     )
     rows, size = take(kept, len(batch['image']), take_key), len(batch['image'])
     process, t = d.process(params), times(time_key, size)

@@ -21,13 +21,13 @@ from jaxgen.typing import Array, Float
 Reward = Callable[[Any, Array, Mapping[str, Array]], Array]
 
 
-def attributes(net: nn.Module, sizes: Sequence[int], *, field: str = 'asked', name: str = 'judge') -> Reward:
+def attributes(net: nn.Module, sizes: Sequence[int], *, field: str = 'named', name: str = 'judge') -> Reward:
   """Eq. 1.
 
   Args:
     net: a classifier of attributes (objectives/attributes.py); `frozen[name]` holds its parameters.
     sizes: number of values of each attribute.
-    field: entry of the batch with the values that are asked for, int b a, -1 where one is left open.
+    field: entry of the batch with the values that the prompt names, int b a, -1 where one is left open.
     name: name of the frozen classifier.
   """
 
@@ -37,8 +37,8 @@ def attributes(net: nn.Module, sizes: Sequence[int], *, field: str = 'asked', na
       jnp.take_along_axis(jax.nn.softmax(each), jnp.maximum(truth[:, a : a + 1], 0), axis=1)
       for a, each in enumerate(logits)
     ]
-    told = truth >= 0
-    return jnp.sum(jnp.where(told, jnp.concatenate(right, axis=1), 0.0), axis=1) / jnp.maximum(told.sum(1), 1)
+    known = truth >= 0
+    return jnp.sum(jnp.where(known, jnp.concatenate(right, axis=1), 0.0), axis=1) / jnp.maximum(known.sum(1), 1)
 
   return reward
 

@@ -40,7 +40,7 @@ class Rollouts(NamedTuple):
     if self.prompts < 1 or self.group < 2:
       raise ValueError(f'{self.group} images for each of {self.prompts} prompts; wanted two or more, of one or more')
 
-  def asked(self, batch: Batch) -> Batch:
+  def repeated(self, batch: Batch) -> Batch:
     """The prompts of a step, each as many times in turn as a group has images: rows g i."""
     if self.prompts > len(batch['image']):
       raise ValueError(f'{self.prompts} prompts of a batch of {len(batch["image"])}; use a larger batch')
@@ -50,11 +50,11 @@ class Rollouts(NamedTuple):
     self, params: dict[str, Any], frozen: Any, batch: Batch, conditioner: Conditioner, key: Key[Array, '']
   ) -> tuple[Float[Array, 'b h w c'], Batch, Float[Array, 'g i']]:
     """Images, the rows of the batch that they were drawn for, and the rewards by group; nothing is differentiated."""
-    asked = self.asked(batch)
+    repeated = self.repeated(batch)
     keys = jax.random.split(key, self.prompts * self.group)
-    images = self.sample(params, frozen, conditioner.select(asked), keys)
-    rewards = self.reward(frozen, images, asked).reshape(self.prompts, self.group)
-    return jax.tree.map(jax.lax.stop_gradient, (images, asked, rewards))
+    images = self.sample(params, frozen, conditioner.select(repeated), keys)
+    rewards = self.reward(frozen, images, repeated).reshape(self.prompts, self.group)
+    return jax.tree.map(jax.lax.stop_gradient, (images, repeated, rewards))
 
 
 def advantages(rewards: Float[Array, 'g i'], *, over_all: bool = False) -> Float[Array, 'g i']:
