@@ -33,13 +33,13 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgen import ema, sharding
-from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options, warmup_cosine
+from jaxgen.config_parts import grid_and_fid, held_out, muon_and_adam, run_options, warmup_cosine
 from jaxgen.data.captions import Describe, check_captions, lines, sample_captions, tokenized
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.avatars_captions import LENGTH, describe
 from jaxgen.data.licences import allow
 from jaxgen.data.loader import Loader
-from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.data.sources import fits_in_memory, held_out_split, source
 from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
 from jaxgen.data.tokenizers.words import from_captions
 from jaxgen.evaluators.avatars import avatar_attributes
@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
       'sampling': {'steps': 16, 'shift': 1.5, 'scale': 2.0, 'batch_size': 64},
       'samples': {'every': 550, 'prompts': 8, 'per_prompt': 8},  # prompts are captions of the test split
       'fid': {'every': 1100, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'held_out': {'every': 550, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'attributes': {'every': 550, 'number': 128},  # prompts of each split, where the dataset is avatars
       'log_every': 50,
       'checkpoint': {'every': 550, 'keep': 2},
@@ -171,6 +172,9 @@ def build(c: ConfigDict) -> Experiment:
       'sampler': f'DPM-Solver++ 2M, {c.sampling.steps} steps, clipped to [-1, 1]',
       'guidance': c.sampling.scale,
     },
+  )
+  evaluators += held_out(
+    c, objective, lambda: held_out_split(c.dataset, resolution=c.resolution), mesh=mesh, transform=data.transform
   )
   if described is describe:
     evaluators += avatar_attributes(

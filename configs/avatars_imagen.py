@@ -63,6 +63,7 @@ def get_config() -> ConfigDict:
       'sampling': {'steps': 16, 'shift': 1.5, 'scale': 2.0, 'quantile': 0.95, 'batch_size': 64},
       'samples': {'every': 550, 'prompts': 8, 'per_prompt': 8},
       'fid': {'every': 1100, 'num_samples': 256, 'batch_size': 16},
+      'held_out': {'every': 550, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'attributes': {'every': 550, 'number': 128},
       'log_every': 50,
       'checkpoint': {'every': 550, 'keep': 2},

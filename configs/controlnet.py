@@ -22,11 +22,11 @@ from ml_collections import ConfigDict
 from configs import avatars
 from jaxgen import ema, sharding
 from jaxgen.adapters.controlnet import COPY_TRANSFORMER, NAME, control
-from jaxgen.config_parts import run_options, warmup_cosine
+from jaxgen.config_parts import held_out, run_options, warmup_cosine
 from jaxgen.data.captions import tokenized
 from jaxgen.data.controls import canny, with_control, with_scale
 from jaxgen.data.loader import Loader
-from jaxgen.data.sources import fits_in_memory
+from jaxgen.data.sources import fits_in_memory, held_out_split
 from jaxgen.data.tokenizers.tokenizer import encode_all
 from jaxgen.evaluators.controls import edges_followed
 from jaxgen.evaluators.generate import make_generate
@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'sampling': {'scale': 2.0, 'batch_size': 64},
       'samples': {'every': 250, 'pictures': 8, 'per_picture': 4},  # of the test split
+      'held_out': {'every': 250, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'edges': {'every': 250, 'number': 64},
       'log_every': 50,
       'evaluate_first': True,
@@ -133,6 +134,9 @@ def build(c: ConfigDict) -> Experiment:
     evaluators=(
       samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=rows),
       *((edges_followed(generate, mesh=mesh, cond=silent, every=c.edges.every, reach=0),) if edges else ()),
+      *held_out(
+        c, objective, lambda: held_out_split(c.dataset, resolution=base.resolution), mesh=mesh, transform=data.transform
+      ),
     ),
     tokenize=lambda texts: {'text': encode_all(words, texts)},
     init_from=InitFrom(c.base, **COPY_TRANSFORMER),

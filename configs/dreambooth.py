@@ -94,7 +94,7 @@ def build(c: ConfigDict) -> Experiment:
         every=c.subject.every,
       )
     )
-  evaluators += lora.held_out(c, base, base.objective, generate, mesh)
+  evaluators += lora.held_out(c, base, base.objective, generate, mesh, transform=data.transform)
   schedule = warmup_cosine(c.learning_rate, warmup=10, steps=c.steps)
   adam = adam_8bit if c.eight_bits else optax.adam
   learned = ('net', 'text') if c.train_text else ('net',)

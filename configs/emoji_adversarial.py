@@ -62,6 +62,7 @@ def get_config() -> ConfigDict:
       'evaluate_first': True,
       'samples': {'every': 300, 'per_class': 8},
       'fid': {'every': 600, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'held_out': {'every': 300, 'num': 256, 'batch_size': 64},  # the loss on the test split, if there is one
       'student': {
         'train_steps': 600,
         'pool': 4096,
@@ -174,4 +175,5 @@ def one_step(c: ConfigDict) -> ConfigDict:
   """The config of a stage that is sampled in one step."""
   changed = ConfigDict(c.to_dict())
   changed.sampling.update(name='DDIM', steps=1, scale=1.0)
+  changed.held_out.every = 0  # a student of one step is no denoiser of noisy pictures
   return changed

@@ -50,6 +50,7 @@ def get_config() -> ConfigDict:
       'evaluate_first': True,
       'samples': {'every': 300, 'per_class': 8},
       'fid': {'every': 600, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'held_out': {'every': 300, 'num': 256, 'batch_size': 64},  # the loss on the test split, if there is one
       'log_every': 50,
       'checkpoint': {'every': 300, 'keep': 2},
     }

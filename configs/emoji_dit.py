@@ -13,7 +13,7 @@ from functools import partial
 
 from ml_collections import ConfigDict
 
-from jaxgen.config_parts import PROCESSES, SAMPLERS, held_out, image_experiment, loader, muon_and_adam, warmup_cosine
+from jaxgen.config_parts import PROCESSES, SAMPLERS, image_experiment, loader, muon_and_adam, warmup_cosine
 from jaxgen.data.sources import source
 from jaxgen.experiment import Experiment, chosen
 from jaxgen.models.dit import DiT
@@ -76,11 +76,10 @@ def build(c: ConfigDict) -> Experiment:
     guide=(classifier_free(c.sampling.scale), clip()),
     conditioner=labels(num_classes, drop_rate=c.drop_rate),
   )
-  experiment = image_experiment(
+  return image_experiment(
     c,
     objective,
     data,
     optimizers={'net': muon_and_adam(c.optimizer, steps=c.steps)},
     learning_rates={'net': warmup_cosine(c.optimizer.muon, warmup=c.optimizer.warmup, steps=c.steps)},
   )
-  return experiment._replace(evaluators=(*experiment.evaluators, *held_out(c, objective, mesh=experiment.mesh)))

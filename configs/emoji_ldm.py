@@ -53,6 +53,7 @@ def get_config() -> ConfigDict:
       'sampling': {'steps': 20, 'scale': 2.0, 'batch_size': 16},
       'samples': {'every': 300, 'per_class': 8},
       'fid': {'every': 600, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'held_out': {'every': 300, 'num': 256, 'batch_size': 16},  # the loss on the test split of `dataset`
       'log_every': 50,
       'checkpoint': {'every': 300, 'keep': 2},
     }

@@ -71,6 +71,7 @@ def student(c: ConfigDict, teacher: Experiment) -> Experiment:
   changed = ConfigDict(c.to_dict())
   changed.steps = s.train_steps
   changed.sampling.update(name='DDIM', steps=1, scale=1.0)
+  changed.held_out.every = 0  # a student of one step is no denoiser of noisy pictures
   changed.optimizer.update(muon=s.muon, adam=s.adam)
   optimizers = {'net': muon_and_adam(changed.optimizer, steps=changed.steps)}
   stage = image_experiment(changed, objective, data, optimizers=optimizers)

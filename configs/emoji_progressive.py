@@ -54,6 +54,7 @@ def student(c: ConfigDict, teacher: Experiment, *, steps: int, teacher_scale: fl
   changed = ConfigDict(c.to_dict())
   changed.steps = c.students.train_steps
   changed.sampling.update(name='DDIM', steps=steps, scale=1.0)
+  changed.held_out.every = 0  # a student of few steps is no denoiser of noisy pictures
   changed.optimizer.update(muon=c.students.muon, adam=c.students.adam)
   optimizers = {'net': muon_and_adam(changed.optimizer, steps=changed.steps)}
   return image_experiment(changed, objective, data, optimizers=optimizers)._replace(begin=of_last_stage)

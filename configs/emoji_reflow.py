@@ -59,5 +59,6 @@ def second_flow(c: ConfigDict, first: Experiment) -> Experiment:
   changed = ConfigDict(c.to_dict())
   changed.steps = c.reflow.train_steps
   changed.sampling.update(name='Euler', steps=c.reflow.sampling_steps, scale=1.0)
+  changed.held_out.every = 0  # a student of few steps is no denoiser of noisy pictures
   optimizers = {'net': muon_and_adam(changed.optimizer, steps=changed.steps)}
   return image_experiment(changed, objective, data, optimizers=optimizers)._replace(begin=of_last_stage)

@@ -47,6 +47,7 @@ def get_config() -> ConfigDict:
       'sampling': {'steps': 250, 'batch_size': 256},
       'samples': {'every': 20_000, 'num': 64},
       'fid': {'every': 100_000, 'num_samples': 50_000, 'batch_size': 128},  # num_samples=0 for none
+      'held_out': {'every': 20_000, 'num': 1024, 'batch_size': 128},  # the loss on the validation or test split
       'log_every': 100,
       'checkpoint': {'every': 5000, 'keep': 2},
     }

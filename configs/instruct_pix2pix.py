@@ -21,7 +21,7 @@ from ml_collections import ConfigDict
 
 from configs import avatars
 from jaxgen import ema, sharding
-from jaxgen.config_parts import run_options, warmup_cosine
+from jaxgen.config_parts import held_out, run_options, warmup_cosine
 from jaxgen.data.captions import lines, sample_captions, tokenized
 from jaxgen.data.datasets.avatars_pairs import instruction
 from jaxgen.data.loader import Loader
@@ -57,6 +57,7 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'sampling': {'scale': 2.0, 'image_scale': 1.5, 'batch_size': 64},
       'samples': {'every': 500, 'pictures': 8},  # number of edits in the grid
+      'held_out': {'every': 500, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'edits': {'every': 500, 'number': 256},
       'log_every': 50,
       'evaluate_first': True,
@@ -106,6 +107,7 @@ def build(c: ConfigDict) -> Experiment:
     evaluators.append(
       edits(generate, classify, mesh=mesh, dataset=test, describe=instruction, encode=encode, **c.edits)
     )
+  evaluators += held_out(c, objective, lambda: test, mesh=mesh, transform=data.transform)
   schedule = warmup_cosine(c.optimizer.rate, warmup=c.optimizer.warmup, steps=c.steps)
   return Experiment(
     objective=objective,

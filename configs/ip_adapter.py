@@ -26,12 +26,12 @@ from ml_collections import ConfigDict
 from configs import avatars
 from jaxgen import ema, sharding
 from jaxgen.adapters.ip_adapter import NAME, ip_adapter
-from jaxgen.config_parts import run_options, warmup_cosine
+from jaxgen.config_parts import held_out, run_options, warmup_cosine
 from jaxgen.data.captions import Describe, tokenized
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.avatars_styles import ATTRIBUTES, VOCABULARY
 from jaxgen.data.loader import Loader
-from jaxgen.data.sources import fits_in_memory
+from jaxgen.data.sources import fits_in_memory, held_out_split
 from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.image_prompts import image_prompts
@@ -69,6 +69,7 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'sampling': {'scale': 2.0, 'batch_size': 64},
       'samples': {'every': 500, 'pictures': 8, 'per_picture': 4},  # of the seen split
+      'held_out': {'every': 500, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'measure': {'every': 500, 'number': 128},
       'log_every': 50,
       'evaluate_first': True,
@@ -189,6 +190,9 @@ def build(c: ConfigDict) -> Experiment:
         truth=truth,
         named=named,
         every=c.measure.every,
+      ),
+      *held_out(
+        c, objective, lambda: held_out_split(c.dataset, resolution=base.resolution), mesh=mesh, transform=data.transform
       ),
     ),
     tokenize=lambda texts: {'text': encode_all(words, texts)},

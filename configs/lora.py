@@ -20,7 +20,7 @@ import importlib.util
 import json
 import pathlib
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import jax
 import jax.numpy as jnp
@@ -36,6 +36,7 @@ from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets.avatars_captions import describe
 from jaxgen.data.loader import Loader
 from jaxgen.data.prior import with_prior
+from jaxgen.data.reader import Transform
 from jaxgen.data.sources import fits_in_memory, source
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.evaluators.fid import fid
@@ -154,28 +155,34 @@ def frozen_base(c: ConfigDict, base: Experiment) -> dict[str, Frozen]:
 
 
 def held_out(
-  c: ConfigDict, base: Experiment, objective: Objective, generate: Generate, mesh: jax.sharding.Mesh
+  c: ConfigDict,
+  base: Experiment,
+  objective: Objective,
+  generate: Generate,
+  mesh: jax.sharding.Mesh,
+  *,
+  transform: Transform | None,
 ) -> tuple[Evaluator, ...]:
   """The loss on pictures of `held_out.split`, and FID of samples of their captions to them."""
   if not c.held_out.every:
     return ()
-  tokenize: Any = base.tokenize
+  tokenize, denoising = cast(Any, base.tokenize), cast(Any, objective.denoising)
   dataset, described = pictures(c.dataset, base.data.spec['image'].shape[1], c.caption, split=c.held_out.split)
-  records = [dataset.read(i) for i in range(min(c.held_out.images, dataset.num_examples))]
-  texts = [described(record, np.random.default_rng([c.seed, i])) for i, record in enumerate(records)]
-  cond = tokenize(texts)
-  told = [
-    {'image': record['image'], **{name: ids[i] for name, ids in cond.items()}} for i, record in enumerate(records)
-  ]
-  known = Dataset(f'{dataset.name} with captions', dataset.split, told, lambda record: record, dataset.fingerprint)
-  denoising: Any = objective.denoising
-  batch_size = c.sampling.batch_size
   loss = held_out_loss(
-    denoising, known, mesh=mesh, every=c.held_out.every, batch_size=batch_size, num=None, cond=tuple(cond)
+    denoising,
+    dataset,
+    mesh=mesh,
+    every=c.held_out.every,
+    batch_size=c.sampling.batch_size,
+    num=c.held_out.images,
+    cond=tuple(tokenize([''])),
+    transform=transform,
   )
   if not c.held_out.fid:
     return (loss,)
-  asked = {name: ids[np.arange(c.held_out.fid) % len(ids)] for name, ids in cond.items()}
+  number = min(c.held_out.images, dataset.num_examples)
+  texts = [described(dataset.read(i), np.random.default_rng([c.seed, i])) for i in range(number)]
+  asked = {name: ids[np.arange(c.held_out.fid) % len(ids)] for name, ids in tokenize(texts).items()}
   protocol = {'prompts': f'captions of {dataset.name}, {dataset.split}', 'sampler': 'of the base'}
   distance = fid(
     generate,
@@ -209,7 +216,7 @@ def build(c: ConfigDict) -> Experiment:
     frozen={**base.frozen, **frozen_base(c, base)},
     evaluators=(
       samples(generate, mesh=mesh, cond=shown, num=num, every=c.samples.every, rows=prompts),
-      *held_out(c, base, objective, generate, mesh),
+      *held_out(c, base, objective, generate, mesh, transform=data.transform),
     ),
     tokenize=base.tokenize,
     **run_options(c),

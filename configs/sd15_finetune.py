@@ -19,12 +19,13 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgen import ema, frozen, sharding
-from jaxgen.config_parts import run_options
+from jaxgen.config_parts import held_out, run_options
 from jaxgen.data.captions import lines
 from jaxgen.data.dataset import Dataset, Record
 from jaxgen.data.datasets.latents import latents
 from jaxgen.data.datasets.synthetic import synthetic
 from jaxgen.data.loader import Loader
+from jaxgen.data.sources import source
 from jaxgen.evaluators.generate import make_generate
 from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
@@ -59,6 +60,7 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'sampling': {'steps': 30, 'scale': 7.5, 'batch_size': 8},
       'samples': {'every': 1000, 'prompts': ('a photo of a cat', 'a red house by the sea'), 'per_prompt': 4},
+      'held_out': {'dataset': '', 'every': 1000, 'num': 256, 'batch_size': 8},  # other pictures: folder:PATH, ...
       'log_every': 50,
       'checkpoint': {'every': 500, 'keep': 2},
     }
@@ -110,6 +112,15 @@ def build(c: ConfigDict) -> Experiment:
     every=c.samples.every,
     rows=list(c.samples.prompts),
   )
+  options = dict(c.held_out)
+  other = options.pop('dataset')
+  loss = held_out(
+    ConfigDict({'held_out': options}),
+    objective,
+    lambda: source(other, 'test', resolution=c.resolution) if other else None,
+    mesh=mesh,
+    transform=data.transform,
+  )
   rate = optax.linear_schedule(0.0, c.optimizer.rate, min(c.optimizer.warmup, c.steps // 2))
   return Experiment(
     objective=objective,
@@ -122,7 +133,7 @@ def build(c: ConfigDict) -> Experiment:
       for name, tree in frozen_of(it).items()
     },
     init_from=InitFrom(c.weights) if c.weights else None,
-    evaluators=(grid,) if c.weights else (),
+    evaluators=(grid, *loss) if c.weights else (),
     tokenize=told.tokenize,
     **run_options(c),
   )

@@ -33,6 +33,7 @@ from jaxgen.data.datasets.image_folder import image_folder
 from jaxgen.data.datasets.latents import latents
 from jaxgen.data.datasets.synthetic import synthetic
 from jaxgen.data.loader import Loader
+from jaxgen.data.reader import Transform
 from jaxgen.data.sources import fits_in_memory, held_out_split, source
 from jaxgen.evaluators import reconstruction
 from jaxgen.evaluators.base import Evaluator
@@ -181,16 +182,39 @@ def grid_and_fid(
   return evaluators
 
 
-def held_out(c: ConfigDict, objective: Objective, *, mesh: jax.sharding.Mesh) -> tuple[Evaluator, ...]:
-  """The loss at fixed noise on the test split; none where there is no such split, or `c.held_out.every` is 0."""
+def held_out(
+  c: ConfigDict,
+  objective: Objective,
+  opened: Callable[[], Dataset | None],
+  *,
+  mesh: jax.sharding.Mesh,
+  transform: Transform | None = None,
+) -> tuple[Evaluator, ...]:
+  """The loss at fixed noise on pictures that the run does not train on.
+
+  There is none where the objective has no denoiser, as GANs, or where the network is given what no record holds, such
+  as an embedding that the objective computes.
+
+  Args:
+    c: config with `held_out`, the options of `held_out_loss`; without the field, or with an interval of 0, none.
+    objective: the objective.
+    opened: opens the pictures; None where there are none.
+    mesh: the mesh.
+    transform: the training loader's.
+  """
   options = dict(c.get('held_out') or {'every': 0})
   if not options['every'] or objective.denoising is None:
     return ()
-  dataset = held_out_split(c.dataset, resolution=c.resolution)
+  dataset = opened()
   if dataset is None:
     return ()
-  cond = tuple(name for name in objective.conditioner.fields if name in dataset.read(0))
-  return (held_out_loss(objective.denoising, dataset, mesh=mesh, cond=cond, **options),)
+  record = dataset.read(0)
+  record = transform(record, np.random.default_rng(0)) if transform is not None else record
+  cond = tuple(objective.conditioner.fields)
+  if not set(cond) <= set(record):
+    return ()
+  loss = held_out_loss(objective.denoising, dataset, mesh=mesh, cond=cond, transform=transform, **options)
+  return (loss,)
 
 
 def labels_of_batches(data: Loader) -> Callable[[int], Cond]:
@@ -229,6 +253,7 @@ def image_experiment(
       'guidance': c.sampling.scale,
     },
   )
+  test = partial(held_out_split, c.dataset, resolution=c.resolution)
   return Experiment(
     objective=objective,
     optimizers=optimizers,
@@ -236,7 +261,7 @@ def image_experiment(
     averages={'net': ema.Average('net', ema.warmup(c.ema))},
     data=data,
     mesh=mesh,
-    evaluators=evaluators,
+    evaluators=(*evaluators, *held_out(c, objective, test, mesh=mesh)),
     **run_options(c),
   )
 
@@ -270,13 +295,17 @@ def balanced_experiment(
     cond=in_turn,
     protocol={'labels': 'as many of each class', 'sampler': sampler, 'guidance': 1.0},
   )
+
+  def test() -> Dataset | None:
+    return None if c.dataset == 'synthetic' else held_out_split(c.dataset, resolution=c.resolution, data_dir=c.data_dir)
+
   return Experiment(
     objective=objective,
     optimizers={'net': optimizer},
     averages={'net': ema.Average('net', decay)},
     data=Loader(dataset, batch_size=c.batch_size, seed=c.seed, flip=c.flip),
     mesh=mesh,
-    evaluators=evaluators,
+    evaluators=(*evaluators, *held_out(c, objective, test, mesh=mesh)),
     **run_options(c),
   )
 
@@ -346,7 +375,7 @@ def latent_experiment(
     rows = data.rows(0, range(c.batch_size))
     return {name: np.resize(rows[name], num) for name in objective.conditioner.fields}
 
-  mesh = sharding.make_mesh(**c.mesh)
+  mesh, test = sharding.make_mesh(**c.mesh), partial(held_out_split, c.dataset, resolution=c.resolution)
   evaluators = grid_and_fid(
     c,
     make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size),
@@ -363,7 +392,7 @@ def latent_experiment(
     data=data,
     mesh=mesh,
     frozen={'autoencoder': loaded.frozen},
-    evaluators=evaluators,
+    evaluators=(*evaluators, *held_out(c, objective, test, mesh=mesh)),
     **run_options(c),
   )
 
@@ -405,6 +434,8 @@ def imagenet_experiment(
         'autoencoder': loaded.hash,
       },
     )
+    test = partial(held_out_split, c.dataset, resolution=c.resolution, data_dir=c.data_dir)
+    evaluators += held_out(c, objective, test, mesh=mesh)
   return Experiment(
     objective=objective,
     optimizers={'net': optimizer},

@@ -13,12 +13,12 @@ import optax
 from ml_collections import ConfigDict
 
 from jaxgen import ema, sharding
-from jaxgen.config_parts import grid_and_fid, muon_and_adam, run_options, warmup_cosine
+from jaxgen.config_parts import grid_and_fid, held_out, muon_and_adam, run_options, warmup_cosine
 from jaxgen.data.captions import sample_captions, tokenized
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.datasets.avatars_captions import LENGTH, describe
 from jaxgen.data.loader import Loader
-from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.data.sources import fits_in_memory, held_out_split, source
 from jaxgen.data.tokenizers.tokenizer import Tokenizer, encode_all
 from jaxgen.data.tokenizers.words import from_captions
 from jaxgen.evaluators.avatars import avatar_attributes, prompts
@@ -144,6 +144,9 @@ def avatars_experiment(
     splits={split: split_of(c, split) for split in ('test', 'seen')},
     protocol=protocol,
     beside=beside,
+  )
+  evaluators += held_out(
+    c, objective, lambda: held_out_split(c.dataset, resolution=c.resolution), mesh=mesh, transform=data.transform
   )
   adam = optax.adam(c.optimizer.adam, b2=c.optimizer.b2)
   return Experiment(

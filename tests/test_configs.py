@@ -35,6 +35,14 @@ ON_LATENTS = {  # the side of their images
   **dict.fromkeys(('dit_xl2_imagenet256', 'dit_xl2_imagenet256_flow', 'imagenet256_ldm'), 256),
   'dit_xl2_imagenet512': 512,
 }
+WITHOUT_HELD_OUT = {
+  *SYNTHETIC,
+  'sd15_finetune',
+  'sdxl_finetune',
+  'sd3_medium_finetune',
+  'flux_dev_finetune',
+  'flux_schnell_finetune',
+}
 LONG = {  # to trace
   *(SYNTHETIC - {'dit_xl2_imagenet512'}),
   *('emoji_progressive', 'emoji_classifier', 'emoji_reflow', 'emoji_one_step', 'emoji_adversarial'),
@@ -78,7 +86,8 @@ def data_dir(tmp_path_factory):
       return self.dataset_info_from_configs(features=tfds.features.FeaturesDict(features))
 
     def _split_generators(self, dl_manager):
-      return {'train': ((i, {'image': np.full((8, 8, 3), i, np.uint8), 'label': i}) for i in range(4))}
+      rows = [(i, {'image': np.full((8, 8, 3), i, np.uint8), 'label': i}) for i in range(4)]
+      return {'train': iter(rows), 'validation': iter(rows)}
 
     def _generate_examples(self):
       raise AssertionError
@@ -164,7 +173,11 @@ def test_a_config_builds_and_its_step_traces(name, data_dir, monkeypatch):
   config, module = opened(name, data_dir)
   assert module.__doc__.count('jaxgen train') or module.__doc__.count('launch/local train')
   assert 'esult' in module.__doc__, 'the docstring says what came out, or "not run"'
-  for stage in as_stages(module.build(config)):
+  stages = as_stages(module.build(config))
+  names = {evaluator.name for evaluator in stages[0].evaluators}
+  if config.get('held_out') and name not in WITHOUT_HELD_OUT:
+    assert 'held_out' in names
+  for stage in stages:
     state = abstract_state(stage)
     if name in PARAMETERS:
       assert sum(leaf.size for leaf in jax.tree.leaves(state.params)) == PARAMETERS[name]

@@ -68,7 +68,7 @@ class Loader:
     if not 0 <= seed < 2**32:
       raise ValueError(f'seed of the data is {seed}; it must be in [0, 2**32)')
     self._batch_size, self._prefetch, self._flip = batch_size, prefetch, flip
-    self.dataset = dataset
+    self.dataset, self.transform = dataset, transform
     self.class_names = dataset.class_names
     self.about = f'{dataset.name} {dataset.split}, {dataset.num_examples:,} records'
     self._reader = Reader(dataset, transform=transform, cache=cache, threads=threads, max_bad_records=max_bad_records)

@@ -12,6 +12,7 @@
 Paths may be relative or begin with `~`.
 """
 
+import contextlib
 import difflib
 import functools
 import pathlib
@@ -116,14 +117,14 @@ def train_and_test(spec: str, *, resolution: int = 0, data_dir: str | None = Non
 
 
 def held_out_split(spec: str, *, resolution: int = 0, data_dir: str | None = None) -> Dataset | None:
-  """The test split, which the run does not train on; None where there is none."""
+  """The validation split, else the test split, which the run does not train on; None where there is neither."""
   kind, _, place = spec.partition(':')
-  try:
-    if kind in KINDS and place:
-      return _own(kind, place, 'test', resolution, data_dir or None)
-    return _named(spec, 'test', resolution, data_dir or None)
-  except NoSuchSplit:
-    return None
+  for split in ('validation', 'test'):
+    with contextlib.suppress(NoSuchSplit):
+      if kind in KINDS and place:
+        return _own(kind, place, split, resolution, data_dir or None)
+      return _named(spec, split, resolution, data_dir or None)
+  return None
 
 
 def fits_in_memory(dataset: Dataset) -> bool:

@@ -15,6 +15,7 @@ import jax.numpy as jnp
 import jax.sharding
 
 from jaxgen.data.dataset import Dataset
+from jaxgen.data.reader import Transform
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.evaluators.likelihood import likelihood
 from jaxgen.objectives.base import Denoising
@@ -34,6 +35,7 @@ def held_out_loss(
   times: Sequence[float] = TIMES,
   num: int | None = 1024,
   cond: Sequence[str] = (),
+  transform: Transform | None = None,
   seed: int = 0,
   name: str = 'held_out',
 ) -> Evaluator:
@@ -47,7 +49,9 @@ def held_out_loss(
     batch_size: images at a time.
     times: times in (0, 1).
     num: number of images, the dataset's first ones; None for all.
-    cond: the fields of the dataset that are conditions of the network.
+    cond: the fields of a record that are conditions of the network.
+    transform: (record, rng) to record, as the training loader's: captions become tokens; record i has the random
+      numbers of i at every evaluation.
     seed: seed of the noise.
     name: name of the numbers.
 
@@ -71,7 +75,16 @@ def held_out_loss(
     return losses
 
   return likelihood(
-    measure, dataset, mesh=mesh, every=every, batch_size=batch_size, num=num, cond=cond, seed=seed, name=name
+    measure,
+    dataset,
+    mesh=mesh,
+    every=every,
+    batch_size=batch_size,
+    num=num,
+    cond=cond,
+    transform=transform,
+    seed=seed,
+    name=name,
   )
 
 

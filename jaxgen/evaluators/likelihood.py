@@ -10,6 +10,7 @@ import numpy as np
 from jaxgen import sharding
 from jaxgen.data.dataset import Dataset
 from jaxgen.data.loader import epoch
+from jaxgen.data.reader import Transform
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.train_state import sampling_params
 from jaxgen.typing import Array, Cond
@@ -24,6 +25,7 @@ def likelihood(
   batch_size: int,
   num: int | None = None,
   cond: Sequence[str] = (),
+  transform: Transform | None = None,
   seed: int = 0,
   name: str = 'likelihood',
 ) -> Evaluator:
@@ -36,7 +38,8 @@ def likelihood(
     every: interval in steps.
     batch_size: images at a time.
     num: number of images, the dataset's first ones; None for all.
-    cond: the fields of the dataset that are conditions of the network.
+    cond: the fields of a record that are conditions of the network.
+    transform: (record, rng) to record, as a loader's; record i has the random numbers of i at every evaluation.
     seed: seed of the noise; image i has the key fold_in(key(seed), i) whatever the batch size.
     name: name of its clock.
   """
@@ -56,7 +59,7 @@ def likelihood(
 
   def run(context: Context) -> dict[str, float]:
     params, sums, count = sampling_params(context.state), {}, 0
-    with epoch(dataset, batch_size=batch_size, sharding=place) as batches:
+    with epoch(dataset, batch_size=batch_size, sharding=place, transform=transform) as batches:
       for first, batch in zip(range(0, num, batch_size), batches, strict=False):
         part, meant = totals(params, context.frozen, batch, np.int32(first))
         sums = {key: sums.get(key, 0.0) + float(value) for key, value in part.items()}

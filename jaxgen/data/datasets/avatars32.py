@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxgen.data.dataset import Dataset, Record
+from jaxgen.data.dataset import Dataset, NoSuchSplit, Record
 from jaxgen.data.datasets import avatars
 from jaxgen.data.datasets.avatars_styles import VOCABULARY
 from jaxgen.data.image import to_float
@@ -29,10 +29,10 @@ def avatars32(split: str = 'train') -> Dataset:
   """Opens avatars32, which needs no preparation.
 
   Raises:
-    ValueError: there is no such split.
+    NoSuchSplit: there is no such split.
   """
   if split not in avatars.SPLITS:
-    raise ValueError(f'avatars32 has no split {split!r}; it has {", ".join(avatars.SPLITS)}')
+    raise NoSuchSplit(f'avatars32 has no split {split!r}; it has {", ".join(avatars.SPLITS)}')
   found = _arrays()
   return Dataset(
     name='avatars32',

@@ -9,7 +9,7 @@ records depend on the seed. Used since Dumoulin et al. 2017 and Lin et al. 2018 
 import numpy as np
 from jaxtyping import Float
 
-from jaxgen.data.dataset import Dataset, Record
+from jaxgen.data.dataset import Dataset, NoSuchSplit, Record
 
 SIDE = 5
 STD = 0.02
@@ -31,10 +31,10 @@ def gaussians25(split: str = 'train', *, num: int = 100_000, seed: int = 0) -> D
     seed: seed of the points.
 
   Raises:
-    ValueError: no such split.
+    NoSuchSplit: no such split.
   """
   if split not in SPLITS:
-    raise ValueError(f'gaussians25 has no split {split!r}; wanted one of {", ".join(SPLITS)}')
+    raise NoSuchSplit(f'gaussians25 has no split {split!r}; wanted one of {", ".join(SPLITS)}')
   rng = np.random.default_rng([seed, SPLITS[split]])
   labels = rng.integers(0, SIDE * SIDE, num).astype(np.int32)
   points = centres()[labels] + STD * rng.standard_normal((num, 2), np.float32)
