@@ -87,6 +87,7 @@ def get_config() -> ConfigDict:
       'sampling': {'steps': 16, 'shift': 1.5, 'scale': 2.0, 'batch_size': 64},
       'samples': {'every': 550, 'prompts': 8, 'per_prompt': 8},  # prompts are captions of the test split
       'fid': {'every': 1100, 'num_samples': 256, 'batch_size': 16},  # num_samples=0 for none
+      'reference': 'seen',  # the split of avatars that FID compares with
       'held_out': {'every': 550, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'attributes': {'every': 550, 'number': 128},  # prompts of each split, where the dataset is avatars
       'log_every': 50,
@@ -165,7 +166,7 @@ def build(c: ConfigDict) -> Experiment:
     generate,
     mesh=mesh,
     shown={'cond': {'text': shown}, 'num': len(shown), 'rows': prompts},
-    reference=lambda: opened(c, 'seen')[0] if described is describe else dataset,
+    reference=lambda: opened(c, c.reference)[0] if described is describe else dataset,
     cond=lambda num: {'text': data.rows(0, range(num))['text']},
     protocol={
       'prompts': 'captions of the training data',
