@@ -1,6 +1,7 @@
 """InstructPix2Pix: pairs with one change, two scales of guidance, and networks that start as their bases."""
 
 import argparse
+import shutil
 import types
 
 import jax
@@ -74,6 +75,25 @@ def test_own_pairs_are_paired_by_name(tmp_path):
   assert found == {'make it b': (0, 255), 'make it a': (60, 195), 'bad': True}
   (tmp_path / 'before' / 'b.png').rename(tmp_path / 'before' / 'd.png')
   with pytest.raises(ValueError, match='has b without its one partner'):
+    own_pairs(tmp_path, size=8, data_dir=tmp_path / 'data')
+
+
+def test_own_pairs_are_never_paired_by_chance(tmp_path):
+  def write(*names):
+    shutil.rmtree(tmp_path, ignore_errors=True)
+    for i, name in enumerate(names):
+      (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+      Image.fromarray(np.full((8, 8, 3), i, np.uint8)).save(tmp_path / name)
+
+  refused = lambda text: pytest.raises(ValueError, match=text)  # noqa: E731
+  write('before/x/b.png', 'before/y/a.png', 'after/a.png', 'after/b.png')
+  with refused('has a without its one partner'):
+    own_pairs(tmp_path, size=8, data_dir=tmp_path / 'data')
+  write('before/a.jpg', 'before/a.k.jpg', 'after/a.png', 'after/a.k.png')  # 'a.k.png' is before 'a.png'
+  with refused(r'sorts a(\.k)? differently in before and after'):
+    own_pairs(tmp_path, size=8, data_dir=tmp_path / 'data')
+  write('before/a.jpg', 'before/a.png', 'after/a.png', 'after/a.jpg')
+  with refused('has a without its one partner'):
     own_pairs(tmp_path, size=8, data_dir=tmp_path / 'data')
 
 

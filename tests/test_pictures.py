@@ -325,6 +325,15 @@ def test_a_zip_is_as_its_folder(tmp_path):
     assert (found.splits, found.skipped) == (wanted.splits, wanted.skipped)
     np.testing.assert_array_equal(listing.read_image(found.tree, 'dog/b.png')[0, 0], BLUE)
     assert list(folder.open_images(path).names) == ['cat/a.png', 'dog/b.png']
+  with zipfile.ZipFile(tmp_path / 'windows.zip', 'w') as file:  # some programs there put '\\' between folders
+    for name in ('cat/a.png', 'dog/b.png', 'dog/b.txt'):
+      member = zipfile.ZipInfo(name)
+      member.filename = f'photos\\{name}'.replace('/', '\\')
+      file.writestr(member, (tmp_path / 'photos' / name).read_bytes())
+  assert listing.list_images(tmp_path / 'windows.zip').splits == wanted.splits
+  np.testing.assert_array_equal(
+    listing.read_image(listing.open_tree(tmp_path / 'windows.zip'), 'dog/b.png')[0, 0], BLUE
+  )
   whole = path.read_bytes()
   path.write_bytes(whole[: len(whole) // 2])
   with pytest.raises(ValueError, match=r'neither a folder nor a whole \.zip'):
@@ -369,6 +378,15 @@ def test_windows_and_nan_and_keys_beside_the_caption(tmp_path):
     '{"file_name": "cat\\\\a.png", "text": NaN, "label": 3}\n{"file_name": "./dog/b.png", "text": 7}\n'
   )
   assert [i.caption for i in listing.list_images(tmp_path).images] == [None, '7']
+
+
+def test_names_of_captions_may_be_in_capitals(tmp_path):
+  for name in ('A.JPG', 'B.JPG'):
+    write(tmp_path / name, form='JPEG')
+  (tmp_path / 'A.TXT').write_text('a fox')
+  (tmp_path / 'Metadata.CSV').write_text('file_name,text\nB.JPG,a dog\n')
+  assert {i.name: i.caption for i in listing.list_images(tmp_path).images} == {'A.JPG': 'a fox', 'B.JPG': 'a dog'}
+  assert not listing.list_images(tmp_path).skipped
 
 
 # --- what uses them

@@ -199,7 +199,11 @@ def ending(name: str) -> str:
 
 def _is_caption(name: str, stems: set[str]) -> bool:
   stem, suffix = posixpath.splitext(name)
-  return posixpath.basename(name) in METADATA or (suffix.lower() == '.txt' and stem in stems)
+  return _is_metadata(name) or (suffix.lower() == '.txt' and stem in stems)
+
+
+def _is_metadata(name: str) -> bool:
+  return posixpath.basename(name).lower() in METADATA
 
 
 # --- files
@@ -256,9 +260,10 @@ def _zip(path: pathlib.Path) -> Tree:
     raise ValueError(f'{path} is no whole .zip file: {error}') from error
   members = {}
   for info in archive.infolist():
-    parts = info.filename.split('/')
-    if info.filename and not info.is_dir() and '..' not in parts and not any(map(is_hidden, parts)):
-      members[info.filename] = info
+    name = info.filename.replace('\\', '/')  # as some programs of Windows write it
+    parts = name.split('/')
+    if parts[-1] and '..' not in parts and not any(map(is_hidden, parts)):
+      members[name] = info
   top = _common_folder(list(members))
 
   def read(name: str) -> bytes:
@@ -335,13 +340,13 @@ def _captions(tree: Tree, images: Sequence[str]) -> dict[str, str]:
   """Captions by name of the image: a .txt beside it, else the metadata of the nearest folder."""
   names = {file.name for file in tree.files}
   captions: dict[str, str | None] = {}
-  metadata = sorted((name for name in names if posixpath.basename(name) in METADATA), key=lambda name: name.count('/'))
-  for name in metadata:
+  for name in sorted(filter(_is_metadata, names), key=lambda name: name.count('/')):
     captions |= _metadata(tree, name, names)
+  beside = {posixpath.splitext(name)[0]: name for name in names if ending(name) == '.txt'}
   for image in images:
-    beside = f'{posixpath.splitext(image)[0]}.txt'
-    if beside in names:
-      captions[image] = _text(tree, beside).strip()
+    text = beside.get(posixpath.splitext(image)[0])
+    if text is not None:
+      captions[image] = _text(tree, text).strip()
   return {name: caption for name, caption in captions.items() if caption is not None}
 
 
@@ -371,7 +376,7 @@ def _metadata(tree: Tree, name: str, names: set[str]) -> dict[str, str | None]:
 
 def _entries(tree: Tree, name: str) -> Iterator[tuple[int, dict[str, Any]]]:
   text = _text(tree, name)
-  if name.endswith('.csv'):
+  if ending(name) == '.csv':
     try:
       rows = list(csv.DictReader(io.StringIO(text, newline=''), strict=True))
     except csv.Error as error:

@@ -39,15 +39,25 @@ def own_pairs(
   if split != 'train':
     raise NoSuchSplit(f"{place} has no split {split!r}; pairs of one's own have train")
   place = pathlib.Path(place).expanduser()
-  stems = {side: sorted(pathlib.PurePath(n).stem for n in image_names(open_tree(place / side))[0]) for side in _SIDES}
-  alone = sorted(set(stems['before']) ^ set(stems['after']))
-  if alone or len(set(stems['before'])) != len(stems['before']):
-    name = alone[0] if alone else 'a name'
-    raise ValueError(f'{place} has {name} without its one partner; pictures of before and after pair by name')
+  names = {
+    side: [str(pathlib.PurePosixPath(name).with_suffix('')) for name in image_names(open_tree(place / side))[0]]
+    for side in _SIDES
+  }
+  alone = sorted(set(names['before']) ^ set(names['after']))
+  alone = alone or [name for side in _SIDES for name in names[side] if names[side].count(name) > 1]
+  if alone:
+    raise ValueError(f'{place} has {alone[0]} without its one partner; pictures of before and after pair by name')
+  if names['before'] != names['after']:  # sorted with their endings; they are paired by their numbers
+    name = next(one for one, other in zip(names['before'], names['after'], strict=True) if one != other)
+    raise ValueError(f'{place} sorts {name} differently in before and after; give both pictures the same ending')
   before, after = (
     load(prepare_image_folder(place / side, size=size, max_bad_images=0, data_dir=data_dir, **how), split)
     for side in _SIDES
   )
+  if before.num_examples != after.num_examples:
+    raise ValueError(
+      f'{place} has {before.num_examples} pictures before that can be read, and {after.num_examples} after'
+    )
 
   def decode(number: int) -> Record:
     record, old = after.read(number), before.read(number)['image']
