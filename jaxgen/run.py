@@ -22,6 +22,7 @@ from jaxgen.frozen import frozen
 from jaxgen.goodput import Goodput
 from jaxgen.image_grid import grid, save_png
 from jaxgen.local_checkpoints import LocalCheckpoints
+from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.profiling import Tracer
 from jaxgen.signals import EXIT_CODES, Signals, leave
 from jaxgen.train_state import TrainState
@@ -271,7 +272,7 @@ def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> No
   counts = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in abstract.params.items()}
   mesh = ' x '.join(f'{name} {size}' for name, size in stage.mesh.shape.items() if size > 1) or 'one device'
   lines = {
-    'data': getattr(stage.data, 'about', 'unnamed'),
+    'data': about_data(stage.data, stage.objective.conditioner),
     'batch': f'{stage.data.identity["batch_size"]:,}, {stage.steps:,} steps',
     'parameters': ', '.join(f'{name} {count:,}' for name, count in counts.items()),
     'devices': f'{jax.device_count()} x {jax.devices()[0].device_kind}, {mesh}',
@@ -279,6 +280,12 @@ def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> No
   }
   title = f'Training {run.record.get("name") or "an experiment"}, {step:,} of {run.total:,} steps done'
   run.writer.text('\n'.join([title, *(f'  {name:12}{value}' for name, value in lines.items())]))
+
+
+def about_data(data: Any, conditioner: Conditioner) -> str:
+  """What a run trains on, and whether its model is told nothing about an image."""
+  told = conditioner.fields or 'label' in data.spec
+  return getattr(data, 'about', 'unnamed') + ('' if told else '; no classes: training unconditionally')
 
 
 def stall_seconds(stage: Experiment) -> float | None:

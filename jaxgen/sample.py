@@ -154,6 +154,8 @@ def class_numbers(labels: Sequence[str | int], names: Sequence[str]) -> list[int
   Raises:
     ValueError: a label is no class.
   """
+  if not names:
+    raise ValueError(f'label {next(iter(labels))!r} is asked for, and this run has no classes; leave the label out')
   if 'all' in labels:
     return list(range(len(names)))
   numbers = []
@@ -164,7 +166,7 @@ def class_numbers(labels: Sequence[str | int], names: Sequence[str]) -> list[int
     elif text.isdecimal() and int(text) < len(names):
       numbers.append(int(text))
     else:
-      known = ', '.join(f'{i} {name!r}' for i, name in enumerate(names[:50])) or 'none'
+      known = ', '.join(f'{i} {name!r}' for i, name in enumerate(names[:50]))
       raise ValueError(f'label {label!r} is no class of this run; its classes are {known}')
   return numbers
 

@@ -23,6 +23,9 @@ from jaxgen.data.job import Job, Numbered
 from jaxgen.data.patterns import by_split, files
 from jaxgen.data.recipe import load
 from jaxgen.evaluators.samples import rows_of_classes
+from jaxgen.objectives.conditioning import always, labels, unconditional
+from jaxgen.run import about_data
+from jaxgen.sample import class_numbers
 
 COLOURS = [(200, 10, 10), (10, 10, 200), (10, 200, 10), (250, 250, 0)]
 CAPTIONS = ['red', 'blue', 'green', 'yellow']
@@ -146,11 +149,23 @@ def test_without_classes_it_says_so_and_without_a_resolution_it_asks(tmp_path, c
   (tmp_path / 'flat' / 'a.png').write_bytes(png(COLOURS[0]))
   dataset = data.source(f'folder:{tmp_path}/flat', resolution=8, data_dir=str(tmp_path / 'data'))
   assert dataset.num_classes == 0 and set(dataset.read(0)) == {'image'}
-  assert 'no classes: training unconditionally' in capsys.readouterr().err
+  assert capsys.readouterr().err == f'{tmp_path}/flat: 1 image, no classes\n'
   with pytest.raises(ValueError, match=r'say which, --config\.resolution=64'):
     data.source(f'folder:{tmp_path}/flat', data_dir=str(tmp_path / 'data'))
   with pytest.raises(FileNotFoundError, match='there is no folder'):
     data.source(f'folder:{tmp_path}/none', resolution=8, data_dir=str(tmp_path / 'data'))
+
+
+def test_a_run_without_conditions_says_so_in_its_summary():
+  def said(conditioner, **fields):
+    dataset = data.from_arrays(np.full((4, 8, 8, 3), -1, np.float32), **fields)
+    return about_data(data.Loader(dataset, batch_size=2, seed=0), conditioner)
+
+  assert said(unconditional) == 'arrays train, 4 records; no classes: training unconditionally'
+  assert said(labels(2), labels=[0, 1, 0, 1]) == 'arrays train, 4 records'
+  assert said(always('text'), captions=['a', 'b', 'c', 'd']) == 'arrays train, 4 records'
+  with pytest.raises(ValueError, match="label 'cat' is asked for, and this run has no classes; leave the label out"):
+    class_numbers(['cat'], ())
 
 
 def test_a_missing_name_says_what_was_meant(tmp_path):

@@ -324,7 +324,8 @@ def test_a_run_begins_with_one_summary_and_keeps_the_table_of_its_parameters(tmp
   train(toys.experiment(steps=4), tmp_path, record={'name': 'toy'})
   shown = capsys.readouterr().out
   summary = (
-    '  Training toy, 0 of 4 steps done\n  data        toy train, 48 records\n  batch       16, 4 steps\n'
+    '  Training toy, 0 of 4 steps done\n'
+    '  data        toy train, 48 records; no classes: training unconditionally\n  batch       16, 4 steps\n'
     f'  parameters  net 128\n  devices     8 x cpu, data 2 x fsdp 4\n  folder      {tmp_path}\n'
   )
   assert summary in shown

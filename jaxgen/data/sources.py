@@ -88,15 +88,12 @@ def source(spec: str, split: str = 'train', *, resolution: int = 0, data_dir: st
   if kind not in KINDS or not place:
     return _named(spec, split, resolution, data_dir or None)
   try:
-    dataset = _own(kind, place, split, resolution, data_dir or None)
+    return _own(kind, place, split, resolution, data_dir or None)
   except NoSuchSplit as error:
     if '[' in split or '+' in split:
       raise
     _say(f'{error}; its train split is used instead')
-    dataset = _own(kind, place, 'train', resolution, data_dir or None)
-  if split == 'train' and not dataset.num_classes:
-    _say(f'{spec}: no classes: training unconditionally')
-  return dataset
+    return _own(kind, place, 'train', resolution, data_dir or None)
 
 
 def train_and_test(spec: str, *, resolution: int = 0, data_dir: str | None = None) -> tuple[Dataset, Dataset]:
