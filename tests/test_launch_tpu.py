@@ -450,7 +450,8 @@ def logged(host):
 @pytest.mark.parametrize('code', [0, 75, 3])
 def test_a_host_keeps_the_code_its_run_ended_with(code, host):
   assert status(host) == ('absent',)
-  does = f'echo "step 5/9  loss 1"; exit {code}'
+  now = '2026-12-01 04:07:28'
+  does = f'echo "{now}  step 5/9  loss 1"; echo "{now}  step 5  samples took 1 s"; exit {code}'
   arguments = ['VALUE=a b', f'JAXGEN_LOGS={host}/logs', '--', '--workdir', 'gs://b/x y']
   assert worker(host, 'start', 'xl', *arguments, does=does).returncode == 0
   assert ended(host) == f'exit {code}'
