@@ -1,5 +1,6 @@
 """Real processes make one run: alike on any number of them, stopped together, and none waits for one that is gone."""
 
+import json
 import os
 import pathlib
 import re
@@ -14,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from jaxgen import digests, distributed
 from jaxgen.checkpoint import Checkpoints
@@ -191,6 +193,36 @@ def test_a_run_goes_over_from_2_to_1_to_4_processes(whole, tmp_path, monkeypatch
     assert _codes(done) == [0] * processes, done[0].stderr[-3000:]
   _same_values(tmp_path, whole[0], END)
   _resumes_to_the_same_end(tmp_path, whole, monkeypatch)
+
+
+@pytest.mark.slow
+def test_two_processes_measure_what_one_measures(tmp_path):
+  """`jaxgen evaluate` shares samples and features, killed in its middle or not; the first process alone speaks."""
+  tiny = str(ROOT / 'tests' / 'tiny_config.py')
+  rng, real = np.random.default_rng(0), tmp_path / 'real'
+  real.mkdir()
+  for i in range(24):
+    Image.fromarray(rng.integers(0, 256, (8, 8, 3)).astype(np.uint8)).save(real / f'{i}.png')
+  home = {'JAXGEN_HOME': str(tmp_path / 'home')}
+  trained = _together(['-m', 'jaxgen', 'train', '--config', tiny, '--workdir', str(tmp_path / 'run')], 1, **home)
+  assert _codes(trained) == [0], trained[0].stderr[-3000:]
+  call = ['-c', 'import sys; from tests import worker; sys.exit(worker.evaluate(sys.argv[1:]))', '--run']
+  call += [str(tmp_path / 'run'), '--config', tiny, '--metrics', 'fid,kid,precision_recall', '--num', '48']
+  call += ['--batch-size', '8', '--reference', str(real), '--save-samples', 'png']
+  found = {}
+  for processes in (1, 2):
+    out = tmp_path / f'out_{processes}'
+    done = _together([*call, '--out', str(out)], processes, **home)
+    assert _codes(done) == [0] * processes, done[-1].stderr[-3000:]
+    assert not any('fid' in each.stdout for each in done[1:])
+    found[processes] = json.loads(done[0].stdout[done[0].stdout.index('{') :])  # Gloo writes before it
+    assert len(list(out.rglob('*.png'))) == 48
+  assert {'fid_48', 'kid', 'precision', 'recall'} <= found[1].keys()
+  for name in ('fid_48', 'kid', 'precision', 'recall'):
+    np.testing.assert_allclose(found[2][name], found[1][name], rtol=1e-5, atol=1e-6, err_msg=name)
+  first, second = (sorted((tmp_path / f'out_{n}').rglob('*.png')) for n in (1, 2))
+  for a, b in zip(first, second, strict=True):
+    assert np.abs(np.asarray(Image.open(a), np.int32) - np.asarray(Image.open(b), np.int32)).max() <= 1
 
 
 @pytest.mark.slow

@@ -35,17 +35,30 @@ def _network(params, x):
   return jnp.tanh(x[:, ::100, ::100].reshape(len(x), -1) @ params['kernel'])
 
 
-def experiment(steps: int, replace=setattr) -> Experiment:
-  """The toy run, sharded 2 x 4, with FID every 4 steps by a toy network that `replace` puts in Inception's place."""
+def _toy_inception(replace) -> None:
   kernel = np.random.default_rng(0).normal(size=(27, 4)).astype(np.float32)
   replace(inception_weights, 'load', lambda: inception_weights.Inception({'kernel': kernel}, 'toy'))
   replace(inception, 'network', _network)
+  replace(inception, 'FEATURES', 4)
+
+
+def experiment(steps: int, replace=setattr) -> Experiment:
+  """The toy run, sharded 2 x 4, with FID every 4 steps by a toy network that `replace` puts in Inception's place."""
+  _toy_inception(replace)
   mesh = sharding.make_mesh(data=2, fsdp=4)
   generate = make_generate(toys.objective().sample, mesh=mesh, batch_size=16)
   evaluator = fid(
     generate, toys.dataset(), mesh=mesh, cond={}, num_samples=40, every=4, batch_size=16, protocol={}, seed=3
   )
   return toys.experiment(steps=steps, mesh=mesh, evaluators=(evaluator,), log_every=1)
+
+
+def evaluate(argv: list[str]) -> int:
+  """`jaxgen evaluate ARGV` with the toy network in Inception's place."""
+  from jaxgen.cli.main import main
+
+  _toy_inception(setattr)
+  return main(['evaluate', *argv])
 
 
 def _happen(what: str) -> None:
