@@ -37,7 +37,7 @@ from jaxgen.data.datasets.avatars_captions import describe
 from jaxgen.data.loader import Loader
 from jaxgen.data.prior import with_prior
 from jaxgen.data.reader import Transform
-from jaxgen.data.sources import fits_in_memory, source
+from jaxgen.data.sources import fits_in_memory, held_out_split, source
 from jaxgen.evaluators.base import Evaluator
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import Generate, make_generate
@@ -74,7 +74,8 @@ def get_config() -> ConfigDict:
       'clip_norm': 1.0,
       'samples': {'every': 100, 'prompts': (), 'per_prompt': 8},  # prompts; none for captions of the pictures
       'sampling': {'batch_size': 64},
-      'held_out': {'split': '', 'every': 0, 'images': 200, 'fid': 0},  # other pictures of it: loss, FID
+      # Other pictures of the dataset: their loss and FID; without a name the validation or test split, if there is one.
+      'held_out': {'split': '', 'every': 100, 'images': 128, 'fid': 0},
       'log_every': 20,
       'evaluate_first': True,  # evaluates the base before the first step
       'checkpoint': {'every': 100, 'keep': 2},
@@ -100,19 +101,22 @@ def opened(path: str) -> Experiment:
   return stage
 
 
-def pictures(
-  spec: str, size: int, caption: str, by_tags: ConfigDict | None = None, *, split: str = 'train'
-) -> tuple[Dataset, Describe]:
+def pictures(spec: str, size: int, caption: str, by_tags: ConfigDict | None = None) -> tuple[Dataset, Describe]:
   """The dataset of that name, and what describes its records."""
-  dataset = source(spec, split, resolution=size)
+  dataset = source(spec, resolution=size)
+  return dataset, describing(dataset, caption, by_tags)
+
+
+def describing(dataset: Dataset, caption: str, by_tags: ConfigDict | None = None) -> Describe:
+  """What describes the records of a dataset: one caption for all, attributes of avatars, or their own captions."""
   if caption:
-    return dataset, lambda record, rng: caption
+    return lambda record, rng: caption
   if 'attributes' in dataset.read(0):
-    return dataset, describe
+    return describe
   check_captions(dataset)
   if by_tags is not None and by_tags.shuffle:
-    return dataset, tags(by_tags.keep_first, by_tags.drop)
-  return dataset, lines
+    return tags(by_tags.keep_first, by_tags.drop)
+  return lines
 
 
 def loader(c: ConfigDict, base: Experiment) -> tuple[Loader, list[str]]:
@@ -163,11 +167,14 @@ def held_out(
   *,
   transform: Transform | None,
 ) -> tuple[Evaluator, ...]:
-  """The loss on pictures of `held_out.split`, and FID of samples of their captions to them."""
+  """The loss on pictures that are not trained on, and FID of samples of their captions to them."""
   if not c.held_out.every:
     return ()
   tokenize, denoising = cast(Any, base.tokenize), cast(Any, objective.denoising)
-  dataset, described = pictures(c.dataset, base.data.spec['image'].shape[1], c.caption, split=c.held_out.split)
+  size, split = base.data.spec['image'].shape[1], c.held_out.split
+  dataset = source(c.dataset, split, resolution=size) if split else held_out_split(c.dataset, resolution=size)
+  if dataset is None:
+    return ()
   loss = held_out_loss(
     denoising,
     dataset,
@@ -180,7 +187,7 @@ def held_out(
   )
   if not c.held_out.fid:
     return (loss,)
-  number = min(c.held_out.images, dataset.num_examples)
+  described, number = describing(dataset, c.caption), min(c.held_out.images, dataset.num_examples)
   texts = [described(dataset.read(i), np.random.default_rng([c.seed, i])) for i in range(number)]
   asked = {name: ids[np.arange(c.held_out.fid) % len(ids)] for name, ids in tokenize(texts).items()}
   protocol = {'prompts': f'captions of {dataset.name}, {dataset.split}', 'sampler': 'of the base'}
