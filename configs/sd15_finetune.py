@@ -31,7 +31,7 @@ from jaxgen.evaluators.samples import samples
 from jaxgen.experiment import Experiment
 from jaxgen.init_from import InitFrom
 from jaxgen.models.layers import remat
-from jaxgen.pretrained import autoencoder, pipeline
+from jaxgen.pretrained import autoencoder, hub, pipeline
 from jaxgen.pretrained.blank import blank
 from jaxgen.pretrained.pipeline import DENOISERS, Pipeline
 from jaxgen.pretrained.prompts import prompts
@@ -42,7 +42,7 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'weights': '',  # folder of the generator; none for noise and no weights
+      'weights': '',  # folder of the generator, or its name in `jaxgen weights list`; none for noise and no weights
       'blank': 'sd15',  # the generator without weights
       'latents': 'my_photos_latents',
       'resolution': 512,
@@ -70,8 +70,9 @@ def get_config() -> ConfigDict:
 def opened(c: ConfigDict) -> tuple[Pipeline, Dataset]:
   """The generator, with activations as the config says, and the latents of its autoencoder."""
   if c.weights:
-    it = pipeline.load(c.weights, dtype=jnp.dtype(c.dtype))
-    digest = autoencoder.load(f'{c.weights}/vae').hash
+    place = hub.resolved(c.weights)
+    it = pipeline.load(place, dtype=jnp.dtype(c.dtype))
+    digest = autoencoder.load(f'{place}/vae').hash
     dataset = latents(c.latents, autoencoder=digest, data_dir=c.data_dir or None)
   else:
     it = blank(c.blank, dtype=jnp.dtype(c.dtype))

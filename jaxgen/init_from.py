@@ -3,6 +3,7 @@
   InitFrom('runs/base')                                       # the averages of a run's newest checkpoint
   InitFrom('DiT-XL-2-256', fresh=('label_embed',))            # a folder of diffusers; a label table of its own
   InitFrom('stable-diffusion/unet', widened=('conv_in',))     # four more input channels, which start at zero
+  InitFrom('0100000.pt', average='ema')                       # a checkpoint of DiT's own train.py, and the like
   InitFrom('ffhq.npz', fresh=('discriminator',))              # StyleGAN2's state dicts as arrays, `G_ema.` and `D.`
 
 Every leaf has to have its counterpart, of its shape. Patterns name the exceptions, found anywhere in a path such as
@@ -12,10 +13,12 @@ Every leaf has to have its counterpart, of its shape. Patterns name the exceptio
 import functools
 import os
 import re
+import types
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -29,6 +32,7 @@ from jaxgen.sharding import path_name
 
 # A published network has no name of its own; it goes to the first of these that is trained.
 NETWORKS = ('net', 'autoencoder', 'generator')
+_NOTHING: Mapping[str, nn.Module] = types.MappingProxyType({})
 
 
 class InitFrom(NamedTuple):
@@ -42,7 +46,8 @@ class InitFrom(NamedTuple):
       stack: the first ones are copied.
     unused: patterns of the source's arrays that have no place here.
     renamed: pairs of a pattern and what takes its place in the paths of the source's arrays.
-    average: which average of a run; None for each network's own, 'none' for the parameters themselves.
+    average: which average of a run; None for each network's own, 'none' for the parameters themselves. Of a
+      checkpoint of the original code the part, such as 'ema' or 'model'; None for the one to sample with.
   """
 
   path: str | os.PathLike
@@ -54,8 +59,15 @@ class InitFrom(NamedTuple):
   average: str | None = None
 
 
-def initialised(params: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
+def initialised(
+  params: Mapping[str, Any], source: InitFrom, *, networks: Mapping[str, nn.Module] = _NOTHING
+) -> dict[str, Any]:
   """The parameters with those of `source` in their places, sharded as they are.
+
+  Args:
+    params: parameters by the names of `state.params`.
+    source: the source.
+    networks: Flax modules by the same names, which say how a file of the original code is read.
 
   Raises:
     FileNotFoundError: there is nothing at the path.
@@ -67,7 +79,20 @@ def initialised(params: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
 
     if stylegan2.is_file(source.path):
       return merged(params, stylegan2.params_like(source.path, params), source)
+  from jaxgen.pretrained import original
+
+  if original.is_file(source.path) and epath.Path(source.path).exists():
+    return merged(params, _of_file(source, params, networks), source)
   return merged(params, read(source.path, trained=trained, average=source.average), source)
+
+
+def _of_file(source: InitFrom, params: Mapping[str, Any], networks: Mapping[str, nn.Module]) -> dict[str, Any]:
+  from jaxgen.pretrained import original
+
+  name = next((name for name in NETWORKS if name in params and name in networks), None)
+  if name is None:
+    raise ValueError(f'{source.path} is of one network, and this run trains {", ".join(params)}; give a folder')
+  return {name: original.params_like(source.path, networks[name], params[name], part=source.average)}
 
 
 def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average: str | None = None) -> dict[str, Any]:

@@ -19,7 +19,7 @@ import numpy as np
 from etils import epath
 from flax import traverse_util
 
-from jaxgen.pretrained import safetensors_file
+from jaxgen.pretrained import hub, safetensors_file
 from jaxgen.sharding import path_name
 from jaxgen.train_state import TrainState
 
@@ -35,15 +35,16 @@ def shipped() -> list[str]:
 
 
 def resolved(path: str | os.PathLike) -> str:
-  """The folder that a path or a name, jaxgen/NAME, stands for.
+  """The folder that a path or a name stands for: jaxgen/NAME, or that of a published model that was fetched.
 
   Raises:
     ValueError: no model of that name comes with jaxgen.
+    FileNotFoundError: a published model is not here.
   """
   text = os.fspath(path)
   named = _NAME.fullmatch(text)
   if named is None:
-    return text
+    return hub.resolved(text)
   if text not in shipped():
     there = ', '.join(shipped()) or 'none'
     raise ValueError(

@@ -68,7 +68,7 @@ def first_state(
 def state_from(stage: Experiment, fresh: TrainState) -> TrainState:
   """`fresh` with the parameters of `stage.init_from`: averages and optimizers start from them."""
   assert stage.init_from is not None
-  params = init_from.initialised(fresh.params, stage.init_from)
+  params = init_from.initialised(fresh.params, stage.init_from, networks=stage.objective.networks)
   places = jax.tree.map(lambda leaf: leaf.sharding, (fresh.ema, fresh.opt_state))
 
   def derived(params):

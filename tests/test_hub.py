@@ -1,13 +1,17 @@
 """Published models come from the Hub checked, whole or not at all, and say what to do where they cannot."""
 
+import fnmatch
 import hashlib
 import pathlib
+import re
 import sys
 import types
 
 import pytest
 
-from jaxgen.pretrained import hub
+from jaxgen import from_weights, model_folder
+from jaxgen.cli import weights
+from jaxgen.pretrained import hub, published
 
 
 @pytest.fixture
@@ -74,6 +78,43 @@ def test_an_unknown_name_and_a_missing_library_are_told(library, monkeypatch):
     hub.fetch('t5-small')
 
 
-def test_every_model_names_a_config_that_there_is():
+def test_every_model_names_a_config_that_there_is(capsys):
   configs = {path.stem for path in (pathlib.Path(__file__).parents[1] / 'configs').glob('*.py')}
   assert {model.config for model in hub.MODELS.values()} <= configs | {''}
+  assert weights.main(['list']) == 0
+  assert set(re.findall(r'--config (\w+)', capsys.readouterr().out)) <= configs | {'CONFIG'}
+
+
+def test_a_name_stands_for_the_folder_that_was_fetched(library, tmp_path, monkeypatch):
+  assert hub.resolved(tmp_path / 'else') == str(tmp_path / 'else')
+  for use in (model_folder.resolved, published.load, from_weights.opened):
+    with pytest.raises(FileNotFoundError, match='t5-small is not here; `jaxgen weights get t5-small` fetches it'):
+      use('t5-small')
+  place = hub.fetch('t5-small')
+  assert hub.resolved('t5-small') == model_folder.resolved('t5-small') == str(place)
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / 't5-small').mkdir()  # one's own folder comes first
+  assert hub.resolved('t5-small') == 't5-small'
+
+
+def test_a_generator_is_fetched_without_its_variants(library):
+  names = ['model_index.json', 'unet/config.json', 'unet/diffusion_pytorch_model.safetensors', 'tokenizer/merges.txt',
+           'text_encoder_3/model-00001-of-00002.safetensors', 'text_encoder_3/model.safetensors.index.json',
+           'tokenizer_3/spiece.model']  # fmt: skip
+  others = ['unet/diffusion_pytorch_model.fp16.safetensors', 'unet/diffusion_pytorch_model.non_ema.safetensors',
+            'unet/diffusion_pytorch_model.bin', 'safety_checker/model.safetensors', 'v1-5-pruned.ckpt',
+            'text_encoder_3/model.fp16-00001-of-00002.safetensors']  # fmt: skip
+  patterns = (*hub.MODELS['sd15'].files, *hub.MODELS['sd3-medium'].files)
+  taken = [name for name in names + others if any(fnmatch.fnmatch(name, pattern) for pattern in patterns)]
+  assert taken == names
+
+
+def test_a_repository_without_tensors_is_not_taken_for_whole(library):
+  fake = library.snapshot_download
+  library.snapshot_download = lambda *args, **options: (
+    fake(*args, **options),
+    [file.unlink() for file in pathlib.Path(options['local_dir']).glob('*.safetensors')],
+  )
+  with pytest.raises(ValueError, match='t5-small has none of the files that are read'):
+    hub.fetch('t5-small')
+  assert not hub.is_here('t5-small')

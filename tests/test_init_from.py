@@ -1,5 +1,8 @@
 """A run that starts from elsewhere: another run's averages, published weights, and what may differ; frozen networks."""
 
+import pathlib
+
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -13,12 +16,14 @@ from jaxgen.experiment import as_stages
 from jaxgen.frozen import Frozen, frozen, tree_hash
 from jaxgen.init_from import InitFrom, merged
 from jaxgen.models.dit import DiT
-from jaxgen.pretrained import published
+from jaxgen.pretrained import original, published
 from jaxgen.pretrained.layout import Meta, Pretrained
 from jaxgen.run import check_identity, identity
 from jaxgen.stage_setup import abstract_state, first_state
 from jaxgen.train import train
 from tests import toys
+
+GOLDEN = pathlib.Path(__file__).parent / 'golden'
 
 
 @pytest.fixture(scope='module')
@@ -96,6 +101,39 @@ def test_published_weights_are_read_from_their_folder(tmp_path):
   assert {leaf.dtype for leaf in jax.tree.leaves(placed)} == {jnp.dtype(jnp.bfloat16)}
   with pytest.raises(ValueError, match='goes to one of net, autoencoder, generator; this run trains judge'):
     init_from.read(tmp_path / 'dit', trained=['judge'])
+
+
+def test_checkpoints_of_the_original_code_are_read_by_the_network_that_is_trained(tmp_path, monkeypatch):
+  with np.load(GOLDEN / 'dit_tiny.npz') as arrays:
+    tensors = {f'module.{name[3:]}': array for name, array in arrays.items() if name.startswith('sd/')}
+  content = {'model': {name: array + 1 for name, array in tensors.items()}, 'ema': tensors, 'opt': {}, 'args': None}
+  del content['model']['module.pos_embed']  # fixed; +1 would be refused
+  monkeypatch.setattr('jaxgen.pretrained.torch_file.read', lambda path: content)
+  (tmp_path / '0100000.pt').touch()
+
+  def start(net, average=None, fresh=()):
+    args = jnp.zeros((1, 8, 8, 4)), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)}
+    shapes = jax.eval_shape(net.init, jax.random.key(0), *args)['params']
+    params = {'net': jax.tree.map(lambda leaf: jnp.zeros(leaf.shape), shapes)}
+    source = InitFrom(tmp_path / '0100000.pt', average=average, fresh=fresh)
+    return init_from.initialised(params, source, networks={'net': net})['net']
+
+  net = DiT(patch=2, depth=3, width=48, heads=4, num_classes=10, learn_sigma=True)
+  kernel = tensors['module.blocks.1.attn.proj.weight'].T
+  np.testing.assert_array_equal(start(net)['blocks']['attention']['out']['kernel'][1].reshape(48, 48), kernel)
+  model = start(net, 'model')['blocks']['attention']['out']['kernel'][1]
+  np.testing.assert_array_equal(model.reshape(48, 48), kernel + 1)
+  flow = net.clone(num_classes=3, learn_sigma=False)  # other classes and channels: they start anew
+  found = start(flow, fresh=('label_embed', 'final/linear'))
+  (labels,) = jax.tree.leaves(found['label_embed'])
+  assert labels.shape == (4, 48) and not labels.any()
+  np.testing.assert_array_equal(found['time_embed']['in']['kernel'], start(net)['time_embed']['in']['kernel'])
+  with pytest.raises(ValueError, match='net/final/linear'):
+    start(flow, fresh=('label_embed',))
+  with pytest.raises(ValueError, match="no state dict 'average'; its parts with tensors are model, ema"):
+    start(net, 'average')
+  with pytest.raises(ValueError, match='for DiT and for U-Nets without text, and this run trains Dense'):
+    original.params_like(tmp_path / '0100000.pt', nn.Dense(3), {})
 
 
 def test_the_program_starts_from_a_run_and_says_what_goes_together(taught, tmp_path, capsys, monkeypatch):

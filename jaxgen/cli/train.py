@@ -44,6 +44,12 @@ def main(argv: list[str]) -> int:
       f'--init-{kind}', metavar='PATTERN', action='append', default=[], help=f'{what}; may be repeated'
     )
   parser.add_argument(
+    '--init-part',
+    metavar='NAME',
+    help="part of what --init-from names: 'ema' or 'model' of a .pt that DiT's, SiT's or REPA's train.py saved; an "
+    "average of a run, or 'none' (default: what it is sampled with)",
+  )
+  parser.add_argument(
     '--local-checkpoints',
     metavar='PATH',
     help='a folder on a disk of each machine, where every process keeps checkpoints of its own, which are read first '
@@ -91,11 +97,17 @@ def _train(args: argparse.Namespace, overrides: list[str], signals: Signals) -> 
   try:
     stages = as_stages(module.build(config))
     if args.init_from:
-      source = InitFrom(args.init_from, tuple(args.init_fresh), tuple(args.init_widened), tuple(args.init_unused))
+      source = InitFrom(
+        args.init_from,
+        tuple(args.init_fresh),
+        tuple(args.init_widened),
+        tuple(args.init_unused),
+        average=args.init_part,
+      )
       stages = (stages[0]._replace(init_from=source), *stages[1:])
       about['init_from'] = args.init_from
-    elif args.init_fresh or args.init_widened or args.init_unused:
-      raise ValueError('--init-fresh, --init-widened and --init-unused go with --init-from PATH')
+    elif args.init_fresh or args.init_widened or args.init_unused or args.init_part:
+      raise ValueError('--init-fresh, --init-widened, --init-unused and --init-part go with --init-from PATH')
     train(
       stages,
       workdir,

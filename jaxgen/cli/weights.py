@@ -6,6 +6,58 @@ from pathlib import Path
 
 from jaxgen.cli.config import add_trust_options, load_run
 
+# Files, where they are, their licence, and what reads them.
+FILES = (
+  (
+    'DiT-XL-2-256x256.pt, DiT-XL-2-512x512.pt (2.7 GB)',
+    'https://dl.fbaipublicfiles.com/DiT/models/',
+    'CC-BY-NC-4.0',
+    'jaxgen train --config dit_xl2_imagenet256 --init-from FILE',
+  ),
+  (
+    "what DiT's, SiT's and REPA's train.py save (0100000.pt)",
+    'your own run',
+    'yours',
+    'jaxgen train --config CONFIG --init-from FILE --init-part ema|model',
+  ),
+  (
+    'U-Nets of IDDPM and ADM (.pt)',
+    'https://github.com/openai/improved-diffusion, https://github.com/openai/guided-diffusion',
+    'MIT',
+    'jaxgen train --config CONFIG --init-from FILE',
+  ),
+  (
+    "EDM's networks (.pkl, 0.2 to 1.2 GB), saved as arrays",
+    'https://nvlabs-fi-cdn.nvidia.com/edm/pretrained/',
+    'CC-BY-NC-SA-4.0',
+    'jaxgen weights convert FILE FOLDER --network edm-cifar10-32x32-cond-vp',
+  ),
+  (
+    "StyleGAN2's networks (.pkl, 0.3 to 0.4 GB), saved as arrays (docs/start_from.md)",
+    'https://nvlabs-fi-cdn.nvidia.com/stylegan2-ada-pytorch/pretrained/',
+    'NVIDIA Source Code License, not for commerce',
+    'jaxgen train --config ffhq256_stylegan2 --init-from FILE',
+  ),
+  (
+    'Stable Diffusion 1, 2, XL, 3 and Flux in one file (.safetensors, .ckpt)',
+    'the pages of those models above, and of models made of them',
+    'that of the model',
+    'jaxgen sample --weights FILE; jaxgen weights convert FILE FOLDER',
+  ),
+  (
+    'autoencoders of latent diffusion and VQGAN (.ckpt)',
+    'https://github.com/CompVis/latent-diffusion, https://github.com/CompVis/taming-transformers',
+    'MIT',
+    'jaxgen weights convert FILE FOLDER --network kl-f4|vq-f8|vqgan-f16-1024|...',
+  ),
+  (
+    'LoRA, ControlNet, IP-Adapter and textual inversion (.safetensors)',
+    'the Hub, Civitai',
+    'that of the file',
+    'jaxgen sample --weights sdxl --lora FILE (docs/adapters.md)',
+  ),
+)
+
 
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(prog='jaxgen weights', description='Pretrained weights, by name.')
@@ -105,9 +157,21 @@ def _list() -> None:
       print(f'{"":18}{folder.class_of(entry.config)}: {sizes}')
   print("\nPublished models of the Hugging Face Hub, by name too (pip install 'jaxgen[hub]'):\n")
   for name, model in hub.MODELS.items():
-    used = f'; --config {model.config} --init-from' if model.config else ''
-    print(f'{name:18}{model.description}: {model.repository}, {model.licence}, about {model.megabytes:,} MB{used}')
-    print(f'{"":18}{hub.stored(name) if hub.is_here(name) else "not here yet"}')
+    print(f'{name:18}{model.description}: {model.repository}, {model.licence}, about {model.megabytes:,} MB')
+    uses = [f'jaxgen sample --weights {name}'] * model.draws
+    uses += [_use(name, model.config)] if model.config else []
+    print(
+      ''.join(f'{"":18}{use}\n' for use in uses) + f'{"":18}{hub.stored(name) if hub.is_here(name) else "not here yet"}'
+    )
+  print('\nA star: its licence is agreed to on its page, and HF_TOKEN is the token of whoever did.')
+  print('\nFiles of the original code, which you bring:\n')
+  for files, where, licence, use in FILES:
+    print(f'{files}: {where}; {licence}\n{"":18}{use}')
+
+
+def _use(name: str, config: str) -> str:
+  given = f'--config.weights={name}' if config.endswith('_finetune') else f'--init-from {name}'
+  return f'jaxgen train --config {config} {given}'
 
 
 def _get(name: str, source: Path | None) -> None:

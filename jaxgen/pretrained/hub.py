@@ -28,6 +28,7 @@ class Model(NamedTuple):
     megabytes: size of what is fetched, about.
     files: patterns of the files that jaxgen reads.
     config: the config that trains or samples such a network; '' for none.
+    draws: whether `jaxgen sample --weights` draws with it.
   """
 
   repository: str
@@ -36,13 +37,38 @@ class Model(NamedTuple):
   megabytes: int
   files: tuple[str, ...]
   config: str = ''
+  draws: bool = False
+
+
+def _pipeline(*parts: str, schedulers: tuple[str, ...] = ('scheduler',)) -> tuple[str, ...]:
+  """Files of a pipeline: of each part one set of tensors, and not its variants (`.fp16`, `.non_ema`, `.bin`)."""
+  kinds = ('*.json', '*.txt', '*.model', '*model.safetensors', '*model-0????-of-0????.safetensors')
+  return ('model_index.json', *(f'{part}/{kind}' for part in (*schedulers, *parts) for kind in kinds))
 
 
 _NETWORK = ('config.json', '*.safetensors', '*.bin')
 _DIT = ('transformer/*', 'vae/*', 'scheduler/*', 'model_index.json')
+_SD = _pipeline('unet', 'vae', 'text_encoder', 'tokenizer')
+_SDXL = _pipeline('unet', 'vae', 'text_encoder', 'text_encoder_2', 'tokenizer', 'tokenizer_2')
+_FLUX = _pipeline('transformer', 'vae', 'text_encoder', 'text_encoder_2', 'tokenizer', 'tokenizer_2')
+_SD3 = (*_FLUX, *_pipeline('text_encoder_3', 'tokenizer_3'))
+_PIXART = _pipeline('transformer', 'vae', 'text_encoder', 'tokenizer')
+_IF = _pipeline('unet', 'text_encoder', 'tokenizer')
+_KARLO = _pipeline(
+  'prior',
+  'decoder',
+  'text_proj',
+  'super_res_first',
+  'super_res_last',
+  'text_encoder',
+  'tokenizer',
+  schedulers=('prior_scheduler', 'decoder_scheduler', 'super_res_scheduler'),
+)
 _UNET = ('config.json', 'scheduler_config.json', 'model_index.json', '*.safetensors', '*.bin')
 
-# Sizes follow from the numbers of parameters, in float32.
+# Sizes follow from the numbers of parameters, in the precision that they are stored in. A licence with a star is agreed
+# to on the model's page; the token of whoever did is in HF_TOKEN.
+_COMMUNITY = 'Stability AI Community*'
 MODELS = {
   'dit-xl-2-256': Model(
     'facebook/DiT-XL-2-256',
@@ -72,6 +98,96 @@ MODELS = {
   ),
   'clip-vit-b-32': Model('openai/clip-vit-base-patch32', 'CLIP ViT-B/32, of CLIP scores', 'not named', 605, _NETWORK),
   'dinov2-large': Model('facebook/dinov2-large', 'DINOv2 ViT-L/14, of FD-DINOv2', 'Apache-2.0', 1217, _NETWORK),
+  'sd15': Model(
+    'stable-diffusion-v1-5/stable-diffusion-v1-5',
+    'Stable Diffusion 1.5',
+    'CreativeML OpenRAIL-M',
+    4265,
+    _SD,
+    'sd15_finetune',
+    draws=True,
+  ),
+  'sdxl': Model(
+    'stabilityai/stable-diffusion-xl-base-1.0',
+    'Stable Diffusion XL',
+    'CreativeML OpenRAIL++-M',
+    13876,
+    _SDXL,
+    'sdxl_finetune',
+    draws=True,
+  ),
+  'sdxl-refiner': Model(
+    'stabilityai/stable-diffusion-xl-refiner-1.0',
+    'its refiner',
+    'CreativeML OpenRAIL++-M',
+    12155,
+    _pipeline('unet', 'vae', 'text_encoder_2', 'tokenizer_2'),
+    draws=True,
+  ),
+  'sd3-medium': Model(
+    'stabilityai/stable-diffusion-3-medium-diffusers',
+    'Stable Diffusion 3 medium',
+    _COMMUNITY,
+    15498,
+    _SD3,
+    'sd3_medium_finetune',
+    draws=True,
+  ),
+  'sd35-medium': Model(
+    'stabilityai/stable-diffusion-3.5-medium',
+    'Stable Diffusion 3.5 medium',
+    _COMMUNITY,
+    16267,
+    _SD3,
+    draws=True,
+  ),
+  'sd35-large': Model(
+    'stabilityai/stable-diffusion-3.5-large', 'Stable Diffusion 3.5 large', _COMMUNITY, 27443, _SD3, draws=True
+  ),
+  'flux-dev': Model(
+    'black-forest-labs/FLUX.1-dev',
+    'Flux.1 dev',
+    'FLUX.1 dev Non-Commercial*',
+    33740,
+    _FLUX,
+    'flux_dev_finetune',
+    draws=True,
+  ),
+  'flux-schnell': Model(
+    'black-forest-labs/FLUX.1-schnell',
+    'Flux.1 schnell',
+    'Apache-2.0',
+    33720,
+    _FLUX,
+    'flux_schnell_finetune',
+    draws=True,
+  ),
+  'pixart-256': Model(
+    'PixArt-alpha/PixArt-XL-2-256x256', 'PixArt-alpha, 256x256', 'CreativeML OpenRAIL++-M', 21826, _PIXART, draws=True
+  ),
+  'pixart-1024': Model(
+    'PixArt-alpha/PixArt-XL-2-1024-MS', 'PixArt-alpha, 1024', 'CreativeML OpenRAIL++-M', 21826, _PIXART, draws=True
+  ),
+  'z-image-turbo': Model('Tongyi-MAI/Z-Image-Turbo', 'Z-Image Turbo', 'Apache-2.0', 32833, _PIXART, draws=True),
+  'karlo': Model('kakaobrain/karlo-v1-alpha', 'DALL-E 2 (Karlo)', 'CreativeML OpenRAIL-M', 13962, _KARLO, draws=True),
+  'karlo-variations': Model(
+    'kakaobrain/karlo-v1-alpha-image-variations',
+    'its variations of a picture',
+    'CreativeML OpenRAIL-M',
+    11100,
+    (*_KARLO, *_pipeline('image_encoder', 'feature_extractor')),
+    draws=True,
+  ),
+  'if-i-xl': Model('DeepFloyd/IF-I-XL-v1.0', "DeepFloyd IF's first stage", 'DeepFloyd IF*', 36268, _IF, draws=True),
+  'if-ii-l': Model(
+    'DeepFloyd/IF-II-L-v1.0',
+    'its second, jaxgen sample --weights if-i-xl --then if-ii-l',
+    'DeepFloyd IF*',
+    24000,
+    (*_IF, *_pipeline('image_noising_scheduler')),
+  ),
+  'clip-vit-h-14': Model('laion/CLIP-ViT-H-14-laion2B-s32B-b79K', 'OpenCLIP ViT-H/14', 'MIT', 3944, _NETWORK),
+  't5-v1_1-xxl': Model('google/t5-v1_1-xxl', 'T5 v1.1 XXL', 'Apache-2.0', 44541, _NETWORK),
   't5-small': Model('google-t5/t5-small', 'T5-small', 'Apache-2.0', 242, _NETWORK),
 }
 
@@ -90,6 +206,20 @@ def stored(name: str) -> pathlib.Path:
   if name not in MODELS:
     raise ValueError(f'no published model is called {name!r}; there are: {", ".join(MODELS)}')
   return fetched(folder() / name)
+
+
+def resolved(path: str | os.PathLike) -> str:
+  """The folder that a path, or the name of a published model that was fetched, stands for.
+
+  Raises:
+    FileNotFoundError: a model of that name is not here.
+  """
+  text = os.fspath(path)
+  if text not in MODELS or pathlib.Path(text).exists():
+    return text
+  if not is_here(text):
+    raise FileNotFoundError(f'{text} is not here; `jaxgen weights get {text}` fetches it from the Hugging Face Hub')
+  return os.fspath(stored(text))
 
 
 def is_here(name: str) -> bool:
@@ -125,6 +255,8 @@ def fetch(name: str, *, revision: str | None = None, report: Report = lambda mes
     )
   except Exception as error:
     raise OSError(_how_to_bring(name, model, place, error)) from error
+  if not any(file.suffix in ('.safetensors', '.bin') for file in place.rglob('*')):
+    raise ValueError(f'{model.repository} has none of the files that are read: {", ".join(model.files)}')
   for file, digest in (wanted or {}).items():
     report(f'{name}: checking {file}')
     if _sha256(place / file) != digest:

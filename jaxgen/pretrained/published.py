@@ -9,7 +9,7 @@ from typing import Any
 import jax.numpy as jnp
 from etils import epath
 
-from jaxgen.pretrained import networks, pipeline, single_file
+from jaxgen.pretrained import hub, networks, pipeline, single_file
 from jaxgen.pretrained.layout import Pretrained, Put
 from jaxgen.pretrained.pipeline import Pipeline
 
@@ -19,7 +19,7 @@ def load(path: str | os.PathLike, *, put: Put | None = None, dtype: Any = jnp.fl
 
   Args:
     path: path of a folder of diffusers or transformers, of a file that `jaxgen weights get` stored, or of a
-      single-file checkpoint of Stable Diffusion.
+      single-file checkpoint of Stable Diffusion; or the name of a model that `jaxgen weights get` fetched.
     put: `(path in the tree, array) -> leaf`, such as an array sharded over a mesh; by default float32 on the host. It
       applies to single networks; the parameters of a generator are read when they are used.
     dtype: dtype of the networks' activations.
@@ -28,6 +28,7 @@ def load(path: str | os.PathLike, *, put: Put | None = None, dtype: Any = jnp.fl
     FileNotFoundError: there is no such folder or file, or a part of it is missing.
     ValueError: jaxgen has no such network or generator, or the tensors are not its own.
   """
+  path = hub.resolved(path)
   if (epath.Path(path) / pipeline.INDEX).exists():
     return pipeline.load(path, dtype=dtype)
   if single_file.is_checkpoint(path):
