@@ -33,6 +33,7 @@ from jaxgen import digests
 from jaxgen.files import in_bucket
 from jaxgen.sharding import axes_of
 from jaxgen.train_state import TrainState
+from jaxgen.writer import written_by
 
 PARTS = ('params', 'ema', 'opt_state', 'extra')
 MODEL = ('params', 'ema', 'extra')
@@ -294,6 +295,7 @@ class Checkpoints:
           f'checkpoint {step} in {self.directory} is of another network or optimizer: {len(different)} arrays '
           f'differ, first {name}/{key}: got {have.get(key, "none")}, wanted {want.get(key, "none")}; '
           + _remedy(different, have)
+          + written_by(self.directory.parent)
         )
 
   def _read_error(self, step: int, error: Exception) -> CheckpointError:

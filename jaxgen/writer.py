@@ -258,6 +258,18 @@ def environment() -> dict[str, Any]:
   }
 
 
+def written_by(workdir: str | os.PathLike) -> str:
+  """The version of jaxgen that wrote a run's folder, as the end of an error; '' where it is this one or not known."""
+  kept = (files.read_json_object(epath.Path(workdir) / 'config.json') or {}).get('environment')
+  if not isinstance(kept, Mapping) or 'jaxgen' not in kept:
+    return ''
+  now = environment()
+  if all(kept.get(name) == now[name] for name in ('jaxgen', 'commit')):
+    return ''
+  wrote, here = (f'{it["jaxgen"]}' + (f' (commit {it["commit"]})' if it.get('commit') else '') for it in (kept, now))
+  return f'; jaxgen {wrote} wrote {workdir}, and this is jaxgen {here}'
+
+
 def _commit() -> str | None:
   """The commit that jaxgen runs from, with a + where files were changed; None outside a checkout."""
   here = os.path.dirname(os.path.abspath(__file__))

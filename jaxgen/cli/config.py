@@ -110,13 +110,17 @@ def load_run(
     ValueError: config.json is damaged, or names code that may not run.
   """
   kept = _read_record(workdir)
-  from jaxgen.writer import flat
+  from jaxgen.writer import flat, written_by
 
   name = os.fspath(config or kept.get('file') or kept['name'])
   module = find_config(name) if config or trust_code else _find_trusted(name, workdir)
   made = _checked(module).get_config().lock()
   retired = {'model.unroll'} | (_RETIRED.get(kept['name'], set()) if _is_shipped(module) else set())
-  _set(made, {field: value for field, value in flat(kept['config']).items() if field not in retired}, name)
+  fields = {field: value for field, value in flat(kept['config']).items() if field not in retired}
+  try:
+    _set(made, fields, name)
+  except ValueError as error:
+    raise ValueError(f'{error}{written_by(workdir)}') from None
   change(made, overrides, name=name)
   return made, module
 
