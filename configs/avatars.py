@@ -183,7 +183,7 @@ def build(c: ConfigDict) -> Experiment:
       attribute_classifier.load(),
       mesh=mesh,
       splits={'test': test, 'seen': opened(c, 'seen')[0]},
-      encode=lambda asked: {'text': encode_all(words, asked.texts)},
+      encode=lambda prompts: {'text': encode_all(words, prompts.texts)},
       **c.attributes,
     )
   return Experiment(

@@ -5,8 +5,8 @@
   jaxgen train --config avatars_imagen --config.stage=large --config.dataset=avatars                # 32 to 64
 
 U-Nets read the words in the softmax of their own attention. The second model is an efficient U-Net: few features and no
-attention where pixels are many, more where they are few; its small pictures have noise of a random level, which it is
-told (Saharia et al. 2022). Samples are thresholded dynamically. Grids and FID of the large stage are told small real
+attention where pixels are many, more where they are few; its small pictures have noise of a random level, a condition
+(Saharia et al. 2022). Samples are thresholded dynamically. Grids and FID of the large stage start from small real
 pictures; both in a row: jaxgen/generation/cascade.py. Differs from the paper: the text encoder learns with each model.
 
 Result: not run.

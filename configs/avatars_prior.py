@@ -3,7 +3,7 @@
   jaxgen train --config avatars_prior
 
 Embeddings are the logits of the classifier of attributes that comes with jaxgen. A causal transformer predicts x0 of
-the standardised embeddings (Ramesh et al. 2022). Pictures come from avatars_unclip, told the embedding:
+the standardised embeddings (Ramesh et al. 2022). Pictures come from avatars_unclip, given the embedding:
 jaxgen/generation/cascade.py. Measured in the loop: the share of attributes that embeddings say as their captions do.
 Differs from the paper: the embeddings are not CLIP's, and the text encoder learns with the prior.
 

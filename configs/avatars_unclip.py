@@ -4,7 +4,7 @@
 
 Embeddings are those of avatars_prior. They are added to time's embedding and read as four more tokens of text; each of
 both is dropped in training, so that a picture's own embedding makes variations of it (generation/cascade.py). Grids and
-FID here are told embeddings of real pictures. Ramesh et al. 2022.
+FID here take embeddings of real pictures. Ramesh et al. 2022.
 
 Result: not run.
 """

@@ -88,8 +88,8 @@ def build(c: ConfigDict) -> Experiment:
   stage = avatars.build(base)
   base.shift = c.shift
   words = avatars.vocabulary(*avatars.opened(base, 'train'))
-  told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
-  (dataset, describe), (test, _) = (avatars.opened(told, split) for split in ('train', 'test'))
+  opening = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
+  (dataset, describe), (test, _) = (avatars.opened(opening, split) for split in ('train', 'test'))
   transform = controls(c.control, tokenized(words, describe=describe))
   data = Loader(
     dataset,
@@ -114,13 +114,13 @@ def build(c: ConfigDict) -> Experiment:
   )
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
 
-  def asked(number):
+  def fields_of(number):
     records = [transform(test.read(i), np.random.default_rng(i)) for i in range(number)]
     return {name: np.stack([record[name] for record in records]) for name in conditioner.fields}
 
-  shown = {name: np.repeat(rows, c.samples.per_picture, axis=0) for name, rows in asked(c.samples.pictures).items()}
+  shown = {name: np.repeat(rows, c.samples.per_picture, axis=0) for name, rows in fields_of(c.samples.pictures).items()}
   num, edges = c.samples.pictures * c.samples.per_picture, c.control == 'canny'
-  silent = asked(c.edges.number) | {'text': encode_all(words, [''] * c.edges.number)}
+  silent = fields_of(c.edges.number) | {'text': encode_all(words, [''] * c.edges.number)}
   schedule = warmup_cosine(c.optimizer.rate, warmup=c.optimizer.warmup, steps=c.steps)
   rows = [describe(test.read(i), np.random.default_rng(i)) for i in range(c.samples.pictures)]
   return Experiment(

@@ -72,13 +72,13 @@ def build(c: ConfigDict) -> Experiment:
   generate = make_generate(base.objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   tokenize: Any = base.tokenize
 
-  def told(texts, each):
+  def prompted(texts, each):
     return {name: np.repeat(ids, each, axis=0) for name, ids in tokenize(texts).items()}
 
   shown = [*prompts, *of_class]
   each = c.samples.per_prompt
   evaluators = [
-    samples(generate, mesh=mesh, cond=told(shown, each), num=each * len(shown), every=c.samples.every, rows=shown)
+    samples(generate, mesh=mesh, cond=prompted(shown, each), num=each * len(shown), every=c.samples.every, rows=shown)
   ]
   if c.subject.every:
     own = source(c.dataset, resolution=data.spec['image'].shape[1])
@@ -88,8 +88,8 @@ def build(c: ConfigDict) -> Experiment:
         attribute_classifier.load(),
         mesh=mesh,
         pictures=np.stack([own.read(i)['image'] for i in range(min(own.num_examples, 32))]),
-        new=told(prompts, c.subject.per_prompt),
-        of_class=told(of_class, len(prompts) * c.subject.per_prompt),
+        new=prompted(prompts, c.subject.per_prompt),
+        of_class=prompted(of_class, len(prompts) * c.subject.per_prompt),
         free=(ATTRIBUTES.index('background'),),
         every=c.subject.every,
       )

@@ -8,7 +8,7 @@
 
 The network starts as the base's, which reads the picture before the edit as more channels, from zero; words that the
 base does not know are new rows of its table. A classifier that comes with jaxgen measures the share of edits that are
-what was asked for (edits_changed) and of attributes that stay (edits_kept), on pictures that are in no training pair;
+what the instruction says (edits_changed) and of attributes that stay (edits_kept), on pictures in no training pair;
 beside them stand the same of the right answers.
 
 Result, seed 0: edits_changed 0.51 (colors 0.93; mouths and eyes rarely, which the base draws badly, too), edits_kept

@@ -108,16 +108,16 @@ def questions(
   others = [(max(int(background), 0) + 3) % len(backgrounds) for background in truth[:, place]]
   named = np.full_like(truth, -1)
   named[:, place] = np.where(truth[:, place] >= 0, others, -1)
-  asked = [f'{backgrounds[background]} background' for background in others]
-  return [record['image'] for record in records], truth, named, asked
+  texts = [f'{backgrounds[background]} background' for background in others]
+  return [record['image'] for record in records], truth, named, texts
 
 
 def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   stage = avatars.build(base)
   words = avatars.vocabulary(*avatars.opened(base, 'train'))
-  told = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
-  (dataset, describe), (seen, _) = (avatars.opened(told, split) for split in ('train', 'seen'))
+  opening = ConfigDict({'dataset': c.dataset, 'resolution': base.resolution})
+  (dataset, describe), (seen, _) = (avatars.opened(opening, split) for split in ('train', 'seen'))
 
   data = loader(c, dataset, words, describe)
   classifier, params = attribute_classifier.read()
@@ -149,7 +149,7 @@ def build(c: ConfigDict) -> Experiment:
     ip_adapter(base=('net', 'text')),
   )
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
-  pictures, truth, named, asked = questions(seen, c.measure.number)
+  pictures, truth, named, texts = questions(seen, c.measure.number)
 
   def cond(texts, pictures):
     return {
@@ -186,7 +186,7 @@ def build(c: ConfigDict) -> Experiment:
         attribute_classifier.load(),
         mesh=mesh,
         alone=cond([''] * len(pictures), pictures),
-        prompted=cond(asked, pictures),
+        prompted=cond(texts, pictures),
         truth=truth,
         named=named,
         every=c.measure.every,

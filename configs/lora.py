@@ -189,13 +189,13 @@ def held_out(
     return (loss,)
   described, number = describing(dataset, c.caption), min(c.held_out.images, dataset.num_examples)
   texts = [described(dataset.read(i), np.random.default_rng([c.seed, i])) for i in range(number)]
-  asked = {name: ids[np.arange(c.held_out.fid) % len(ids)] for name, ids in tokenize(texts).items()}
+  repeated = {name: ids[np.arange(c.held_out.fid) % len(ids)] for name, ids in tokenize(texts).items()}
   protocol = {'prompts': f'captions of {dataset.name}, {dataset.split}', 'sampler': 'of the base'}
   distance = fid(
     generate,
     dataset,
     mesh=mesh,
-    cond=asked,
+    cond=repeated,
     num_samples=c.held_out.fid,
     every=c.held_out.every,
     batch_size=16,

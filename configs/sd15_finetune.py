@@ -34,7 +34,7 @@ from jaxgen.models.layers import remat
 from jaxgen.pretrained import autoencoder, hub, pipeline
 from jaxgen.pretrained.blank import blank
 from jaxgen.pretrained.pipeline import DENOISERS, Pipeline
-from jaxgen.pretrained.prompts import prompts
+from jaxgen.pretrained.prompts import prompts_of
 from jaxgen.pretrained.text_to_image import channels, frozen_of, objective_of
 
 
@@ -54,7 +54,7 @@ def get_config() -> ConfigDict:
       'dtype': 'bfloat16',
       'remat': 'full',
       'drop_rate': 0.1,
-      'guidance': 1.0,  # the scale that Flux-dev is told in training
+      'guidance': 1.0,  # the guidance scale that Flux-dev reads in training
       'optimizer': {'rate': 1e-5, 'weight_decay': 1e-2, 'warmup': 500},
       'ema': 0.9999,
       'clip_norm': 1.0,
@@ -87,13 +87,13 @@ def opened(c: ConfigDict) -> tuple[Pipeline, Dataset]:
 def build(c: ConfigDict) -> Experiment:
   mesh, (it, dataset) = sharding.make_mesh(**c.mesh), opened(c)
   size = (c.resolution, c.resolution)
-  told = prompts(it, size=size, drop_rate=c.drop_rate, guidance=c.guidance)
-  objective = objective_of(it, size=size, steps=c.sampling.steps, guidance=c.sampling.scale, told=told)
+  prompts = prompts_of(it, size=size, drop_rate=c.drop_rate, guidance=c.guidance)
+  objective = objective_of(it, size=size, steps=c.sampling.steps, guidance=c.sampling.scale, prompts=prompts)
 
   def transform(record: Record, rng: np.random.Generator) -> Record:
     text = lines(record, rng) if c.weights else ''
     rest = {name: value for name, value in record.items() if name != 'caption'}
-    return rest | {name: rows[0] for name, rows in told.tokenize([text]).items()}
+    return rest | {name: rows[0] for name, rows in prompts.tokenize([text]).items()}
 
   data = Loader(
     dataset,
@@ -102,8 +102,8 @@ def build(c: ConfigDict) -> Experiment:
     transform=transform,
     transform_name=' '.join(tokenizer.fingerprint for tokenizer in it.tokenizers.values()),
   )
-  asked = prompts(it, size=size, guidance=c.sampling.scale).tokenize(c.samples.prompts)
-  shown = {name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in asked.items()}
+  ids = prompts_of(it, size=size, guidance=c.sampling.scale).tokenize(c.samples.prompts)
+  shown = {name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in ids.items()}
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
   grid = samples(
     generate,
@@ -135,6 +135,6 @@ def build(c: ConfigDict) -> Experiment:
     },
     init_from=InitFrom(c.weights) if c.weights else None,
     evaluators=(grid, *loss) if c.weights else (),
-    tokenize=told.tokenize,
+    tokenize=prompts.tokenize,
     **run_options(c),
   )

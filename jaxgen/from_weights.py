@@ -20,7 +20,7 @@ from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.objectives.super_resolution import LOW
 from jaxgen.pretrained import published, single_file, unclip
 from jaxgen.pretrained.pipeline import ENLARGERS, TEXT_ENCODERS, TOKENIZERS, UNCLIP, UNCONDITIONAL, Pipeline
-from jaxgen.pretrained.prompts import Tokenize, chunks_of, prompts
+from jaxgen.pretrained.prompts import Tokenize, chunks_of, prompts_of
 from jaxgen.pretrained.text_to_image import enlarger_of, frozen_of, image_size, noise_of, objective_of
 from jaxgen.sample import Trained
 from jaxgen.train_state import TrainState
@@ -95,19 +95,19 @@ def trained(
   if pipeline.kind in UNCLIP:
     return _unclip(pipeline, size=size, steps=steps, guidance=guidance)
   size = size or image_size(pipeline)
-  told = prompts(pipeline, chunks=chunks_of(pipeline, texts), size=size, guidance=guidance)
+  prompts = prompts_of(pipeline, chunks=chunks_of(pipeline, texts), size=size, guidance=guidance)
   objective = objective_of(
     pipeline,
     size=size,
     steps=_STEPS if steps is None else steps,
     guidance=guidance,
     image_guidance=image_guidance,
-    told=told,
+    prompts=prompts,
     tile=tile,
     double_shift=double_shift,
     extend=extend,
   )
-  tokenize = None if pipeline.kind in UNCONDITIONAL else told.tokenize
+  tokenize = None if pipeline.kind in UNCONDITIONAL else prompts.tokenize
   return _trained(objective, {'net': pipeline.denoiser.params}, frozen_of(pipeline), tokenize)
 
 
@@ -142,19 +142,21 @@ def in_a_row(
     tokens = [{name: made.fingerprint for name, made in other.tokenizers.items()} for other in (first, it)]
     if tokens[0] != tokens[1]:
       raise ValueError(f'generator {number} has another tokenizer than the first; stages read the same prompt')
-    told = prompts(it, size=image_size(it))
-    options = {'told': told, 'steps': _STEPS if steps is None else steps, 'guidance': guidance}
+    prompts = prompts_of(it, size=image_size(it))
+    options = {'prompts': prompts, 'steps': _STEPS if steps is None else steps, 'guidance': guidance}
     objective = objective_of(it, **options) if number == 1 else enlarger_of(it, low=low, **options)
     if negative is not None:
-      said = {name: rows[0] for name, rows in told.tokenize([negative]).items() if name in told.conditioner.nullable}
-      parts = away_from(denoising_of(objective), objective.conditioner, said)
+      null = {
+        name: rows[0] for name, rows in prompts.tokenize([negative]).items() if name in prompts.conditioner.nullable
+      }
+      parts = away_from(denoising_of(objective), objective.conditioner, null)
       objective = objective._replace(sample=sampled(parts))
     names = {name: name if shared or number == 1 else f'{name}_of_{number}' for name in frozen_of(it)}
     frozen |= {names[name]: tree for name, tree in frozen_of(it).items()}
     trees[f'net_{number}'] = it.denoiser.params
     links.append(Link(objective, _trees(f'net_{number}', names), LOW if links else None, noise_of(it) if links else {}))
     low = image_size(it)
-  return _trained(chained(links), trees, frozen, prompts(first, size=image_size(first)).tokenize)
+  return _trained(chained(links), trees, frozen, prompts_of(first, size=image_size(first)).tokenize)
 
 
 def _trees(net: str, names: Mapping[str, str]) -> Callable[[Any, Any], tuple[Any, Any]]:
@@ -174,9 +176,9 @@ def _unclip(pipeline: Pipeline, *, size: tuple[int, int] | None, steps: int | No
   own = image_size(pipeline)
   if size not in (None, own):
     raise ValueError(f'this generator makes images of {own[0]}x{own[1]} alone; leave --size out')
-  told = prompts(pipeline, size=own)
-  scale = told.scale if guidance is None else guidance
-  parts = unclip.parts(pipeline, told.conditioner, steps=unclip.STEPS if steps is None else steps, guidance=scale)
+  prompts = prompts_of(pipeline, size=own)
+  scale = prompts.scale if guidance is None else guidance
+  parts = unclip.parts(pipeline, prompts.conditioner, steps=unclip.STEPS if steps is None else steps, guidance=scale)
 
   def link(part: unclip.Part) -> Link:
     return Link(
@@ -185,7 +187,7 @@ def _unclip(pipeline: Pipeline, *, size: tuple[int, int] | None, steps: int | No
 
   names = [name for part in parts for name in part.trees.values()]
   params = {name: pipeline.components[name].params for name in names}
-  tokenize = told.tokenize if 'prior' in pipeline.components else None
+  tokenize = prompts.tokenize if 'prior' in pipeline.components else None
   return _trained(chained([link(part) for part in parts]), params, frozen_of(pipeline), tokenize)
 
 

@@ -76,23 +76,23 @@ def avatars_evaluators(
     tokenize: prompts to the fields of a batch.
     splits: 'test' and 'seen' of avatars.
     protocol: sampler and guidance, written beside FID.
-    beside: fields that a network is told beside the text, made of the pictures that the prompts describe.
+    beside: conditions beside the text, made of the pictures that the prompts describe.
   """
-  asked = prompts(splits['test'], number=c.samples.prompts)
-  told = tokenize(asked.texts)
+  test = prompts(splits['test'], number=c.samples.prompts)
+  ids = tokenize(test.texts)
   generate = make_generate(objective.sample, mesh=mesh, batch_size=c.sampling.batch_size)
 
   def of_rows(num: int) -> Mapping[str, np.ndarray]:
     rows = data.rows(0, range(num))
-    return {**{name: rows[name] for name in told}, **beside(np.asarray(rows['image']))}
+    return {**{name: rows[name] for name in ids}, **beside(np.asarray(rows['image']))}
 
-  shown = {**told, **beside(asked.images)}
+  shown = {**ids, **beside(test.images)}
   shown = {name: np.repeat(rows, c.samples.per_prompt, axis=0) for name, rows in shown.items()}
   evaluators = grid_and_fid(
     c,
     generate,
     mesh=mesh,
-    shown={'cond': shown, 'num': len(asked.texts) * c.samples.per_prompt, 'rows': asked.texts},
+    shown={'cond': shown, 'num': len(test.texts) * c.samples.per_prompt, 'rows': test.texts},
     reference=lambda: splits['seen'],
     cond=of_rows,
     protocol={'prompts': 'captions of the training data', **protocol},
@@ -102,7 +102,7 @@ def avatars_evaluators(
     attribute_classifier.load(),
     mesh=mesh,
     splits=splits,
-    encode=lambda asked: {**tokenize(asked.texts), **beside(asked.images)},
+    encode=lambda prompts: {**tokenize(prompts.texts), **beside(prompts.images)},
     **c.attributes,
   )
 
@@ -126,7 +126,7 @@ def avatars_experiment(
     data: made by `captioned`.
     words: tokenizer of the captions.
     trains: keys of the parameters, all but 'net' trained by Adam.
-    beside: fields that a network is told beside the text, made of the pictures that the prompts describe.
+    beside: conditions beside the text, made of the pictures that the prompts describe.
     frozen: networks that are used and not trained.
     protocol: what is written beside the FID.
   """

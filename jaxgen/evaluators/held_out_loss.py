@@ -61,11 +61,11 @@ def held_out_loss(
   if not times or not all(0 < t < 1 for t in times):
     raise ValueError(f'times are {tuple(times)}; wanted some between 0 and 1, such as {TIMES}')
 
-  def measure(params, frozen, images, told, keys) -> dict[str, Array]:
+  def measure(params, frozen, images, fields, keys) -> dict[str, Array]:
     process, denoise = denoising.process(params), denoising.denoiser(params, frozen)
     x0 = denoising.encode(frozen, images).astype(jnp.float32)
     eps = image_noise(keys, x0.shape[1:])
-    cond, _ = denoising.condition(params, frozen, told, keys)
+    cond, _ = denoising.condition(params, frozen, fields, keys)
     losses = {}
     for time in times:
       t = jnp.full(len(x0), time, jnp.float32)

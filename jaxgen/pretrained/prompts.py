@@ -58,7 +58,7 @@ class Prompts(NamedTuple):
   scale: float
 
 
-def prompts(
+def prompts_of(
   pipeline: Pipeline,
   *,
   size: tuple[int, int],
@@ -206,8 +206,8 @@ def _pixart(pipeline: Pipeline, drop_rate: float, size: tuple[int, int]) -> Prom
   tokenize, empty = _tokenize(tokenizers), _empty(tokenizers)
 
   def with_sizes(prompts: Sequence[str]) -> Mapping[str, np.ndarray]:
-    told = {name: np.stack([value] * len(prompts)) for name, value in sizes.items()}
-    return {**tokenize([text.lower().strip() for text in prompts]), **told}
+    size_rows = {name: np.stack([value] * len(prompts)) for name, value in sizes.items()}
+    return {**tokenize([text.lower().strip() for text in prompts]), **size_rows}
 
   conditioner = _dropping(empty, drop_rate, encode)
   fields = {**conditioner.fields, **{name: Field() for name in sizes}}

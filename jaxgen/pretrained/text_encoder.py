@@ -104,15 +104,15 @@ def _of_pipeline(path: str | os.PathLike, *, put: Put | None, dtype: Any) -> Tex
   if not names:
     raise ValueError(f'{path} is a {whole.kind}, which has no text encoder')
   loaded = {name: networks.load(epath.Path(path) / name, put=put, dtype=dtype) for name in names}
-  told = prompts.prompts(whole, size=(0, 0))  # sizes and scales are no text, and are left out
-  fields = {name: field for name, field in told.conditioner.fields.items() if name.startswith(prompts.FIELDS[0])}
+  it = prompts.prompts_of(whole, size=(0, 0))  # sizes and scales are no text, and are left out
+  fields = {name: field for name, field in it.conditioner.fields.items() if name.startswith(prompts.FIELDS[0])}
 
   def tokenize(texts: Sequence[str]) -> Mapping[str, np.ndarray]:
-    return {name: value for name, value in told.tokenize(texts).items() if name in fields}
+    return {name: value for name, value in it.tokenize(texts).items() if name in fields}
 
   hashes = [it.meta.hash for it in loaded.values()] + [it.fingerprint for it in whole.tokenizers.values()]
   frozen = {name: it.params for name, it in loaded.items()}
-  return TextEncoder(told.conditioner._replace(fields=fields, drops={}), tokenize, frozen, ' '.join(hashes))
+  return TextEncoder(it.conditioner._replace(fields=fields, drops={}), tokenize, frozen, ' '.join(hashes))
 
 
 def _clip(net: Any, params: Any, ids: Array, mask: Array) -> Cond:

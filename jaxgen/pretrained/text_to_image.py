@@ -23,7 +23,7 @@ from jaxgen.objectives.super_resolution import LEVEL, corner_aligned, enlarging
 from jaxgen.pretrained import pipeline as pipelines
 from jaxgen.pretrained import schedulers, unclip
 from jaxgen.pretrained.pipeline import TEXT_ENCODERS, Pipeline
-from jaxgen.pretrained.prompts import Prompts, prompts, text_width
+from jaxgen.pretrained.prompts import Prompts, prompts_of, text_width
 from jaxgen.pretrained.sampling import sampling
 from jaxgen.processes import times
 from jaxgen.processes.parameterisation import learned_variance
@@ -41,7 +41,7 @@ def objective_of(
   steps: int = 50,
   guidance: float | None = None,
   image_guidance: float | None = None,
-  told: Prompts | None = None,
+  prompts: Prompts | None = None,
   tile: int | None = None,
   double_shift: bool = False,
   extend: Callable[[Conditioner], Conditioner] = lambda conditioner: conditioner,
@@ -54,7 +54,7 @@ def objective_of(
     steps: of sampling.
     guidance: scale of classifier-free guidance; the generator's usual one by default.
     image_guidance: scale of guidance by the picture that is edited, of InstructPix2Pix.
-    told: of `prompts`, for prompts of several chunks, or to drop text in training.
+    prompts: how the generator takes a prompt, of several chunks or with drops in training; `prompts_of` by default.
     tile: decodes large images in tiles of this many latents a side.
     double_shift: of a flow, as diffusers has it.
     extend: adds conditions beside the prompt, such as controls.
@@ -63,12 +63,12 @@ def objective_of(
     ValueError: the sizes do not fit.
   """
   size = size or image_size(pipeline)
-  told = told or prompts(pipeline, size=size)
+  prompts = prompts or prompts_of(pipeline, size=size)
   autoencoder = pipeline.autoencoder
   factor = 1 if autoencoder is None else autoencoder.net.factor
   if size[0] % factor or size[1] % factor:
     raise ValueError(f'images of {size[0]}x{size[1]} do not divide by {factor}, the side of a latent')
-  check_widths(pipeline, told)
+  check_widths(pipeline, prompts)
   shape = (size[0] // factor, size[1] // factor, channels(pipeline))
   schedule, net = pipeline.schedule, pipeline.denoiser.net
   even = pipeline.kind in (*pipelines.FLUX, *pipelines.Z_IMAGE)
@@ -78,7 +78,7 @@ def objective_of(
   parameterise = schedulers.parameterise(schedule)
   if shape[-1] < _made(pipeline):
     parameterise = learned_variance(parameterise)  # which a solver that has its own variance does not read
-  conditioner, scale = told.conditioner, told.scale if guidance is None or flux else guidance
+  conditioner, scale = prompts.conditioner, prompts.scale if guidance is None or flux else guidance
   guide = classifier_free(scale)
   if is_instructed(pipeline):
     assert autoencoder is not None, pipeline.kind
@@ -100,15 +100,15 @@ def objective_of(
   return objective if autoencoder is None else latent(objective, autoencoder.net, tile=tile)
 
 
-def enlarger_of(pipeline: Pipeline, *, low: tuple[int, int], told: Prompts, **options: Any) -> Objective:
+def enlarger_of(pipeline: Pipeline, *, low: tuple[int, int], prompts: Prompts, **options: Any) -> Objective:
   """The objective of a generator that enlarges images of another: DeepFloyd IF's second stage.
 
-  It is told an image, 'low', and the time of the noise that is added to it, 'level'; see `noise_of`.
+  It is conditioned on an image, 'low', and the time of the noise that is added to it, 'level'; see `noise_of`.
 
   Args:
     pipeline: the generator.
     low: height and width of the images that it enlarges.
-    told: as in `objective_of`.
+    prompts: as in `objective_of`.
     options: the others of `objective_of`.
   """
   size, noising = image_size(pipeline), schedulers.process(pipeline.schedules['image_noising_scheduler'])
@@ -118,7 +118,7 @@ def enlarger_of(pipeline: Pipeline, *, low: tuple[int, int], told: Prompts, **op
   def extend(conditioner: Conditioner) -> Conditioner:
     return enlarging(conditioner, noising, size=size, low=low[0], up=corner_aligned)
 
-  return objective_of(pipeline, size=size, told=told, extend=extend, **options)
+  return objective_of(pipeline, size=size, prompts=prompts, extend=extend, **options)
 
 
 def noise_of(pipeline: Pipeline, step: int = 250) -> dict[str, float]:
@@ -167,11 +167,11 @@ def is_instructed(pipeline: Pipeline) -> bool:
 
 def is_guided(pipeline: Pipeline, guidance: float | None = None) -> bool:
   """Whether sampling at this scale, or at the usual one, is guided."""
-  usual = prompts(pipeline, size=image_size(pipeline)).scale
+  usual = prompts_of(pipeline, size=image_size(pipeline)).scale
   return pipeline.kind not in pipelines.FLUX and (usual if guidance is None else guidance) > 1
 
 
-def check_widths(pipeline: Pipeline, told: Prompts) -> None:
+def check_widths(pipeline: Pipeline, prompts: Prompts) -> None:
   """Raises ValueError where the text encoders' width is not what the denoiser reads."""
   if pipeline.kind in pipelines.UNCONDITIONAL:
     return
@@ -180,8 +180,8 @@ def check_widths(pipeline: Pipeline, told: Prompts) -> None:
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype), tree)
 
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), 1))
-  fields = shapes(dict(told.tokenize([''])))
-  found = jax.eval_shape(told.conditioner.encode, {}, shapes(frozen_of(pipeline)), fields, keys)
+  fields = shapes(dict(prompts.tokenize([''])))
+  found = jax.eval_shape(prompts.conditioner.encode, {}, shapes(frozen_of(pipeline)), fields, keys)
   read, made = text_width(pipeline), found['text'].shape[-1]
   if read != made:
     raise ValueError(f'the denoiser reads tokens of {read} features, and the text encoders make {made}; use its own')
