@@ -66,7 +66,7 @@ def write(workdirs: Sequence[str | os.PathLike], out: str | os.PathLike) -> epat
     FileNotFoundError: a folder is not that of a run.
   """
   if not 2 <= len(workdirs) <= len(_COLOURS):
-    raise ValueError(f'{len(workdirs)} runs; a page compares 2 to {len(_COLOURS)}')
+    raise ValueError(f'a page compares 2 to {len(_COLOURS)} runs, and got {len(workdirs)}')
   runs = _named([_read(epath.Path(workdir)) for workdir in workdirs])
   names = list(dict.fromkeys(name for run in runs for name in run.series))
   quality = [name for name in names if report.is_quality(name)]

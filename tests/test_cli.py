@@ -395,6 +395,8 @@ def test_evaluations_that_cannot_be_say_why(trained, tmp_path, capsys):
   for options in ((), ('--run', trained, '--images', tmp_path), ('--images', tmp_path)):
     with pytest.raises(SystemExit, match='2'):
       jaxgen('evaluate', *options)
+  assert jaxgen('evaluate', '--images', trained / 'samples', '--reference', tmp_path / 'none') == 2
+  assert capsys.readouterr().err.endswith(f'jaxgen: error: there is no folder or file {tmp_path}/none\n')
 
 
 def test_a_mistake_in_build_is_one_line_and_leaves_no_folder(tmp_path, capsys):
@@ -418,7 +420,7 @@ def test_a_preempted_run_exits_75(tmp_path, capsys, monkeypatch):
 
 def test_report_is_written_again(trained, capsys):
   (trained / 'report.html').unlink()
-  assert jaxgen('report', '--run', trained) == 0
+  assert jaxgen('report', '--run', trained) == jaxgen('report', trained) == 0
   assert (trained / 'report.html').exists()
   assert jaxgen('report', '--run', trained / 'samples') == 2
 

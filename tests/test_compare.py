@@ -64,4 +64,4 @@ def test_what_is_no_run_is_refused(tmp_path, capsys):
   assert main(['compare', str(tmp_path / 'empty'), str(tmp_path / 'empty')]) == 2
   assert 'is not the folder of a run' in capsys.readouterr().err
   assert main(['compare', str(tmp_path / 'empty')]) == 2
-  assert '1 runs; a page compares 2 to 6' in capsys.readouterr().err
+  assert 'a page compares 2 to 6 runs, and got 1' in capsys.readouterr().err

@@ -35,7 +35,7 @@ def test_a_folder_of_other_images_is_refused_before_anything_is_drawn(tmp_path, 
   save(tmp_path / 's', 3)
   (tmp_path / 's' / other).parent.mkdir(exist_ok=True)
   shutil.copy(tmp_path / 's' / '000000.png', tmp_path / 's' / other)
-  with pytest.raises(ValueError, match='holds 1 images that are no samples of jaxgen'):
+  with pytest.raises(ValueError, match=r'holds images that are no samples of jaxgen, such as .* \(1 in all\)'):
     sample.main(['--run', str(tmp_path / 'none'), '--out', str(tmp_path / 's')])
   assert (tmp_path / 's' / other).exists() and len(list((tmp_path / 's').glob('00000?.png'))) >= 3
 

@@ -5,6 +5,7 @@ import json
 import pathlib
 import tarfile
 import threading
+import urllib.error
 import zipfile
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -185,6 +186,17 @@ def test_tfds_names_open_what_is_prepared(tmp_path):
   padded = data.source('emoji32', 'test', resolution=40, data_dir=str(tmp_path)).read(0)['image']
   assert padded.shape == (40, 40, 3) and (padded[:4] == -1).all()
   assert data.source('emoji32', 'test', resolution=16, data_dir=str(tmp_path)).read(0)['image'].shape == (16, 16, 3)
+
+
+def test_a_dataset_of_tfds_without_a_network_is_one_line(tmp_path, monkeypatch, caplog):
+  def no_network(*_, **__):
+    raise urllib.error.URLError('Name or service not known')
+
+  monkeypatch.setattr('urllib.request.urlopen', no_network)
+  (tmp_path / 'cifar10' / '3.0.2').mkdir(parents=True)  # as an interrupted preparation leaves it
+  with pytest.raises(ValueError, match=r'cifar10 is downloaded from https://.*, which cannot be reached'):
+    data.source('tfds:cifar10', data_dir=str(tmp_path))
+  assert not caplog.records
 
 
 def test_splits_and_what_is_held_out(tmp_path, capsys):

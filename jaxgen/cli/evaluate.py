@@ -301,6 +301,9 @@ def _evaluate(options: argparse.Namespace) -> dict[str, Any]:
   from jaxgen.metrics import dialects, paired
   from jaxgen.models import inception
 
+  for path in filter(None, (options.images, options.reference, options.against)):  # before networks are read
+    if not path.expanduser().exists() and not set('{*?[') & set(str(path)):
+      raise FileNotFoundError(f'there is no folder or file {path}')
   found = compare(
     options.images,
     options.reference,

@@ -27,8 +27,8 @@ def check_samples_folder(folder: pathlib.Path) -> None:
   others = sorted(_images(folder) - _written(folder))
   if others:
     raise ValueError(
-      f'{folder} holds {len(others)} images that are no samples of jaxgen, such as {others[0]}; give another --out, or '
-      'delete them'
+      f'{folder} holds images that are no samples of jaxgen, such as {others[0]} ({len(others)} in all); give another '
+      '--out, or delete them'
     )
 
 

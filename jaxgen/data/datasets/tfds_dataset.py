@@ -4,11 +4,14 @@ It must be in the ArrayRecord format, which can be read in any order. Most of TF
 prepare a dataset; none is needed to read it.
 """
 
+import contextlib
 import hashlib
 import json
+import logging
 import pathlib
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from jaxgen.data.dataset import Dataset, Record, default_data_dir
@@ -114,11 +117,13 @@ def prepare_tfds(
   tfds.display_progress_bar(progress)
   mode = tfds.GenerateMode.REUSE_CACHE_IF_EXISTS if overwrite else tfds.GenerateMode.REUSE_DATASET_IF_EXISTS
   try:
-    builder = _builder(name, data_dir=directory, file_format='array_record')
+    with _without_warnings():
+      builder = _builder(name, data_dir=directory, file_format='array_record')
+      prepared = builder.is_prepared()
     if job.index > 0:
       job.meet(f'the preparation of {name}')
       return pathlib.Path(builder.data_dir)
-    if not builder.is_prepared() or overwrite:
+    if not prepared or overwrite:
       _check_network(name, list(builder.url_infos))
     with alone(pathlib.Path(builder.data_dir)), whole_or_nothing(directory / name.partition(':')[0]):
       builder.download_and_prepare(download_config=tfds.download.DownloadConfig(download_mode=mode))
@@ -154,6 +159,18 @@ def _check_network(name: str, urls: list[str]) -> None:
     ) from error
 
 
+@contextlib.contextmanager
+def _without_warnings() -> Iterator[None]:
+  """TFDS warns of each folder that it has looked for and that is no dataset yet."""
+  log = logging.getLogger('absl')
+  level = log.level
+  log.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    log.setLevel(level)
+
+
 def _builder(name: str, **options: Any) -> 'tfds.core.DatasetBuilder':
   """TFDS's builder.
 
@@ -177,11 +194,12 @@ def _find(name: str, data_dir: str | pathlib.Path | None) -> 'tfds.core.DatasetB
 
   for place in [data_dir] if data_dir else [default_data_dir(), None]:
     try:
-      builder = _builder(name, data_dir=place)
+      with _without_warnings():
+        builder = _builder(name, data_dir=place)
+        if builder.is_prepared():
+          return builder
     except (tfds.core.DatasetNotFoundError, ImportError):
       continue
-    if builder.is_prepared():
-      return builder
   option = f' --data-dir {data_dir}' if data_dir else ''
   where = data_dir or f"{default_data_dir()} nor in TFDS's own folder"
   raise FileNotFoundError(f'dataset {name} is not in {where}; run `jaxgen data prepare {name}{option}` first')
