@@ -114,3 +114,10 @@ def test_names_of_the_library_are_there():
   assert {'jaxgen.load_run', 'jaxgen.data.from_arrays', 'jaxgen.adapters.lora.LoRA'} <= names
   for name in names:
     pkgutil.resolve_name(name)
+
+
+def test_every_page_is_in_the_site_s_navigation():
+  nav = (ROOT / 'mkdocs.yml').read_text(encoding='utf-8').partition('nav:')[2]
+  listed = set(re.findall(r'\S+\.md', nav))
+  pages = {path.relative_to(ROOT / 'docs').as_posix() for path in (ROOT / 'docs').rglob('*.md')}
+  assert listed - {'recipes.md'} == pages  # recipes.md is made of the configs
