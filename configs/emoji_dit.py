@@ -1,6 +1,6 @@
 """A DiT learns the emoji of 7 classes at 32x32, in about 13 minutes on two CPU cores.
 
-  ./launch/local train
+  ./launch/local train --config emoji_dit
 
 Cosine diffusion; the network predicts x0, and the loss is on v, where all noise levels weigh about the same.
 

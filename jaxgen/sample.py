@@ -69,6 +69,8 @@ def restore(
   if model_folder.is_model(workdir):
     return _model(stages, workdir, step=step, average=average)
   folder, step = (best.FOLDER, None) if step == 'best' else ('checkpoints', step)
+  if folder == best.FOLDER and not (epath.Path(workdir) / folder).exists():
+    raise FileNotFoundError(f'{workdir} keeps no best model, since it has measured no FID; leave --step best out')
   checkpoints = Checkpoints(epath.Path(workdir) / folder, None)
   try:
     step = checkpoints.latest() if step is None else step

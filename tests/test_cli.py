@@ -352,6 +352,7 @@ def test_a_grid_is_one_picture(trained, tmp_path):
     (('--label', 'green'), "label 'green' is no class of this run; its classes are 0 'dark', 1 'light'"),
     (('--label', '2'), "label '2' is no class"),
     (('--step', '3'), 'no checkpoint of step 3'),
+    (('--step', 'best'), 'keeps no best model, since it has measured no FID'),
     (('--ema', 'slow'), "no average named 'slow'; this run keeps ['net', 'wide'], none and power:WIDTH"),
     (('--ema', 'power:wide'), "average 'power:wide' is not understood; wanted power:WIDTH"),
     (('--ema', 'power:0.4'), 'average is 0.4; it must be at most 0.3'),
@@ -481,7 +482,9 @@ def get_config():
       'width': 8,  # features
     },
   })
+  c.model.depth = 2  # blocks
 """
   comments = field_comments(source)
+  assert comments['model.depth'] == 'blocks'
   assert comments['seed'] == 'the seed' and comments['fid'] == 'num=0 for none'
   assert comments['model.width'] == 'features' and 'fid.num' not in comments

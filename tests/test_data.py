@@ -434,6 +434,13 @@ def one_example(source):
   return {'train': iter([{'image': np.zeros((4, 4, 3), np.uint8)}])}
 
 
+def test_a_preparation_leaves_nothing_in_the_folder_of_temporary_files(tmp_path, monkeypatch):
+  (tmp_path / 'temporary').mkdir()
+  monkeypatch.setattr('tempfile.tempdir', str(tmp_path / 'temporary'))
+  prepare(Recipe('one', '1.0.0', '', '', (4, 4, 3), one_example), data_dir=tmp_path / 'data')
+  assert not list((tmp_path / 'temporary').iterdir())
+
+
 def test_making_a_dataset_again_from_nowhere_leaves_the_one_that_is_there(tmp_path):
   clothes = write_clothes(tmp_path / 'clothes')
   path = prepare(fashion_mnist.RECIPE, source=clothes, data_dir=tmp_path / 'data')

@@ -16,6 +16,7 @@ import pytest
 
 from jaxgen import model_folder
 from jaxgen.cli import config as configs
+from jaxgen.cli import configs as listed
 from jaxgen.cli import main
 
 ROOT = pathlib.Path(__file__).resolve().parents[1]
@@ -121,3 +122,15 @@ def test_every_page_is_in_the_site_s_navigation():
   listed = set(re.findall(r'\S+\.md', nav))
   pages = {path.relative_to(ROOT / 'docs').as_posix() for path in (ROOT / 'docs').rglob('*.md')}
   assert listed - {'recipes.md'} == pages  # recipes.md is made of the configs
+
+
+def test_each_config_is_listed_with_its_result_and_each_field_with_its_meaning(capsys):
+  assert listed.main([]) == 0
+  listing = capsys.readouterr().out
+  assert re.search(r'emoji_dit +A DiT learns .*\n +Result, seed 0, two CPU cores, 13 min 26 s', listing)
+  names = re.findall(r'^  (\w+) ', listing, re.MULTILINE)
+  assert len(names) > 60 and 'Result: not said' not in listing
+  for name in names:
+    rows = listed._one(name)
+    rows = rows[rows.index('fields:') + 1 :]
+    assert rows and not [row for row in rows if not re.search(r'\S  +\S', row.strip())], name

@@ -4,7 +4,12 @@ import argparse
 import ast
 import pathlib
 import re
+import textwrap
 from typing import Any
+
+from jaxgen.cli.field_meanings import meaning
+
+_RESULT = 150  # letters of a result in the list
 
 _FAMILIES = {  # by a module of jaxgen that a config imports, itself or through its base; the first that fits
   'gan': ('objectives.gan.',),
@@ -39,10 +44,16 @@ def _listing() -> list[str]:
     path = next(path for folder in config_folders() if (path := folder / f'{name}.py').is_file())
     tree = _parse(path)
     if any(isinstance(node, ast.FunctionDef) and node.name == 'get_config' for node in tree.body):
-      about = (ast.get_docstring(tree) or '').partition('\n')[0]
-      found[_family(path)].append(f'  {name:{width}}  {about}')
+      text = ast.get_docstring(tree) or ''
+      found[_family(path)] += [f'  {name:{width}}  {text.partition(chr(10))[0]}', f'  {"":{width}}  {_result(text)}']
   lines = [line for family, rows in found.items() if rows for line in (f'{family}:', *rows, '')]
   return [*lines, '`jaxgen configs NAME` shows its command, cost, result and fields.']
+
+
+def _result(text: str) -> str:
+  """The beginning of what a docstring says of the cost and the result."""
+  result = ' '.join(text[text.find('Result') :].split()) if 'Result' in text else 'Result: not said.'
+  return textwrap.shorten(result.partition('\n')[0], _RESULT, placeholder=' ...')
 
 
 def _one(name: str) -> list[str]:
@@ -60,13 +71,13 @@ def _one(name: str) -> list[str]:
   width = min(48, max(map(len, flags.values()), default=0))
   rows = []
   for field, flag in flags.items():
-    meaning = meanings.get(field) or meanings.pop(field.rpartition('.')[0], '')  # a group's, beside its first field
-    rows.append(f'  {flag:{width}}  {meaning}'.rstrip())
+    said = meanings.get(field) or meanings.pop(field.rpartition('.')[0], '')  # a group's, beside its first field
+    rows.append(f'  {flag:{width}}  {said or meaning(field)}'.rstrip())
   return [(module.__doc__ or '').strip(), '', 'fields:', *rows]
 
 
 def field_comments(source: str) -> dict[str, str]:
-  """The comment at the end of each field's line in `get_config`, by dotted name."""
+  """The comment at the end of each field's line in `get_config`, in a dict or an assignment, by dotted name."""
   lines = source.splitlines()
   found: dict[str, str] = {}
 
@@ -81,9 +92,18 @@ def field_comments(source: str) -> dict[str, str]:
       if isinstance(value, ast.Dict):
         visit(value, f'{name}.')
 
+  def assigned(target: ast.expr) -> str:
+    """`model.depth` of `c.model.depth`."""
+    if not isinstance(target, ast.Attribute):
+      return ''
+    return '.'.join(filter(None, (assigned(target.value), target.attr)))
+
   for node in ast.parse(source).body:
     if isinstance(node, ast.FunctionDef) and node.name == 'get_config':
       for inner in ast.walk(node):
+        if isinstance(inner, ast.Assign) and (name := assigned(inner.targets[0])):
+          comment = re.search(r'  # (.+)$', lines[(inner.end_lineno or 1) - 1])
+          found |= {name: comment.group(1)} if comment else {}
         if isinstance(inner, ast.Call) and inner.args and isinstance(inner.args[0], ast.Dict):
           visit(inner.args[0], '')
   return found

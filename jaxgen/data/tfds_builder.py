@@ -78,13 +78,16 @@ class Builder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
   def _info(self) -> tfds.core.DatasetInfo:
     about, license, features, metadata, _ = layout(self._recipe)
-    return tfds.core.DatasetInfo(
+    info: Any = tfds.core.DatasetInfo(
       builder=self,
       description=about,
       license=license,
       features=features,
       metadata=tfds.core.MetadataDict(dict(metadata)),
     )
+    # TFDS knows nothing of this dataset, and would leave an empty folder in /tmp each time that it looks.
+    info.initialize_from_bucket = lambda: None
+    return info
 
   def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict[str, Iterator]:
     return {split: self._generate_examples(split) for split in self._examples}
