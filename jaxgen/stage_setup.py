@@ -13,10 +13,17 @@ from jaxgen.models.rules import RULES
 from jaxgen.train_state import TrainState, init_state
 from jaxgen.train_step import TrainStep, make_train_step
 
+Init = Callable[[Any], TrainState]  # key -> the state before the first step
 
-def abstract_state(stage: Experiment) -> TrainState:
-  """Shapes, dtypes and shardings of a stage's state; nothing is computed."""
-  shapes = jax.eval_shape(_init_fn(stage), jax.random.key(stage.seed))
+
+def abstract_state(stage: Experiment, init: Init | None = None) -> TrainState:
+  """Shapes, dtypes and shardings of a stage's state; nothing is computed.
+
+  Args:
+    stage: the stage.
+    init: its `init_of`, where the state itself is made with it as well, so that it is traced once.
+  """
+  shapes = jax.eval_shape(init or init_of(stage), jax.random.key(stage.seed))
   shardings = sharding.shard_tree(shapes, stage.mesh, stage.rules, known=RULES)
   sharding.check_axes((shardings, frozen_places(stage)), stage.mesh)
   return jax.tree.map(
@@ -24,20 +31,22 @@ def abstract_state(stage: Experiment) -> TrainState:
   )
 
 
-def initial_state(stage: Experiment, abstract: TrainState) -> TrainState:
+def initial_state(stage: Experiment, abstract: TrainState, init: Init | None = None) -> TrainState:
   """The state before the first step, made where it will live."""
-  shardings = jax.tree.map(lambda leaf: leaf.sharding, abstract)
-  return jax.jit(_init_fn(stage), out_shardings=shardings)(jax.random.key(stage.seed))
+  shardings, init = jax.tree.map(lambda leaf: leaf.sharding, abstract), init or init_of(stage)
+  return jax.jit(lambda key: init(key), out_shardings=shardings)(jax.random.key(stage.seed))
 
 
-def _init_fn(stage: Experiment):
+def init_of(stage: Experiment) -> Init:
+  """Makes the state before the first step of a key; jitted, so that its trace is kept."""
+
   def init(key):
     batch = {name: jnp.zeros(leaf.shape, leaf.dtype) for name, leaf in stage.data.spec.items()}
     return init_state(
       stage.objective, stage.optimizers, stage.averages, batch, key, frozen=frozen_networks.shapes(stage.frozen)
     )
 
-  return init
+  return jax.jit(init)
 
 
 def first_state(
@@ -46,6 +55,7 @@ def first_state(
   *,
   resume: Callable[[TrainState], TrainState] | None,
   previous: TrainState | None,
+  init: Init | None = None,
 ) -> TrainState:
   """The state that a stage starts with, in one of four ways: resumed, after another stage, from elsewhere, or fresh.
 
@@ -54,10 +64,11 @@ def first_state(
     abstract: its `abstract_state`.
     resume: restores a checkpoint of the run, if it has one.
     previous: the last state of the stage before, if there was one.
+    init: its `init_of`, where `abstract` was made with it.
   """
   if resume is not None:
     return resume(abstract)
-  fresh = initial_state(stage, abstract)
+  fresh = initial_state(stage, abstract, init)
   if previous is not None:
     return begin_stage(stage, previous, fresh)
   if stage.init_from is not None:

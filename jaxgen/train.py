@@ -49,7 +49,7 @@ from jaxgen.run import (
   write_provenance,
 )
 from jaxgen.signals import Signals, listening
-from jaxgen.stage_setup import abstract_state, compile_step, first_state, place_frozen
+from jaxgen.stage_setup import abstract_state, compile_step, first_state, init_of, place_frozen
 from jaxgen.step_window import StepWindow
 from jaxgen.train_state import TrainState
 from jaxgen.train_step import TrainStep
@@ -156,10 +156,11 @@ def train_stages(run: Run, stages: Sequence[Experiment], start: Newest | None) -
   begin = sum(stage.steps for stage in stages[:first])
   for stage in stages[first:]:
     meet(run, f'the stage from step {begin}')
-    abstract = abstract_state(stage)
+    init = init_of(stage)
+    abstract = abstract_state(stage, init)
     restored = start.restore if state is None and start else None
     with run.goodput.within('init' if restored is None else 'restore'):
-      state = first_state(stage, abstract, resume=restored, previous=state)
+      state = first_state(stage, abstract, resume=restored, previous=state, init=init)
     if start and restored is not None:
       run.writer.text(f'Going on from step {start.step:,} of {run.total:,} in {start.folder}')
     run.writer.config(run.record)  # not before the checkpoint is known to be of this config

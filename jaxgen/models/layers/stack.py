@@ -167,10 +167,12 @@ def _loop(run: _Run, x: Any, shared: Any, per_block: Any, length: int) -> tuple[
   leaves, treedef = jax.tree.flatten(per_block)
   # The gradient of a split is one concatenation; that of slices would be a sum of whole stacks, mostly zeros.
   leaves = [[part.squeeze(0) for part in lax.split(leaf, [1] * length)] for leaf in leaves]
+  # Traced once for all blocks; a trace of Flax's modules takes longer than all else before the first step.
+  one = jax.jit(lambda params, keys, x, inputs: run(params, keys, x, shared, inputs), inline=True)
   kept = []
   for parts in zip(*leaves, strict=True):
     params, keys, inputs = jax.tree.unflatten(treedef, parts)
-    x, sown = run(params, keys, x, shared, inputs)
+    x, sown = one(params, keys, x, inputs)
     kept.append(sown)
   return x, jax.tree.map(lambda *parts: jnp.stack(parts), *kept)
 
