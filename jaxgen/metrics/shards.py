@@ -5,14 +5,14 @@ which says what they depend on: features of another model, seed or network are n
 """
 
 import json
-import os
-import secrets
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from jaxgen.files import replacing, write_whole
 
 _COUNTS = 'counts.json'
 
@@ -39,7 +39,7 @@ class Shards:
     else:
       folder.mkdir(parents=True, exist_ok=True)
       self.clear()
-      _replace(kept, lambda file: file.write(json.dumps(about, indent=2).encode()))
+      write_whole(kept, json.dumps(about, indent=2))
 
   def __len__(self) -> int:
     """Images whose features are there."""
@@ -56,7 +56,8 @@ class Shards:
     part: dict[str, Any] = {name: np.concatenate([each[name] for each in self._pending]) for name in self._pending[0]}
     self._pending = []
     if self._folder is not None:
-      _replace(self._folder / f'shard_{len(self._parts):06d}.npz', lambda file: np.savez(file, **part))
+      with replacing(self._folder / f'shard_{len(self._parts):06d}.npz') as file:
+        np.savez(file, **part)
     self._parts.append(part)
 
   def arrays(self) -> dict[str, np.ndarray]:
@@ -74,7 +75,7 @@ class Shards:
     """Keeps a number beside the shards, such as how many images have been saved; it is forgotten with them."""
     if self._folder is not None:
       counts = self._counts() | {name: value}
-      _replace(self._folder / _COUNTS, lambda file: file.write(json.dumps(counts).encode()))
+      write_whole(self._folder / _COUNTS, json.dumps(counts))
 
   def _counts(self) -> dict[str, int]:
     path = None if self._folder is None else self._folder / _COUNTS
@@ -103,15 +104,3 @@ def _read(folder: Path) -> list[dict[str, np.ndarray]]:
 
 def _rows(part: Mapping[str, np.ndarray]) -> int:
   return len(next(iter(part.values())))
-
-
-def _replace(path: Path, write: Any) -> None:
-  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
-  try:
-    with temporary.open('wb') as file:
-      write(file)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(temporary, path)
-  finally:
-    temporary.unlink(missing_ok=True)

@@ -6,11 +6,9 @@ takes no memory, and is made again when a shard has changed.
 """
 
 import hashlib
-import io
 import json
 import os
 import pathlib
-import secrets
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -21,6 +19,7 @@ import numpy as np
 from jaxgen.data.dataset import Dataset, NoSuchSplit, Record, default_data_dir
 from jaxgen.data.image import MAX_BYTES, decode_image, image_endings, to_float
 from jaxgen.data.patterns import by_split, files
+from jaxgen.files import replacing, write_whole
 from jaxgen.home import mirror
 
 VERSION = 1
@@ -124,16 +123,9 @@ def _write(place: pathlib.Path, paths: Sequence[pathlib.Path]) -> None:
   captions = bool(index['text']['size'].any())
   about = {'content': content.hexdigest(), 'class_names': names, 'captions': captions}
   place.parent.mkdir(parents=True, exist_ok=True)
-  _replace(place.with_suffix('.json'), json.dumps(about).encode())
-  buffer = io.BytesIO()
-  np.save(buffer, index)
-  _replace(place, buffer.getvalue())
-
-
-def _replace(path: pathlib.Path, data: bytes) -> None:
-  temporary = path.with_name(f'.{path.name}.{secrets.token_hex(4)}.tmp')
-  temporary.write_bytes(data)
-  os.replace(temporary, path)
+  write_whole(place.with_suffix('.json'), json.dumps(about))
+  with replacing(place) as file:
+    np.save(file, index)
 
 
 def _numbered(labels: Sequence[int | str | None], where: pathlib.Path) -> tuple[list[str], np.ndarray]:
