@@ -58,7 +58,7 @@ Labels = str | int | Sequence[str | int]
 load = published.load
 
 
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, repr=False)
 class LoadedRun:
   """A trained model with everything needed to sample it.
 
@@ -73,7 +73,13 @@ class LoadedRun:
   trained: sample.Trained
   config: Any = None
   average: str | None = None
-  _module: Any = dataclasses.field(default=None, repr=False)
+  _module: Any = None
+
+  def __repr__(self) -> str:
+    """One line, as a notebook shows a cell's value; its arrays would be thousands."""
+    networks = {name: sum(leaf.size for leaf in jax.tree.leaves(tree)) for name, tree in self.params.items()}
+    sizes = ', '.join(f'{name} of {size:,} parameters' for name, size in networks.items())
+    return f'<{type(self).__name__} {os.fspath(self.folder)}, step {self.step:,}: {sizes}>'
 
   @property
   def step(self) -> int:
@@ -326,14 +332,15 @@ def train(
     experiment = module.build(made)
   elif folder is None or fields:
     raise ValueError('an Experiment needs the folder of its run, and has no fields of a config')
-  stages, fresh = as_stages(experiment), not epath.Path(folder).exists()
+  folder = epath.Path(folder).expanduser()
+  stages, fresh = as_stages(experiment), not folder.exists()
   if module is None and fresh:
     _keep(folder, stages)  # before the first step, so that a run that is killed can be sampled
   state = train_stages(stages, folder, record=about, allow_changes=allow_changes, writers=writers)
   if module is None and not fresh:
     _keep(folder, stages)
   trained = sample.Trained(stages[-1], state, stage_setup.place_frozen(stages[-1]))
-  return LoadedRun(epath.Path(folder), trained, made, None, module)
+  return LoadedRun(folder, trained, made, None, module)
 
 
 def _is_kept(folder: Path) -> bool:

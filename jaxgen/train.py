@@ -92,12 +92,14 @@ def train(
     Preempted: SIGTERM was received, or no data arrived; the state is saved.
     KeyboardInterrupt: Ctrl-C was received; the state is saved after the first one.
   """
+  workdir = epath.Path(workdir).expanduser()
   with contextlib.ExitStack() as stack:
     stack.enter_context(distributed.alone_in(workdir))
     signals = signals or stack.enter_context(listening(sigterm=not distributed.is_distributed()))
     stack.enter_context(memory_if_full(workdir))
-    stages, folder = as_stages(experiment), epath.Path(workdir)
-    return _train(stages, folder, dict(record or {}), allow_changes, signals, profile or Profile(), writers, local)
+    return _train(
+      as_stages(experiment), workdir, dict(record or {}), allow_changes, signals, profile or Profile(), writers, local
+    )
 
 
 def _train(

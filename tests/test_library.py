@@ -74,6 +74,7 @@ def test_a_run_is_sampled_as_it_was_trained_and_as_it_is_loaded(run, monkeypatch
     np.testing.assert_array_equal(ours, theirs)
   assert (loaded.sample(4, seed=1) != images).any()
   assert jaxgen.grid(images).size == (2 * 66 + 2, 2 * 66 + 2)
+  assert repr(loaded) == f'<LoadedRun {run.folder}, step 8: net of 96 parameters>'
 
 
 def test_a_config_of_a_folder_from_elsewhere_does_not_run(run, monkeypatch, tmp_path):
@@ -87,8 +88,9 @@ def test_a_run_without_a_config_is_sampled_from_its_folder_alone(tmp_path, monke
   monkeypatch.setenv('JAXGEN_HOME', str(tmp_path / 'home'))
   config = tiny_config.get_config()
   config.steps = 4
-  made = jaxgen.train(tiny_config.build(config)._replace(evaluators=()), tmp_path / 'run')
-  loaded = jaxgen.load_run(tmp_path / 'run')
+  monkeypatch.setenv('HOME', str(tmp_path))
+  made = jaxgen.train(tiny_config.build(config)._replace(evaluators=()), '~/run')
+  loaded = jaxgen.load_run('~/run')
   assert (loaded.step, loaded.class_names) == (4, ('dark', 'light'))
   np.testing.assert_array_equal(loaded.sample(19, labels=['light', 0]), made.sample(19, labels=['light', 0]))
   np.testing.assert_array_equal(loaded.sample(3, seed=1), made.sample(3, seed=1))

@@ -214,7 +214,7 @@ def resolved(path: str | os.PathLike) -> str:
   Raises:
     FileNotFoundError: a model of that name is not here.
   """
-  text = os.fspath(path)
+  text = os.path.expanduser(path)
   if text not in MODELS or pathlib.Path(text).exists():
     return text
   if not is_here(text):
