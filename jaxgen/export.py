@@ -31,6 +31,7 @@ from jaxgen.models.dit import DiT
 from jaxgen.models.latents import Scaling
 from jaxgen.models.unet import UNet
 from jaxgen.objectives.base import Denoising
+from jaxgen.objectives.network import NET, weights
 from jaxgen.pretrained import networks as layouts
 from jaxgen.pretrained import pipeline as pipelines
 from jaxgen.pretrained import published, safetensors_file, schedulers
@@ -149,10 +150,10 @@ def flat(tree: Any) -> dict[str, np.ndarray]:
 
 def _fine_tuned(trained: Trained) -> Pipeline | None:
   """The published generator that a run went on from, with what it learned, if that is its whole denoiser."""
-  source, net = trained.stage.init_from, trained.stage.objective.networks.get('net')
-  if source is None or set(trained.params) != {'net'} or not (epath.Path(source.path) / pipelines.INDEX).exists():
+  source, net = trained.stage.init_from, trained.stage.objective.networks.get(NET)
+  if source is None or set(trained.params) != {NET} or not (epath.Path(source.path) / pipelines.INDEX).exists():
     return None
-  it, params = pipelines.load(source.path), jax.device_get(trained.params['net'])
+  it, params = pipelines.load(source.path), jax.device_get(weights(trained.params))
   shapes = [jax.tree.map(np.shape, tree) for tree in (it.denoiser.params, params)]
   if type(it.denoiser.net) is not type(net) or shapes[0] != shapes[1]:
     return None
@@ -163,11 +164,11 @@ def _fine_tuned(trained: Trained) -> Pipeline | None:
 def _pipeline(trained: Trained) -> Pipeline | None:
   """The pipeline of diffusers that makes what a run makes, if there is one."""
   objective, parts = trained.stage.objective, trained.stage.objective.denoising
-  net = objective.networks.get('net')
+  net = objective.networks.get(NET)
   schedule = None if parts is None else schedule_of(parts, trained.params)
-  if schedule is None or set(trained.params) != {'net'} or not set(trained.frozen) <= {'autoencoder'}:
+  if schedule is None or set(trained.params) != {NET} or not set(trained.frozen) <= {'autoencoder'}:
     return None
-  it, vae = _published(net, trained.params['net'], trained), _autoencoder(trained)
+  it, vae = _published(net, weights(trained.params), trained), _autoencoder(trained)
   if it is None or (vae is None) != ('autoencoder' not in trained.frozen):
     return None
   scheduler = {'scheduler': ['diffusers', schedule.scheduler]}

@@ -1,4 +1,4 @@
-"""Students of an earlier stage: what they are asked to do, that they learn it, and how a stage hands on its weights."""
+"""Students of an earlier stage: their targets, that they learn them, and how a stage hands on its weights."""
 
 from functools import partial
 
@@ -212,3 +212,9 @@ def test_a_stage_begins_with_what_the_last_would_be_sampled_with(tmp_path):
     assert abs(float(done.params['net'][name] - leaf)) > 1e-4  # the student went on from there
   assert float(taught.ema['net']['weight']) != float(taught.params['net']['weight'])
   assert int(done.opt_state['net'][0].count) == 3
+
+
+def test_a_state_of_an_adapter_alone_is_no_start_of_a_stage():
+  state = _state().replace(params={'lora': {}})
+  with pytest.raises(ValueError, match="the state holds 'lora' and no network 'net' to start from"):
+    distillation.of_last_stage(state, state)

@@ -1,7 +1,6 @@
 """Sharded equals single, and every leaf is where the rules say."""
 
 import dataclasses
-import functools
 import os
 import subprocess
 import sys
@@ -13,7 +12,7 @@ import optax
 import pytest
 
 from jaxgen import ema, sharding
-from jaxgen.models import autoencoder, dit, edm_unet, mmdit, unet
+from jaxgen.models import dit
 from jaxgen.models.dit import DiT
 from jaxgen.models.rules import RULES
 from jaxgen.objectives.conditioning import labels
@@ -159,77 +158,6 @@ def test_bad_meshes_rules_and_batches_are_refused():
     sharding.check_batch_size(100, mesh)
   with pytest.raises(ValueError, match='times 3 accumulation steps; use a multiple of 24'):
     sharding.check_batch_size(64, mesh, accumulate=3)
-
-
-_unet = functools.partial(unet.UNet, multipliers=(1, 3), blocks=1, attention=(1,), groups=8)
-_text = jnp.asarray(np.random.default_rng(3).standard_normal((8, 6, 32)), jnp.float32)
-_image, _t = (8, 8, 8, 4), jnp.linspace(10.0, 900.0, 8)
-FAMILIES = {  # a network, what it is applied to, and the share of its parameters that fsdp=4 and tensor=2 leave at most
-  'dit': (DiT(patch=2, depth=2, width=64, heads=4, num_classes=7), (_t, {'label': jnp.arange(8) % 8}), 0.45),
-  'adm, an odd number of heads': (
-    _unet(width=64, head_size=64, num_classes=7),
-    (_t, {'label': jnp.arange(8) % 8}),
-    0.25,
-  ),
-  'ddpm, two heads': (_unet(width=32, heads=2, style=unet.DDPM), (_t, {}), 0.25),
-  'stable diffusion': (
-    _unet(width=32, heads=2, style=unet.STABLE, transformer=1),
-    (_t, {'text': _text}),
-    0.25,
-  ),
-  'mmdit': (
-    mmdit.MMDiT(patch=2, depth=2, width=48, heads=4, single=1, rope=(4, 4, 4)),
-    (_t, {'text': _text, 'pooled': _text[:, 0]}),
-    0.35,
-  ),
-  'edm': (edm_unet.EDMUNet(width=32, multipliers=(1, 2), blocks=1), (_t / 1000, {}), 0.25),
-  'autoencoder': (autoencoder.AutoencoderKL((1, 2), 4, channels=4, width=32, blocks=1, groups=8), (), 0.25),
-}
-
-
-def _family(name):
-  """A network of each family that has rules, with parameters, what it is applied to, and its share."""
-  net, inputs, share = FAMILIES[name]
-  x = jnp.asarray(np.random.default_rng(0).standard_normal(_image), jnp.float32)
-  shapes = jax.eval_shape(net.init, jax.random.key(0), x, *inputs)['params']
-  draw = np.random.default_rng(1).standard_normal
-  params = jax.tree.map(lambda leaf: (0.1 * draw(leaf.shape)).astype(np.float32), shapes)
-  return net, params, (x, *inputs), share
-
-
-@pytest.mark.parametrize('name', FAMILIES)
-def test_rules_split_nearly_all_of_a_network(name):
-  _, params, _, share = _family(name)
-  places = sharding.shard_tree(params, sharding.make_mesh(data=1, fsdp=4, tensor=2), known=RULES)
-  split = jax.tree.map(lambda leaf, place: np.prod(place.shard_shape(leaf.shape)), params, places)
-  whole, part = (sum(jax.tree.leaves(tree)) for tree in (jax.tree.map(lambda leaf: leaf.size, params), split))
-  assert part < share * whole
-  assert sum(sharding.axes_of(place).count('tensor') for place in jax.tree.leaves(places)) > 3
-
-
-@pytest.mark.parametrize(
-  'name',
-  [
-    name if name in ('adm, an odd number of heads', 'autoencoder') else pytest.param(name, marks=pytest.mark.slow)
-    for name in FAMILIES
-  ],
-)
-def test_a_network_over_tensor_is_that_of_one_device(name):
-  net, params, inputs, _ = _family(name)
-
-  def value(params, *inputs):
-    return jnp.mean(jnp.sin(net.apply({'params': params}, *inputs)))
-
-  mesh = sharding.make_mesh(data=2, fsdp=2, tensor=2)
-  places = sharding.shard_tree(params, mesh, known=RULES)
-  batch = jax.tree.map(lambda leaf: sharding.batch_sharding(mesh), inputs)
-  split = jax.jit(sharding.under(mesh, jax.value_and_grad(value)), in_shardings=(places, *batch))
-  loss, grads = split(params, *inputs)
-  wanted, gradients = jax.jit(jax.value_and_grad(value))(params, *inputs)
-  np.testing.assert_allclose(loss, wanted, rtol=1e-5)
-  largest = max(np.linalg.norm(leaf) for leaf in jax.tree.leaves(gradients))
-  worst = jax.tree.map(lambda a, b: float(np.linalg.norm(np.subtract(a, b)) / largest), gradients, grads)
-  assert max(jax.tree.leaves(worst)) < 1e-5, worst
 
 
 def test_without_an_axis_that_is_named_the_largest_open_dimension_is_split():

@@ -19,6 +19,7 @@ import numpy as np
 from jaxgen.generation.interpolate import slerp
 from jaxgen.objectives.base import Objective, SampleFn
 from jaxgen.objectives.conditioning import Conditioner
+from jaxgen.objectives.network import NET
 from jaxgen.typing import Array, Cond, Float, Key
 
 
@@ -112,7 +113,7 @@ def chained(links: Sequence[Link]) -> Objective:
     for name, field in link.objective.conditioner.fields.items()
     if name != link.takes and name not in link.fields
   }
-  networks = {f'{number}': link.objective.networks['net'] for number, link in enumerate(links, 1)}
+  networks = {f'{number}': link.objective.networks[NET] for number, link in enumerate(links, 1)}
   return Objective(init, (), sample, None, Conditioner(fields), networks)
 
 

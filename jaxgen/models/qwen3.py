@@ -19,11 +19,17 @@ import numpy as np
 from jaxgen.models.layers.attention import attention
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.layers.rope import rotate
-from jaxgen.models.layers.stack import TRANSFORMER_RULES, stack
+from jaxgen.models.layers.stack import stack
+from jaxgen.sharding import Rule
 from jaxgen.typing import Array, Float, Int
 
-RULES = TRANSFORMER_RULES
 _normal = nn.initializers.normal(0.02)
+
+# The rest of a block goes by the names of layers/stack.py and z_image.py.
+RULES: tuple[Rule, ...] = (
+  (r'(^|/)blocks/(query|key|value)/kernel$', (None, None, ('tensor', 'fsdp'), None)),
+  (r'(^|/)blocks/(query|key|value)/kernel$', (None, 'fsdp', 'tensor', None)),
+)
 
 
 class Qwen3(nn.Module):

@@ -6,7 +6,7 @@ A stage tries the rules of its Experiment first, then these (`jaxgen.sharding`).
 """
 
 from jaxgen import sharding
-from jaxgen.models import dcgan, edm_unet, mmdit, pixart, projected, unet, z_image
+from jaxgen.models import dcgan, edm_unet, mmdit, pixart, projected, qwen3, unet, z_image
 from jaxgen.models.layers import embedding
 from jaxgen.models.layers.stack import TRANSFORMER_RULES
 
@@ -15,6 +15,7 @@ RULES: tuple[sharding.Rule, ...] = (
   *mmdit.RULES,
   *pixart.RULES,
   *z_image.RULES,
+  *qwen3.RULES,
   *unet.RULES,
   *edm_unet.RULES,
   *projected.RULES,

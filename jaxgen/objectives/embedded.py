@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxgen.objectives.base import Aux, Objective, Phase
 from jaxgen.objectives.conditioning import Conditioner, Field
+from jaxgen.objectives.network import NET, weights
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
 EMBEDDING = 'embedding'  # of an image, float b d, in a batch
@@ -46,11 +47,11 @@ def embedded(
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     made = objective.init(key, frozen, batch)
-    net = {**made['params']['net'], 'mean': jnp.asarray(mean), 'std': jnp.asarray(std)}
-    return {**made, 'params': {**made['params'], 'net': net}}
+    net = {**weights(made['params']), 'mean': jnp.asarray(mean), 'std': jnp.asarray(std)}
+    return {**made, 'params': {**made['params'], NET: net}}
 
   def rows(params: dict[str, Any], frozen: Any, images: Array) -> Array:
-    mean, std = (jax.lax.stop_gradient(params['net'][name])[None] for name in ('mean', 'std'))
+    mean, std = (jax.lax.stop_gradient(weights(params)[name])[None] for name in ('mean', 'std'))
     return ((embed(frozen, images) - mean) / std)[:, None]  # Eq. 1
 
   def on_embeddings(phase: Phase) -> Phase:
@@ -72,7 +73,7 @@ def of_standardised(objective: Objective) -> Objective:
 
   def sample(params: dict[str, Any], frozen: Any, cond: Any, keys: Key[Array, ' b']) -> Float[Array, 'b d']:
     x0 = objective.sample(params, frozen, cond, keys)[:, 0]
-    return x0 * params['net']['std'][None] + params['net']['mean'][None]
+    return x0 * weights(params)['std'][None] + weights(params)['mean'][None]
 
   # Its x0 are no images, nor made of them without the network's parameters.
   return objective._replace(sample=sample, denoising=None)

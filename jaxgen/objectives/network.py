@@ -1,8 +1,9 @@
-"""A trained network: a Flax module that is applied with the tree params['net'].
+"""A trained network: a Flax module that is applied with the tree `weights(params)`.
 
-Networks know nothing of adapters: those join trained and frozen parameters into such a tree (objectives/adapted.py).
+Networks know nothing of adapters: those make such a tree of trained and frozen parameters (objectives/adapted.py).
 """
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -11,6 +12,24 @@ import jax.numpy as jnp
 
 from jaxgen.processes.parameterisation import Apply
 from jaxgen.typing import Array, Cond, Key, Params
+
+NET = 'net'  # the network among the parameters, the averages, and, of a teacher or an adapter's base, the frozen trees
+
+
+def weights(params: Mapping[str, Any]) -> Params:
+  """The tree that the network is applied with, of `state.params`, of frozen networks or of what `Added.join` makes."""
+  return params[NET]
+
+
+def averaged(state: Any) -> Params:
+  """The tree that the network is sampled with: its average, or its parameters where it has none.
+
+  Raises:
+    ValueError: the state holds no network, as that of an adapter alone.
+  """
+  if NET not in state.params:
+    raise ValueError(f'the state holds {", ".join(map(repr, state.params))} and no network {NET!r} to start from')
+  return state.ema.get(NET, state.params[NET])
 
 
 class Network(NamedTuple):
@@ -32,13 +51,13 @@ class Network(NamedTuple):
     """The network with its parameters.
 
     Args:
-      params: trees by name, of which 'net' is its own.
+      params: trees by name.
       hidden: a dictionary that the network's collection 'hidden' is put into as it is traced, if it is given.
       kwargs: `train` and `rngs`.
     """
 
     def apply(x: Array, network_time: Array, cond: Cond) -> Array:
-      variables = {'params': params['net']}
+      variables = {'params': weights(params)}
       if hidden is None:
         output: Any = self.net.apply(variables, x, network_time, cond, **kwargs)
         return output

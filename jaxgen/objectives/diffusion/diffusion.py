@@ -26,7 +26,7 @@ import jax.numpy as jnp
 from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.vlb import vlb_estimate
-from jaxgen.objectives.network import Network
+from jaxgen.objectives.network import NET, Network
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes import weighting as weightings
 from jaxgen.processes.parameterisation import Parameterisation, Parameterise, denoiser
@@ -143,7 +143,7 @@ def diffusion(
     sample=sampled(denoising),
     denoising=denoising,
     conditioner=conditioner,
-    networks={'net': net},
+    networks={NET: net},
   )
 
 
@@ -158,7 +158,7 @@ def init_of(
   """`Objective.init` of one network and its conditioner.
 
   Args:
-    network: the network, whose parameters are params['net'].
+    network: the network.
     shape: shape of one image.
     conditioner: encodes a batch for its shapes, and adds parameters of its own.
     extra: the objective's first `extra`.
@@ -170,7 +170,7 @@ def init_of(
     fields = conditioner.select(batch)
     keys = jax.random.split(jax.random.key(0), len(next(iter(fields.values()))) if fields else 1)
     cond = jax.eval_shape(conditioner.encode, made, frozen, fields, keys)
-    params = {'net': network.init(key, shape, cond), **made}
+    params = {NET: network.init(key, shape, cond), **made}
     if beside is not None:
       tokens = jax.eval_shape(lambda params: network.tokens(params, shape, cond), params)
       params[beside.name] = beside.init(jax.random.fold_in(key, 2), tokens, frozen, batch)
@@ -182,7 +182,7 @@ def init_of(
 def trained(conditioner: Conditioner, beside: Beside | None = None) -> str | tuple[str, ...]:
   """The keys that a phase trains: the network, and the own parameters of the conditioner and of another loss."""
   names = (*conditioner.trains, *(() if beside is None else (beside.name,)))
-  return ('net', *names) if names else 'net'
+  return (NET, *names) if names else NET
 
 
 def _sampled_times(

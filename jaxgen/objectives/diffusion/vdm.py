@@ -25,7 +25,7 @@ from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import by_time, init_of, trained
 from jaxgen.objectives.diffusion.vlb import pixel_log_likelihood, prior_term
-from jaxgen.objectives.network import Network
+from jaxgen.objectives.network import NET, Network
 from jaxgen.objectives.weight_map import check_no_map
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
@@ -128,7 +128,7 @@ def vdm(
     guide=tuple(guide),
   )
   phases = Phase('vdm', trained(conditioner), loss), Phase('schedule', 'schedule', spread, every)
-  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {NET: net})
 
 
 def _bits(y: Callable[[Array], Array], t: Float[Array, ' b'], error: Float[Array, 'b ...']) -> Float[Array, ' b']:

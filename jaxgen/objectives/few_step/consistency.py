@@ -28,7 +28,7 @@ from jaxgen.objectives.base import Aux, Denoising, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import init_of, trained
 from jaxgen.objectives.distances import Distance, pseudo_huber
-from jaxgen.objectives.network import Network
+from jaxgen.objectives.network import NET, Network
 from jaxgen.objectives.weight_map import map_of, masked
 from jaxgen.processes import parameterisation
 from jaxgen.processes.edm import edm
@@ -120,7 +120,7 @@ def consistency(
   )
   phases = (Phase('consistency', trained(conditioner), loss),)
   init = init_of(network, shape, conditioner)
-  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {NET: net})
 
 
 def average_of(name: str) -> Target:
@@ -132,7 +132,7 @@ def average_of(name: str) -> Target:
   def target(state: Any) -> dict[str, Any]:
     if name not in state.ema:
       raise ValueError(f'the target is the average {name!r}; the run keeps {sorted(state.ema) or "none"}')
-    return state.params | {'net': state.ema[name]}
+    return state.params | {NET: state.ema[name]}
 
   return target
 

@@ -34,7 +34,7 @@ from jaxgen.objectives.base import Aux, InitFn, Objective, Phase
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import by_time, diffusion, squared_error
 from jaxgen.objectives.distances import Distance
-from jaxgen.objectives.network import Network
+from jaxgen.objectives.network import NET, Network, averaged, weights
 from jaxgen.objectives.weight_map import check_no_map, map_of, masked
 from jaxgen.processes import parameterisation as parameterisations
 from jaxgen.processes import times as time_samplers
@@ -62,10 +62,10 @@ def of_last_stage(old: Any, fresh: Any) -> Any:
     old: the state after the last stage.
     fresh: a new state of this stage, with 'teacher' in its `extra`.
   """
-  net = old.ema.get('net', old.params['net'])
+  net = averaged(old)
   return fresh.replace(
     step=old.step,
-    params={**fresh.params, 'net': net},
+    params={**fresh.params, NET: net},
     ema=dict.fromkeys(fresh.ema, net),
     extra={**fresh.extra, 'teacher': net},
   )
@@ -118,7 +118,7 @@ def progressive(
     t = time_samplers.discrete(steps)(time_key, len(x0))
     eps = noise_like(x0, noise_key)
     z_t = corrupt(process, x0, eps, t)
-    taught = denoiser_of({**params, 'net': state.extra['teacher']}, train=False)
+    taught = denoiser_of({**params, NET: state.extra['teacher']}, train=False)
     teacher = _guided(taught, guide_teacher, process, without)
     target = progressive_target(lambda z, t: teacher(z, t, cond), process, z_t, t, steps)
     perfect = of_x0.predict(jax.lax.stop_gradient(target), z_t, t)
@@ -130,7 +130,7 @@ def progressive(
       each += factor * distance(frozen, student, teachers)
     return jnp.mean(each), Aux(by_time(each, t))
 
-  return base._replace(init=_with_teacher(base.init), phases=(Phase('progressive', 'net', loss),))
+  return base._replace(init=_with_teacher(base.init), phases=(Phase('progressive', NET, loss),))
 
 
 def progressive_target(
@@ -208,7 +208,7 @@ def paired(
     size = len(batch['image'])
     if fresh > size:
       raise ValueError(f'{fresh} fresh pairs of a batch of {size}: a pair takes its condition from the batch')
-    taught = denoiser_of({**params, 'net': state.extra['teacher']}, train=False)
+    taught = denoiser_of({**params, NET: state.extra['teacher']}, train=False)
 
     def generate(x: Array, fields: dict[str, Array], keys: Key[Array, ' b']) -> Array:
       cond, without = conditioner.condition(params, frozen, fields, keys)
@@ -228,7 +228,7 @@ def paired(
       each += distance(frozen, prediction.x0, x0)
     return jnp.mean(each), Aux(by_time(each, t), {'pairs': pairs})
 
-  return base._replace(init=init, phases=(Phase('paired', 'net', loss),))
+  return base._replace(init=init, phases=(Phase('paired', NET, loss),))
 
 
 def refill(
@@ -267,6 +267,6 @@ def _guided(denoise: Denoiser, guides: Sequence[Guide], process: Process, withou
 def _with_teacher(init: InitFn) -> InitFn:
   def with_teacher(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     made = init(key, frozen, batch)
-    return made | {'extra': made['extra'] | {'teacher': made['params']['net']}}
+    return made | {'extra': made['extra'] | {'teacher': weights(made['params'])}}
 
   return with_teacher

@@ -27,7 +27,8 @@ import numpy as np
 from jaxgen.objectives.base import Aux, Objective, Phase, sampled
 from jaxgen.objectives.diffusion.diffusion import squared_error
 from jaxgen.objectives.few_step.latent_consistency import check_times
-from jaxgen.objectives.few_step.teacher import NET, condition_of, init_of_student, taught, teacher_of
+from jaxgen.objectives.few_step.teacher import condition_of, init_of_student, taught, teacher_of
+from jaxgen.objectives.network import NET, weights
 from jaxgen.processes.parameterisation import Parameterise, eps
 from jaxgen.processes.process import Process, corrupt, expand, noise_like
 from jaxgen.processes.times import TimeSampler
@@ -75,14 +76,14 @@ def dmd(
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
     params = of_student(key, frozen, batch)['params']
-    params[FAKE] = jax.tree.map(jnp.zeros_like, params[NET])
+    params[FAKE] = jax.tree.map(jnp.zeros_like, weights(params))
     if adversary:
-      width = jax.tree.leaves(_tokens(net, params[NET], d, frozen, batch))[0].shape[-1]
+      width = jax.tree.leaves(_tokens(net, weights(params), d, frozen, batch))[0].shape[-1]
       params[HEAD] = {'kernel': jnp.zeros((width, 1)), 'bias': jnp.zeros(1)}
     return {'params': params}
 
   def drawn(params: Any, frozen: Any, cond: Cond, key: Key[Array, ''], size: int) -> Array:
-    return generated(d.denoiser({NET: params[NET]}, frozen), d.process({}), cond, key, (size, *d.shape), times)
+    return generated(d.denoiser({NET: weights(params)}, frozen), d.process({}), cond, key, (size, *d.shape), times)
 
   def judge(params: Any, frozen: Any, x_u: Array, u: Array, cond: Cond) -> Float[Array, ' b']:
     tokens = hidden_tokens(net, fake_of(params, frozen), x_u, d.process({}).network_time(u), cond, depth)
@@ -161,7 +162,7 @@ def generated(
 
 def fake_of(params: dict[str, Any], frozen: Any) -> Any:
   """The weights of the fake model."""
-  return jax.tree.map(lambda base, more: base.astype(more.dtype) + more, frozen[NET], params[FAKE])
+  return jax.tree.map(lambda base, more: base.astype(more.dtype) + more, weights(frozen), params[FAKE])
 
 
 def hidden_tokens(

@@ -26,7 +26,7 @@ from jaxgen.objectives.base import Aux, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner
 from jaxgen.objectives.diffusion.diffusion import init_of, trained
 from jaxgen.objectives.few_step.mean_flow import FLOW, Jump, denoising_by_jumps, jump_of_network, mean_where
-from jaxgen.objectives.network import Network
+from jaxgen.objectives.network import NET, Network
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import corrupt, expand, noise_like, sum_per_image
@@ -112,7 +112,7 @@ def improved_mean_flow(
   denoising = denoising_by_jumps(jump_of, shape, conditioner, jumps, limit)
   phases = (Phase('improved_mean_flow', trained(conditioner), loss),)
   init = init_of(network, shape, conditioner._replace(encode=encode))
-  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {NET: net})
 
 
 def compound(jump: Jump, x_t: Array, along: Array, t: Array, r: Array) -> Array:

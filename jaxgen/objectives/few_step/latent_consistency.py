@@ -19,7 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxgen.objectives.base import Aux, Objective, Phase, sampled
-from jaxgen.objectives.few_step.teacher import NET, condition_of, init_of_student, taught, teacher_of
+from jaxgen.objectives.few_step.teacher import condition_of, init_of_student, taught, teacher_of
+from jaxgen.objectives.network import NET
 from jaxgen.processes import times as time_samplers
 from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, noise_like
 from jaxgen.samplers import grids

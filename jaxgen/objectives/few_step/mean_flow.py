@@ -31,7 +31,7 @@ from jaxgen.models.layers import attention
 from jaxgen.objectives.base import Aux, Denoising, InitFn, Objective, Phase, sampled
 from jaxgen.objectives.conditioning import Conditioner, unconditional
 from jaxgen.objectives.diffusion.diffusion import init_of, trained
-from jaxgen.objectives.network import Network
+from jaxgen.objectives.network import NET, Network
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import Denoiser, Prediction, Process, corrupt, expand, noise_like, sum_per_image
@@ -129,7 +129,7 @@ def mean_flow(
   denoising = denoising_by_jumps(jump_of, shape, conditioner, jumps, limit)
   phases = (Phase('mean_flow', trained(conditioner), loss),)
   init = init_jumps(network, shape, conditioner)
-  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {NET: net})
 
 
 def mean_flow_target(jump: Jump, x_t: Array, v: Array, t: Array, r: Array) -> tuple[Array, Array]:

@@ -28,7 +28,7 @@ from jaxgen.objectives.few_step.mean_flow import (
   jump_of_network,
   mean_where,
 )
-from jaxgen.objectives.network import Network
+from jaxgen.objectives.network import NET, Network, weights
 from jaxgen.objectives.weight_map import map_of, weighted
 from jaxgen.processes.parameterisation import Parameterise, velocity
 from jaxgen.processes.process import corrupt, expand, noise_like, sum_per_image
@@ -83,7 +83,7 @@ def shortcut(
     eps = noise_like(x0, keys[1])
     x_t = corrupt(FLOW, x0, eps, t)
     cond, _ = conditioner.dropped(params, frozen, batch, drop_key=keys[2], encode_key=keys[4])
-    teacher = {**params, 'net': state.ema.get('net', params['net'])}
+    teacher = {**params, NET: state.ema.get(NET, weights(params))}
     few = jax.tree.map(lambda a: a[::bootstrap_every], (x_t, t, length, cond))
     two = shortcut_target(jump_of(teacher, frozen, few[3], train=False), *few[:3])
     spread = jnp.repeat(two, bootstrap_every, axis=0)
@@ -97,7 +97,7 @@ def shortcut(
   denoising = denoising_by_jumps(jump_of, shape, conditioner, jumps, limit)
   phases = (Phase('shortcut', trained(conditioner), loss),)
   init = init_jumps(network, shape, conditioner)
-  return Objective(init, phases, sampled(denoising), denoising, conditioner, {'net': net})
+  return Objective(init, phases, sampled(denoising), denoising, conditioner, {NET: net})
 
 
 def shortcut_target(jump: Jump, x_t: Array, t: Array, length: Array) -> Array:

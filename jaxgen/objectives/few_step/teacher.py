@@ -10,11 +10,10 @@ from typing import Any
 import jax
 
 from jaxgen.objectives.base import Denoising, InitFn, Objective, denoising_of, trained_names
+from jaxgen.objectives.network import NET, weights
 from jaxgen.processes.process import Denoiser
 from jaxgen.samplers.sampler import Guide, Without
 from jaxgen.typing import Array, Cond, Key
-
-NET = 'net'
 
 
 def taught(objective: Objective) -> Denoising:
@@ -31,7 +30,7 @@ def taught(objective: Objective) -> Denoising:
 
 def teacher_of(d: Denoising, frozen: Any, without: Without, guide: Sequence[Guide]) -> Denoiser:
   """The teacher's denoiser, guided."""
-  denoise, process = d.denoiser({NET: frozen[NET]}, frozen), d.process({})
+  denoise, process = d.denoiser({NET: weights(frozen)}, frozen), d.process({})
   for wrap in guide:
     denoise = wrap(denoise, process, without)
   return denoise
@@ -41,7 +40,7 @@ def init_of_student(objective: Objective) -> InitFn:
   """`Objective.init` of the student's network alone."""
 
   def init(key: Key[Array, ''], frozen: Any, batch: dict[str, Any]) -> dict[str, Any]:
-    return {'params': {NET: objective.init(key, frozen, batch)['params'][NET]}}
+    return {'params': {NET: weights(objective.init(key, frozen, batch)['params'])}}
 
   return init
 

@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from jaxgen.models import lpips
 from jaxgen.objectives.distances import judged
 from jaxgen.objectives.gan.gan import Backbone
+from jaxgen.objectives.network import averaged
 from jaxgen.processes.parameterisation import Parameterise, denoiser
 from jaxgen.processes.process import Process
 from jaxgen.typing import Array, Cond, Float, Key
@@ -63,7 +64,7 @@ def as_generator(old: Any, fresh: Any) -> Any:
     old: the state after the last stage; the average named 'net' of its network is used, if there is one.
     fresh: a new state of this stage, of which all else is kept.
   """
-  generator = {'net': old.ema.get('net', old.params['net'])}
+  generator = {'net': averaged(old)}
   return fresh.replace(
     step=old.step, params={**fresh.params, 'generator': generator}, ema=dict.fromkeys(fresh.ema, generator)
   )
