@@ -44,7 +44,7 @@ from jaxgen.signals import Signals
 _LOOK_SECONDS = 2.0  # between two looks at whether another process has failed
 _SEEN_SECONDS = 10.0
 _MEETINGS = itertools.count()
-_TOLD = 'RECEIVED_PREEMPTION_NOTICE'  # JAX's key for a SIGTERM that any process has got; it gives it no public name
+_NOTICE = 'RECEIVED_PREEMPTION_NOTICE'  # JAX's key for a SIGTERM that any process has got; it gives it no public name
 
 
 class Preempted(Exception):
@@ -321,7 +321,7 @@ def _watch(signals: Signals | None) -> None:
     if failed := _found('jaxgen/failed'):
       code, _, why = failed.partition(' ')
       _end(why, int(code))
-    if signals is not None and not signals.stepped and _found(_TOLD):
+    if signals is not None and not signals.stepped and _found(_NOTICE):
       _leave_together(Preempted.exit_code, 'a process was told to stop; there was nothing new to save')
 
 

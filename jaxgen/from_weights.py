@@ -43,7 +43,7 @@ def opened(path: str | os.PathLike, *, prediction: str | None = None, dtype: Any
   Args:
     path: path of the folder or file.
     prediction: what its network predicts, 'epsilon' or 'v_prediction', where the file does not say.
-    dtype: of the networks' activations.
+    dtype: dtype of the networks' activations.
 
   Raises:
     ValueError: it is a network alone.
@@ -88,7 +88,7 @@ def trained(
     guidance: scale of guidance; its usual one by default.
     image_guidance: scale of guidance by the picture that is edited, of InstructPix2Pix.
     tile: decodes in tiles of this many latents a side.
-    double_shift: of a flow, as diffusers has it.
+    double_shift: a flow shifts its times twice, as diffusers does.
     extend: adds conditions beside the prompt, such as controls.
   """
   check_draws(pipeline)

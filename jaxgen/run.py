@@ -283,9 +283,9 @@ def describe(run: Run, stage: Experiment, abstract: TrainState, step: int) -> No
 
 
 def about_data(data: Any, conditioner: Conditioner) -> str:
-  """What a run trains on, and whether its model is told nothing about an image."""
-  told = conditioner.fields or 'label' in data.spec
-  return getattr(data, 'about', 'unnamed') + ('' if told else '; no classes: training unconditionally')
+  """What a run trains on, and whether its model is unconditional."""
+  conditional = conditioner.fields or 'label' in data.spec
+  return getattr(data, 'about', 'unnamed') + ('' if conditional else '; no classes: training unconditionally')
 
 
 def stall_seconds(stage: Experiment) -> float | None:

@@ -2,11 +2,13 @@
 
 import ast
 import importlib.metadata
+import io
 import pathlib
 import re
 import shutil
 import subprocess
 import sys
+import tokenize
 
 import pytest
 
@@ -187,9 +189,85 @@ def test_a_config_is_complete_or_changes_one_that_is():
   assert {name: of for name, of in bases.items() if any(bases[base] for base in of)} == {}
 
 
-def test_there_is_no_drawer_for_everything():
+def test_there_is_no_drawer_for_everything_and_files_have_the_names_of_the_field():
   names = {path.stem for _, path in modules()}
   assert not names & {'utils', 'util', 'helpers', 'common', 'misc'}
+  assert not names & {'average_velocity', 'continuous_consistency', 'learned_schedule', 'variational', 'bottleneck'}
+
+
+RIDDLES = {'told', 'asked', 'said', 'tells', 'says', 'speaks', 'went', 'goes', 'going', 'knows', 'foretell'}
+LINES, LINES_OF_FUNCTION, LINES_OF_TRAIN = 520, 95, 320
+
+
+def habits(module, source):
+  """What a module may not do, as sentences: `docs/design.md` and the names of the field."""
+  part, tree = part_of(module), ast.parse(source)
+  for token in tokenize.generate_tokens(io.StringIO(source).readline):
+    if token.type == tokenize.NAME and RIDDLES & set(token.string.lower().split('_')):
+      yield f'{module} has a name that does not say what it is: {token.string}'
+  for line in re.findall(r'^ +[a-z_, ]+: of [a-z].*', source, re.MULTILINE):
+    yield f'{module} describes an argument by a part of a phrase: {line.strip()}'
+  if re.search(r'\bdata set', source):
+    yield f'{module} says data set; the word is dataset'
+  for node in ast.walk(tree):
+    if isinstance(node, ast.FunctionDef) and (length := node.end_lineno - node.lineno + 1) > LINES_OF_FUNCTION:
+      yield f'{module}.{node.name} has {length} lines; at most {LINES_OF_FUNCTION}'
+    if isinstance(node, ast.Call) and ast.unparse(node.func) == 'isinstance' and 'partial' in ast.unparse(node.args[1]):
+      yield f'{module} looks whether a function is a partial; make it data, as Sampler is'
+    named = isinstance(node, ast.Compare) and ast.unparse(node.left).endswith('module.name')
+    if named and part in ('models', 'sharding'):
+      yield f"{module} goes by a module's name; the network asks for what it wants"
+    if isinstance(node, ast.keyword) and part == 'configs' and node.arg == 'rules':
+      yield f'{module} repeats the sharding rules of a network'
+  if (lines := source.count('\n')) > (limit := LINES_OF_TRAIN if module == 'jaxgen.train' else LINES):
+    yield f'{module} has {lines} lines; at most {limit}'
+  yield from _of_part(module, part, tree)
+
+
+def _of_part(module, part, tree):
+  subscripts = {ast.unparse(node.slice) for node in ast.walk(tree) if isinstance(node, ast.Subscript)}
+  if part == 'objectives' and module != 'jaxgen.objectives.network' and "'net'" in subscripts:
+    yield f"{module} reads params['net']; use weights(params) of objectives/network.py"
+  if part == 'pretrained' and {name.split('.')[0] for name in imported(tree)} & {'importlib', 'pickle'}:
+    yield f'{module} imports what a file names'
+  if part == 'samplers':
+    for node in tree.body:
+      arguments = {each.arg for each in (*node.args.args, *node.args.kwonlyargs)} if _is_solver(node) else set()
+      if copied := arguments & {'clip', 'limit', 'guide', 'scale', 'null'}:
+        yield f'{module}.{node.name} takes {sorted(copied)}; guides wrap the denoiser'
+
+
+def _is_solver(node):
+  """Whether a function is `(denoise, process, x, times, ...)`."""
+  first = ['denoise', 'process', 'x', 'times']
+  return isinstance(node, ast.FunctionDef) and [each.arg for each in node.args.args[:4]] == first
+
+
+@pytest.mark.parametrize(('module', 'path'), sorted(modules()))
+def test_a_module_has_the_habits_of_the_house(module, path):
+  assert list(habits(module, path.read_text(encoding='utf-8'))) == []
+
+
+@pytest.mark.parametrize(
+  ('module', 'source'),
+  [
+    ('jaxgen.run', 'told = 1'),
+    ('jaxgen.run', 'def goes_on():\n  pass'),
+    ('jaxgen.run', 'def f(seed):\n  """Draws.\n\n  Args:\n    seed: of the noise.\n  """'),
+    ('jaxgen.run', '# a data set'),
+    ('jaxgen.run', 'def f():\n' + '  f()\n' * 95),
+    ('jaxgen.run', 'isinstance(sampler, functools.partial)'),
+    ('jaxgen.sharding', "module.name == 'modulation'"),
+    ('configs.emoji_dit', 'Experiment(rules=[])'),
+    ('jaxgen.run', 'x = 1\n' * 521),
+    ('jaxgen.train', 'x = 1\n' * 321),
+    ('jaxgen.objectives.embedded', "params['net']"),
+    ('jaxgen.pretrained.folder', 'import importlib'),
+    ('jaxgen.samplers.euler', 'def euler(denoise, process, x, times, *, clip=None):\n  pass'),
+  ],
+)
+def test_a_habit_that_is_broken_is_seen(module, source):
+  assert len(list(habits(module, source))) == 1
 
 
 def shell_scripts(root):

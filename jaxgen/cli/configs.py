@@ -71,8 +71,8 @@ def _one(name: str) -> list[str]:
   width = min(48, max(map(len, flags.values()), default=0))
   rows = []
   for field, flag in flags.items():
-    said = meanings.get(field) or meanings.pop(field.rpartition('.')[0], '')  # a group's, beside its first field
-    rows.append(f'  {flag:{width}}  {said or meaning(field)}'.rstrip())
+    text = meanings.get(field) or meanings.pop(field.rpartition('.')[0], '')  # a group's, beside its first field
+    rows.append(f'  {flag:{width}}  {text or meaning(field)}'.rstrip())
   return [(module.__doc__ or '').strip(), '', 'fields:', *rows]
 
 

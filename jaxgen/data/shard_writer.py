@@ -137,7 +137,7 @@ class _Place:
     remove_left_over(self._here)
     file = self._here / tfds_builder.shard_name(self.name, split, s, of)
     digest, number, size = hashlib.sha256(), 0, 0
-    with tfds_builder.full_disk_said(self._here), replacing(file) as temporary:
+    with tfds_builder.naming_a_full_disk(self._here), replacing(file) as temporary:
       writer = array_record_module.ArrayRecordWriter(temporary.name, 'group_size:1')
       for record in (record for several in records for record in several):
         digest.update(_content(record))
@@ -163,7 +163,7 @@ class _Place:
     }
     self._here.mkdir(parents=True, exist_ok=True)
     remove_left_over(self._here, seconds=0)  # of killed processes; nobody writes here any more
-    with tfds_builder.full_disk_said(self._here):
+    with tfds_builder.naming_a_full_disk(self._here):
       for name, data in layout.files.items():
         (self._here / name).write_bytes(data)
       tfds_builder.write_info(

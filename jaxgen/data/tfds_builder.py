@@ -145,7 +145,7 @@ def whole_or_nothing(folder: pathlib.Path) -> Iterator[None]:
     OSError: the disk is full; in one line, whatever library says it how.
   """
   try:
-    with full_disk_said(folder):
+    with naming_a_full_disk(folder):
       yield
   except BaseException:
     for left in folder.rglob('incomplete.*'):
@@ -154,7 +154,7 @@ def whole_or_nothing(folder: pathlib.Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def full_disk_said(folder: pathlib.Path) -> Iterator[None]:
+def naming_a_full_disk(folder: pathlib.Path) -> Iterator[None]:
   """Makes one OSError of a full disk, however a library words it."""
   try:
     yield

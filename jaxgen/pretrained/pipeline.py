@@ -94,7 +94,7 @@ def load(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Pipeline:
 
   Args:
     path: path of the folder.
-    dtype: of the networks' activations; an autoencoder that asks for float32 (`force_upcast`) has it.
+    dtype: dtype of the networks' activations; an autoencoder that asks for float32 (`force_upcast`) has it.
 
   Raises:
     FileNotFoundError: a part that model_index.json names is not there.

@@ -51,12 +51,12 @@ def objective_of(
   Args:
     pipeline: the generator.
     size: height and width of the images, in pixels; the size it was trained at by default.
-    steps: of sampling.
+    steps: steps of the sampler.
     guidance: scale of classifier-free guidance; the generator's usual one by default.
     image_guidance: scale of guidance by the picture that is edited, of InstructPix2Pix.
     prompts: how the generator takes a prompt, of several chunks or with drops in training; `prompts_of` by default.
     tile: decodes large images in tiles of this many latents a side.
-    double_shift: of a flow, as diffusers has it.
+    double_shift: a flow shifts its times twice, as diffusers does.
     extend: adds conditions beside the prompt, such as controls.
 
   Raises:
