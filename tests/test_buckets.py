@@ -121,7 +121,7 @@ def test_metrics_in_a_bucket_grow_by_parts_that_are_read_as_one(bucket, monkeypa
         writer.sync()
         assert steps() == list(range(1, step + 1))
     parts = sorted(p.name for p in (bucket / 'h').glob('metrics.*.jsonl'))
-    assert 5 < len(parts) < 12
+    assert 5 <= len(parts) < 12  # one in 40 or 80 lines: uploads that find another under way are left to it
     assert all((bucket / 'h' / part).stat().st_size < 4000 for part in parts)
     assert path not in Buckets.writes  # what was uploaded once is not uploaded again
     shutil.copytree(bucket / 'h', bucket / 'killed')

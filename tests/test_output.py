@@ -48,7 +48,7 @@ def test_a_metadata_file_of_somebody_else_gives_no_leave_to_delete(tmp_path):
   with pytest.raises(ValueError, match=r'such as mine\.png'):
     output.clear_samples(tmp_path / 's')
   (tmp_path / 's' / 'metadata.jsonl').write_text('damaged')
-  with pytest.raises(ValueError, match='2 images that are no samples'):
+  with pytest.raises(ValueError, match=r'images that are no samples.*2 in all'):
     output.clear_samples(tmp_path / 's')
 
 
