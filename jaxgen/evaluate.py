@@ -1,7 +1,6 @@
 """Evaluates a trained run: by the evaluators of its config, or by any metrics of metrics/suite.py."""
 
 import functools
-import hashlib
 import json
 import os
 import pathlib
@@ -19,6 +18,7 @@ from jaxgen.data.sources import source
 from jaxgen.evaluators import quality
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.generate import GenerateFrom, make_generate, to_host
+from jaxgen.evaluators.kept_statistics import digest_of
 from jaxgen.files import write_whole
 from jaxgen.image_grid import save_png
 from jaxgen.metrics import dialects, paired, suite
@@ -261,11 +261,8 @@ def _features(
 ) -> suite.Features:
   """Features of the samples: those of an earlier call, and new ones; keeps the images where that is asked for."""
   num, first = samples.num, distributed.is_first()
-  digest = hashlib.sha256()
-  for name in sorted(samples.cond):
-    digest.update(f'{name} {np.asarray(samples.cond[name]).tobytes().hex()}'.encode())
   needs = sorted(suite.needs(metrics) | (dialects.needs(metrics) if in_dialects else set()))
-  key = dict(about) | {'seed': samples.seed, 'cond': digest.hexdigest(), **networks.protocol, 'needs': needs}
+  key = dict(about) | {'seed': samples.seed, 'cond': digest_of(samples.cond), **networks.protocol, 'needs': needs}
   shards = Shards(folder / 'features' if first else None, about=key)
   array, kept = folder / 'samples.npy', f'{samples.save}_{num}'
   keep = {None: None, 'png': quality.keep_png, 'npz': lambda _: quality.keep_npy(array, num)}[samples.save]

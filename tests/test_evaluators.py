@@ -9,6 +9,7 @@ import pytest
 
 from jaxgen import distributed, sharding
 from jaxgen.evaluators import fid as fid_module
+from jaxgen.evaluators import kept_statistics
 from jaxgen.evaluators.base import Context
 from jaxgen.evaluators.fid import fid, fid_name
 from jaxgen.evaluators.generate import make_generate, to_host
@@ -88,10 +89,10 @@ def _context(tmp_path, writer) -> Context:
   return Context(5, state, {}, writer, tmp_path)
 
 
-def _fid(dataset, batch_size: int = 8):
+def _fid(dataset, batch_size: int = 8, seed: int = 3):
   mesh = sharding.make_mesh()
   generate = make_generate(_sample, mesh=mesh, batch_size=batch_size)
-  options = {'num_samples': 21, 'every': 1, 'batch_size': batch_size, 'protocol': {'guidance': 2.0}, 'seed': 3}
+  options = {'num_samples': 21, 'every': 1, 'batch_size': batch_size, 'protocol': {'guidance': 2.0}, 'seed': seed}
   return fid(generate, dataset, mesh=mesh, cond=LABELS, **options)
 
 
@@ -151,6 +152,50 @@ def test_reference_statistics_are_made_once_and_by_all_processes_or_none(cheap_n
     monkeypatch.setattr(distributed, 'is_first', lambda: False)
     assert _fid(toys.dataset(30)).run(_context(tmp_path, writer)) == {}
     assert made == 4 * [8] + 3 * [8]
+
+
+def test_a_killed_fid_continues_where_it_was_and_ends_at_the_same_bits(cheap_network, tmp_path, monkeypatch):
+  monkeypatch.setattr(kept_statistics, '_EVERY', 0.0)
+  made, lives = [], iter((3, 3, 99))  # batches that each life gets through
+
+  def extract_or_die(images, until):
+    if len(made) == until:
+      raise KeyboardInterrupt
+    made.append(len(images))
+    return _features(images)
+
+  def live(seed: int = 3, scale: float = 9.0):
+    until = next(lives, 99)
+    monkeypatch.setattr(fid_module, 'feature_extractor', lambda params, **_: lambda x: extract_or_die(x, until))
+    made.clear()
+    context = _context(tmp_path, silent())
+    state = context.state.replace(ema=jax.tree.map(lambda x: x * scale / 9, context.state.ema))
+    return _fid(toys.dataset(30), seed=seed).run(context._replace(state=state))
+
+  for reference, samples_of in ((3, 0), (1, 2)):  # of 4 batches of the reference, and 3 of samples
+    with pytest.raises(KeyboardInterrupt):
+      live()
+    assert len(made) == reference + samples_of
+  values = live()
+  assert len(made) == 1  # the last batch of samples
+  assert not list(tmp_path.rglob('*.partial.npz'))
+  assert live() == values
+  assert len(made) == 3
+
+  lives = iter((2,))
+  with pytest.raises(KeyboardInterrupt):
+    live()
+  assert [path.name for path in tmp_path.rglob('*.partial.npz')] == ['fid_21.partial.npz']
+  assert live(scale=8.0) != values  # of another step, which never takes what was kept
+  assert len(made) == 3
+
+  lives = iter((2,))
+  with pytest.raises(KeyboardInterrupt):
+    live()
+  kept = next(tmp_path.rglob('*.partial.npz'))
+  kept.write_bytes(kept.read_bytes()[:100])  # damaged
+  assert live() == values
+  assert len(made) == 3
 
 
 def test_samples_are_drawn_from_the_same_noise_each_time(tmp_path):

@@ -122,7 +122,7 @@ def test_a_kill_while_features_are_extracted_changes_nothing(tmp_path, monkeypat
     return {line['step']: line['fid_40'] for line in read_metrics(workdir / 'metrics.jsonl') if 'fid_40' in line}
 
   expected = finish(whole)
-  for batch, on_record in ((2, []), (3 + 3 + 2, [4])):  # of the reference; of the samples of step 8
+  for batch, on_record in ((2, []), (2 + 3 + 2, [4])):  # of the reference, which goes on; of the samples of step 8
     command = [sys.executable, '-m', 'tests.worker', str(killed), '12', f'kill_features={batch}']
     env = os.environ | {'JAXGEN_HOME': str(killed / 'home')}
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

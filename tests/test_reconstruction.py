@@ -131,6 +131,9 @@ def test_restored_images_are_for_fid(case, direct):
   assert [count for _, count in batches] == [8, 3]
   images = np.concatenate([np.asarray(images)[:count] for images, count in batches])
   np.testing.assert_allclose(images, direct[0], atol=1e-5)
+  for first in (3, 8, 10):  # of a measurement that was killed
+    rest = [np.asarray(images)[:count] for images, count in generate(params, {}, {}, seed=0, num=NUM, first=first)]
+    np.testing.assert_allclose(np.concatenate(rest), direct[0][first:], atol=1e-5)
   with pytest.raises(ValueError, match='has 11 images; 12 cannot be reconstructed'):
     next(generate(params, {}, {}, seed=0, num=12))
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from jaxgen import distributed, sharding
 from jaxgen.evaluators import fid as fid_module
+from jaxgen.evaluators import kept_statistics
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.fid import fid
 from jaxgen.evaluators.generate import make_generate
@@ -85,6 +86,7 @@ def _look(context: Context) -> dict[str, float]:
 
 
 def _die_over_features(batch: int) -> None:
+  kept_statistics._EVERY = 0.0
   make, batches = fid_module.feature_extractor, itertools.count(1)
 
   def made(*args, **options):

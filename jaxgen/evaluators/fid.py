@@ -6,6 +6,7 @@ i depends on (params, cond_i, seed, i) alone, so the batch size does not matter 
 
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import jax
@@ -18,9 +19,10 @@ from jaxgen.data.loader import epoch
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.features import Extract, feature_extractor
 from jaxgen.evaluators.generate import Generate
+from jaxgen.evaluators.kept_statistics import KeptStatistics, digest_of, identity
 from jaxgen.metrics import reference
 from jaxgen.metrics.frechet import frechet_distance
-from jaxgen.metrics.statistics import FeatureStatistics, Moments
+from jaxgen.metrics.statistics import Moments
 from jaxgen.pretrained import inception
 from jaxgen.train_state import sampling_params
 
@@ -70,7 +72,7 @@ def fid(
     raise ValueError(f'FID of {num_samples} samples is not defined; set fid.num_samples to 50000, or to at least 2')
   sharding.check_batch_size(batch_size, mesh)
   load = functools.cache(inception.load)
-  name = prefix + fid_name(num_samples)
+  name, given = prefix + fid_name(num_samples), digest_of(cond)
   kept: list[Moments | None] = []
   extractors: list[Extract] = []
 
@@ -81,7 +83,7 @@ def fid(
       feature_extractor(network.params, batch_size=batch_size, batch_sharding=place, replicated=everywhere)
     )
     key = {'dataset': dataset.fingerprint, 'split': dataset.split, 'resize': 'tf1', 'weights': network.hash}
-    moments = _on_first(key, lambda: _moments(dataset, _rgb(extractors[0]), batch_size, mesh, context))
+    moments = _on_first(key, lambda path: _moments(dataset, _rgb(extractors[0]), batch_size, mesh, context, path, key))
     kept.append(moments)
     if moments is None:
       return
@@ -99,36 +101,64 @@ def fid(
   def run(context: Context) -> dict[str, float]:
     if not kept:
       prepare(context)
-    extract, statistics = _rgb(extractors[0]), FeatureStatistics()
-    for images, count in generate(sampling_params(context.state), context.frozen, cond, seed=seed, num=num_samples):
-      statistics.update(extract(images)[:count])
-      context.progress(name, statistics.n, num_samples)
+    extract, params = _rgb(extractors[0]), sampling_params(context.state)
+    about = {'step': context.step, 'params': identity(params), 'seed': seed, 'num': num_samples, 'cond': given}
+    path = context.workdir / 'evaluation' / f'{name}.partial.npz' if distributed.is_first() else None
+    made = KeptStatistics(path, about=about | {'network': load().hash})
+    first = distributed.agree(made.done)
+    for images, count in generate(params, context.frozen, cond, seed=seed, num=num_samples, first=first):
+      made.update(extract(images)[:count], images=count)
+      context.progress(name, made.done, num_samples)
     moments = kept[0]
-    return {} if moments is None else {name: frechet_distance(statistics.finalize(), moments)}
+    if moments is None:
+      return {}
+    made.write()
+    values = {name: frechet_distance(made.statistics.finalize(), moments)}
+    made.remove()
+    return values
 
   return Evaluator(name, every, run, check=load)
 
 
-def _on_first(key: Mapping[str, str], compute: Callable[[], Moments]) -> Moments | None:
-  """Kept or computed statistics, on the first process only; all processes take part in computing them."""
+def _on_first(key: Mapping[str, str], compute: Callable[[Path], Moments | None]) -> Moments | None:
+  """Kept or computed statistics, on the first process only; all processes take part in computing them.
+
+  Args:
+    key: all they depend on.
+    compute: gets the path at which they will be kept.
+  """
   path, first = reference.cached_path(key), distributed.is_first()
   if distributed.agree(int(path.exists())):
     return reference.read(path) if first else None
-  moments = compute()  # on every process, also where another run has left the file
-  if first:
+  moments = compute(path)  # on every process, also where another run has left the file
+  if moments is not None:
     reference.write(path, moments, key)
-  return moments if first else None
+  return moments
 
 
-def _moments(dataset: Dataset, extract, batch_size: int, mesh: jax.sharding.Mesh, context: Context) -> Moments:
-  """Statistics of every record of the dataset once."""
-  statistics = FeatureStatistics()
-  with epoch(dataset, batch_size=batch_size, sharding=sharding.batch_sharding(mesh)) as batches:
+def _moments(
+  dataset: Dataset,
+  extract: Callable[[Any], np.ndarray],
+  batch_size: int,
+  mesh: jax.sharding.Mesh,
+  context: Context,
+  path: Path,
+  key: Mapping[str, str],
+) -> Moments | None:
+  """Statistics of every record of the dataset once, on the first process; a killed run continues with them."""
+  partial = path.with_suffix('.partial.npz') if distributed.is_first() else None
+  made = KeptStatistics(partial, about=dict(key) | {'batch_size': batch_size})
+  first = distributed.agree(made.done) // batch_size
+  with epoch(dataset, batch_size=batch_size, sharding=sharding.batch_sharding(mesh), first=first) as batches:
     for batch in batches:
       mask = np.asarray(jax.device_put(batch['mask'], sharding.replicated(mesh)))
-      statistics.update(extract(batch['image'])[mask])
-      context.progress(f'features of {dataset.name}, once', statistics.n, dataset.num_examples)
-  return statistics.finalize()
+      made.update(extract(batch['image'])[mask], images=batch_size)
+      context.progress(f'features of {dataset.name}, once', made.done, dataset.num_examples)
+  if not distributed.is_first():
+    return None
+  moments = made.statistics.finalize()
+  made.remove()
+  return moments
 
 
 def _rgb(extract: Extract) -> Callable[[Any], np.ndarray]:

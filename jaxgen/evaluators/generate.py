@@ -18,16 +18,16 @@ from jaxgen.typing import Array, Float, UInt8
 
 @runtime_checkable
 class Generate(Protocol):
-  """Makes images in batches: yields `(images, count)`, of which the first `count` are meant."""
+  """Makes images in batches, from image `first` on: yields `(images, count)`, of which the first `count` are meant."""
 
   def __call__(
-    self, params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
+    self, params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int, first: int = 0
   ) -> Iterator[tuple[Array, int]]: ...
 
 
 @runtime_checkable
 class GenerateFrom(Protocol):
-  """A `Generate` that also takes inputs, such as an image to edit, and can begin at a later image or make some only."""
+  """A `Generate` that also takes inputs, such as an image to edit, and can make some images only."""
 
   def __call__(
     self,

@@ -24,7 +24,8 @@ from jaxgen.evaluators import encoders
 from jaxgen.evaluators.base import Context, Evaluator
 from jaxgen.evaluators.features import Extract, feature_extractor, named_features, neighbour_distances
 from jaxgen.evaluators.generate import GenerateFrom, to_host, to_uint8
-from jaxgen.home import home
+from jaxgen.evaluators.kept_statistics import digest_of, identity
+from jaxgen.home import home, mirror
 from jaxgen.metrics import dialects, suite
 from jaxgen.metrics.shards import Shards
 from jaxgen.metrics.suite import NamedExtract
@@ -249,6 +250,7 @@ def quality(
   sharding.check_batch_size(batch_size, mesh)
   networks = functools.cache(lambda: load_networks(metrics, batch_size=batch_size, mesh=mesh))
   references: list[suite.Reference] = []
+  given = digest_of(cond)
 
   def run(context: Context) -> dict[str, float]:
     made = networks()
@@ -263,21 +265,26 @@ def quality(
           progress=lambda done: context.progress(f'features of {dataset.name}, once', done, dataset.num_examples),
         )
       )
+    params = sampling_params(context.state)
+    about = {'step': context.step, 'params': identity(params), 'seed': seed, 'cond': given, **made.protocol}
+    folder = mirror(context.workdir) / 'evaluation' / name if distributed.is_first() else None
+    shards = Shards(folder, about=about | {'needs': sorted(suite.needs(metrics))})
     samples = collect(
       generate,
-      sampling_params(context.state),
+      params,
       context.frozen,
       cond,
       seed=seed,
       num=num_samples,
       mesh=mesh,
       extract=made.extract,
-      shards=Shards(None, about={}),
+      shards=shards,
       progress=lambda done: context.progress(name, done, num_samples),
     )
     if not distributed.is_first():
       return {}
     values, how = suite.measure(metrics, samples, references[0], logits=made.logits)
+    shards.remove()
     count = len(next(iter(references[0].features.values())))
     how |= {
       'reference': f'{count} images of {dataset.name} ({dataset.split})',

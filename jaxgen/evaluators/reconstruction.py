@@ -140,14 +140,16 @@ def restored(net: Any, dataset: Dataset, *, mesh: jax.sharding.Mesh, batch_size:
     return _restore(net, params, images)
 
   def generate(
-    params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int
+    params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int, first: int = 0
   ) -> Iterator[tuple[Array, int]]:
     if num > dataset.num_examples:
       raise ValueError(
         f'{dataset.name} ({dataset.split}) has {dataset.num_examples} images; {num} cannot be reconstructed'
       )
-    for first, batch in _batches(dataset, batch_size, mesh, num):
-      yield run(whole(params), batch['image']), min(batch_size, num - first)
+    for begin, batch in _batches(dataset, batch_size, mesh, num, first=first):
+      skipped = max(first - begin, 0)
+      images = jnp.roll(run(whole(params), batch['image']), -skipped, axis=0)
+      yield images, min(batch_size, num - begin) - skipped
 
   return generate
 
@@ -213,11 +215,12 @@ def _restore(net: Any, params: Params, images: Array) -> Array:
 
 
 def _batches(
-  dataset: Dataset, batch_size: int, mesh: jax.sharding.Mesh, num: int
+  dataset: Dataset, batch_size: int, mesh: jax.sharding.Mesh, num: int, *, first: int = 0
 ) -> Iterator[tuple[int, dict[str, Array]]]:
-  """Batches of the first images, with the number of each batch's first."""
-  with epoch(dataset, batch_size=batch_size, sharding=sharding.batch_sharding(mesh)) as batches:
-    yield from zip(range(0, num, batch_size), batches, strict=False)
+  """Batches of the images up to `num`, from that of image `first` on, with the number of each batch's first."""
+  begin, place = first // batch_size, sharding.batch_sharding(mesh)
+  with epoch(dataset, batch_size=batch_size, sharding=place, first=begin) as batches:
+    yield from zip(range(begin * batch_size, num, batch_size), batches, strict=False)
 
 
 def _show(context: Context, name: str, pictures: list[tuple[np.ndarray, np.ndarray]], count: int, columns: int) -> None:

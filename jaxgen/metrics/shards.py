@@ -5,6 +5,7 @@ which says what they depend on: features of another model, seed or network are n
 """
 
 import json
+import shutil
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -88,6 +89,11 @@ class Shards:
       (self._folder / _COUNTS).unlink(missing_ok=True)
       for path in self._folder.glob('shard_*.npz'):
         path.unlink()
+
+  def remove(self) -> None:
+    """Deletes the folder."""
+    if self._folder is not None:
+      shutil.rmtree(self._folder, ignore_errors=True)
 
 
 def _read(folder: Path) -> list[dict[str, np.ndarray]]:
