@@ -19,7 +19,7 @@ Result, seed 0: attributes_test 0.70, attributes_seen 0.71 (0.71, 0.72 with shor
 pictures have 0.99 and chance is 0.26 and 0.23.
 Styles, backgrounds and colors of clothes are right in all samples, colors of hair in 0.95, of skin in 0.98, shapes of
 hair in 0.60; mouths and eyes, a few pixels large, in 0.26 and 0.29. fid_256 122 against 1,000 pictures of `seen`.
-16 minutes in a fresh clone, with installation and measurements, on two cores.
+12 to 16 minutes in a fresh clone, with installation and measurements, on two cores.
 """
 
 import json
