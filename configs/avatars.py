@@ -52,7 +52,7 @@ from jaxgen.models.text_encoder import TextEncoder
 from jaxgen.models.unet import UNet
 from jaxgen.objectives.base import Objective
 from jaxgen.objectives.conditioning import Conditioner, trained_text
-from jaxgen.objectives.diffusion.diffusion import diffusion
+from jaxgen.objectives.diffusion.diffusion import Beside, diffusion
 from jaxgen.pretrained import attribute_classifier
 from jaxgen.processes import parameterisation, times
 from jaxgen.processes.vp import vp_cosine
@@ -122,7 +122,13 @@ def vocabulary(dataset: Dataset, described: Describe) -> Tokenizer:
 
 
 def denoising(
-  c: ConfigDict, net: Any, *, shape: tuple[int, ...], guide: Sequence[Guide], conditioner: Conditioner
+  c: ConfigDict,
+  net: Any,
+  *,
+  shape: tuple[int, ...],
+  guide: Sequence[Guide],
+  conditioner: Conditioner,
+  beside: Beside | None = None,
 ) -> Objective:
   """The process, loss, times and sampler of a config of avatars, for its network or for one that has grown of it."""
   return diffusion(
@@ -135,6 +141,7 @@ def denoising(
     sampler=Sampler(dpm_multistep, np.asarray(times.shift(grids.uniform(c.sampling.steps), c.sampling.shift))),
     guide=guide,
     conditioner=conditioner,
+    beside=beside,
   )
 
 

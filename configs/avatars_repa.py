@@ -10,7 +10,6 @@ encoder with the right knowledge helps, not how much one without labels does.
 Result: not run yet.
 """
 
-from functools import partial
 from typing import Any
 
 import optax
@@ -20,9 +19,7 @@ from configs import avatars
 from jaxgen.experiment import Experiment
 from jaxgen.models.pixart import PixArt
 from jaxgen.objectives.diffusion import repa
-from jaxgen.objectives.diffusion.diffusion import diffusion
 from jaxgen.pretrained import attribute_classifier
-from jaxgen.processes import parameterisation, times
 
 PROJECTORS = {'per_token': (repa.PerToken, lambda y: y), 'spatial': (repa.Spatial, repa.spatially)}
 
@@ -43,24 +40,16 @@ def build(c: ConfigDict) -> Experiment:
   classifier, params = attribute_classifier.read()
 
   def encode(frozen: Any, images: Any) -> Any:
-    variables = {'params': frozen['encoder']}
-    _, kept = classifier.apply(
-      variables, images, images[:, 0, 0, 0], {}, capture_intermediates=lambda module, _: module.name == 'down_2'
-    )
-    return kept['intermediates']['down_2']['__call__'][0]
+    return attribute_classifier.hidden(classifier, frozen['encoder'], images, layer=2)
 
   projector, normalise = PROJECTORS[c.projector]
   if c.network != 'pixart':
     raise ValueError(f'config.network is {c.network!r}; pixart alone lets its tokens out')
   net = PixArt(**avatars.NETWORKS['pixart'].keywords, **c.model, hidden=(c.depth,))
-  objective = diffusion(
+  objective = avatars.denoising(
+    c,
     net,
-    known.process({}),
     shape=known.shape,
-    parameterisation=partial(parameterisation.x0, margin=c.margin),
-    loss_in=parameterisation.v,
-    times=times.shifted(times.uniform(draw=times.stratified), c.shift),
-    sampler=known.sampler,
     guide=known.guide,
     conditioner=stage.objective.conditioner,
     beside=repa.repa(

@@ -8,7 +8,6 @@ All else, prompts, classifier and samples, is as in avatars.
 Result: not run yet.
 """
 
-from functools import partial
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -17,8 +16,6 @@ from configs import avatars
 from jaxgen.experiment import Experiment
 from jaxgen.models.pixart import PixArt
 from jaxgen.models.routed import Routed
-from jaxgen.objectives.diffusion.diffusion import diffusion
-from jaxgen.processes import parameterisation, times
 
 
 def get_config() -> ConfigDict:
@@ -34,15 +31,7 @@ def build(c: ConfigDict) -> Experiment:
   if c.network != 'pixart':
     raise ValueError(f'config.network is {c.network!r}; pixart alone can route its tokens')
   net = PixArt(**avatars.NETWORKS['pixart'].keywords, **c.model, route=tuple(c.route))
-  objective = diffusion(
-    Routed(net, c.keep),
-    known.process({}),
-    shape=known.shape,
-    parameterisation=partial(parameterisation.x0, margin=c.margin),
-    loss_in=parameterisation.v,
-    times=times.shifted(times.uniform(draw=times.stratified), c.shift),
-    sampler=known.sampler,
-    guide=known.guide,
-    conditioner=stage.objective.conditioner,
+  objective = avatars.denoising(
+    c, Routed(net, c.keep), shape=known.shape, guide=known.guide, conditioner=stage.objective.conditioner
   )
   return stage._replace(objective=objective)

@@ -215,7 +215,7 @@ def habits(module, source):
     if isinstance(node, ast.Call) and ast.unparse(node.func) == 'isinstance' and 'partial' in ast.unparse(node.args[1]):
       yield f'{module} looks whether a function is a partial; make it data, as Sampler is'
     named = isinstance(node, ast.Compare) and ast.unparse(node.left).endswith('module.name')
-    if named and part in ('models', 'sharding'):
+    if named:
       yield f"{module} goes by a module's name; the network asks for what it wants"
     if isinstance(node, ast.keyword) and part == 'configs' and node.arg == 'rules':
       yield f'{module} repeats the sharding rules of a network'
@@ -258,6 +258,7 @@ def test_a_module_has_the_habits_of_the_house(module, path):
     ('jaxgen.run', 'def f():\n' + '  f()\n' * 95),
     ('jaxgen.run', 'isinstance(sampler, functools.partial)'),
     ('jaxgen.sharding', "module.name == 'modulation'"),
+    ('configs.avatars_repa', "lambda module, _: module.name == 'down_2'"),
     ('configs.emoji_dit', 'Experiment(rules=[])'),
     ('jaxgen.run', 'x = 1\n' * 521),
     ('jaxgen.train', 'x = 1\n' * 321),

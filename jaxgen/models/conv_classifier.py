@@ -34,10 +34,15 @@ class ConvClassifier(nn.Module):
   def __call__(
     self, x: Float[Array, 'b h w c'], t: Float[Array, 'b'], cond: Cond, *, train: bool = False
   ) -> Float[Array, 'b y']:
-    """Classifies images as they are; t and cond are not used, part of every network's signature."""
+    """Classifies images as they are; t and cond, which every network takes, are not used.
+
+    What each convolution gives, before its relu, leaves in the collection 'hidden' as `layer_I`, if it is mutable.
+    """
     strides = self.strides or (2,) * len(self.widths)
     for layer, (width, stride) in enumerate(zip(self.widths, strides, strict=True)):
-      x = nn.relu(Conv(width, strides=stride, dtype=self.dtype, name=f'down_{layer}')(x.astype(self.dtype)))
+      x = Conv(width, strides=stride, dtype=self.dtype, name=f'down_{layer}')(x.astype(self.dtype))
+      self.sow('hidden', f'layer_{layer}', x)
+      x = nn.relu(x)
     return Linear(self.num_classes, kernel_init=nn.initializers.lecun_normal(), name='out')(
       x.reshape(len(x), -1).astype(jnp.float32)
     )  # Eq. 1

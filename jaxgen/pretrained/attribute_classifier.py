@@ -84,12 +84,21 @@ def features(net: ConvClassifier, params: Params, images: Float[Array, 'b h w c'
   b, height, _, channels = images.shape
   factor = height // SIDE
   images = images.reshape(b, SIDE, factor, SIDE, factor, channels).mean(axis=(2, 4))
-  last = f'down_{len(net.widths) - 1}'
-  _, kept = net.apply(
-    {'params': params}, images, jnp.zeros(b), {}, capture_intermediates=lambda module, _: module.name == last
-  )
-  made: Any = kept['intermediates'][last]['__call__'][0]
+  made = hidden(net, params, images, layer=len(net.widths) - 1)
   return nn.relu(made).reshape(b, -1, made.shape[-1])
+
+
+def hidden(net: ConvClassifier, params: Params, images: Float[Array, 'b h w c'], *, layer: int) -> Array:
+  """What a convolution of the classifier gives, before its relu, float b h2 w2 e.
+
+  Args:
+    net, params: the classifier, from `read`.
+    images: images in [-1, 1] of 32 x 32.
+    layer: number of the convolution, from 0.
+  """
+  _, kept = net.apply({'params': params}, images, jnp.zeros(len(images)), {}, mutable=['hidden'])
+  made: Any = kept['hidden'][f'layer_{layer}'][0]
+  return made
 
 
 def save(net: ConvClassifier, params: Params, path: str | os.PathLike = FILE) -> None:
