@@ -5,8 +5,8 @@ Axes of the mesh, slowest first:
   data      copies of the model; the batch is split. Across slices or nodes this is the slow axis, unless `dcn` of
             `make_mesh` says that others are.
   fsdp      the batch is split, and so are parameters, moments and averages (fully sharded data parallel).
-  sequence  rows of the images are split, and so a transformer's tokens; each device attends from its own queries to
-            all keys (context parallelism), for images too large for one device.
+  sequence  the queries of attention are split; each device attends from its own to all keys (context parallelism),
+            for images too large for one device.
   tensor    heads and hidden units are split.
 
 A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest dimension
@@ -29,6 +29,7 @@ import flax.linen as nn
 import jax
 import numpy as np
 from jax.experimental import mesh_utils
+from jax.extend import core
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 AXES = ('data', 'fsdp', 'sequence', 'tensor')
@@ -290,6 +291,25 @@ def on_copy(place: NamedSharding, index: int) -> NamedSharding:
 def stacked_copies(place: NamedSharding) -> NamedSharding:
   """How an array is placed that has the copies of another as its first dimension, each where it is."""
   return NamedSharding(place.mesh, PartitionSpec(place.mesh.axis_names[0], *place.spec))
+
+
+def check_sequence(jaxpr: core.Jaxpr, mesh: Mesh) -> None:
+  """Raises ValueError where `sequence` is to shard the queries of attention and shards none of a traced program."""
+  if mesh.shape['sequence'] > 1 and not _shards_queries(jaxpr):
+    raise ValueError(
+      f'mesh sequence={mesh.shape["sequence"]} shards no attention of this run: its network has none, or its images, '
+      'tokens and heads do not divide over the mesh; set config.mesh.sequence=1 and give those devices to data'
+    )
+
+
+def _shards_queries(jaxpr: core.Jaxpr) -> bool:
+  for equation in jaxpr.eqns:
+    specs = equation.params['in_specs'] if equation.primitive.name == 'shard_map' else ()
+    if any('sequence' in _as_tuple(entry) for spec in specs for entry in spec):
+      return True
+    if any(_shards_queries(inner) for inner in core.jaxprs_in_params(equation.params)):
+      return True
+  return False
 
 
 def _as_tuple(axes: str | tuple[str, ...] | None) -> tuple[str, ...]:

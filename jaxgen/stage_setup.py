@@ -138,7 +138,9 @@ def compile_step(stage: Experiment, abstract: TrainState, frozen: Any) -> Any:
   steps = {}
   for spec in stage.data.specs:
     batch = {name: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=place) for name, leaf in spec.items()}
-    steps[_shapes(batch)] = jitted.lower(abstract, frozen, batch, jax.random.key(stage.seed)).compile()
+    traced = jitted.trace(abstract, frozen, batch, jax.random.key(stage.seed))
+    sharding.check_sequence(traced.jaxpr.jaxpr, stage.mesh)
+    steps[_shapes(batch)] = traced.lower().compile()
   if len(steps) == 1:
     return next(iter(steps.values()))
   return lambda state, frozen, batch, key: steps[_shapes(batch)](state, frozen, batch, key)

@@ -22,8 +22,10 @@ from jaxgen.processes.rectified_flow import rectified_flow
 from jaxgen.samplers import grids
 from jaxgen.samplers.euler import euler
 from jaxgen.samplers.sampler import Sampler
+from jaxgen.stage_setup import abstract_state, compile_step
 from jaxgen.train_state import init_state
 from jaxgen.train_step import make_train_step
+from tests import toys
 
 MESHES = {
   'data 8': {'data': 8},
@@ -182,6 +184,24 @@ def test_an_axis_that_splits_nothing_is_refused(state):
   sharding.check_axes(sharding.shard_tree(state, mesh, known=RULES), mesh)
   with pytest.raises(ValueError, match=r'mesh tensor=2 splits no parameter of this run; set config.mesh.tensor=1'):
     sharding.check_axes(sharding.shard_tree(state, mesh), mesh)
+
+
+def test_a_sequence_axis_that_splits_no_attention_is_refused(objective):
+  mesh = sharding.make_mesh(data=2, fsdp=2, sequence=2)
+  stage = toys.experiment(mesh=mesh)
+  with pytest.raises(ValueError, match=r'mesh sequence=2 shards no attention of this run: its network has none'):
+    compile_step(stage, abstract_state(stage), {})
+  step = sharding.under(mesh, lambda params, x: objective.denoising.denoiser(params, {})(x, x[:, 0, 0, 0], given).x0)
+  given = {'label': jnp.zeros(4, jnp.int32)}
+  images = {'image': jnp.zeros((4, 16, 16, 3)), **given}
+  params = jax.eval_shape(lambda key: objective.init(key, {}, images)['params'], jax.random.key(0))
+
+  def trace(side):
+    return jax.make_jaxpr(step)(params, jax.ShapeDtypeStruct((4, side, side, 3), jnp.float32)).jaxpr
+
+  sharding.check_sequence(trace(16), mesh)
+  with pytest.raises(ValueError, match='or its images, tokens and heads do not divide'):
+    sharding.check_sequence(trace(12), mesh)  # 9 tokens
 
 
 def test_a_mesh_covers_the_devices_it_is_told():

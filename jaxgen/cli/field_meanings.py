@@ -17,7 +17,7 @@ MEANINGS = {
   'checkpoint.keep_every': 'checkpoints of multiples of this step are kept for good',
   'mesh.data': 'copies of the model, which split a batch; -1 for all devices that are left',
   'mesh.fsdp': 'devices that share the parameters and split a batch',
-  'mesh.sequence': 'devices that split the tokens of an image',
+  'mesh.sequence': 'devices that share the queries of attention',
   'mesh.tensor': 'devices that split heads and hidden units',
   'mesh.dcn.data': 'of `mesh.data`, how many are of other slices; -1 for all slices',
   'mesh.dcn.fsdp': 'of `mesh.fsdp`, how many are of other slices',
