@@ -140,43 +140,59 @@ def from_source(path: str | os.PathLike, *, name: str = 'net', average: str | No
 
 
 def later(
-  path: str | os.PathLike, objective: Objective, spec: Mapping[str, Any], *, dtype: Any = None
+  source: str | os.PathLike | InitFrom, objective: Objective, spec: Mapping[str, Any], *, dtype: Any = None
 ) -> dict[str, Frozen]:
   """The networks of a run, frozen, for an objective that adapts them: shapes now, arrays when they are placed.
 
   Args:
-    path: the run's folder.
+    source: the run's folder, or an InitFrom whose patterns name what may differ; nothing in it is `fresh`.
     objective: its objective.
     spec: shapes of its batches.
     dtype: dtype of the floating-point arrays on the devices.
   """
+  source = source if isinstance(source, InitFrom) else InitFrom(source)
+  if source.fresh:
+    raise ValueError(
+      f'{", ".join(source.fresh)} cannot be fresh: a frozen network has no initial parameters of its own'
+    )
   shapes = jax.eval_shape(lambda key, batch: objective.init(key, {}, batch)['params'], jax.random.key(0), dict(spec))
-  trees = functools.cache(lambda: read(path, trained=tuple(shapes)))
+  trees = functools.cache(lambda: read(source.path, trained=tuple(shapes), average=source.average))
   hashes = functools.cache(lambda name: tree_hash(trees()[name]))
   return {
-    name: Frozen(tree, partial(_fitting, trees, name, tree, path), partial(hashes, name), dtype)
+    name: Frozen(tree, partial(_frozen_tree, trees, name, tree, source), partial(hashes, name), dtype)
     for name, tree in shapes.items()
   }
 
 
-def _fitting(trees: Callable[[], Mapping[str, Any]], name: str, wanted: Any, path: str | os.PathLike) -> Any:
+def _frozen_tree(trees: Callable[[], Mapping[str, Any]], name: str, wanted: Any, source: InitFrom) -> Any:
   if name not in trees():
-    raise ValueError(f'{path} has no network {name!r}; it has {", ".join(sorted(trees()))}')
-  ours, theirs = (
-    {path_name(at): np.shape(leaf) for at, leaf in jax.tree_util.tree_leaves_with_path(tree)}
-    for tree in (wanted, trees()[name])
-  )
-  wrong = sorted(at for at in {*ours, *theirs} if ours.get(at) != theirs.get(at))
-  if wrong:
-    raise ValueError(
-      f'{path} has another network {name!r} than its config builds: {len(wrong)} arrays differ, such as {wrong[0]}, '
-      f'{theirs.get(wrong[0])} there and {ours.get(wrong[0])} here'
-    )
-  return trees()[name]
+    raise ValueError(f'{source.path} has no network {name!r}; it has {", ".join(sorted(trees()))}')
+  return merged({name: wanted}, {name: trees()[name]}, source, put=lambda leaf, found: found)[name]
 
 
-def merged(params: Mapping[str, Any], trees: Mapping[str, Any], source: InitFrom) -> dict[str, Any]:
-  """`params` with the arrays of `trees` in their places."""
+def _sharded(leaf: jax.Array, found: Any) -> jax.Array:
+  array = np.asarray(found, leaf.dtype)
+  return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: array[index])
+
+
+def merged(
+  params: Mapping[str, Any],
+  trees: Mapping[str, Any],
+  source: InitFrom,
+  *,
+  put: Callable[[Any, Any], Any] = _sharded,
+) -> dict[str, Any]:
+  """`params` with the arrays of `trees` in their places.
+
+  Args:
+    params: parameters, or their shapes, by the names of `state.params`.
+    trees: host arrays by the same names.
+    source: where they are from, with the patterns of what may differ.
+    put: `(parameter, host array) -> leaf`; by default sharded as the parameter is.
+
+  Raises:
+    ValueError: some arrays do not fit; the first five are listed.
+  """
   theirs = {_renamed(path_name(path), source): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(trees))}
   ours = {path_name(path): leaf for path, leaf in jax.tree_util.tree_leaves_with_path(dict(params))}
 
@@ -193,20 +209,25 @@ def merged(params: Mapping[str, Any], trees: Mapping[str, Any], source: InitFrom
     more = f' and {len(wrong) - 5} more' if len(wrong) > 5 else ''
     raise ValueError(
       f'{source.path} does not fit this run in {len(wrong)} arrays: {"; ".join(wrong[:5])}{more}. '
-      'Name what may differ: --init-fresh, --init-widened or --init-unused PATTERN'
+      'Name what may differ: --init-fresh, --init-widened or --init-unused PATTERN, or fields of InitFrom'
     )
 
-  def pick(path: Any, leaf: jax.Array) -> jax.Array:
+  def pick(path: Any, leaf: Any) -> Any:
     name = path_name(path)
     if _named(name, source.fresh):
       return leaf
-    found = np.asarray(theirs[name], leaf.dtype)
-    found = found[: leaf.shape[0]] if _named(name, source.narrowed) else found
-    wider = [(0, size - had) for size, had in zip(leaf.shape, found.shape, strict=True)]
-    whole = np.pad(found, wider) if wider else found  # of a number there is nothing to widen
-    return jax.make_array_from_callback(leaf.shape, leaf.sharding, lambda index: whole[index])
+    found = theirs[name]
+    if found.shape != leaf.shape:
+      found = _resized(found, leaf, narrowed=_named(name, source.narrowed))
+    return put(leaf, found)
 
   return jax.tree_util.tree_map_with_path(pick, dict(params))
+
+
+def _resized(found: Any, leaf: Any, *, narrowed: bool) -> np.ndarray:
+  """The first of an array's layers if it is narrowed, then zeros up to the shape of `leaf`."""
+  array = np.asarray(found)[: leaf.shape[0]] if narrowed else np.asarray(found)
+  return np.pad(array, [(0, size - had) for size, had in zip(leaf.shape, array.shape, strict=True)])
 
 
 def _of_run(params: dict[str, Any], ema: dict[str, Any], *, average: str | None, path: epath.Path) -> dict[str, Any]:

@@ -89,6 +89,20 @@ def test_what_does_not_fit_is_listed():
     merged({'net': {'conv_in': jnp.ones((3, 8))}}, narrow, InitFrom('there', widened=('conv_in',)))
 
 
+def test_frozen_networks_take_the_same_patterns_and_errors(tmp_path, monkeypatch):
+  wanted = {'net': {'conv_in': np.zeros((3, 8)), 'table': np.zeros((9, 2)), 'out': np.zeros(2)}}
+  objective = toys.objective()._replace(init=lambda key, frozen, batch: {'params': jax.tree.map(jnp.asarray, wanted)})
+  monkeypatch.setattr(init_from, 'read', lambda path, **options: THERE)
+  patterns = InitFrom('there', widened=('conv_in',), unused=('old',))
+  made = init_from.later(patterns, objective, {})['net'].load()
+  np.testing.assert_array_equal(made['conv_in'], [[2, 2, 2, 2, 0, 0, 0, 0]] * 3)
+  assert isinstance(made['out'], np.ndarray)
+  with pytest.raises(ValueError, match=r'there does not fit this run in 2 arrays: net/conv_in 3x8, there 3x4; net/old'):
+    init_from.later('there', objective, {})['net'].load()
+  with pytest.raises(ValueError, match='table cannot be fresh'):
+    init_from.later(InitFrom('there', fresh=('table',)), objective, {})
+
+
 def test_published_weights_are_read_from_their_folder(tmp_path):
   net = DiT(patch=2, depth=1, width=32, heads=2, num_classes=3)
   args = jnp.zeros((1, 4, 4, 4)), jnp.zeros(1), {'label': jnp.zeros(1, jnp.int32)}
