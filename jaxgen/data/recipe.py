@@ -59,6 +59,28 @@ class Recipe(NamedTuple):
   notes: Callable[[], Mapping[str, str]] = dict
 
 
+class Sized(NamedTuple):
+  """Options of a dataset of pictures that are made at any size.
+
+  Attributes:
+    of: name of the dataset.
+    size: height and width.
+  """
+
+  of: str
+  size: int = 64
+
+  @property
+  def name(self) -> str:
+    """The prepared dataset's name: that of the dataset, with the size where it is not the default."""
+    return self.of + (f'_{self.size}px' if self.size != Sized(self.of).size else '')
+
+  def check(self) -> None:
+    """Raises ValueError where pictures would be too small."""
+    if self.size < 8:
+      raise ValueError(f'size {self.size} of {self.of}; it must be 8 or more')
+
+
 def folder(recipe: Recipe, data_dir: str | pathlib.Path | None = None) -> pathlib.Path:
   """Where the dataset is, or would be, prepared."""
   return mirror(data_dir or default_data_dir()) / recipe.name / recipe.version

@@ -16,6 +16,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from jaxgen.models.controlnet import scales_of
 from jaxgen.models.dit import patchify, with_hint
 from jaxgen.models.layers.linear import Linear
 from jaxgen.models.mmdit import MMDiT
@@ -55,7 +56,7 @@ class ControlTransformer(nn.Module):
     states = states[0] if isinstance(states, tuple) else states  # of MMDiT's two streams, the image's
     zeros = [Linear(net.width, kernel_init=_zeros, dtype=net.dtype, name=f'zero_{i}') for i in range(self.blocks)]
     residuals = jnp.stack([zero(state) for zero, state in zip(zeros, states, strict=True)])
-    return self._scaled(residuals, cond.get(f'{self.field}_scale'))
+    return residuals * scales_of(cond, self.field, self.blocks)[..., None, None].astype(residuals.dtype)
 
   def _copy(self) -> Any:
     """The network with n blocks, and nothing behind them."""
@@ -72,15 +73,6 @@ class ControlTransformer(nn.Module):
         f'{self.field} is {height}x{width}; for images or latents of {h}x{w} it must be as large or a multiple of it'
       )
     return patchify(control.astype(self.net.dtype), factor * self.net.patch)
-
-  def _scaled(self, residuals: Array, scale: Array | None) -> Array:
-    if scale is None:
-      return residuals
-    each = scale if scale.ndim == 2 else scale[:, None]
-    if each.shape[1] not in (1, self.blocks):
-      raise ValueError(f'{self.field}_scale has {each.shape[1]} factors for {self.blocks} residuals; give 1 or all')
-    each = jnp.broadcast_to(each, (len(each), self.blocks)).T
-    return residuals * each[:, :, None, None].astype(residuals.dtype)
 
 
 class ControlledTransformer(nn.Module):

@@ -68,16 +68,23 @@ class ControlNet(nn.Module):
     residuals = [
       Linear(h.shape[-1], kernel_init=_zeros, dtype=net.dtype, name=f'zero_{i}')(h) for i, h in enumerate(made)
     ]
-    return self._scaled(residuals, cond.get(f'{self.field}_scale'))
+    scales = scales_of(cond, self.field, len(residuals))
+    return tuple(r * s[:, None, None, None].astype(r.dtype) for r, s in zip(residuals, scales, strict=True))
 
-  def _scaled(self, residuals: list[Array], scale: Array | None) -> tuple[Array, ...]:
-    if scale is None:
-      return tuple(residuals)
-    each = scale if scale.ndim == 2 else scale[:, None]
-    if each.shape[1] not in (1, len(residuals)):
-      raise ValueError(f'{self.field}_scale has {each.shape[1]} factors for {len(residuals)} residuals; give 1 or all')
-    each = jnp.broadcast_to(each, (len(each), len(residuals)))
-    return tuple(r * each[:, i, None, None, None].astype(r.dtype) for i, r in enumerate(residuals))
+
+def scales_of(cond: Cond, field: str, count: int) -> Float[Array, 'r b']:
+  """The scale of each of `count` residuals, `cond['FIELD_scale']`; 1 where it is not given.
+
+  Raises:
+    ValueError: there are neither one scale nor one for each residual.
+  """
+  scale = cond.get(f'{field}_scale')
+  if scale is None:
+    return jnp.ones((count, 1))
+  each = scale if scale.ndim == 2 else scale[:, None]
+  if each.shape[1] not in (1, count):
+    raise ValueError(f'{field}_scale has {each.shape[1]} factors for {count} residuals; give 1 or all')
+  return jnp.broadcast_to(each.T, (count, len(each)))
 
 
 class Hint(nn.Module):

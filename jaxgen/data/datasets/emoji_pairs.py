@@ -12,6 +12,7 @@ and two of the same code points where they differ in the vendor's style. All emo
 the same split. A record has `before`, `image`, `caption` (ways to say the instruction, one a line) and `vendor`.
 """
 
+import functools
 import itertools
 import pathlib
 from collections import defaultdict
@@ -25,7 +26,7 @@ from jaxgen.data.datasets.avatars_drawn import in_halves
 from jaxgen.data.datasets.emoji32 import is_test
 from jaxgen.data.datasets.emoji64 import ARCHIVES, TONES, emoji_list, find_archives, picture, pictures_of, read_archive
 from jaxgen.data.parallel import parallel_map
-from jaxgen.data.recipe import Examples, Recipe, folder, load, prepare
+from jaxgen.data.recipe import Examples, Recipe, Sized, folder, load, prepare
 
 _TONES = {code.lower(): tone for code, tone in TONES.items()}
 _HAIR = {'1f9b0': 'red', '1f9b1': 'curly', '1f9b3': 'white', '1f9b2': 'bald'}
@@ -38,21 +39,7 @@ _JOINER = '200d'
 _STYLES = {'google': 'Noto Emoji', 'twitter': 'Twemoji', 'fluent': '3D Fluent Emoji'}
 
 
-class Options(NamedTuple):
-  """Options of `jaxgen data prepare emoji_pairs`.
-
-  Attributes:
-    size: height and width.
-  """
-
-  size: int = 64
-
-  @property
-  def name(self) -> str:
-    """The dataset's name: `emoji_pairs`, with what differs from the default."""
-    return 'emoji_pairs' + (f'_{self.size}px' if self.size != Options().size else '')
-
-
+Options = functools.partial(Sized, 'emoji_pairs')  # Options(32) for pictures of 32 x 32
 DEFAULT = Options()
 
 
@@ -85,7 +72,7 @@ class Pair(NamedTuple):
 def emoji_pairs(
   split: str = 'train',
   *,
-  options: Options = DEFAULT,
+  options: Sized = DEFAULT,
   name: str | None = None,
   data_dir: str | pathlib.Path | None = None,
 ) -> Dataset:
@@ -102,15 +89,14 @@ def emoji_pairs(
   return in_halves(load(place, split, command='emoji_pairs'), ('before', 'image'))
 
 
-def prepare_emoji_pairs(options: Options = DEFAULT, **how: Any) -> pathlib.Path:
+def prepare_emoji_pairs(options: Sized = DEFAULT, **how: Any) -> pathlib.Path:
   """Writes the dataset unless it is there already; returns its folder. The other arguments are those of `prepare`."""
   return prepare(recipe(options), **how)
 
 
-def recipe(options: Options = DEFAULT) -> Recipe:
+def recipe(options: Sized = DEFAULT) -> Recipe:
   """The recipe of emoji_pairs with these options; the two pictures of a record lie side by side in one."""
-  if options.size < 8:
-    raise ValueError(f'size {options.size} of emoji_pairs; it must be 8 or more')
+  options.check()
   return Recipe(
     name=options.name,
     version='1.0.0',
@@ -122,7 +108,7 @@ def recipe(options: Options = DEFAULT) -> Recipe:
   )
 
 
-def _examples(source: pathlib.Path | None, options: Options) -> Examples:
+def _examples(source: pathlib.Path | None, options: Sized) -> Examples:
   archives = {archive.vendor: (archive, path) for archive, path in zip(ARCHIVES, find_archives(source), strict=True)}
   emoji = emoji_list(read_archive(archives['google'][1], 'package/emoji.json')['emoji.json'])
   files = {vendor: pictures_of(archive, path, emoji) for vendor, (archive, path) in archives.items()}

@@ -5,6 +5,7 @@ the same outlines. A record has `image`, the color drawing on white; `control`, 
 `caption`, `licence`, `author` and `source`. Emoji that differ in skin tone alone are in the same split.
 """
 
+import functools
 import json
 import pathlib
 from collections.abc import Iterator
@@ -19,7 +20,7 @@ from jaxgen.data.datasets.avatars_drawn import as_control, in_halves
 from jaxgen.data.datasets.emoji32 import is_test
 from jaxgen.data.datasets.emoji64 import Archive, find_archive, read_archive
 from jaxgen.data.parallel import parallel_map
-from jaxgen.data.recipe import Examples, Recipe, folder, load, prepare
+from jaxgen.data.recipe import Examples, Recipe, Sized, folder, load, prepare
 
 ARCHIVE = Archive(
   vendor='openmoji',
@@ -32,21 +33,7 @@ _LINES = 'package/black/svg/'
 _LICENCE = 'CC-BY-SA-4.0'
 
 
-class Options(NamedTuple):
-  """Options of `jaxgen data prepare openmoji`.
-
-  Attributes:
-    size: height and width.
-  """
-
-  size: int = 64
-
-  @property
-  def name(self) -> str:
-    """The dataset's name: `openmoji`, with what differs from the default."""
-    return 'openmoji' + (f'_{self.size}px' if self.size != Options().size else '')
-
-
+Options = functools.partial(Sized, 'openmoji')  # Options(32) for pictures of 32 x 32
 DEFAULT = Options()
 
 
@@ -61,7 +48,7 @@ class Drawing(NamedTuple):
 def openmoji(
   split: str = 'train',
   *,
-  options: Options = DEFAULT,
+  options: Sized = DEFAULT,
   name: str | None = None,
   data_dir: str | pathlib.Path | None = None,
 ) -> Dataset:
@@ -78,15 +65,14 @@ def openmoji(
   return as_control(in_halves(load(place, split, command='openmoji'), ('image', 'control')))
 
 
-def prepare_openmoji(options: Options = DEFAULT, **how: Any) -> pathlib.Path:
+def prepare_openmoji(options: Sized = DEFAULT, **how: Any) -> pathlib.Path:
   """Draws the dataset unless it is there already; returns its folder. The other arguments are those of `prepare`."""
   return prepare(recipe(options), **how)
 
 
-def recipe(options: Options = DEFAULT) -> Recipe:
+def recipe(options: Sized = DEFAULT) -> Recipe:
   """The recipe of openmoji with these options; a picture and its lines lie side by side in one."""
-  if options.size < 8:
-    raise ValueError(f'size {options.size} of openmoji; it must be 8 or more')
+  options.check()
   return Recipe(
     name=options.name,
     version='1.0.0',
@@ -98,7 +84,7 @@ def recipe(options: Options = DEFAULT) -> Recipe:
   )
 
 
-def _examples(source: pathlib.Path | None, options: Options) -> Examples:
+def _examples(source: pathlib.Path | None, options: Sized) -> Examples:
   path = find_archive(ARCHIVE, source, kept='openmoji')
   return {split: _split(path, options.size, test=split == 'test') for split in ('train', 'test')}
 
