@@ -71,7 +71,7 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'dataset': 'avatars32',  # in the package; or avatars, or one's own captioned pictures: folder:PATH, ...
       'resolution': 0,  # side of the images; 0 for images as they are
-      'licences': (),  # learn from records with these alone, such as ('CC0-1.0',); all without
+      'licences': (),  # licences of the records to train on, such as ('CC0-1.0',); () for all
       'steps': 1100,
       'batch_size': 64,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},

@@ -61,7 +61,7 @@ def build(c: ConfigDict) -> Experiment:
 def get_config() -> ConfigDict:
   c = ConfigDict()
   c.seed = 0
-  c.pictures = 40_000  # images drawn for it; 0 for those of avatars32
+  c.pictures = 40_000  # training images; 0 for those of avatars32
   c.steps = 2000
   c.batch_size = 128
   c.learning_rate = 2e-3

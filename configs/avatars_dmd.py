@@ -32,14 +32,14 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'base': 'runs/avatars',  # the run of avatars that is distilled
       'dataset': 'avatars32',
-      'times': (1.0, 0.75),  # at which the student is called
+      'times': (1.0, 0.75),  # times at which the student is called
       'steps': 100,
       'batch_size': 32,
       'every': 2,  # updates of the fake model for one of the student
-      'scale': 2.0,  # the teacher's guidance
+      'scale': 2.0,  # scale of the teacher's guidance
       'shift': 1.0,  # shift of the noise's times towards noise
-      'adversary': 0.03,  # its weight; 0 for none
-      'depth': 2,  # of the tokens that it sees
+      'adversary': 0.03,  # weight of the adversary; 0 for none
+      'depth': 2,  # block whose tokens it sees
       'rate': {'net': 5e-4, 'fake': 1e-3, 'head': 1e-2},
       'ema': 0.9,
       'clip_norm': 1.0,

@@ -42,8 +42,8 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'base': 'runs/avatars',  # the run of avatars whose model is trained on
-      'dataset': 'avatars32',  # its prompts
+      'base': 'runs/avatars',  # run of avatars whose model is trained further
+      'dataset': 'avatars32',  # dataset whose prompts are used
       'preferences': '',  # pairs that people chose, in place of the classifier's
       'steps': 100,
       'batch_size': 32,  # pairs
@@ -56,7 +56,7 @@ def get_config() -> ConfigDict:
       'samples': {'every': 100},
       'fid': {'every': 100, 'num_samples': 256},
       'attributes': {'every': 50, 'number': 128},
-      'evaluate_first': False,  # it is the base
+      'evaluate_first': False,  # before the first step it is the base
       'log_every': 10,
       'checkpoint': {'every': 50, 'keep': 2},
     }

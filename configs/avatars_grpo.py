@@ -32,8 +32,8 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'base': 'runs/avatars',  # the run of avatars whose model is trained on
-      'dataset': 'avatars32',  # its prompts
+      'base': 'runs/avatars',  # run of avatars whose model is trained further
+      'dataset': 'avatars32',  # dataset whose prompts are used
       'steps': 100,
       'rollouts': {'prompts': 8, 'group': 8, 'steps': 8, 'noise': 0.7},
       'learned': 2,  # steps of the sampler that are learned from
@@ -45,7 +45,7 @@ def get_config() -> ConfigDict:
       'samples': {'every': 100},
       'fid': {'every': 100, 'num_samples': 256},
       'attributes': {'every': 50, 'number': 128},
-      'evaluate_first': False,  # it is the base
+      'evaluate_first': False,  # before the first step it is the base
       'log_every': 10,
       'checkpoint': {'every': 50, 'keep': 2},
     }

@@ -55,7 +55,7 @@ def get_config() -> ConfigDict:
       'shift': 4.0,  # shift of times towards noise
       'margin': 0.05,
       'most': 0.5,  # largest time of the noise in small pictures
-      'level': 0.1,  # that time when sampling
+      'level': 0.1,  # time of that noise when sampling
       'drop_rate': 0.1,
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},
       'ema': 0.995,

@@ -34,11 +34,11 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'base': 'runs/avatars',  # the run of avatars that is distilled
       'dataset': 'avatars32',
-      'times': (1.0, 0.75, 0.5, 0.25),  # at which the student is called
-      'grid': 50,  # times of training
+      'times': (1.0, 0.75, 0.5, 0.25),  # times at which the student is called
+      'grid': 50,  # number of times in training
       'steps': 200,
       'batch_size': 32,
-      'scale': 2.0,  # the teacher's guidance
+      'scale': 2.0,  # scale of the teacher's guidance
       'lora': {'rank': 0, 'on': ('blocks/',)},  # rank 0 for the whole network
       'rate': 5e-5,
       'ema': 0.95,

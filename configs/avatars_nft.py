@@ -40,22 +40,22 @@ def get_config() -> ConfigDict:
   return ConfigDict(
     {
       'seed': 0,
-      'base': 'runs/avatars',  # the run of avatars whose model is trained on
-      'dataset': 'avatars32',  # its prompts
+      'base': 'runs/avatars',  # run of avatars whose model is trained further
+      'dataset': 'avatars32',  # dataset whose prompts are used
       'steps': 100,
       'batch_size': 64,  # images that a step learns from
       'rollouts': {'prompts': 4, 'group': 8, 'steps': 8},  # new images of a step, and of their sampler
       'pool': 256,  # images that are kept
       'beta': 1.0,
       'kl': 0.0,
-      'old': 0.9,  # decay of the average that draws
+      'old': 0.9,  # decay of the average that samples
       'optimizer': {'rate': 2e-4, 'b2': 0.95, 'warmup': 5},
       'ema': 0.9,
       'clip_norm': 1.0,
       'samples': {'every': 100},
       'fid': {'every': 100, 'num_samples': 256},
       'attributes': {'every': 50, 'number': 128},
-      'evaluate_first': False,  # it is the base
+      'evaluate_first': False,  # before the first step it is the base
       'log_every': 10,
       'checkpoint': {'every': 50, 'keep': 2},
     }

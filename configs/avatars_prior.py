@@ -49,7 +49,7 @@ def get_config() -> ConfigDict:
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'depth': 4, 'width': 128, 'heads': 2},
       'text': {'width': 128, 'depth': 1, 'heads': 4},
-      'measured': 2048,  # pictures that mean and deviation of embeddings are taken of
+      'measured': 2048,  # pictures whose embeddings give mean and deviation
       'drop_rate': 0.1,
       'optimizer': {'rate': 1e-3, 'weight_decay': 0.05, 'warmup': 100},
       'ema': 0.995,

@@ -26,10 +26,10 @@ PROJECTORS = {'per_token': (repa.PerToken, lambda y: y), 'spatial': (repa.Spatia
 
 def get_config() -> ConfigDict:
   c = avatars.get_config()
-  c.depth = 2  # the block whose tokens are aligned
+  c.depth = 2  # block whose tokens are aligned
   c.projector = 'per_token'  # or spatial
   c.weight = 0.5
-  c.stop = 800  # the step after which the network is left alone
+  c.stop = 800  # step after which there is no alignment
   c.projector_rate = 1e-3
   return c
 

@@ -21,7 +21,7 @@ from jaxgen.models.routed import Routed
 def get_config() -> ConfigDict:
   c = avatars.get_config()
   c.route = (1, 4)  # the blocks that see a part of the tokens, the first and the one behind the last
-  c.keep = 0.5  # of the tokens, in those blocks
+  c.keep = 0.5  # share of the tokens that those blocks see
   return c
 
 

@@ -42,10 +42,10 @@ def get_config() -> ConfigDict:
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'width': 32, 'multipliers': (1, 2, 2), 'blocks': 1, 'attention': (1, 2), 'head_size': 32, 'groups': 8},
       'text': {'width': 128, 'depth': 1, 'heads': 4},
-      'tokens': 4,  # that an embedding becomes
+      'tokens': 4,  # tokens that an embedding becomes
       'shift': 4.0,  # shift of times towards noise
       'margin': 0.05,
-      'drop_rate': 0.07,  # of the embedding, of the text, of both
+      'drop_rate': 0.07,  # probability that the embedding, the text, or both are dropped
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},
       'ema': 0.995,
       'clip_norm': 1.0,

@@ -48,20 +48,20 @@ def get_config() -> ConfigDict:
     {
       'seed': 0,
       'base': 'runs/avatars',  # the run of avatars whose model the branch controls
-      'base_dtype': 'bfloat16',  # of the frozen networks on the devices
+      'base_dtype': 'bfloat16',  # dtype of the frozen networks
       'dataset': 'avatars32',
       'control': 'canny',  # or hed (soft edges), or given: that of the records, such as of avatars_segments
-      'blocks': 3,  # of the branch
+      'blocks': 3,  # blocks of the branch
       'steps': 1000,
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
-      'drop_rate': 0.5,  # of the captions
-      'shift': 1.0,  # shift of times towards noise, where the base's is larger: edges come late
+      'drop_rate': 0.5,  # probability that a caption is dropped
+      'shift': 1.0,  # shift of times towards noise; the base's is larger, but edges form late
       'optimizer': {'rate': 5e-4, 'warmup': 50},
       'ema': 0.99,
       'clip_norm': 1.0,
       'sampling': {'scale': 2.0, 'batch_size': 64},
-      'samples': {'every': 250, 'pictures': 8, 'per_picture': 4},  # of the test split
+      'samples': {'every': 250, 'pictures': 8, 'per_picture': 4},  # pictures of the test split
       'held_out': {'every': 250, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'edges': {'every': 250, 'number': 64},
       'log_every': 50,

@@ -55,8 +55,8 @@ def get_config() -> ConfigDict:
         'a drawing of sks person',
       ),
       'samples': {'every': 50, 'per_prompt': 8},
-      'subject': {'every': 0, 'per_prompt': 32},  # of avatars, whose attributes a classifier sees; 0 for none
-      'held_out': {'split': '', 'every': 0, 'images': 200, 'fid': 0},  # other pictures of it: loss, FID
+      'subject': {'every': 0, 'per_prompt': 32},  # attributes of an avatar that samples show; every=0 for none
+      'held_out': {'split': '', 'every': 0, 'images': 200, 'fid': 0},  # other pictures of the kind, for loss and FID
       'sampling': {'batch_size': 64},
       'log_every': 20,
       'evaluate_first': True,  # evaluates the base before the first step

@@ -79,7 +79,7 @@ def get_config() -> ConfigDict:
         'judge': 'alexnet',  # the discriminator's backbone, and the side of its inputs
         'side': 64,
         'generator': 5e-5,  # learning rates
-        'warmup': 100,  # steps over which the generator's rate rises to that, while the discriminator learns
+        'warmup': 100,  # steps over which the generator's rate rises from 0
         'discriminator': 1e-3,
         'b1': 0.0,
         'b2': 0.99,

@@ -30,7 +30,7 @@ def get_config() -> ConfigDict:
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
       'model': {'patch': 4, 'depth': 5, 'width': 128, 'heads': 2},
       'first': 10,  # intervals of the grid at the start of training
-      'last': 160,  # and at its end
+      'last': 160,  # intervals of the grid at the end of training
       'optimizer': {'muon': 0.02, 'adam': 2e-3, 'b2': 0.95, 'warmup': 20},  # learning rates: of matrices, of the rest
       'ema': 0.99,
       'clip_norm': 1.0,

@@ -47,11 +47,11 @@ def get_config() -> ConfigDict:
       'seed': 0,
       'base': 'runs/avatars',  # the run of avatars whose model learns to edit
       'dataset': 'avatars_pairs',  # or one's own pictures, before and after: pairs:PATH
-      'resolution': 0,  # side of one's own pictures
+      'resolution': 0,  # side of the pictures of a folder
       'steps': 1500,
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
-      'drop_rate': 0.05,  # of the instruction, of the picture, and of both
+      'drop_rate': 0.05,  # probability that the instruction, the picture, or both are dropped
       'optimizer': {'rate': 5e-4, 'b2': 0.95, 'warmup': 50},
       'ema': 0.99,
       'clip_norm': 1.0,
@@ -70,7 +70,7 @@ def build(c: ConfigDict) -> Experiment:
   mesh, base = sharding.make_mesh(**c.mesh), avatars.of_run(c.base)
   known = avatars.vocabulary(*avatars.opened(base, 'train'))
   dataset, test = train_and_test(c.dataset, resolution=c.resolution)
-  known_edits = 'was' in dataset.read(0)  # of avatars_pairs, which can be scored
+  known_edits = 'was' in dataset.read(0)  # avatars_pairs, which can be scored
   describe = instruction if known_edits else lines
   orders = from_captions(sample_captions(dataset, number=2000, describe=describe))
   new = [word for word in orders.vocabulary if word not in known.vocabulary]

@@ -55,20 +55,20 @@ def get_config() -> ConfigDict:
     {
       'seed': 0,
       'base': 'runs/avatars',  # the run of avatars whose model sees the picture
-      'base_dtype': 'bfloat16',  # of the frozen networks on the devices
+      'base_dtype': 'bfloat16',  # dtype of the frozen networks
       'dataset': 'avatars32',
       'plus': False,
-      'tokens': 4,  # of a picture; the paper has 4 (basic) and 16 (plus)
+      'tokens': 4,  # tokens of a picture; the paper has 4 (basic) and 16 (plus)
       'steps': 1000,
       'batch_size': 32,
       'mesh': {'data': -1, 'fsdp': 1, 'tensor': 1},
-      'drop_rate': 0.05,  # of the words, of the picture, and of both
-      'word_rate': 0.5,  # share of pictures whose words are left out beside, so that the picture says much
+      'drop_rate': 0.05,  # probability that the words, the picture, or both are dropped
+      'word_rate': 0.5,  # share of pictures that are given without words
       'optimizer': {'rate': 1e-3, 'warmup': 50},
       'ema': 0.99,
       'clip_norm': 1.0,
       'sampling': {'scale': 2.0, 'batch_size': 64},
-      'samples': {'every': 500, 'pictures': 8, 'per_picture': 4},  # of the seen split
+      'samples': {'every': 500, 'pictures': 8, 'per_picture': 4},  # pictures of the seen split
       'held_out': {'every': 500, 'num': 128, 'batch_size': 64},  # the loss on pictures of the test split
       'measure': {'every': 500, 'number': 128},
       'log_every': 50,

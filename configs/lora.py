@@ -58,9 +58,9 @@ def get_config() -> ConfigDict:
     {
       'seed': 0,
       'base': 'runs/avatars',  # the run whose model is adapted, or a model such as jaxgen/avatars
-      'base_dtype': 'bfloat16',  # of the frozen networks on the devices; int8 for kernels in eight bits
+      'base_dtype': 'bfloat16',  # dtype of the frozen networks; int8 for kernels in eight bits
       'dataset': 'avatars32',  # folder:PATH, ...
-      'caption': '',  # of every picture, in place of its own
+      'caption': '',  # caption of every picture, in place of its own
       'tags': {'shuffle': False, 'keep_first': 1, 'drop': 0.0},  # captions that are tags with commas between them
       'prior': {'dataset': '', 'weight': 1.0, 'caption': ''},  # pictures of the class, and their weight in the loss
       'steps': 500,
@@ -69,7 +69,7 @@ def get_config() -> ConfigDict:
       'lora': {'rank': 8, 'alpha': 8.0, 'on': (ATTENTION,), 'dropout': 0.0},
       'remat': 'dots',  # rematerialisation: none, dots (keeps products with weights) or full
       'learning_rate': 2e-3,
-      'rates': (),  # factors of it by pattern, the first that is found: (('blocks/attention/out', 0.5),)
+      'rates': (),  # factors of the rate by pattern, such as (('blocks/attention/out', 0.5),)
       'ema': 0.99,
       'clip_norm': 1.0,
       'samples': {'every': 100, 'prompts': (), 'per_prompt': 8},  # prompts; none for captions of the pictures

@@ -40,11 +40,11 @@ def get_config() -> ConfigDict:
     {
       'seed': 0,
       'base': 'runs/avatars',  # the run whose model learns the word
-      'base_dtype': 'bfloat16',  # of the frozen networks on the devices
+      'base_dtype': 'bfloat16',  # dtype of the frozen networks
       'dataset': 'avatars32',  # folder:PATH, ...
       'token': '<new>',
       'vectors': 2,
-      'start': 'person',  # words of the base that the vectors start as
+      'start': 'person',  # words of the base whose vectors the new ones start as
       'caption': 'a picture of <new>',
       'steps': 500,
       'batch_size': 16,
@@ -52,7 +52,7 @@ def get_config() -> ConfigDict:
       'learning_rate': 5e-3,
       'prompts': ('a picture of <new>', '<new> on a blue background', 'a drawing of <new>, green background'),
       'samples': {'every': 100, 'per_prompt': 8},
-      'subject': {'every': 0, 'per_prompt': 32},  # of avatars, whose attributes a classifier sees; 0 for none
+      'subject': {'every': 0, 'per_prompt': 32},  # attributes of an avatar that samples show; every=0 for none
       'sampling': {'batch_size': 64},
       'log_every': 20,
       'evaluate_first': True,

@@ -133,7 +133,7 @@ def _autoencoder(trained: Trained) -> Pretrained | None:
 def _fields(net: Any) -> dict[str, Any]:
   if not dataclasses.is_dataclass(net):
     return {}
-  hidden = ('parent', 'name')  # of Flax
+  hidden = ('parent', 'name')  # fields that Flax adds
   return {field.name: getattr(net, field.name) for field in dataclasses.fields(net) if field.name not in hidden}
 
 

@@ -50,7 +50,7 @@ def _of_equation(equation: core.JaxprEqn) -> int:
   if name == 'dot_general':
     (contracted, _), _ = params['dimension_numbers']
     terms = math.prod(arrays[0].shape[axis] for axis in contracted)
-    return 2 * out.size * terms if terms > 1 else 0  # of one term, it compiles to an elementwise product
+    return 2 * out.size * terms if terms > 1 else 0  # a sum of one term compiles to an elementwise product
   if name == 'conv_general_dilated':
     kernel = arrays[1]
     per_output = kernel.size // kernel.shape[params['dimension_numbers'].rhs_spec[0]]

@@ -60,7 +60,7 @@ class MetricsFile:
     self._bucket = files.in_bucket(path)
     if self._bucket:
       self._lines = [_line(record) for record in self._kept]
-      self._begin = self._uploaded = len(self._lines)  # of the newest part; lines that are in the bucket
+      self._begin = self._uploaded = len(self._lines)  # first line of the newest part; lines that are in the bucket
       self._last_upload = time.monotonic()
       _delete_parts(path)
     else:

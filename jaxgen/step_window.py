@@ -21,7 +21,7 @@ class StepWindow:
 
   def __init__(self, batch_size: int):
     self._batch_size = batch_size
-    self.own_seconds = self.seconds = 0.0  # of the window that was read last: a step's own, and all
+    self.own_seconds = self.seconds = 0.0  # a step's own, and all, in the window that was read last
     self._slowest: str | None = None
     self._start()
 

@@ -41,7 +41,7 @@ class Watchdog:
     self._steps: collections.deque[float] = collections.deque(maxlen=101)
     self._stepped: float | None = None
     self._lock = threading.RLock()
-    self._patience = _STEP_SECONDS  # of `rescue` with the main thread, while that has the lock
+    self._patience = _STEP_SECONDS  # seconds that `rescue` waits for a main thread that has the lock
     self._save: Callable[[], Any] | None = None
     self._done = threading.Event()
     self.stalled: str | None = None

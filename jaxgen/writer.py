@@ -230,7 +230,7 @@ class Writer:
   def __exit__(self, kind: object, *_: object) -> None:
     try:
       self.close()
-    except OSError:  # of a full disk, say: what has failed before it tells more
+    except OSError:  # a full disk, say: an earlier failure says more
       if kind is None:
         raise
 

@@ -207,6 +207,8 @@ def habits(module, source):
       yield f'{module} has a name that does not say what it is: {token.string}'
   for line in re.findall(r'^ +[a-z_, ]+: of [a-z].*', source, re.MULTILINE):
     yield f'{module} describes an argument by a part of a phrase: {line.strip()}'
+  for line in re.findall(r"""help=["']of .*|\S  # of [a-z].*""", source):
+    yield f'{module} describes something by a part of a phrase: {line}'
   if re.search(r'\bdata set', source):
     yield f'{module} says data set; the word is dataset'
   for node in ast.walk(tree):
@@ -254,6 +256,8 @@ def test_a_module_has_the_habits_of_the_house(module, path):
     ('jaxgen.run', 'told = 1'),
     ('jaxgen.run', 'def goes_on():\n  pass'),
     ('jaxgen.run', 'def f(seed):\n  """Draws.\n\n  Args:\n    seed: of the noise.\n  """'),
+    ('jaxgen.run', 'x = 4  # of the images'),
+    ('jaxgen.cli.main', "parser.add_argument('--step', help='of the checkpoint')"),
     ('jaxgen.run', '# a data set'),
     ('jaxgen.run', 'def f():\n' + '  f()\n' * 95),
     ('jaxgen.run', 'isinstance(sampler, functools.partial)'),

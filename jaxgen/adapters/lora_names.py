@@ -75,7 +75,7 @@ def published_leaves(net: nn.Module, params: Params) -> Leaves | None:
     return None
   try:
     return layouts.WRITERS[type(net)](net, params, Meta()).leaves
-  except (ValueError, KeyError):  # of its kind, but not one that they have, or of other parameters
+  except (ValueError, KeyError):  # a network of its kind with parameters that it does not have
     return None
 
 

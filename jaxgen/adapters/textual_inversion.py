@@ -23,7 +23,7 @@ from jaxgen.pretrained import safetensors_file, torch_file
 from jaxgen.typing import Array, Float, Key, Params
 
 NAME = 'tokens'  # the key of `state.params`
-_ENCODERS = {'clip_l': 'text_encoder', 'clip_g': 'text_encoder_2'}  # of SDXL
+_ENCODERS = {'clip_l': 'text_encoder', 'clip_g': 'text_encoder_2'}  # SDXL's
 _ANY = 'emb_params'
 
 

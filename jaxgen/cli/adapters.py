@@ -31,25 +31,33 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     metavar='[KIND=]IMAGE',
     action='append',
     default=[],
-    help='what is wanted where: a picture that a branch reads, or what one is made of: canny=IMAGE, hed=IMAGE (soft '
+    help='picture that a control branch reads, or an image that one is made from: canny=IMAGE, hed=IMAGE (soft '
     'edges), depth=IMAGE (gray, 8 or 16 bits), pose=FILE.json (keypoints of OpenPose or COCO, in pixels of the '
     'result); may be repeated',
   )
   group.add_argument(
-    '--controlnet', metavar='FOLDER', action='append', default=[], help='of --weights: the branch of each --control'
+    '--controlnet',
+    metavar='FOLDER',
+    action='append',
+    default=[],
+    help='with --weights: control branch of each --control',
   )
-  group.add_argument('--control-scale', metavar='S', action='append', type=finite, default=[], help='of each (1)')
-  group.add_argument('--guess', action='store_true', help='controls lead without a prompt (guess mode)')
+  group.add_argument(
+    '--control-scale', metavar='S', action='append', type=finite, default=[], help='scale of each control (1)'
+  )
+  group.add_argument('--guess', action='store_true', help='guess mode: controls act without a prompt')
   group.add_argument(
     '--image-prompt',
     metavar='IMAGE',
     action='append',
     type=pathlib.Path,
-    help='what it should look like; DALL-E 2 draws variations of it, or if given twice what lies between two',
+    help='picture to resemble; DALL-E 2 makes variations of it, or, given twice, images between the two',
   )
-  group.add_argument('--ip-adapter', metavar='FILE', help='of --weights: the adapter of --image-prompt')
-  group.add_argument('--image-encoder', metavar='FOLDER', help='the CLIP vision tower that sees the picture')
-  group.add_argument('--image-prompt-scale', metavar='S', type=finite, default=1.0, help='how strongly it is seen (1)')
+  group.add_argument('--ip-adapter', metavar='FILE', help='with --weights: the IP-Adapter of --image-prompt')
+  group.add_argument('--image-encoder', metavar='FOLDER', help='CLIP vision tower that encodes the picture')
+  group.add_argument(
+    '--image-prompt-scale', metavar='S', type=finite, default=1.0, help='scale of the image prompt (1)'
+  )
 
 
 def check(args: argparse.Namespace) -> None:

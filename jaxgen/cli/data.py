@@ -51,9 +51,9 @@ def _parser() -> argparse.ArgumentParser:
   actions.add_parser('list', parents=[directory], help='the datasets, and which are prepared')
   prepare = actions.add_parser('prepare', parents=[directory], help='write a dataset in the form training reads')
   prepare.add_argument('name', help='avatars, emoji32, emoji64, fashion_mnist, image_folder, or a name that TFDS knows')
-  prepare.add_argument('--run', help='generated: the folder of the run that draws, or a model such as jaxgen/avatars')
-  prepare.add_argument('--weights', help='generated: the published generator that draws')
-  prepare.add_argument('--prompt', action='append', help='generated: what is drawn; may be repeated')
+  prepare.add_argument('--run', help='generated: folder of the run that samples, or a model such as jaxgen/avatars')
+  prepare.add_argument('--weights', help='generated: published generator that samples')
+  prepare.add_argument('--prompt', action='append', help='generated: prompt of the pictures; may be repeated')
   prepare.add_argument('--steps', type=int, help='generated, with --weights: steps of the sampler (default: 50)')
   prepare.add_argument('--batch-size', type=int, help='generated: pictures at a time (default: 64)')
   prepare.add_argument('--source', help='folder with the original files')
@@ -87,13 +87,13 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
   encode.add_argument(
     '--autoencoder', required=True, help="a folder in diffusers' layout: RUN/autoencoder, or one fetched"
   )
-  encode.add_argument('--name', help='of the latents (default: DATA_latents)')
-  encode.add_argument('--split', action='append', help="as TFDS writes it; may be repeated (default: 'train')")
+  encode.add_argument('--name', help='name of the latents (default: DATA_latents)')
+  encode.add_argument('--split', action='append', help="split, as TFDS writes it; may be repeated (default: 'train')")
   encode.add_argument('--size', type=int, help='crops and resizes the images')
   encode.add_argument(
     '--batch-size', type=int, default=32, help="images at a time, over a process's devices (default: 32)"
   )
-  encode.add_argument('--no-flips', action='store_true', help='without the mirrored images')
+  encode.add_argument('--no-flips', action='store_true', help='leave the mirrored images out')
   encode.add_argument(
     '--field',
     action='append',
@@ -107,7 +107,7 @@ def _add_encode(actions: Any, directory: argparse.ArgumentParser) -> None:
   )
   encode.add_argument('--tokenizer', help='folder of its tokenizer (default: the same)')
   encode.add_argument('--tokens', type=int, help="tokens of a caption (default: the tokenizer's)")
-  encode.add_argument('--dtype', default='float32', help="of the autoencoder's activations (default: float32)")
+  encode.add_argument('--dtype', default='float32', help="dtype of the autoencoder's activations (default: float32)")
 
 
 def _recipes() -> tuple:

@@ -20,25 +20,31 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   ways = parser.add_mutually_exclusive_group()
   ways.add_argument('--edit', metavar='IMAGE', type=pathlib.Path, help='edit a file, or each file of a folder (SDEdit)')
   ways.add_argument('--inpaint', metavar='IMAGE', type=pathlib.Path, help='fill what is white in --mask (RePaint)')
-  ways.add_argument('--interpolate', metavar='SEED', type=int, help='from the first image of --seed to that of SEED')
-  ways.add_argument('--invert', metavar='IMAGE', type=pathlib.Path, help='find its noise and sample it again (DDIM)')
-  parser.add_argument(
-    '--strength', type=finite, default=0.6, help='for --edit: a time in (0, 1], 1 keeps nothing (0.6)'
+  ways.add_argument(
+    '--interpolate', metavar='SEED', type=int, help='images from the first one of --seed to that of SEED'
+  )
+  ways.add_argument(
+    '--invert', metavar='IMAGE', type=pathlib.Path, help='find the noise of an image and sample it again (DDIM)'
   )
   parser.add_argument(
-    '--mask', metavar='IMAGE', type=pathlib.Path, help='for --inpaint: white is filled, black is kept'
+    '--strength', type=finite, default=0.6, help='time of the noise for --edit, in (0, 1]; 1 keeps nothing (0.6)'
   )
   parser.add_argument(
-    '--repeats', type=int, help='of each step for --inpaint (10), of the fixed point for --invert (0)'
+    '--mask', metavar='IMAGE', type=pathlib.Path, help='mask of --inpaint: white is filled, black is kept'
   )
   parser.add_argument(
-    '--until', metavar='T', type=finite, help='stop at this time in (0, 1), in x0 as it is seen there'
+    '--repeats',
+    type=int,
+    help='times that --inpaint takes each step (10), or iterations of --invert to its fixed point (0)',
+  )
+  parser.add_argument(
+    '--until', metavar='T', type=finite, help='stop at this time in (0, 1), with x0 as the network predicts it there'
   )
   parser.add_argument(
     '--previews',
     metavar='PATH',
     type=pathlib.Path,
-    help='x0 as the sampler sees it: a folder of grids, a .png strip, or a .gif, .webp or .mp4 of the denoising',
+    help='save the predictions of x0: a folder of grids, a .png strip, or a .gif, .webp or .mp4 of the denoising',
   )
 
 

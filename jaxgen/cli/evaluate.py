@@ -28,7 +28,7 @@ _NAMES: tuple[str, ...] = (
   'cmmd',
   'clip_score',
 )
-_USUAL = _NAMES[: _NAMES.index('fd_dinov2')]  # of networks whose weights packages ship
+_USUAL = _NAMES[: _NAMES.index('fd_dinov2')]  # their networks' weights come in packages
 _WITHOUT_REFERENCE = {'inception_score', 'lpips_diversity', 'clip_score'}
 
 
@@ -54,12 +54,14 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
   )
   run = parser.add_argument_group('a run')
   run.add_argument('--run', help="the run's folder")
-  run.add_argument('--only', action='append', metavar='NAME', help='this evaluator; may be repeated (default: all)')
-  run.add_argument('--step', type=step_of, help="of the checkpoint, or 'best' by FID (default: the newest)")
+  run.add_argument(
+    '--only', action='append', metavar='NAME', help='run this evaluator alone; may be repeated (default: all)'
+  )
+  run.add_argument('--step', type=step_of, help="step of the checkpoint, or 'best' by FID (default: the newest)")
   run.add_argument('--ema', help="the average to evaluate, 'none', or 'power:WIDTH' (default: own)")
   run.add_argument('--out', help='folder of grids, metrics.jsonl and protocols.json (default: RUN/evaluation)')
   run.add_argument('--num', type=int, help='samples to measure with --metrics (default: 50000)')
-  run.add_argument('--seed', type=int, default=0, help='seed of their noise (default: 0)')
+  run.add_argument('--seed', type=int, default=0, help='seed of the noise (default: 0)')
   run.add_argument(
     '--sweep',
     action='append',
@@ -89,22 +91,24 @@ def _parse(argv: list[str]) -> tuple[argparse.Namespace, list[str]]:
     '--dialects', action='store_true', help='also what torch-fidelity, ADM and Clean-FID would report, side by side'
   )
   parser.add_argument(
-    '--against', type=Path, help='another run or folder of images: do the two differ, by pairs of prompt and seed?'
+    '--against',
+    type=Path,
+    help='another run, or folder of images: tests whether the two differ, by pairs of one prompt and seed',
   )
   folders = parser.add_argument_group('two folders')
   folders.add_argument('--images', type=Path, help='folder of generated images, a .zip or .tar, or an .npz of samples')
   folders.add_argument(
     '--reference',
     type=Path,
-    help='real images likewise, or an .npz with their mu and sigma; of a run also dataset:NAME',
+    help='real images likewise, or an .npz with their mu and sigma; with --run also dataset:NAME',
   )
   folders.add_argument(
     '--resize',
     choices=('tf1_bilinear', 'pil_bicubic'),
     default='tf1_bilinear',
-    help='to 299x299: as FID was published (default), or antialiased as Clean-FID proposes',
+    help='resize to 299x299 as FID was published (default), or antialiased as Clean-FID proposes',
   )
-  folders.add_argument('--batch-size', type=int, help='default: 16 for each device')
+  folders.add_argument('--batch-size', type=int, help='images at a time (default: 16 for each device)')
   options, overrides = parser.parse_known_args(argv)
   if (options.run is None) == (options.images is None):
     parser.error('wanted --run RUN, or --images A --reference B')

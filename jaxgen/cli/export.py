@@ -49,17 +49,23 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('run', help="the run's folder")
   parser.add_argument('--out', type=pathlib.Path, required=True, help='the folder to write')
-  parser.add_argument('--step', type=step, help="of the checkpoint, or 'best' by FID (default: the newest)")
+  parser.add_argument('--step', type=step, help="step of the checkpoint, or 'best' by FID (default: the newest)")
   parser.add_argument('--ema', help="the average to export, 'none', or 'power:WIDTH' (default: own)")
-  parser.add_argument('--num', type=int, default=16, help='images on the card, and of one call of the program (16)')
+  parser.add_argument(
+    '--num', type=int, default=16, help='images on the card, and images that one call of the program makes (16)'
+  )
   parser.add_argument(
     '--format',
     choices=('networks', 'jaxgen'),
     default='networks',
-    help='networks, each for itself; or jaxgen: the config and the averages in half precision (networks)',
+    help='networks, each in a folder of its own; or jaxgen, the config and the averages in half precision (networks)',
   )
-  parser.add_argument('--stablehlo', action='store_true', help='the sampler as a program of jax.export, for serving')
-  parser.add_argument('--platforms', default='cpu,cuda,tpu', help='what the program may run on (cpu,cuda,tpu)')
+  parser.add_argument(
+    '--stablehlo', action='store_true', help='write the sampler as a program of jax.export too, for serving'
+  )
+  parser.add_argument(
+    '--platforms', default='cpu,cuda,tpu', help='platforms that the program may run on (cpu,cuda,tpu)'
+  )
   add_trust_options(parser)
   return parser
 

@@ -20,20 +20,20 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     help='in place of --run: a folder of diffusers, a checkpoint in one file, a folder of `jaxgen export --format '
     'jaxgen`, or one that comes with jaxgen, jaxgen/NAME',
   )
-  group.add_argument('--steps', type=int, help="steps of its sampler (default: 50; 25 of DALL-E 2's prior and decoder)")
+  group.add_argument('--steps', type=int, help="steps of the sampler (default: 50; 25 of DALL-E 2's prior and decoder)")
   group.add_argument(
-    '--then', metavar='FOLDER', action='append', default=[], help='a generator that enlarges what --weights draws'
+    '--then', metavar='FOLDER', action='append', default=[], help='a generator that enlarges the images of --weights'
   )
-  group.add_argument('--size', metavar='HxW', help='of the images, in pixels (default: what it was trained at)')
-  group.add_argument('--dtype', help="of its networks' activations (default: bfloat16, float32 on CPUs)")
-  group.add_argument('--tile', type=int, help='decodes large images in tiles of this many latents a side')
+  group.add_argument('--size', metavar='HxW', help='size of the images in pixels (default: that of the training)')
+  group.add_argument('--dtype', help="dtype of the networks' activations (default: bfloat16, float32 on CPUs)")
+  group.add_argument('--tile', type=int, help='decode large images in tiles of this many latents a side')
   group.add_argument(
     '--double-shift',
     action='store_true',
-    help="a flow's last time is shifted twice, as diffusers has it for Stable Diffusion 3",
+    help="shift a flow's last time twice, as diffusers does for Stable Diffusion 3",
   )
   group.add_argument(
-    '--prediction', choices=('epsilon', 'v_prediction'), help='what it predicts, where a file does not say'
+    '--prediction', choices=('epsilon', 'v_prediction'), help='prediction of the network, where a file does not say'
   )
 
 

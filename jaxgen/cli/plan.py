@@ -68,12 +68,16 @@ def _parser() -> argparse.ArgumentParser:
   )
   parser.add_argument('--config', help='path of a config file, or the bare name of one in configs/')
   parser.add_argument('--topology', help='GENERATION:SHAPE of a slice: v5e:4x4, v5p:4x4x4; or GPU:NODESxGPUS: h100:2x8')
-  parser.add_argument('--slices', type=int, default=1, help='such slices of TPUs, joined by the network (1)')
-  parser.add_argument('--mesh', type=_mesh, default={}, help="the config's mesh: data=1,fsdp=16")
+  parser.add_argument('--slices', type=int, default=1, help='number of such slices of TPUs, joined by the network (1)')
+  parser.add_argument('--mesh', type=_mesh, default={}, help="mesh in place of the config's: data=1,fsdp=16")
   parser.add_argument('--sample', type=int, metavar='N', help='also compile the sampler, for N images at a time')
-  parser.add_argument('--fit', action='store_true', help='search mesh, remat and accumulation for what fits best')
-  parser.add_argument('--images', type=finite, help='what it costs to train on so many images (default: the run)')
-  parser.add_argument('--price', type=finite, metavar='PER_CHIP_HOUR', help='a chip-hour in your currency')
+  parser.add_argument(
+    '--fit', action='store_true', help='search mesh, remat and accumulation for the fastest that fits'
+  )
+  parser.add_argument(
+    '--images', type=finite, help='images of the training whose cost is printed (default: those of the run)'
+  )
+  parser.add_argument('--price', type=finite, metavar='PER_CHIP_HOUR', help='price of a chip-hour, in any currency')
   parser.add_argument('--json', type=pathlib.Path, metavar='FILE', help='write the numbers as JSON too')
   parser.add_argument('--row', action='store_true', help='print a row of a Markdown table instead')
   parser.add_argument('--print-flags', metavar='GENERATION', help='print LIBTPU_INIT_ARGS for v5e, v5p, ... and stop')

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
   from jaxgen.typing import Float, UInt8
 
 ANIMATIONS = ('.webp', '.gif', '.mp4')
-_COLUMNS = 10  # of a strip
+_COLUMNS = 10  # images of a strip
 _FPS, _REST = 8, 12  # frames a second, and frames more of the last
 
 

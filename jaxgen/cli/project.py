@@ -8,11 +8,15 @@ from jaxgen.cli import styles
 def main(argv: list[str]) -> int:
   parser = styles.parser('project', 'Finds the w (or w of each layer) and noise whose image is nearest to a picture.')
   parser.add_argument('image', type=pathlib.Path, help='the picture; it is cropped and resized')
-  parser.add_argument('--each-layer', action='store_true', help='W+: a w for each layer, closer and worse to edit')
-  parser.add_argument('--distance', choices=('lpips', 'pixels'), default='lpips', help='what is made small (lpips)')
-  parser.add_argument('--steps', type=int, default=1000, help='of Adam (1000)')
-  parser.add_argument('--samples', type=int, default=10_000, help='of w, to know its spread (10000)')
-  parser.add_argument('--seed', type=int, default=0, help='seed of the draws (0)')
+  parser.add_argument(
+    '--each-layer', action='store_true', help='W+: a w for each layer, which comes closer and is worse to edit'
+  )
+  parser.add_argument(
+    '--distance', choices=('lpips', 'pixels'), default='lpips', help='the distance that is minimised (lpips)'
+  )
+  parser.add_argument('--steps', type=int, default=1000, help='steps of Adam (1000)')
+  parser.add_argument('--samples', type=int, default=10_000, help='samples of w, for its standard deviation (10000)')
+  parser.add_argument('--seed', type=int, default=0, help='seed of the noise (0)')
   args, overrides = parser.parse_known_args(argv)
   for name in ('steps', 'samples'):
     if getattr(args, name) < 2:

@@ -15,13 +15,25 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   group.add_argument(
     '--to-prompt',
     metavar='TEXT',
-    help='draw each image of --prompt a second time, of TEXT: the layout stays, what the words change does not',
+    help='make each image of --prompt a second time for TEXT, with the same layout',
   )
   group.add_argument(
-    '--emphasis', metavar='WORD=W', action='append', default=[], help='with --to-prompt: a word counts W times as much'
+    '--emphasis',
+    metavar='WORD=W',
+    action='append',
+    default=[],
+    help='with --to-prompt: factor of the attention to a word',
   )
-  group.add_argument('--cross', metavar='S', type=finite, default=0.8, help='share of time in which words stay (0.8)')
-  group.add_argument('--itself', metavar='S', type=finite, default=0.4, help='the same of shapes (0.4)')
+  group.add_argument(
+    '--cross', metavar='S', type=finite, default=0.8, help='share of time in which the attention to words is kept (0.8)'
+  )
+  group.add_argument(
+    '--itself',
+    metavar='S',
+    type=finite,
+    default=0.4,
+    help='share of time in which self-attention, and with it shapes, is kept (0.4)',
+  )
 
 
 def check(args: argparse.Namespace, words: Sequence[str]) -> list[str]:

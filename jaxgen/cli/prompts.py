@@ -16,7 +16,10 @@ def add_options(parser: argparse.ArgumentParser) -> None:
   """The options of text."""
   group = parser.add_argument_group('text')
   group.add_argument(
-    '--prompt', action='append', metavar='TEXT', help='what to draw; may be repeated, and the images take them in turn'
+    '--prompt',
+    action='append',
+    metavar='TEXT',
+    help='text that the images show; may be repeated, and they take them in turn',
   )
   group.add_argument('--prompts', metavar='FILE', type=pathlib.Path, help='a file with one prompt a line')
   group.add_argument(
@@ -25,13 +28,13 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     metavar='TEXT',
     help='what to change in the picture of --edit (InstructPix2Pix); may be repeated',
   )
-  group.add_argument('--negative', metavar='TEXT', help='what to stay away from; needs guidance above 1')
+  group.add_argument('--negative', metavar='TEXT', help='text that guidance leads away from; needs guidance above 1')
   group.add_argument('--guidance', metavar='W', type=finite, help=f'guidance scale, 1 is unguided (--config.{_SCALE})')
   group.add_argument(
     '--image-guidance',
     metavar='W',
     type=finite,
-    help=f'with --instruction: how much of the picture is kept (--config.{_IMAGE_SCALE})',
+    help=f'scale of guidance by the picture of --edit, with --instruction (--config.{_IMAGE_SCALE})',
   )
 
 

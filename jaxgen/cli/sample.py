@@ -99,9 +99,9 @@ def _parser() -> argparse.ArgumentParser:
     '--out',
     type=pathlib.Path,
     default=pathlib.Path('samples.png'),
-    help='a folder; a .png file for one grid; .webp, .gif or .mp4 for an animation, as of --interpolate (samples.png)',
+    help='a folder; a .png file for one grid; a .webp, .gif or .mp4 file for an animation (samples.png)',
   )
-  parser.add_argument('--num', type=int, default=64, help='images (default: 64)')
+  parser.add_argument('--num', type=int, default=64, help='number of images (default: 64)')
   parser.add_argument(
     '--label',
     action='append',
@@ -109,7 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     '(default: as in the training data)',
   )
   parser.add_argument('--seed', type=int, default=0, help='seed of the noise (default: 0)')
-  parser.add_argument('--step', type=step, help="of the checkpoint, or 'best' by FID (default: the newest)")
+  parser.add_argument('--step', type=step, help="step of the checkpoint, or 'best' by FID (default: the newest)")
   parser.add_argument('--ema', help="the average to sample with, 'none', or 'power:WIDTH' (default: own)")
   parser.add_argument('--batch-size', type=int, help='images at a time (default: 64)')
   prompts.add_options(parser)

@@ -75,7 +75,7 @@ def parser(command: str, what: str) -> argparse.ArgumentParser:
   made.add_argument('--run', required=True, help="the folder of a StyleGAN's run")
   made.add_argument('--out', type=pathlib.Path, required=True, help='the file or folder to write')
   made.add_argument('--label', help='the class of all images, by name or number, where the run has classes (0)')
-  made.add_argument('--step', type=step, help="of the checkpoint, or 'best' by FID (default: the newest)")
+  made.add_argument('--step', type=step, help="step of the checkpoint, or 'best' by FID (default: the newest)")
   made.add_argument('--ema', help="the average to use, 'none', or 'power:WIDTH' (default: own)")
   add_trust_options(made)
   return made

@@ -46,7 +46,7 @@ def main(argv: list[str]) -> int:
   parser.add_argument(
     '--init-part',
     metavar='NAME',
-    help="part of what --init-from names: 'ema' or 'model' of a .pt that DiT's, SiT's or REPA's train.py saved; an "
+    help="the weights of --init-from to take: 'ema' or 'model' of a .pt that DiT's, SiT's or REPA's train.py saved; an "
     "average of a run, or 'none' (default: what it is sampled with)",
   )
   parser.add_argument(
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     'when the run goes on; with rare ones in the workdir (--config.checkpoint.every)',
   )
   parser.add_argument(
-    '--local-every', type=int, default=100, metavar='STEPS', help='steps between two of those (default: 100)'
+    '--local-every', type=int, default=100, metavar='STEPS', help='steps between two local checkpoints (default: 100)'
   )
   parser.add_argument(
     '--profile', type=int, default=0, metavar='STEPS', help='trace this many steps, for xprof, in the folder profile/'

@@ -35,39 +35,45 @@ def _parser() -> argparse.ArgumentParser:
   new.add_argument(
     '--of', action='append', required=True, metavar='NAME=FOLDER', help='a contender: a folder of images, or of a run'
   )
-  new.add_argument('--kind', default='pairs', choices=('pairs', 'rating', 'hype'), help='default: pairs')
+  new.add_argument(
+    '--kind', default='pairs', choices=('pairs', 'rating', 'hype'), help='kind of study (default: pairs)'
+  )
   new.add_argument('--reference', type=Path, help='folder of real images, for hype')
   new.add_argument(
     '--question', action='append', metavar='NAME[=TEXT]', help='real, text, creative, or one of your own (default: all)'
   )
-  new.add_argument('--num', type=int, help='prompts, or images of each contender, drawn at random (default: all)')
+  new.add_argument(
+    '--num', type=int, help='number of prompts, or of images of each contender, chosen at random (default: all)'
+  )
   new.add_argument('--per-rater', type=int, help='items that one rater judges (default: all)')
   new.add_argument('--checks', type=finite, default=0.1, help='share of attention checks (default: 0.1)')
   new.add_argument('--exposure', type=int, help='milliseconds for which images are shown (default: until the vote)')
   new.add_argument('--samples', type=int, default=64, help='images that are made of each run (default: 64)')
-  new.add_argument('--seed', type=int, default=0, help='seed of the draws, and of the samples of runs')
+  new.add_argument('--seed', type=int, default=0, help='seed of all choices, and of the samples of runs')
   new.set_defaults(run_command=_new)
-  serve = commands.add_parser('serve', help='the page, until Ctrl-C', allow_abbrev=False)
+  serve = commands.add_parser('serve', help='serve the page until Ctrl-C', allow_abbrev=False)
   serve.add_argument('study', type=Path)
   serve.add_argument('--host', default='127.0.0.1', help='address to listen on (default: this machine only)')
-  serve.add_argument('--port', type=int, default=8400, help='default: 8400')
+  serve.add_argument('--port', type=int, default=8400, help='port of the page (default: 8400)')
   serve.add_argument('--rater', action='append', default=[], metavar='NAME', help='prints a link for this rater')
   serve.set_defaults(run_command=_serve)
-  results = commands.add_parser('results', help='what the votes say', allow_abbrev=False)
+  results = commands.add_parser('results', help='win rates, strengths and agreement', allow_abbrev=False)
   results.add_argument('study', type=Path)
-  results.add_argument('--json', type=Path, help='also as JSON')
-  results.add_argument('--csv', type=Path, help='also as CSV')
-  results.add_argument('--plot', type=Path, help='also as a picture, .svg')
-  results.add_argument('--run', type=Path, action='append', default=[], help="also in this run's report.html")
-  results.add_argument('--everyone', action='store_true', help='with raters who failed attention checks')
+  results.add_argument('--json', type=Path, help='write the results as JSON too')
+  results.add_argument('--csv', type=Path, help='write the results as CSV too')
+  results.add_argument('--plot', type=Path, help='write a plot too, .svg')
+  results.add_argument(
+    '--run', type=Path, action='append', default=[], help="add the results to this run's report.html"
+  )
+  results.add_argument('--everyone', action='store_true', help='count raters who failed attention checks too')
   results.set_defaults(run_command=_results)
   export = commands.add_parser('export', help='votes as preference pairs', allow_abbrev=False)
   export.add_argument('study', type=Path)
-  export.add_argument('--out', type=Path, required=True, help='a .jsonl file')
+  export.add_argument('--out', type=Path, required=True, help='the .jsonl file to write')
   export.set_defaults(run_command=_export)
   power = commands.add_parser('power', help='how many votes a difference needs', allow_abbrev=False)
-  power.add_argument('win_rate', type=finite, help='the true win rate that is to be found, e.g. 0.6')
-  power.add_argument('--power', type=finite, default=0.8, help='probability of finding it (default: 0.8)')
+  power.add_argument('win_rate', type=finite, help='the true win rate to detect, e.g. 0.6')
+  power.add_argument('--power', type=finite, default=0.8, help='probability of detecting it (default: 0.8)')
   power.set_defaults(run_command=_power)
   return parser
 

@@ -7,8 +7,8 @@ _SUFFIXES = ('.webp', '.gif', '.png', '.mp4')
 
 def main(argv: list[str]) -> int:
   parser = styles.parser('walk', 'Walks from seed to seed and back to the first, as an animation that loops.')
-  parser.add_argument('--seeds', type=styles.seeds_of, default=[0, 1, 2, 3], help='the stops (0-3)')
-  parser.add_argument('--frames', type=int, default=24, help='between a stop and the next (24)')
+  parser.add_argument('--seeds', type=styles.seeds_of, default=[0, 1, 2, 3], help='seeds of the stops (0-3)')
+  parser.add_argument('--frames', type=int, default=24, help='frames from one stop to the next (24)')
   parser.add_argument('--fps', type=int, default=24, help='frames a second (24)')
   styles.add_truncation(parser)
   args, overrides = parser.parse_known_args(argv)

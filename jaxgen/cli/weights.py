@@ -62,7 +62,7 @@ FILES = (
 def main(argv: list[str]) -> int:
   parser = argparse.ArgumentParser(prog='jaxgen weights', description='Pretrained weights, by name.')
   commands = parser.add_subparsers(dest='command', required=True)
-  commands.add_parser('list', help='names, what they are, and which are here')
+  commands.add_parser('list', help='list the names, what they are, and which are stored here')
   get = commands.add_parser('get', help='fetch, check and store weights')
   get.add_argument('name')
   get.add_argument('--from', dest='source', type=Path, metavar='FILE', help='read this file; fetch nothing')
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> int:
   convert.add_argument('folder', type=Path)
   convert.add_argument(
     '--network',
-    help='of a file that does not say what it is: sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...; '
+    help='network of a file that does not say it: sd-f8, sdxl-f8, kl-f4, kl-f16, vq-f4, vq-f8, vqgan-f16-1024, ...; '
     'edm-cifar10-32x32-cond-vp, ...',
   )
   convert.add_argument(
@@ -88,11 +88,11 @@ def main(argv: list[str]) -> int:
   convert.add_argument(
     '--prediction',
     choices=('epsilon', 'v_prediction'),
-    help='of Stable Diffusion 2, which does not say what it predicts',
+    help='prediction of Stable Diffusion 2, whose files do not say it',
   )
   export = commands.add_parser('lora', help="write a run's LoRA as a file that diffusers, peft and kohya's tools read")
   export.add_argument('run', help="the run's folder")
-  export.add_argument('file', type=Path, help='.safetensors')
+  export.add_argument('file', type=Path, help='.safetensors file to write')
   export.add_argument('--kohya', action='store_true', help="kohya's names and alphas, in place of diffusers'")
   export.add_argument('--ema', help="the average to write, or 'none' (default: own)")
   add_trust_options(export)

@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float32
 
 from jaxgen.data.dataset import Record
 
-FIELD = 'control'  # of a batch
+FIELD = 'control'  # entry of a batch
 Image = Float32[np.ndarray, 'h w 3']
 Make = Callable[[Image], Image]
 _LUMINANCE = np.array([0.299, 0.587, 0.114], np.float32)

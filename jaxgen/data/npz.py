@@ -20,8 +20,8 @@ CAPTIONS = ('captions', 'caption', 'text')
 class Arrays(NamedTuple):
   images: UInt8[np.ndarray, 'n h w c']
   labels: Integer[np.ndarray, ' n'] | None
-  captions: np.ndarray | None  # of strings
-  checksum: str  # of the whole content
+  captions: np.ndarray | None  # strings
+  checksum: str  # checksum of the whole content
 
 
 def holds_statistics(path: pathlib.Path) -> bool:

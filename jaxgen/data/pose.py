@@ -28,7 +28,7 @@ _NECK = 1
 _OF_COCO = (0, -1, 6, 8, 10, 5, 7, 9, 12, 14, 16, 11, 13, 15, 2, 1, 4, 3)  # -1: between the shoulders
 _OF_BODY_25 = (*range(8), *range(9, 19))
 _SHOULDERS = (5, 6)
-_SIDE = 512  # of the picture that the renderer's sizes are for
+_SIDE = 512  # side of the picture that the renderer's sizes are meant for
 _STICK = 4
 
 Points = Float[np.ndarray, 'n 18 3']

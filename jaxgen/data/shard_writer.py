@@ -97,7 +97,7 @@ def _order(split: Numbered) -> Callable[[int, int], list[int]]:
   if not split.blocks:
     return lambda first, last: [cast(int, shuffled[i]) for i in range(first, last)]
   order, sizes = np.array([shuffled[i] for i in range(count)]), np.asarray(split.blocks)
-  numbers = (np.cumsum(sizes) - sizes)[order]  # of the first original of each block
+  numbers = (np.cumsum(sizes) - sizes)[order]  # number of the first original of each block
   ends = np.cumsum(sizes[order])
   begins = ends - sizes[order]
 
@@ -162,7 +162,7 @@ class _Place:
       for name, several in notes.items()
     }
     self._here.mkdir(parents=True, exist_ok=True)
-    remove_left_over(self._here, seconds=0)  # of killed processes; nobody writes here any more
+    remove_left_over(self._here, seconds=0)  # killed processes left them; nobody writes here any more
     with tfds_builder.naming_a_full_disk(self._here):
       for name, data in layout.files.items():
         (self._here / name).write_bytes(data)

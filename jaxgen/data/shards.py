@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
-_RECORDS = 2_000_000  # of all open shards together: about 200 MB
+_RECORDS = 2_000_000  # records of all open shards: about 200 MB
 _SHARDS = 256  # open at once: each takes a file handle
 _OPTIONS = 'readahead_buffer_size:0,max_parallelism:0'
 _BUFFER = 32768  # bytes that a reader reads at a time

@@ -93,7 +93,7 @@ def named_features(
     return named if 'spatial' in needs else {f'pool{ending}': features}
 
   def run(images: Any) -> dict[str, np.ndarray]:
-    from_file = isinstance(images, np.ndarray)  # of 8 bits, which no rounding changes
+    from_file = isinstance(images, np.ndarray)  # 8 bits, which rounding leaves as they are
     images = jnp.repeat(images, 3, axis=-1) if images.shape[-1] == 1 else images
     found = {}
     if extract is not None:

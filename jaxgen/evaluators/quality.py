@@ -190,7 +190,7 @@ def dataset_reference(
   whole = home() / 'features' / digest[:32] / 'whole'
   if not distributed.agree(int(whole.exists())):
     first, rest = divmod(distributed.agree(len(shards)), batch_size)
-    if rest:  # of batches of another size
+    if rest:  # left by batches of another size
       shards.clear()
       first = 0
     written, all_read = first * batch_size, True

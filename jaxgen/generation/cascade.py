@@ -4,7 +4,7 @@ decoder.
   y_1 = sample_1(cond_1);   y_i = sample_i(cond_i, takes_i = y_{i-1})                           (1)
 
 A stage is a trained model and the name of the field that takes the images, or the embeddings, of the stage before:
-'low' of `objectives/super_resolution.py`, 'embedding' of `objectives/embedded.py`. Stage i draws from its own keys.
+'low' of `objectives/super_resolution.py`, 'embedding' of `objectives/embedded.py`. Stage i samples with its own keys.
 
   variations: an image's own embedding in place of the prior's;  interpolation: embeddings between two images'  (2)
 """
@@ -27,7 +27,7 @@ class Link(NamedTuple):
   """A stage of a cascade that is one model; see `chained`.
 
   Attributes:
-    objective: what samples it.
+    objective: its objective, which samples it.
     trees: `(params, frozen)` of the model -> those of the stage.
     takes, fields: as in `Stage`.
   """
@@ -42,7 +42,7 @@ class Stage(NamedTuple):
   """A model of a cascade.
 
   Attributes:
-    objective: what samples it.
+    objective: its objective, which samples it.
     params, frozen: its arrays.
     takes: name of the field that takes the output of the stage before; None for the first.
     fields: conditions beside the prompt, one value for all images, such as {'level': 0.1}.
@@ -81,13 +81,13 @@ def check(stages: Sequence[Stage], cond: Mapping[str, Any], *, first: Any = None
 def cascade(
   stages: Sequence[Stage], cond: Cond, keys: Key[Array, ' b'], *, first: Array | None = None
 ) -> list[Float[Array, 'b ...']]:
-  """What each stage makes, Eq. 1; the last are the images.
+  """The output of each stage, Eq. 1; that of the last are the images.
 
   Args:
     stages: the models, in order.
     cond: fields of the prompts, with a batch axis, of all stages.
     keys: one for each image.
-    first: what the stage before the first would have made, such as embeddings of Eq. 2; it goes to the first stage.
+    first: input of the first stage, such as embeddings of Eq. 2.
   """
   made, result = first, []
   for number, stage in enumerate(stages):

@@ -20,7 +20,7 @@ import numpy as np
 from jaxgen.processes.process import Prediction
 from jaxgen.typing import Array, Bool, Cond, Float
 
-_CROSS = {'cross', 'cross_attention'}  # what attention to a prompt is called in the networks
+_CROSS = {'cross', 'cross_attention'}  # the networks' names of attention to a prompt
 Maps = Callable[[Array, Array, Cond], Array]  # (x_t, t, cond) -> attention to each token, b h w k
 
 
@@ -74,12 +74,12 @@ def attention_maps(net: nn.Module, tree: Any, network_time: Callable[[Array], Ar
     cross = [leaf for path, leaf in flat if _CROSS & {getattr(key, 'key', '') for key in path}]
     found = [layer for leaf in cross for layer in _layers(leaf)]
     if not found:
-      raise ValueError(f'{type(net).__name__} has no attention to a prompt whose maps could be seen')
+      raise ValueError(f'{type(net).__name__} has no attention to a prompt, so there are no maps')
     height, width = x_t.shape[1:3]
 
     def placed(weights: Float[Array, 'b l k']) -> Float[Array, 'b h w k']:
       b, tokens, k = weights.shape
-      factor = round(np.sqrt(height * width / tokens))  # side of what a place stands for
+      factor = round(np.sqrt(height * width / tokens))  # side of the square that a place stands for
       rows = weights.reshape(b, height // factor, width // factor, k)
       return jax.image.resize(rows, (b, height, width, k), 'linear')
 

@@ -1,8 +1,8 @@
 """Prompt-to-Prompt: another prompt for an image, whose layout stays (Hertz et al. 2022).
 
-Rows 2i and 2i + 1 of a batch are a source and its target, of the same noise. While t is in the first share of time, the
-target takes over the source's attention (models/layers/attention_edit.py): `cross` of it the maps of the tokens that
-both prompts have, `itself` of it those of the image's own tokens. Guidance calls the network twice, and edits the
+Rows 2i and 2i + 1 of a batch are a source and its target, of the same noise. In the first share `cross` of time the
+target takes over the source's attention to the tokens that both prompts have, in the first share `itself` its attention
+among the image's own tokens (models/layers/attention_edit.py). Guidance calls the network twice, and edits the
 conditional call only:
 
   (1)  D_w = D(null) + w (D(cond, edited) - D(null))

@@ -42,7 +42,7 @@ def _root(cov: np.ndarray) -> np.ndarray:
 
   factor, fails = lapack.dpotrf(cov)  # pyrefly: ignore[missing-attribute]
   if not fails and factor.diagonal().min() ** 2 > 1e-9 * cov.diagonal().max():
-    return factor  # of full rank, for which no pivots are needed: a fifth of the time
+    return factor  # full rank needs no pivots: a fifth of the time
   # pyrefly: ignore[missing-attribute]  (made from Fortran when SciPy is built)
   factor, pivots, rank, _ = lapack.dpstrf(cov, tol=np.finfo(np.float64).eps * cov.diagonal().max())
   root = np.empty((rank, len(cov)))

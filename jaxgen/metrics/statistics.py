@@ -28,7 +28,7 @@ class FeatureStatistics:
 
   def __init__(self) -> None:
     self.n = 0
-    self.mean = self.scatter = np.zeros(0)  # of no features; the first batch says how wide they are
+    self.mean = self.scatter = np.zeros(0)  # no features yet; the first batch decides their width
 
   def update(self, features: Float[np.ndarray, 'b d']) -> None:
     """Takes in a batch of any size."""

@@ -31,7 +31,7 @@ from jaxgen.metrics.statistics import FeatureStatistics, Moments
 FULL = 50_000  # samples of a FID that may be called so
 KID_SUBSETS, KID_SUBSET_SIZE, SEED = 100, 1000, 2020
 SPLITS = 10
-DIRECTIONS = 1024  # of MIND
+DIRECTIONS = 1024  # random directions of MIND
 NEIGHBOURS, NEIGHBOURS_OF_DENSITY = 3, 5
 FRECHET = ('pool', 'spatial', 'dinov2')  # features whose mean and covariance are compared
 

@@ -78,7 +78,7 @@ class AutoencoderKL(nn.Module):
     latent: channels of the latents.
     attention: the levels with attention after each block; the middle has it too, if `middle_attention`.
     quant: a 1x1 convolution after the encoder.
-    post_quant: one before the decoder; None for as `quant`.
+    post_quant: a 1x1 convolution before the decoder; None for the value of `quant`.
     channels: number of channels of the images.
     width: features that `multipliers` multiply.
     blocks: residual blocks in each level of the encoder; the decoder has one more.
@@ -152,9 +152,9 @@ def autoencoder_kl(name: str, **options: Any) -> AutoencoderKL:
 
 
 class Stack(NamedTuple):
-  """The common attributes of an encoder and a decoder; they are those of AutoencoderKL."""
+  """The attributes that an encoder and a decoder share with AutoencoderKL."""
 
-  features: tuple[int, ...]  # of each level
+  features: tuple[int, ...]  # one number for each level
   blocks: int
   attention: tuple[int, ...]
   middle_attention: bool

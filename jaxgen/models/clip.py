@@ -29,7 +29,7 @@ from jaxgen.typing import Array, Bool, Float, Int
 VOCABULARY, CONTEXT = 49408, 77
 END_OF_TEXT = 49407
 _EPS = 1e-5
-_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # of pixels in [0, 1]
+_MEAN = np.array([0.48145466, 0.4578275, 0.40821073], np.float32)  # for pixels in [0, 1]
 _STD = np.array([0.26862954, 0.26130258, 0.27577711], np.float32)
 _LOGIT_SCALE = float(np.log(1 / 0.07))
 _normal = nn.initializers.normal

@@ -53,7 +53,7 @@ class ControlTransformer(nn.Module):
     variables = {'params': self.get_variable('params', 'net')}
     _, kept = net.apply(variables, x, t, seen, train=train, mutable=['states'], rngs=_rngs(self))
     states: Any = kept['states'][_STACK]
-    states = states[0] if isinstance(states, tuple) else states  # of MMDiT's two streams, the image's
+    states = states[0] if isinstance(states, tuple) else states  # MMDiT has two streams; the first is the image's
     zeros = [Linear(net.width, kernel_init=_zeros, dtype=net.dtype, name=f'zero_{i}') for i in range(self.blocks)]
     residuals = jnp.stack([zero(state) for zero, state in zip(zeros, states, strict=True)])
     return residuals * scales_of(cond, self.field, self.blocks)[..., None, None].astype(residuals.dtype)

@@ -28,10 +28,10 @@ RULES: tuple[Rule, ...] = ((r'(^|/)labels$', (None, None)),)  # whole, as other 
 
 
 def doublings(side: int) -> int:
-  """How often 4 is doubled.
+  """How many times 4 is doubled to reach a side.
 
   Raises:
-    ValueError: it is not 4 doubled some times.
+    ValueError: the side is not 4 times a power of two.
   """
   times = (side // 4).bit_length() - 1
   if times < 1 or 4 << times != side:
@@ -64,7 +64,7 @@ class DCGANGenerator(nn.Module):
     channels: number of channels of the images.
     width: features of the layer before the last; each layer before it has twice as many.
     num_classes: labels are 0 to num_classes - 1; 0 for none.
-    embedding: size of a label's.
+    embedding: size of a label's embedding.
     momentum: momentum of the running statistics.
     dtype: dtype of activations.
   """

@@ -28,7 +28,7 @@ from jaxgen.typing import Array, Float
 SIZE = 224  # side of the images that its features are compared at
 OFFSET = 0.1  # what the original code adds to the number of patches before it divides
 _EPS = 1e-6
-_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # of pixels in [0, 1]
+_MEAN = np.array([0.485, 0.456, 0.406], np.float32)  # for pixels in [0, 1]
 _STD = np.array([0.229, 0.224, 0.225], np.float32)
 _A = -0.75
 _init = nn.initializers.normal(0.02)

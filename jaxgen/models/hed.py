@@ -14,7 +14,7 @@ from jaxgen.models import lpips
 from jaxgen.typing import Array, Float, Params
 
 STAGES = 5
-_MEAN = np.array([104.00699, 116.66877, 122.67892], np.float32)  # of blue, green and red
+_MEAN = np.array([104.00699, 116.66877, 122.67892], np.float32)  # blue, green and red
 
 
 def shapes() -> dict[str, tuple[int, ...]]:

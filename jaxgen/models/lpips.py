@@ -20,14 +20,14 @@ _SCALE = np.array([0.458, 0.448, 0.450], np.float32)
 
 
 class Layer(NamedTuple):
-  """A convolution, with a maximum over a window before it, perhaps.
+  """A convolution, after a max pooling where `pool` is set.
 
   Attributes:
     width: features of its output.
     size: side of its kernel.
-    pool: side of the window of the maximum before it, moved by 2; 0 for none.
+    pool: side of the max pooling's window, of stride 2; 0 for none.
     stride, padding: stride and padding of the convolution.
-    compared: whether Eq. 2 has its output.
+    compared: whether its output is one of the features that are compared.
   """
 
   width: int

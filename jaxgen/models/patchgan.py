@@ -66,7 +66,7 @@ class MultiScalePatchGAN(nn.Module):
 
   Attributes:
     scales: number of scales; the image is halved from one to the next.
-    width, layers, max_factor, norm, dtype: dtype of each PatchGAN.
+    width, layers, max_factor, norm, dtype: those of each PatchGAN.
   """
 
   scales: int = 3

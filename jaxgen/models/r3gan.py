@@ -144,7 +144,7 @@ class R3GANDiscriminator(nn.Module):
         x = Block(self.group, total, self.dtype, name=f'level_{level}_block_{block}')(x)
     init = nn.initializers.normal(1 / 4)  # fan-in of 4x4 pixels
     basis = self.param('basis', init, (4, 4, x.shape[-1]))
-    x = (x.astype(jnp.float32) * basis[None]).sum((1, 2))  # not a product of c matrices: those would be split by c
+    x = (x.astype(jnp.float32) * basis[None]).sum((1, 2))  # not a product of c matrices, which would be sharded by c
     if not self.num_classes:
       return Linear(1, use_bias=False, kernel_init=_UNIT, name='out')(x)[:, 0]
     width = self.widths[0]

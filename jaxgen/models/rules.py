@@ -11,7 +11,7 @@ from jaxgen.models.layers import embedding
 from jaxgen.models.layers.stack import TRANSFORMER_RULES
 
 RULES: tuple[sharding.Rule, ...] = (
-  *TRANSFORMER_RULES,  # of DiT, CLIP, BERT, T5 and Qwen3
+  *TRANSFORMER_RULES,  # DiT, CLIP, BERT, T5 and Qwen3
   *mmdit.RULES,
   *pixart.RULES,
   *z_image.RULES,

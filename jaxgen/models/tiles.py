@@ -16,7 +16,7 @@ import numpy as np
 from jaxgen.models import latents
 from jaxgen.typing import Array, Float
 
-_OVERLAP = 0.25  # of a tile, by default
+_OVERLAP = 0.25  # share of a tile that overlaps by default
 
 
 def decode_tiled(

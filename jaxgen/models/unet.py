@@ -20,7 +20,7 @@ numbers such as the image's size: + vector([pooled, sinusoid(size)]).
 Ramesh et al. 2022 (DALL-E 2) and Saharia et al. 2022, "Photorealistic Text-to-Image Diffusion Models with Deep Language
 Understanding" (Imagen): Eq. 6 attends to the text's tokens in the same softmax (`joined`), and Eq. 1 has one more term,
 a vector that is given (models/unclip.py) or the noise level of a small image that is enlarged (`level`).
-Differs from IDDPM and ADM: layers start from DDPM's uniform draws of unit fan average, rather than PyTorch's defaults.
+Differs from IDDPM and ADM: layers start from DDPM's uniform samples of unit fan average, not from PyTorch's defaults.
 """
 
 from collections.abc import Callable
@@ -143,7 +143,7 @@ class Stage(NamedTuple):
   attention: bool = False
   resize: bool = False
   transformer: int = 0  # depth of the one that the attention is
-  heads: int = 1  # of the attention
+  heads: int = 1  # heads of the attention
 
 
 class UNet(nn.Module):
@@ -428,7 +428,7 @@ def stable_diffusion(version: str, *, dtype: Any = jnp.float32, remat: Policy = 
 
 
 class FourierTime(nn.Module):
-  """sin and cos of 2 pi f log t, with frequencies f that are drawn once and not trained."""
+  """sin and cos of 2 pi f log t, with frequencies f that are sampled once and not trained."""
 
   width: int
   scale: float

@@ -31,9 +31,9 @@ from jaxgen.models.layers.rope import rotate_pairs
 from jaxgen.models.layers.stack import stack
 from jaxgen.typing import Array, Bool, Cond, Float
 
-MULTIPLE = 32  # of tokens of each sequence
+MULTIPLE = 32  # each sequence is padded to a multiple of so many tokens
 CONDITION = 256  # features of c
-_HIDDEN = 1024  # of time's MLP
+_HIDDEN = 1024  # width of the time's MLP
 _BOTH = ('tensor', 'fsdp')
 RULES: tuple[sharding.Rule, ...] = (
   (r'(^|/)(blocks|refine_(image|text))/qkv/kernel$', (None, None, None, _BOTH, None)),

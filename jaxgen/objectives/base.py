@@ -30,7 +30,7 @@ SampleFn = Callable[[dict[str, Any], Any, Cond, Array], Array]
 
 @runtime_checkable
 class EditFn(Protocol):
-  """Makes images of images."""
+  """Edits images."""
 
   def __call__(
     self, params: dict, frozen: dict, cond: Cond, keys: Key[Array, ' b'], *, image: Float[Array, 'b h w c']
@@ -39,7 +39,7 @@ class EditFn(Protocol):
 
 @runtime_checkable
 class InpaintFn(Protocol):
-  """Makes the part of images that a mask, 1 where a pixel is known, leaves open."""
+  """Fills in images where a mask is 0; it is 1 where a pixel is known."""
 
   def __call__(
     self,
@@ -160,18 +160,16 @@ class Objective(NamedTuple):
 
 
 def denoising_of(objective: Objective) -> Denoising:
-  """The parts of an objective's sampling, of one that goes on from a trained denoiser."""
+  """The objective's `denoising`, for training that starts from its denoiser."""
   if objective.denoising is None:
-    raise ValueError('this objective has no denoiser, from which a model could be trained on')
+    raise ValueError('this objective has no denoiser to start from; wanted one such as `diffusion`')
   return objective.denoising
 
 
 def trained_names(objective: Objective) -> tuple[str, ...]:
   """The keys of the parameters that an objective of one phase trains."""
   if len(objective.phases) != 1:
-    raise ValueError(
-      f'{len(objective.phases)} phases cannot be trained on as one; wanted an objective of a single phase'
-    )
+    raise ValueError(f'{len(objective.phases)} phases cannot be trained as one; wanted an objective of a single phase')
   return objective.phases[0].keys
 
 

@@ -72,8 +72,8 @@ def image_prompted(
 ) -> Conditioner:
   """The conditioner with pictures under 'image_prompt', whose tokens params['image_projection'] makes: IP-Adapter.
 
-  No picture is zeros for its features, which are projected too. Differs from Ye et al. 2023 for the plus adapter alone,
-  which sees the patches of a picture of zeros.
+  A picture that is dropped has features of zeros, which are projected too. Differs from Ye et al. 2023 for the plus
+  adapter alone, which sees the patches of a picture of zeros.
 
   Args:
     conditioner: the text's.

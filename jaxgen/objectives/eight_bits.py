@@ -2,7 +2,7 @@
 
   multiplied_by(objective, int8_dot_general)
 
-Every `Linear` of the phases' networks is meant, frozen ones too; samples are made as before.
+It holds for every `Linear` of the phases' networks, frozen ones too; sampling does not change.
 """
 
 from typing import Any

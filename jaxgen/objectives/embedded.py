@@ -25,7 +25,7 @@ from jaxgen.objectives.conditioning import Conditioner, Field
 from jaxgen.objectives.network import NET, weights
 from jaxgen.typing import Array, Batch, Cond, Float, Key
 
-EMBEDDING = 'embedding'  # of an image, float b d, in a batch
+EMBEDDING = 'embedding'  # entry of a batch: the embedding of each image, float b d
 Embed = Callable[[Any, Array], Array]  # (frozen, images b h w c in [-1, 1]) -> embeddings b d
 
 

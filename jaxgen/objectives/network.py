@@ -72,5 +72,5 @@ class Network(NamedTuple):
     like, left = jax.tree.map(lambda a: jnp.zeros((1, *a.shape[1:]), a.dtype), cond), {}
     self.apply(params, train=False, hidden=left)(jnp.zeros((1, *shape)), jnp.zeros(1), like)
     if not left:
-      raise ValueError('the network lets no tokens out; say after which block, hidden=(2,)')
+      raise ValueError('the network gives no hidden tokens; name the blocks, such as hidden=(2,)')
     return left

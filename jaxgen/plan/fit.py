@@ -27,7 +27,7 @@ Changes = dict[str, Any]
 Build = Callable[[Changes], Experiment]
 _REMAT = ('none', 'dots', 'full')
 _PARTS = (1, 2, 4, 8, 16, 32)  # micro-batches
-_MARGIN = 0.05  # of the memory, left free by what `best` recommends
+_MARGIN = 0.05  # share of the memory that `best` leaves free
 _ROOM = 1.25  # a candidate that seems to need more than this times the memory is not compiled
 
 

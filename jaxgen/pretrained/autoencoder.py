@@ -62,9 +62,9 @@ class _Names(NamedTuple):
   attention: str
   middle: tuple[str, str, str]
   norm_out: str
-  norms: tuple[str, str, str]  # of a block, and of an attention
+  norms: tuple[str, str, str]  # norms of a block, and of an attention
   skip: str
-  projections: tuple[tuple[str, str, str, str], Order, Order]  # of an attention: names, layouts
+  projections: tuple[tuple[str, str, str, str], Order, Order]  # projections of an attention: names, layouts
   levels_reversed: bool  # the decoder's levels are numbered from the smallest
 
 

@@ -40,7 +40,7 @@ _ENDS = {
   'norm_out/scale': ('layernorm.weight', None),
   'norm_out/bias': ('layernorm.bias', None),
 }
-_UNUSED = 'embeddings.mask_token'  # of its training
+_UNUSED = 'embeddings.mask_token'  # used in its training alone
 
 
 def read(config: folder.Config, *, dtype: Any = jnp.float32) -> Layout:

@@ -27,7 +27,7 @@ from jaxgen.pretrained.state_dict import Tensors
 STEM = 'diffusion_pytorch_model'
 TRANSFORMERS = 'model'
 _OLD_STEMS = {TRANSFORMERS: 'pytorch_model'}
-_VERSION = '0.36.0'  # of diffusers, whose layout this is: it warns where there is none
+_VERSION = '0.36.0'  # version of diffusers, which warns where there is none
 Config = dict[str, Any]
 
 

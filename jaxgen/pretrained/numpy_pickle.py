@@ -41,7 +41,7 @@ class _Array:
 
   def make(self) -> np.ndarray | Opaque:
     _, shape, dtype, fortran, data = self.state
-    data = data.encode('latin-1') if isinstance(data, str) else data  # of Python 2
+    data = data.encode('latin-1') if isinstance(data, str) else data  # as Python 2 wrote it
     kind = dtype.make() if isinstance(dtype, _DType) else None
     if kind is None or not isinstance(data, bytes | bytearray):
       return Opaque(Named('numpy', 'ndarray'), ())

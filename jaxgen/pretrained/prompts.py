@@ -28,12 +28,12 @@ from jaxgen.pretrained import pipeline as pipelines
 from jaxgen.pretrained.pipeline import TEXT_ENCODERS, Pipeline
 from jaxgen.typing import Array, Cond, Key
 
-FIELDS = ('text', 'text_2', 'text_3')  # of TEXT_ENCODERS
+FIELDS = ('text', 'text_2', 'text_3')  # one for each of TEXT_ENCODERS
 _FLUX_TOKENS, _FLUX_FEW, _SD3_TOKENS, _IF_TOKENS, _QWEN_TOKENS = 512, 256, 256, 77, 512
 _PIXART_TOKENS = {'PixArtAlphaPipeline': 120, 'PixArtSigmaPipeline': 300}
 _AESTHETIC, _UGLY = 6.0, 2.5  # aesthetic scores of SDXL's refiner, of the condition and of its null
 
-_TEXT_PATHS = (  # of what reads the text first, in the denoisers' parameters
+_TEXT_PATHS = (  # paths of the denoisers' layers that read the text first
   ('text_in',),
   ('middle_0_attention', 'block_0', 'cross', 'key'),
   ('middle_0_attention', 'text_key'),

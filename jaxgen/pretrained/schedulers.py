@@ -40,7 +40,7 @@ DIFFUSION = (
 )
 FLOW = ('FlowMatchEulerDiscreteScheduler', 'FlowMatchHeunDiscreteScheduler')
 _PREDICTIONS = {'epsilon': parameterisations.eps, 'sample': parameterisations.x0, 'v_prediction': parameterisations.v}
-_ROUND_TIMES = ('DPMSolverMultistepScheduler', 'UniPCMultistepScheduler')  # of Karras's levels, for the network
+_ROUND_TIMES = ('DPMSolverMultistepScheduler', 'UniPCMultistepScheduler')  # these round the times of Karras's levels
 _COSINE = 'squaredcos_cap_v2'
 _SMALLEST = 2.0**-24  # alpha bar of Eq. 1's last time
 _DEFAULTS = {
@@ -120,7 +120,7 @@ def configuration(schedule: Schedule) -> folder.Config:
   if schedule.scheduler == 'UnCLIPScheduler':
     names = ('beta_schedule', 'prediction_type')
   if schedule.scheduler in ('DDIMScheduler', 'DDPMScheduler'):
-    config |= {'clip_sample': False}  # of latents; diffusers clips by default
+    config |= {'clip_sample': False}  # latents are not clipped; diffusers clips by default
   return config | {name: getattr(schedule, name) for name in names} | dict(schedule.more)
 
 

@@ -138,7 +138,7 @@ def _flow(path: str | os.PathLike, tensors: Tensors, dtype: Any) -> Pipeline:
   )
 
 
-_CLIPS = {True: 'CLIPTextModel', False: 'CLIPTextModelWithProjection'}  # of Flux, of Stable Diffusion 3
+_CLIPS = {True: 'CLIPTextModel', False: 'CLIPTextModelWithProjection'}  # Flux's, Stable Diffusion 3's
 _T5_LENGTH = 512
 
 

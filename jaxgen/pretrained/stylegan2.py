@@ -154,5 +154,5 @@ def _leaf(path: str, shape: Shape, names: tuple[tuple[str, str], ...]) -> Leaf:
     order = (2, 0, 1)  # the constant at 4x4
   tensor_shape = tuple(shape[axis] for axis in order)
   if path == 'params/dense/kernel':
-    tensor_shape = (tensor_shape[0], int(np.prod(tensor_shape[1:])))  # of features, rows, columns
+    tensor_shape = (tensor_shape[0], int(np.prod(tensor_shape[1:])))  # features, rows, columns
   return Leaf((name,), shape, order, tensor_shape)

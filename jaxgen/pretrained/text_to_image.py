@@ -73,7 +73,7 @@ def objective_of(
   schedule, net = pipeline.schedule, pipeline.denoiser.net
   even = pipeline.kind in (*pipelines.FLUX, *pipelines.Z_IMAGE)
   flux = pipeline.kind in pipelines.FLUX
-  tokens = shape[0] * shape[1] // _PATCH**2  # of flows, which are transformers
+  tokens = shape[0] * shape[1] // _PATCH**2  # for flows, which are transformers
   made = sampling(schedule, steps=steps, tokens=tokens, even=even, double_shift=double_shift)
   parameterise = schedulers.parameterise(schedule)
   if shape[-1] < _made(pipeline):

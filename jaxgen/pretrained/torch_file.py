@@ -29,8 +29,8 @@ from jaxgen.pretrained.pickle_data import Make, Named, Opaque, PickleError
 
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _LEGACY_START = b'\x80\x02\x8a\x0a' + _LEGACY_MAGIC.to_bytes(10, 'little')
-_PICKLE_BYTES = 64 << 20  # of a pickle without its tensors, at most: names of half a million tensors
-_EXPANDED_BYTES = 256 << 20  # of all tensors of a file that repeat their storage's elements, at most
+_PICKLE_BYTES = 64 << 20  # largest pickle without its tensors: names of half a million
+_EXPANDED_BYTES = 256 << 20  # most for all tensors of a file that repeat elements of their storage
 
 _DTYPES = {
   'DoubleStorage': np.float64,

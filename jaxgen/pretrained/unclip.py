@@ -32,7 +32,7 @@ from jaxgen.processes.process import Denoiser, Prediction
 from jaxgen.samplers.guidance import classifier_free
 from jaxgen.typing import Array, Cond, Float, Key
 
-STEPS, FEW = 25, 7  # of prior and decoder; of the upsampler
+STEPS, FEW = 25, 7  # for prior and decoder; for the upsampler
 _PRIOR_SCALE = 4.0
 
 

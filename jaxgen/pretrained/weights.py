@@ -39,10 +39,10 @@ class Weights(NamedTuple):
   description: str
   sources: tuple[Source, ...]  # in the order in which they are tried
   read: Callable[[Path], dict[str, np.ndarray]]
-  hash: Callable[[dict[str, np.ndarray]], str]  # of the tensors that matter
+  hash: Callable[[dict[str, np.ndarray]], str]  # hash of the tensors that matter
   expected: str  # that hash, for files whose bytes are not known
   licence: str = ''  # SPDX name, where it is known
-  config: Mapping[str, Any] | None = None  # of the network, where `published.load` reads the stored file
+  config: Mapping[str, Any] | None = None  # the network's, where `published.load` reads the stored file
 
 
 def download(url: str) -> Callable[[Path, Report], Path]:
@@ -249,7 +249,7 @@ def get(name: str, *, source: Path | None = None, report: Report = lambda messag
     return path
   folder().mkdir(parents=True, exist_ok=True)
   with (folder() / f'.{name}.lock').open('w') as lock:
-    fcntl.flock(lock, fcntl.LOCK_EX)  # of several processes one fetches, and the others find it done
+    fcntl.flock(lock, fcntl.LOCK_EX)  # one of several processes fetches, and the others find it done
     if source is not None:
       _store(name, Path(source))
     elif not path.exists():

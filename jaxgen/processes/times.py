@@ -11,8 +11,8 @@ A sampler is a quantile function of uniform numbers u, so each can be sampled in
   (6)  shift        t' = s t / (1 + (s - 1) t): s > 1 moves time towards noise; sqrt(m/n) carries a schedule from n to m
                     pixels (Esser et al. 2024, Eq. 23). It is also a map of sampling grids.
 
-Importance sampling (IDDPM, Nichol & Dhariwal 2021, Eq. 17) draws where the loss is large and weighs it down. Time has n
-bins; with L_i the losses that were last seen in bin i, up to ten of them,
+Importance sampling (IDDPM, Nichol & Dhariwal 2021, Eq. 17) samples times where the loss is large, with less weight.
+Time has n bins; with L_i the losses that were last seen in bin i, up to ten of them,
 
   (7)  p_i ~ sqrt(mean L_i^2),   mixed with a uniform share of 0.001;   weight = 1 / (n p_i)
 

@@ -1,4 +1,4 @@
-"""Variance-preserving processes: alpha^2 + sigma^2 = 1, so L(t) = log alpha(t)^2 says everything.
+"""Variance-preserving processes: alpha^2 + sigma^2 = 1, so L(t) = log alpha(t)^2 determines both.
 
   (1)  alpha = exp(L / 2),  sigma = sqrt(1 - exp L)
 

@@ -81,7 +81,7 @@ def _two_stages(
   up_inner, down_inner = _split(now, inner, eta) if noise_inside else (jnp.zeros_like(inner), inner)
   middle = exponential.time_of(process, -jnp.log(inner), times[1:], times[:-1])
   middle = jnp.where(regular, middle, times[:-1])
-  share = jnp.where(regular, (now - inner) / jnp.maximum(now - then, 1e-20), 1.0)  # of w's variance, before nu_m
+  share = jnp.where(regular, (now - inner) / jnp.maximum(now - then, 1e-20), 1.0)  # share of w's variance before nu_m
 
   def step(x: Array, at: tuple[Array, ...]) -> tuple[Array, None]:
     i, t, sigma, m, regular, share, up, down, up_inner, down_inner, ratio, to_alpha = at

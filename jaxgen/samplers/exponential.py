@@ -108,7 +108,7 @@ def weights(
     return [second(h, m[0]) / (2 * nodes[0])]  # Eq. 7
   found = []
   for j, r in enumerate(nodes):
-    powers, divisor = [jnp.ones_like(h)], r  # of p_j, from (tau/h)^1 upwards
+    powers, divisor = [jnp.ones_like(h)], r  # coefficients of p_j, from (tau/h)^1 upwards
     for other in (*nodes[:j], *nodes[j + 1 :]):
       powers = [below - other * same for same, below in zip([*powers, 0.0], [0.0, *powers], strict=True)]
       divisor = divisor * (r - other)

@@ -119,6 +119,6 @@ def _grid(k: np.ndarray, num_steps: int) -> Float[np.ndarray, ' n']:
 def fine(times: Float[np.ndarray, ' n'], steps: int = 32) -> Float[np.ndarray, ' m']:
   """`times` where they have at least `steps` steps, else a uniform grid of that many.
 
-  A few-step model is sampled at one to four times, which are too few to inpaint by; it knows all times.
+  A few-step model is sampled at one to four times, which are too few to inpaint by; it was trained at all times.
   """
   return times if len(times) > steps else uniform(steps)

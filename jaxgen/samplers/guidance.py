@@ -1,6 +1,6 @@
 """Guidance: denoisers made of denoisers, so that each can be guided, clipped or sampled again.
 
-With conditions c_0, ..., c_n, from the one that says least to the whole condition c_n, and weights w_i,
+With conditions c_0, ..., c_n, from the weakest to the whole condition c_n, and weights w_i,
 
   (1)  D_w = D(c_0) + sum_i w_i (D(c_i) - D(c_{i-1})) = D(c_n) + sum_i (w_i - 1) (D(c_i) - D(c_{i-1}))
 

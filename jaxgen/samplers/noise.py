@@ -7,7 +7,7 @@ from jaxgen.typing import Array, Float, Int, Key
 
 
 def required(keys: Key[Array, ' b'] | None, sampler: str) -> Key[Array, ' b']:
-  """The keys, or an error that says who needs them."""
+  """The keys; raises ValueError, naming the sampler, where there are none."""
   if keys is None:
     raise ValueError(f'{sampler} adds noise and got no keys: pass keys=, one for each image')
   return keys

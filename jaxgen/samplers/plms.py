@@ -7,8 +7,8 @@ Every step is DDIM's with a prediction e' in place of e = eps, from up to four c
   (2)  e' = (23 e_0 - 16 e_1 + 5 e_2)/12              while there are three
   (3)  e' = (3 e_0 - e_1)/2                           while there are two
 
-The first step is Heun's: DDIM with e_0, and once more from the same x with (e_0 + e)/2, e at where it led; so there is
-one call more than there are steps. Order 2 at the start, 4 later on even times.
+The first step is Heun's: DDIM with e_0 leads to y, and the step is taken again from the same x with (e_0 + e(y))/2; so
+there is one call more than there are steps. Order 2 at the start, 4 later on even times.
 
 Differs from Liu et al.: what is averaged is what the network predicts, `space` (v of Stable Diffusion 2), as the
 published code has it.
@@ -23,7 +23,7 @@ from jaxgen.processes.process import Denoiser, Prediction, Process, expand
 from jaxgen.samplers.sampler import Times
 from jaxgen.typing import Array, Cond, Float, Key
 
-# By the number of predictions before this one: what each is multiplied by, the last first.
+# Weights of the predictions, the last first, by the number of those before this one.
 _WEIGHTS = ((1, 0, 0, 0), (3 / 2, -1 / 2, 0, 0), (23 / 12, -16 / 12, 5 / 12, 0), (55 / 24, -59 / 24, 37 / 24, -9 / 24))
 
 

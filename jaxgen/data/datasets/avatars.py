@@ -45,7 +45,7 @@ VERSION = '1.0.0'
 SPLITS = ('train', 'test', 'seen')
 PACKAGES = ('dicebear-core', 'dicebear-styles', 'resvg-py')
 _PART = 250  # images of a part file
-_HELD_OUT = 26  # of 256 pairs
+_HELD_OUT = 26  # a tenth of 256 pairs
 
 # Licences as dicebear-styles writes them.
 _SPDX = {'CC0 1.0': 'CC0-1.0', 'CC BY 4.0': 'CC-BY-4.0', 'MIT': 'MIT'}

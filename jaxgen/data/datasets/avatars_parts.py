@@ -92,7 +92,7 @@ EMOJI: Palette = {
   'white': '#f4f4f4',
 }
 
-Variant = str | None | tuple[str | None, ...]  # of one component (None: absent), or of each of several
+Variant = str | None | tuple[str | None, ...]  # variant of one component (None: absent), or of several
 
 
 class Part(NamedTuple):

@@ -27,7 +27,7 @@ ARCHIVE = Archive(
   sha256='1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91',
   images='package/json',
 )
-_MAX_BYTES = 64 << 20  # of one set's file
+_MAX_BYTES = 64 << 20  # size of one set's file
 _TEST = 20  # one icon in this many
 _SIDES = ('left', 'top', 'width', 'height')
 

@@ -31,7 +31,7 @@ class _Columns(NamedTuple):
   image: str
   label: str | None
   caption: str | None
-  names: tuple[str, ...]  # of the labels, where the file says them
+  names: tuple[str, ...]  # names of the labels, where the file has them
 
 
 def prepare_parquet(

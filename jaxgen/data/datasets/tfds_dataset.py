@@ -183,7 +183,7 @@ def _builder(name: str, **options: Any) -> 'tfds.core.DatasetBuilder':
     return tfds.builder(name, **options)
   except tfds.core.DatasetNotFoundError:
     raise
-  except (ValueError, AssertionError) as error:  # of a name that TFDS cannot read; of a version that it has not
+  except (ValueError, AssertionError) as error:  # a name that TFDS cannot read; a version that it does not have
     why = str(error).strip().splitlines()[0].rpartition('}": ')[2]
     raise ValueError(f'dataset {name!r}: {why}; wanted NAME, NAME/CONFIG, NAME:1.0.0 or NAME/CONFIG:1.0.0') from error
 

@@ -61,11 +61,11 @@ class Choice(enum.Enum):
 
 
 _choice = contextvars.ContextVar('choice', default=Choice.FUSED)
-_MANY = 1024  # keys, from which on the weights of all tokens are not kept for a forward derivative
+_MANY = 1024  # from this many keys on, a forward derivative does not keep the weights of all tokens
 
 
 class KeysValues(NamedTuple):
-  """Keys and values in heads; projected, normalised and rotated by whoever made them."""
+  """Keys and values in heads; already projected, normalised and rotated."""
 
   keys: Float[Array, 'b k n h']
   values: Float[Array, 'b k n h']
@@ -201,7 +201,7 @@ def attention(
   )
   kernel = _kernel(sharding.platform(), task, _choice.get())
   scale = q.shape[-1] ** -0.5 if scale is None else scale
-  # The partitioner splits XLA's by images and heads, but needs a constraint on queries.
+  # The partitioner shards XLA's by images and heads, but needs a constraint on queries.
   if local is None or (kernel in (xla_attention, blocked_attention) and local[1] == q.shape[1]):
     return kernel(q, k, v, mask, bias, scale=scale)
   return sharding.attend_on_shards(functools.partial(kernel, scale=scale), q, k, v, mask, bias)

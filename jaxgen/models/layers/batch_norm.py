@@ -4,7 +4,7 @@
 
 A discriminator only ever sees whole batches, of which these are the statistics, so it needs no running ones
 (those of `flax.linen.BatchNorm`, for generators). Under jit the batch is the global one: over a mesh the statistics
-are those of all devices, without anything being said of it here. Ioffe and Szegedy 2015.
+are those of all devices, with no collective written here. Ioffe and Szegedy 2015.
 """
 
 import flax.linen as nn

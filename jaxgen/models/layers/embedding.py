@@ -11,8 +11,8 @@ import numpy as np
 from jaxgen.sharding import Rule
 from jaxgen.typing import Array, Float, Int
 
-# Embeddings of conditions are small, and whole on each device: were they split, the partitioner would move their result
-# and its gradient, `b d`, between images and features, and would have to gather them.
+# Embeddings of conditions are small, and whole on each device: were they sharded, the partitioner would move their
+# result and its gradient, `b d`, between images and features, and would have to gather them.
 RULES: tuple[Rule, ...] = tuple((r'(^|/)(time|label|interval)_embed/', (None,) * rank) for rank in (1, 2))
 
 

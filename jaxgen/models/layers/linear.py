@@ -43,7 +43,7 @@ class Linear(nn.Module):
 
   Differs from `nn.DenseGeneral`, which contracts over (batch, tokens) in the gradient of W: two axes, and XLA's CPU
   backend then transposes and copies the activations first. Of one axis it does not. The axes of the features stay
-  apart: a kernel that is split along one of them over a mesh needs no gathering first. The kernel may be a LowRank
+  apart: a kernel that is sharded along one of them needs no gathering first. The kernel may be a LowRank
   (layers/low_rank.py).
 
   Attributes:

@@ -18,7 +18,7 @@ import numpy as np
 
 from jaxgen.typing import Array, Float
 
-Angles = Float[Array, 'l r'] | Float[Array, 'b l r']  # of all images, or of each
+Angles = Float[Array, 'l r'] | Float[Array, 'b l r']  # one for all images, or one for each
 
 
 def angles_2d(rows: int, columns: int, features: int) -> np.ndarray:

@@ -13,7 +13,7 @@ from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_ma
 
 from jaxgen.typing import Array
 
-LANES = 128  # of a TPU's vector registers: heads are padded to a multiple, tokens must come in multiples
+LANES = 128  # width of a TPU's vector registers: heads are padded to a multiple, tokens must be one
 _LARGEST_BLOCK = 512
 
 

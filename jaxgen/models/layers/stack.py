@@ -3,8 +3,8 @@
   x <- block_i(x, *shared, each_i) [+ residual_i],  i = start ... stop - 1                              (1)
 
 The residuals come in the collection 'residuals', and the x behind each block leaves in the collection 'states', if it
-is mutable; both are trees like x under the stack's name, with an axis for all blocks in front. So a network can be led
-by a control branch (models/control_transformer.py) without knowing of it.
+is mutable; both are trees like x under the stack's name, with an axis for all blocks in front. So a control branch
+(models/control_transformer.py) can be added to a network without a change of its code.
 
 On accelerators, and where a policy decides what is kept, a `lax.scan` runs it: the program does not grow with the
 depth, and compiles once for all blocks. On a CPU, where everything is kept, a loop runs over slices of the same
@@ -32,7 +32,7 @@ _RESIDUALS, _STATES = 'residuals', 'states'
 _BOTH = ('tensor', 'fsdp')
 # Attention and MLP of the transformers whose stack is called `blocks`: DiT, CLIP, BERT and T5. Over `tensor`: whole
 # heads and hidden units on a device, one all-reduce after each pair of products (Shoeybi et al. 2019, Megatron-LM).
-# Over `fsdp` the same dimension where it divides: a TPU's compiler scatters the gradients of what is split by whole
+# Over `fsdp` the same dimension where it divides: a TPU's compiler scatters the gradients of what is sharded by whole
 # heads or hidden units; by the 72 features that each of 16 has of 1152, it sums them everywhere. The first axis is the
 # depth's.
 TRANSFORMER_RULES: tuple[sharding.Rule, ...] = (

@@ -6,11 +6,12 @@ F is the space of the loss (eps, x0, v or velocity); x_hat is the network's pred
 output would be read as. The network may predict in one space and have its loss in another (`loss_in`), as in JiT.
 
 If the parameterisation learns a variance, the bound of objectives/diffusion/vlb.py trains it (IDDPM, Nichol & Dhariwal
-2021), with the mean held fixed; T times the mean of its terms estimates the bound if t is uniform, or weighed as if:
+2021), with the mean held fixed; T times the mean of its terms estimates the bound if t is uniform, or weighted as if it
+were:
 
   (2)  L_hybrid = L + lambda T E_t [ L_t ],   L_t in bits per dimension, lambda = 1/1000
 
-Another loss may stand beside Eq. 1, on tokens of the network that leave on the way, such as REPA's (`beside`).
+Another loss, on hidden tokens of the network, may be added to Eq. 1, such as REPA's (`beside`).
 
 Conditions, and how they are dropped for classifier-free guidance: objectives/conditioning.py. Times, noise
 and drops follow from the step's key, whatever the devices the batch lies on.
@@ -37,7 +38,7 @@ from jaxgen.typing import Array, Batch, Float, Key, Metrics
 
 
 class Beside(NamedTuple):
-  """A loss on tokens that the network lets out in the pass that Eq. 1 is taken of.
+  """A loss on hidden tokens of the network, from the same forward pass as Eq. 1.
 
   Attributes:
     name: key of its own parameters, which are trained with the network's.

@@ -1,4 +1,4 @@
-"""REPA: a transformer's tokens after some block are drawn to a frozen encoder's features of the clean image.
+"""REPA: a transformer's tokens after some block are aligned with a frozen encoder's features of the clean image.
 
 With h_l the network's token l of the noisy image after block k, y_l the encoder's of the clean one, and P trained:
 
@@ -76,7 +76,9 @@ def repa(
   def tokens_of(tokens: Any, grid: Sequence[int]) -> Array:
     name = f'depth_{depth}'
     if name not in tokens:
-      raise ValueError(f'the network lets out tokens of {sorted(tokens)}; REPA wants {name}: set its hidden=({depth},)')
+      raise ValueError(
+        f'the network gives hidden tokens of {sorted(tokens)}; REPA wants {name}: set its hidden=({depth},)'
+      )
     h = tokens[name][0]
     if h.shape[1] != grid[0] * grid[1]:
       raise ValueError(f'{h.shape[1]} tokens of the network for {grid[0]}x{grid[1]} of the encoder; they must be equal')

@@ -3,8 +3,8 @@
 A stage that distils the stage before it begins with `of_last_stage` (Experiment.begin): the parameters with which that
 stage would be sampled become the student's first parameters and `state.extra['teacher']`, so a checkpoint holds them.
 
-`progressive` (Salimans & Ho 2022, Algorithm 2): one DDIM step of the student, of N, replaces two of the teacher, of
-2 N, do. From z_t, t one of the student's times, the teacher goes to m = t - 1/(2 N) and to s = t - 1/N, and
+`progressive` (Salimans & Ho 2022, Algorithm 2): one of the student's N DDIM steps replaces two of the teacher's 2 N.
+From z_t, t one of the student's times, the teacher goes to m = t - 1/(2 N) and to s = t - 1/N, and
 
   (1)  x0~ = (z_s - (sigma_s/sigma_t) z_t) / (alpha_s - (sigma_s/sigma_t) alpha_t)
 

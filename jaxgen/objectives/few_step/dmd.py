@@ -64,7 +64,7 @@ def dmd(
     guide: wrappers of the student when sampling, such as `(clip(),)`.
     space: F.
     adversary: w; 0 for no third phase. It needs the data, which Eqs. 1 and 2 do not see.
-    depth: block of the network's stack after which D looks at its tokens.
+    depth: block of the network's stack whose tokens D reads.
   """
   check_times(times)
   d, net = taught(objective), objective.networks[NET]
@@ -171,7 +171,7 @@ def hidden_tokens(
   """The tokens after block `depth` of the network's stack, counted from 0."""
   _, kept = net.apply({'params': params}, x, network_time, cond, train=False, mutable=['states'])
   states: Any = kept['states'][_STACK]
-  states = states[0] if isinstance(states, tuple) else states  # of MMDiT's two streams, the image's
+  states = states[0] if isinstance(states, tuple) else states  # MMDiT has two streams; the first is the image's
   return states[depth].astype(jnp.float32)
 
 

@@ -116,7 +116,7 @@ def mean_flow(
       v = jnp.where(expand(dropped, x_t), v, guided)
     u, target = mean_flow_target(jump_of(params, frozen, cond, train=True, rngs=rngs), x_t, v, t, r)
     squares = (u - target) ** 2
-    weight = jax.lax.stop_gradient((sum_per_image(squares) + 1e-3) ** -power)  # of the error without a weight map
+    weight = jax.lax.stop_gradient((sum_per_image(squares) + 1e-3) ** -power)  # without the weight map
     error = sum_per_image(weighted(squares, map_of(batch)))
     squared = error / x0[0].size
     metrics = {

@@ -9,7 +9,7 @@ Wallace et al. 2023, "Diffusion Model Alignment Using Direct Preference Optimiza
 the errors are means over all values, and T omega(lambda_t) is a part of it.
 
 Pairs come from people, in a batch's 'image' and 'rejected' (`jaxgen vote export`, data/datasets/preferences.py), or
-from a reward: the best and the worst of a group that the reference draws in the step (rollouts.py).
+from a reward: the best and the worst of a group that the reference samples in the step (rollouts.py).
 """
 
 from collections.abc import Callable
@@ -45,7 +45,7 @@ def dpo(
     objective: one with a denoiser; the reference is in `frozen` under the names of its parameters, as an adapter's base
       is, so that of a LoRA (objectives/adapted.py) no second network is needed.
     times: time sampler.
-    beta: how hard the model is held to the reference: the larger, the closer.
+    beta: how close the model stays to the reference: the larger, the closer.
     space: F.
     rollouts: makes the pairs; None for pairs in the batch.
     pool: pairs of rollouts that are kept, from which a step takes as many as the batch has rows.
@@ -127,7 +127,7 @@ def ranked(
   batch: Batch,
   key: Key[Array, ''],
 ) -> tuple[dict[str, Any], dict[str, Array]]:
-  """The best and the worst of each group that the reference draws."""
+  """The best and the worst of each group that the reference samples."""
   images, repeated, rewards = rollouts.draw(reference, frozen, batch, conditioner, key)
   x0 = d.encode(frozen, images)
   groups = x0.reshape(rollouts.prompts, rollouts.group, *x0.shape[1:])

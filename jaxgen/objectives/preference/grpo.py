@@ -9,11 +9,11 @@ With the advantage A of the image (rollouts.py, Eq. 1) and rho = p / p_old, at s
   (2)  L = -mean min(rho A, clip(rho, 1 - e, 1 + e) A) + kl mean (m - m_ref)^2 / (2 v)
 
 Liu et al. 2025, "Flow-GRPO: Training Flow Matching Models via Online RL", for flows; Black et al. 2023, DDPO, is the
-same for diffusion. The denoiser of the policy is the guided one, in drawing and in learning. The policy that draws is
-an average of the model, or the model itself, whose ratio is 1: then the gradient of Eq. 2 is the plain one.
+same for diffusion. The denoiser of the policy is the guided one, in sampling and in learning. The policy that samples
+is an average of the model, or the model itself, whose ratio is 1: then the gradient of Eq. 2 is the plain one.
 
-Differs from Liu et al.: a step of training draws its images and makes one update on `learned` steps of the sampler
-that it picks at random, not on all of them; the last step, to t = 0, adds no noise and is not learned from.
+Differs from Liu et al.: a step of training samples its images and makes one update on `learned` steps of the sampler
+chosen at random, not on all of them; the last step, to t = 0, adds no noise and is not learned from.
 """
 
 from collections.abc import Mapping
@@ -68,7 +68,7 @@ def grpo(
 
   Args:
     objective: one with a denoiser; its guidance is a part of the policy.
-    times: times of the sampler that draws, falling from 1 to 0.
+    times: times of the sampler, falling from 1 to 0.
     reward: judges the images.
     prompts: number of prompts of a step, the first ones of its batch.
     group: images of each prompt.
@@ -76,7 +76,7 @@ def grpo(
     noise: a.
     clip: e; it is small as log p is a mean over the image.
     kl: weight of the distance from the reference, which is in `frozen` under the names of the parameters; 0 needs none.
-    old: names of the averages that draw, by the keys of params; None for the model itself.
+    old: names of the averages that sample, by the keys of params; None for the model itself.
   """
   d, names = denoising_of(objective), trained_names(objective)
   times = np.asarray(times, np.float32)

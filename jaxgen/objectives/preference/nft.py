@@ -1,19 +1,19 @@
 """DiffusionNFT: the model goes towards its own good images and away from its bad ones, by the loss it was trained with.
 
-The images of a group, drawn by the sampling policy `old`, have a share of goodness r from their advantage A
+The images of a group, sampled by the policy `old`, have a share of goodness r from their advantage A
 (rollouts.py, Eq. 1), and from the predictions of x0 of the model and of `old` two implicit policies are made:
 
   (1)  r    = (1 + clip(A / c, -1, 1)) / 2
   (2)  x0+  = (1 - beta) x0_old + beta x0,      x0-  = (1 + beta) x0_old - beta x0
   (3)  L    = mean [ r l(x0+) + (1 - r) l(x0-) ] c / beta + kl mean |x0 - x0_ref|^2
-  (4)  l(y) = mean |y - x0*|^2 / sg(mean |y - x0*|),   x0* the drawn image
+  (4)  l(y) = mean |y - x0*|^2 / sg(mean |y - x0*|),   x0* the sampled image
 
-At r = 1/2 the model is pulled both ways and stays `old`. Any sampler draws the images, and there is no likelihood.
+At r = 1/2 the model is pulled both ways and stays `old`. Any sampler makes the images, and there is no likelihood.
 Zheng et al. 2025, "DiffusionNFT: Online Diffusion Reinforcement with Forward Process". `old` is an average of the model
 that follows it slowly, such as Average('net', ema.constant(0.9)): Eq. 2 needs it to lag.
 
 Differs from Zheng et al.: images stay in a pool for some steps, so that one is learned from more than once and was
-drawn by an `old` that has moved since; and images may be drawn with guidance, which the model then takes up.
+sampled by an `old` that has moved since; and images may be sampled with guidance, which the model then takes up.
 """
 
 from collections.abc import Mapping
@@ -45,7 +45,7 @@ def nft(
   Args:
     objective: one with a denoiser.
     times: time sampler.
-    rollouts: draws and judges the images.
+    rollouts: samples and judges the images.
     pool: images that are kept, from which a step takes as many as the batch has rows.
     old: names of the averages that are `old`, by the keys of params: {'net': 'old_net'}.
     beta: how far the implicit policies lie from `old`.

@@ -1,8 +1,8 @@
-"""Rollouts: groups of images that a model draws for its prompts while it trains, and their rewards.
+"""Rollouts: groups of images that a model samples for its prompts while it trains, and their rewards.
 
   (1)  A_gi = (r_gi - mean_i r_gi) / (std + 1e-4),   std over the group or over all images     the advantage of image i
 
-The images of a step are drawn with the step's key, so a run stays a function of its config and seed. What has to last
+The images of a step are sampled with the step's key, so a run stays a function of its config and seed. What has to last
 for several steps is kept in a pool, a ring of rows in `state.extra`: each step puts its new rows in the place of the
 oldest, and learns from rows that it takes at random from those that are there.
 """
@@ -21,10 +21,10 @@ Rows = dict[str, Any]  # arrays with one leading axis
 
 
 class Rollouts(NamedTuple):
-  """How images are drawn and judged.
+  """How images are sampled and judged.
 
   Attributes:
-    sample: draws them; `Objective.sample`, perhaps with fewer steps than images for people take.
+    sample: makes them; `Objective.sample`, perhaps with fewer steps than images for people take.
     reward: judges them.
     prompts: number of prompts of a step, the first ones of its batch.
     group: images of each prompt.
@@ -49,7 +49,7 @@ class Rollouts(NamedTuple):
   def draw(
     self, params: dict[str, Any], frozen: Any, batch: Batch, conditioner: Conditioner, key: Key[Array, '']
   ) -> tuple[Float[Array, 'b h w c'], Batch, Float[Array, 'g i']]:
-    """Images, the rows of the batch that they were drawn for, and the rewards by group; nothing is differentiated."""
+    """Images, the rows of the batch that they were sampled for, and the rewards by group; nothing is differentiated."""
     repeated = self.repeated(batch)
     keys = jax.random.split(key, self.prompts * self.group)
     images = self.sample(params, frozen, conditioner.select(repeated), keys)
