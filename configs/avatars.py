@@ -6,7 +6,7 @@
 The captions are phrased anew at each step. A text encoder learns with the network, so nothing is downloaded. The
 network reads its tokens by cross-attention (PixArt), or in one softmax with the image's (--config.network=mmdit, as in
 Stable Diffusion 3). Cosine diffusion; the network predicts x0 and is judged on v. At t = 0.95 the noise shows the mean
-color of a large area already, so what is drawn is decided before: times are shifted towards noise, which takes the
+color of a large area already, so the content is decided before: times are shifted towards noise, which takes the
 share of right backgrounds after 20,000 pictures from 0.15 to 0.95.
 
 A classifier that comes with jaxgen measures the share of attributes that samples show as their prompts say, for pairs
@@ -97,7 +97,7 @@ def get_config() -> ConfigDict:
 
 
 def opened(c: ConfigDict, split: str) -> tuple[Dataset, Describe]:
-  """A split of the dataset, and what describes its records."""
+  """A split of the dataset, and the function that describes its records."""
   dataset = source(c.dataset, split, resolution=c.resolution)
   if 'attributes' in dataset.read(0):
     return dataset, describe  # avatars: phrased anew from the attributes of the picture
@@ -130,7 +130,7 @@ def denoising(
   conditioner: Conditioner,
   beside: Beside | None = None,
 ) -> Objective:
-  """The process, loss, times and sampler of a config of avatars, for its network or for one that has grown of it."""
+  """The process, loss, times and sampler of a config of avatars, for its network or a variant of it."""
   return diffusion(
     net,
     vp_cosine(),

@@ -12,7 +12,7 @@ A patch has twice the side, so the transformer has as many tokens, and all of it
 
 Result, seed 0: attributes_test 0.80, attributes_seen 0.80 (real pictures 0.98, chance 0.25), 0.77 after half of the
 steps; fid_256 138 against 2,000 pictures of `seen`. 30 minutes on two busy cores, after the 15 of avatars.
-The last training, 90 minutes of one core, makes it 0.86 and 0.86, fid_256 115: mouths and eyes are drawn at times
+The last training, 90 minutes of one core, makes it 0.86 and 0.86, fid_256 115: mouths and eyes are decided at times
 nearer to the data.
 """
 

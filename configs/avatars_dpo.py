@@ -4,9 +4,9 @@
   jaxgen train --config avatars_dpo --config.base=runs/avatars
   jaxgen train --config avatars_dpo --config.preferences=preferences.jsonl # pairs that people chose: jaxgen vote export
 
-Without preferences, each step draws a few groups of images from the frozen base, and the classifier of attributes that
-comes with jaxgen picks the best and the worst of each. attributes_test measures by the same classifier, on prompts of
-other pairs of words; fid_256 beside it says what the reward does not see.
+Without preferences, each step samples a few groups of images from the frozen base, and the classifier of attributes
+that comes with jaxgen picks the best and the worst of each. attributes_test measures by the same classifier, on prompts
+of other pairs of words; fid_256 beside it says what the reward does not see.
 
 Result: not run yet.
 """

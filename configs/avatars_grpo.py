@@ -3,7 +3,8 @@
   jaxgen train --config avatars                                            # the base
   jaxgen train --config avatars_grpo --config.base=runs/avatars
 
-As avatars_nft, but each image is drawn with noise in every step, and the likelihood of those steps is what is learned.
+As avatars_nft, but each image is sampled with noise in every step, and the likelihood of those steps is what is
+learned.
 
 Result: not run yet.
 """

@@ -3,7 +3,7 @@
   jaxgen train --config avatars                                            # the base
   jaxgen train --config avatars_nft --config.base=runs/avatars
 
-Each step draws a few groups of images with guidance in eight steps, and the classifier of attributes that comes with
+Each step samples a few groups of images with guidance in eight steps, and the classifier of attributes that comes with
 jaxgen says how much of the prompt they show. That is also what attributes_test measures, of prompts of other pairs of
 words; fid_256 beside it says what the reward does not see.
 

@@ -1,4 +1,4 @@
-"""avatars trained with REPA: tokens of a block are drawn to what a frozen encoder sees in the clean picture.
+"""avatars trained with REPA: tokens of a block are aligned with a frozen encoder's features of the clean picture.
 
   jaxgen train --config avatars_repa
   jaxgen train --config avatars_repa --config.projector=spatial          # iREPA
@@ -44,7 +44,7 @@ def build(c: ConfigDict) -> Experiment:
 
   projector, normalise = PROJECTORS[c.projector]
   if c.network != 'pixart':
-    raise ValueError(f'config.network is {c.network!r}; pixart alone lets its tokens out')
+    raise ValueError(f'config.network is {c.network!r}; pixart alone gives its hidden tokens')
   net = PixArt(**avatars.NETWORKS['pixart'].keywords, **c.model, hidden=(c.depth,))
   objective = avatars.denoising(
     c,

@@ -6,7 +6,7 @@
     --config.caption='a picture of sks person' --config.prior.dataset=generated_... --config.prior.caption='a person'
   jaxgen sample --run runs/dreambooth --prompt 'a picture of sks person on a blue background' --out me.png
 
-A batch has as many pictures of the class, which the base drew, as of the subject. Without them (prior.dataset empty)
+A batch has as many pictures of the class, samples of the base, as of the subject. Without them (prior.dataset empty)
 the model takes its whole class for the subject. The same with few parameters: --config lora.
 
 Result, one person (avatars_subject) in jaxgen/avatars: subject_right 0.87 (0.37 before), diversity of the class 0.53 of

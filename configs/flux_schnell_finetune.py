@@ -4,7 +4,7 @@
   jaxgen train --config flux_schnell_finetune --config.weights=MODEL --config.latents=my_photos_latents
   jaxgen plan --config flux_schnell_finetune --topology v5p:2x2x2              # needs neither data nor weights
 
-MODEL is a folder in diffusers' layout. Text encoders and autoencoder are frozen, in half precision and split over the
+MODEL is a folder in diffusers' layout. Text encoders and autoencoder are frozen, in half precision and sharded over the
 devices with the rest. The transformer has 11,891,178,560 parameters; docs/results.md has the plans. Result: not run.
 """
 

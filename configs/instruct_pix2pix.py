@@ -11,7 +11,7 @@ base does not know are new rows of its table. A classifier that comes with jaxge
 what the instruction says (edits_changed) and of attributes that stay (edits_kept), on pictures in no training pair;
 beside them stand the same of the right answers.
 
-Result, seed 0: edits_changed 0.51 (colors 0.93; mouths and eyes rarely, which the base draws badly, too), edits_kept
+Result, seed 0: edits_changed 0.51 (colors 0.93; mouths and eyes rarely, which the base shows badly, too), edits_kept
 0.83; of the right answers 1.00 and 0.99. 20 minutes on one core.
 """
 

@@ -7,7 +7,7 @@
   jaxgen sample --run runs/avatars --lora my_style.safetensors:0.8 --prompt 'a woman' --out woman.png
 
 Captions are those of the pictures, or one for all: --config.caption='a photo of sks person'. A subject of few pictures
-keeps its class with pictures that the base drew: `jaxgen data prepare generated --run RUN --prompt 'a person'`, then
+keeps its class with samples of the base: `jaxgen data prepare generated --run RUN --prompt 'a person'`, then
 --config.prior.dataset=generated_... The grid of samples before the first step is the base's.
 
 Result, of rank 2 on all products of the network (--config.lora.on="('net/',)"), 47,328 parameters or 1.8%, 200 steps of

@@ -36,11 +36,11 @@ class Experiment(NamedTuple):
     mesh: the mesh, made by `sharding.make_mesh`.
     seed: seed of the initial parameters and of every step's randomness.
     rules: sharding rules of the state, by path.
-    frozen: networks that are used, not trained: an argument of the step, each leaf sharded over `fsdp`. Trees of
+    frozen: networks that are used, not trained: an argument of the step, sharded by the rules of networks. Trees of
       arrays, or `frozen.Frozen` to read them late and in a dtype of their own.
     evaluators: run while training, each at its own interval and after the last step; those of interval 0 do not run.
-    evaluate_first: they also run before the first step: where the curves begin, and where an evaluation that cannot
-      run (for want of memory, say) is noticed at once.
+    evaluate_first: evaluators also run before the first step: the curves begin there, and an evaluation that cannot run
+      (for want of memory, say) fails at once.
     accumulate: micro-batches in a batch.
     clip_norm: global-norm clipping; None for none.
     max_bad_steps: the run stops when this many steps in a row were not finite.
@@ -50,8 +50,8 @@ class Experiment(NamedTuple):
       saves if it can, and ends. None for no watching; the environment's JAXGEN_STALL_SECONDS goes before it.
     learning_rates: `{params key: optax schedule}`, the schedules of the optimizers, for metrics alone.
     tokenize: prompts to the fields of a batch, such as {'text': int32 n k}, for models of text.
-    begin: `(old, fresh) -> state`, the first state of a stage that follows another, made of that one's last and of a
-      new one; by default what both have under one path and shape is carried over.
+    begin: `(old, fresh) -> state`, the first state of a stage that follows another, from that one's last state and a
+      fresh one; by default what both have under one path and shape is carried over.
     init_from: published weights or another run, from which the first stage's parameters are taken.
   """
 

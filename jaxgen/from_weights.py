@@ -118,7 +118,7 @@ def in_a_row(
   guidance: float | None = None,
   negative: str | None = None,
 ) -> Trained:
-  """Generators in a row as one: the first draws, the others enlarge, as DeepFloyd IF's stages do.
+  """Generators in a row as one: the first samples, the others enlarge, as DeepFloyd IF's stages do.
 
   Args:
     pipelines: the generators; one that enlarges and has no text encoder reads the first's.

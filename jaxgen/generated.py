@@ -34,7 +34,7 @@ def prepare_generated(
   data_dir: str | pathlib.Path | None = None,
   **how: Any,
 ) -> pathlib.Path:
-  """Draws pictures and writes them, with their prompts as captions; returns the folder, DATA_DIR/NAME/VERSION.
+  """Samples pictures and writes them, with their prompts as captions; returns the folder, DATA_DIR/NAME/VERSION.
 
   Args:
     trained: the model, from `sample.restore` or `from_weights.trained`.
@@ -48,7 +48,7 @@ def prepare_generated(
     how: `progress` and `overwrite` of `recipe.prepare`.
 
   Raises:
-    ValueError: there is no prompt, or none is to be drawn.
+    ValueError: there is no prompt, or no picture is wanted.
   """
   if not prompts or number < 1:
     raise ValueError(f'{number} pictures of {len(prompts)} prompts; wanted one or more of each')
@@ -59,8 +59,8 @@ def prepare_generated(
   made = Recipe(
     name=re.sub(r'\W', '_', name or f'generated_{digest[:10]}'),
     version='1.0.0',
-    about=f'{number:,} pictures that a model drew of {prompts[0]!r}' + (', ...' if len(prompts) > 1 else ''),
-    license='as of the model that drew them',
+    about=f'{number:,} pictures that a model sampled for {prompts[0]!r}' + (', ...' if len(prompts) > 1 else ''),
+    license='that of the model that sampled them',
     image_shape=(height, width, channels),
     examples=lambda source: {'train': _drawn(trained, prompts, number, seed, batch_size)},
     texts=('caption',),

@@ -48,7 +48,7 @@ class Goodput:
 
   @contextlib.contextmanager
   def within(self, state: str) -> Iterator[None]:
-    """The time of the block is of this state, and not of the one around it."""
+    """Counts the time of the block for this state, not for the one around it."""
     around = self._state
     self.enter(state)
     try:

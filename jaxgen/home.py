@@ -30,13 +30,13 @@ def compilation() -> str:
 
 
 def mirror(path: str | os.PathLike) -> pathlib.Path:
-  """The path, or where on this machine files of that path in a bucket are."""
+  """The path on this machine; for one in a bucket, that of its mirror."""
   scheme, separator, rest = os.fspath(path).partition('://')
   return _root() / scheme / rest if separator else pathlib.Path(path).expanduser()
 
 
 def fetched(path: pathlib.Path, *, last: str = '') -> pathlib.Path:
-  """The same path, to which a file or folder of a mirror is brought from its bucket, if it is there and not here.
+  """Brings a file or folder of a mirror from its bucket, if it is there and not here; returns its path.
 
   Args:
     path: path on this machine.
@@ -55,7 +55,7 @@ def fetched(path: pathlib.Path, *, last: str = '') -> pathlib.Path:
 
 
 def kept(path: pathlib.Path, *, last: str = '') -> pathlib.Path:
-  """The same path, of which a file or folder of a mirror is copied to its bucket, the file `last` of a folder last."""
+  """Copies a file or folder of a mirror to its bucket, the file `last` of a folder last; returns its path."""
   there = remote(path)
   if there is not None:
     files = sorted(path.rglob('*'), key=lambda file: (file.name == last, file)) if path.is_dir() else [path]

@@ -50,7 +50,7 @@ def restore(
   step: Step | None = None,
   average: str | None = None,
 ) -> Trained:
-  """Reads what is sampled with; optimizer state is not read.
+  """Reads the weights that a run is sampled with, and no optimizer state.
 
   Args:
     experiment: the Experiment that the run's config builds.

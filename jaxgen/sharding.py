@@ -2,12 +2,12 @@
 
 Axes of the mesh, slowest first:
 
-  data      copies of the model; the batch is split. Across slices or nodes this is the slow axis, unless `dcn` of
+  data      copies of the model; the batch is sharded. Across slices or nodes this is the slow axis, unless `dcn` of
             `make_mesh` says that others are.
-  fsdp      the batch is split, and so are parameters, moments and averages (fully sharded data parallel).
-  sequence  the queries of attention are split; each device attends from its own to all keys (context parallelism),
-            for images too large for one device.
-  tensor    heads and hidden units are split.
+  fsdp      the batch is sharded, and so are parameters, moments and averages (fully sharded data parallel).
+  sequence  the queries of attention are sharded; each device attends from its own to all keys (context
+            parallelism), for images too large for one device.
+  tensor    heads and hidden units are sharded.
 
 A leaf's PartitionSpec comes from the first rule whose pattern is found in its path; without one, its largest dimension
 that divides goes over `fsdp`. Rules stand beside the networks: `RULES` of the network's or the layer's module, which
@@ -67,7 +67,7 @@ def make_mesh(
   Args:
     data, fsdp, tensor, sequence: sizes of the axes.
     dcn: by axis, how many of its parts are slices, which the slow network joins; one may be -1. They multiply to the
-      number of slices: {'fsdp': 2} splits parameters over two slices. None for {'data': -1}.
+      number of slices: {'fsdp': 2} shards parameters over two slices. None for {'data': -1}.
     devices: devices of the mesh; all by default.
 
   Raises:
@@ -126,17 +126,16 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis is split over all devices that hold a copy or a shard of the model."""
+  """The first axis is sharded over all devices that hold a copy or a shard of the model."""
   return NamedSharding(mesh, PartitionSpec(BATCH_AXES))
 
 
 def under(mesh: Mesh, function: Callable) -> Callable:
   """`function`, traced with `mesh` in sight: attention asks it for the platform and for each device's part.
 
-  What its networks' modules return stays split as a batch. Of a product of activations that are split by images and a
-  parameter that is split by features, both over `fsdp`, the partitioner would else choose for itself: it may well
-  gather the images, and have every device work on all of them. Where that is wanted, a network asks for it:
-  `by_features`.
+  The outputs of its networks' modules stay sharded as a batch. For a product of activations that are sharded by images
+  and a parameter that is sharded by features, both over `fsdp`, the partitioner may otherwise gather the images and
+  have every device work on all of them. Where that is wanted, a network asks for it: `by_features`.
   """
 
   @functools.wraps(function)
@@ -178,13 +177,12 @@ def _each_its_features(layer: Callable[[Any], Any], c: Any) -> Any:
 
 
 def split_batch(x: Any) -> Any:
-  """An array, such as noise that a computation makes itself, split by its first axis as a batch, if a mesh is in sight.
+  """An array, such as noise that a computation makes, sharded by its first axis as a batch, if a mesh is in sight.
 
-  Nothing else tells the compiler to: without it every device may compute all of what follows, or worse. Where a dense
-  layer's output becomes an image, the split of its kernel becomes one of rows. Rows that meet a convolution's kernel
-  that is split over the same axis, one of two, come out wrong (XLA's partitioner, jaxlib 0.10.2 and 0.12.0.1): the
-  gradient of a GAN's generator was a quarter of what it is on one device. tests/test_sharding.py tells when that is
-  mended.
+  Without it every device may compute all of what follows, or worse. Where a dense layer's output becomes an image, the
+  sharding of its kernel becomes one of rows. Rows that meet a convolution's kernel that is sharded over the same axis,
+  one of two, come out wrong (XLA's partitioner, jaxlib 0.10.2 and 0.12.0.1): the gradient of a GAN's generator was a
+  quarter of what it is on one device. tests/test_sharding.py fails when that is fixed.
   """
   mesh = jax.sharding.get_abstract_mesh()
   parts = math.prod(mesh.shape.get(axis, 1) for axis in BATCH_AXES)
@@ -239,7 +237,7 @@ def attend_on_shards(kernel: Callable, q: Any, k: Any, v: Any, mask: Any = None,
 
 
 def check_batch_size(batch_size: int, mesh: Mesh, *, accumulate: int = 1) -> None:
-  """Raises ValueError where a batch does not split evenly over the mesh and the accumulation steps."""
+  """Raises ValueError where a batch does not divide over the mesh and the accumulation steps."""
   if batch_size < 1:
     raise ValueError(f'batch_size is {batch_size}; it must be 1 or more')
   parts = accumulate * math.prod(mesh.shape[axis] for axis in BATCH_AXES)
@@ -263,7 +261,7 @@ def _over_fsdp(shape: Sequence[int], fsdp: int, dimensions: Iterable[int]) -> in
 
 
 def _closed(axes: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> tuple[Any, ...]:
-  """The axes of a rule, with one of those that are open over `fsdp`, unless the rule itself splits one over it."""
+  """The axes of a rule, with one of those that are open over `fsdp`, unless the rule itself shards one over it."""
   if ... not in axes:
     return tuple(axes)
   if any(entry is not ... and 'fsdp' in _as_tuple(entry) for entry in axes):
@@ -274,7 +272,7 @@ def _closed(axes: Sequence[Any], shape: Sequence[int], mesh: Mesh) -> tuple[Any,
 
 
 def axes_of(place: NamedSharding) -> list[str]:
-  """The axes of the mesh that split an array."""
+  """The axes of the mesh that shard an array."""
   return [axis for entry in place.spec for axis in _as_tuple(entry)]
 
 
@@ -356,7 +354,7 @@ def shard_tree(tree: Any, mesh: Mesh, rules: Sequence[Rule] = (), *, known: Sequ
       that matches nothing or does not divide is passed over.
 
   Raises:
-    ValueError: one of `rules` matches no leaf, or splits a dimension that does not divide.
+    ValueError: one of `rules` matches no leaf, or shards a dimension that does not divide.
   """
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   names = [path_name(path) for path, _ in leaves]
@@ -371,11 +369,11 @@ def shard_tree(tree: Any, mesh: Mesh, rules: Sequence[Rule] = (), *, known: Sequ
 
 
 def check_axes(places: Any, mesh: Mesh) -> None:
-  """Raises ValueError where an axis that is to split parameters splits none of those with these NamedShardings."""
+  """Raises ValueError where `tensor` or `fsdp` shards none of the parameters with these NamedShardings."""
   used = {axis for place in jax.tree.leaves(places) for axis in axes_of(place)}
   for axis, remedy in (('tensor', 'a network whose RULES name it, such as a DiT or a U-Net'), ('fsdp', 'wider layers')):
     if mesh.shape[axis] > 1 and axis not in used:
       raise ValueError(
-        f'mesh {axis}={mesh.shape[axis]} splits no parameter of this run; set config.mesh.{axis}=1 and give those '
+        f'mesh {axis}={mesh.shape[axis]} shards no parameter of this run; set config.mesh.{axis}=1 and give those '
         f'devices to data, or use {remedy}'
       )

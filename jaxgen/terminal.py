@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 _REDRAW_SECONDS = 0.1  # how often the live line is redrawn at most
-_LINE_SECONDS = 60.0  # how often long work says how far it is where there is no live line
+_LINE_SECONDS = 60.0  # seconds between two lines of progress of long work, without a live line
 
 
 class Console:
@@ -43,7 +43,7 @@ class Console:
     self._show(progress_text(step, total, {**self._values, 'seconds_left': left}))
 
   def working(self, text: str) -> None:
-    """Shows how far long work is: in the live line, or elsewhere in a line a minute at most."""
+    """Shows the progress of long work: in the live line, or elsewhere in a line a minute at most."""
     now = time.monotonic()
     if now - self._drawn >= (_REDRAW_SECONDS if self._live else _LINE_SECONDS):
       self._drawn = now

@@ -118,7 +118,7 @@ def avatars_experiment(
   frozen: Mapping[str, Any] = {},
   protocol: Mapping[str, Any] = {},
 ) -> Experiment:
-  """The experiment of a network that draws avatars from words.
+  """The experiment of a network that makes avatars from words.
 
   Args:
     c: the config.

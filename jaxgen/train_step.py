@@ -50,7 +50,7 @@ def make_train_step(
     objective: the objective to train.
     optimizers: one optax transformation for each key of `state.params`.
     averages: the named averages to keep.
-    accumulate: micro-batches in a batch; activations take the memory of one of them. Each draws its own randomness.
+    accumulate: micro-batches in a batch; activations take the memory of one of them. Each has randomness of its own.
     clip_norm: the largest global norm of a phase's gradient; None leaves it.
 
   Metrics are `{name: Mean}`; a phase that did not run counts 0. Names carry the phase's where there are several.

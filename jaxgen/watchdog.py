@@ -1,4 +1,4 @@
-"""Notices that a run makes no progress, says where every thread is, and saves what can be saved.
+"""Detects a run without progress, logs where every thread is, and saves what can be saved.
 
 The main thread reports what it does (`at`, `step`). If it is silent for longer than
 

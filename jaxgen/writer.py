@@ -199,7 +199,7 @@ class Writer:
       self.observe('status.json', lambda: files.write_whole(path, json.dumps(status) + '\n'))
 
   def working(self, text: str) -> None:
-    """Shows how far long work is that is no step: in the live line, or elsewhere in a line a minute at most."""
+    """Shows the progress of long work other than steps: in the live line, or elsewhere in a line a minute at most."""
     if self._workdir is not None:
       self._console.working(text)
 

@@ -120,7 +120,7 @@ def test_no_array_is_gathered_for_want_of_a_way(name, mesh, data_dir, monkeypatc
   monkeypatch.setenv('JAXGEN_HOME', str(data_dir.parent))
   for stage in stages(name, mesh, data_dir):
     if name in WITHOUT_TENSOR and mesh['tensor'] > 1:
-      with pytest.raises(ValueError, match='mesh tensor=2 splits no parameter'):
+      with pytest.raises(ValueError, match='mesh tensor=2 shards no parameter'):
         stage_setup.abstract_state(stage)
     else:
       stage_setup.compile_step(stage, stage_setup.abstract_state(stage), abstract_frozen(stage))

@@ -20,7 +20,7 @@ def _args(**given):
     ({'emphasis': ['red=2']}, ['a'], '--emphasis is for --to-prompt'),
     ({'to_prompt': 'b'}, ['a', 'c'], 'goes with one --prompt'),
     ({'to_prompt': 'b'}, [], 'goes with one --prompt'),
-    ({'to_prompt': 'b', 'edit': 'x.png'}, ['a'], 'draws from noise'),
+    ({'to_prompt': 'b', 'edit': 'x.png'}, ['a'], 'samples from noise'),
     ({'to_prompt': 'b', 'num': 3}, ['a'], '--num is 3; it must be even'),
   ],
 )

@@ -182,7 +182,7 @@ def test_without_an_axis_that_is_named_the_largest_open_dimension_is_split():
 def test_an_axis_that_splits_nothing_is_refused(state):
   mesh = sharding.make_mesh(data=4, tensor=2)
   sharding.check_axes(sharding.shard_tree(state, mesh, known=RULES), mesh)
-  with pytest.raises(ValueError, match=r'mesh tensor=2 splits no parameter of this run; set config.mesh.tensor=1'):
+  with pytest.raises(ValueError, match=r'mesh tensor=2 shards no parameter of this run; set config.mesh.tensor=1'):
     sharding.check_axes(sharding.shard_tree(state, mesh), mesh)
 
 

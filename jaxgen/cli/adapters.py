@@ -157,9 +157,7 @@ def _of_pictures(args: argparse.Namespace, pipeline: Any) -> Extended:
     raise ValueError(f'{args.weights} has no image_encoder, which sees the picture; give --image-encoder FOLDER')
   given = [name for name in ('prompt', 'lora', 'embedding', 'control', 'ip_adapter') if getattr(args, name)]
   if given:
-    raise ValueError(
-      f'--{given[0].replace("_", "-")} has no effect with --image-prompt: the picture says what is drawn'
-    )
+    raise ValueError(f'--{given[0].replace("_", "-")} has no effect with --image-prompt: the picture takes its place')
   side = (unclip.sides(pipeline)[1],) * 2
   rows = [unclip.embeddings(encoder, pipeline, edit.read_images(file, (*side, 3), None)) for file in args.image_prompt]
   if len(rows) == 2:

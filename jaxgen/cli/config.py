@@ -150,7 +150,7 @@ def _read_record(workdir: str | os.PathLike) -> dict[str, Any]:
   if not isinstance(kept, dict) or not {'name', 'config'} <= kept.keys():
     raise ValueError(
       f'{path} names no config, since the run was started from Python; jaxgen.load_run({str(workdir)!r}).sample() '
-      'draws from it, and experiment=..., the Experiment that it was trained with, gives all else'
+      'samples it, and experiment=..., the Experiment that it was trained with, gives all else'
     )
   named = kept.get('file') or kept['name']
   if not isinstance(named, str) or '\0' in named or not isinstance(kept['config'], dict):

@@ -186,7 +186,7 @@ MEANINGS = {
   'route': 'blocks that see a part of the tokens',
   'stop': 'step after which it ends',
   'projector': 'what compares tokens: per_token or spatial',
-  'pictures': 'images drawn for it',
+  'pictures': 'number of training images',
 }
 
 

@@ -111,9 +111,9 @@ def opened(args: argparse.Namespace, words: Sequence[str]) -> tuple[Any, bool, d
     extend=extend,
   )
   if pipeline.kind == 'UnCLIPImageVariationPipeline' and not args.image_prompt:
-    raise ValueError('this generator draws variations of a picture; give it --image-prompt IMAGE')
+    raise ValueError('this generator makes variations of a picture; give it --image-prompt IMAGE')
   if trained.stage.tokenize is not None and not words and not is_instructed(pipeline):
-    raise ValueError('this generator draws from text; give it --prompt TEXT')
+    raise ValueError('this generator reads text; give it --prompt TEXT')
   reads = 0 if is_instructed(pipeline) else concatenated(pipeline)
   if reads and args.inpaint is None:
     raise ValueError(
@@ -133,7 +133,7 @@ def _in_a_row(args: argparse.Namespace, first: Any, words: Sequence[str]) -> Any
   if given:
     raise ValueError(f'--{given[0].replace("_", "-")} is for one generator; leave out --then')
   if not words:
-    raise ValueError('these generators draw from text; give them --prompt TEXT')
+    raise ValueError('these generators read text; give them --prompt TEXT')
   dtype = jnp.dtype(first.denoiser.net.dtype)
   others = [from_weights.opened(folder, dtype=dtype) for folder in args.then]
   return from_weights.in_a_row([first, *others], steps=args.steps, guidance=args.guidance, negative=args.negative)

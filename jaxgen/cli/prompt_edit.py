@@ -50,10 +50,10 @@ def check(args: argparse.Namespace, words: Sequence[str]) -> list[str]:
     raise ValueError('--to-prompt goes with one --prompt, and with no --instruction or --negative')
   if any((args.edit, args.inpaint, args.invert, args.until, args.interpolate is not None, args.previews)):
     raise ValueError(
-      '--to-prompt draws from noise; give it no --edit, --inpaint, --invert, --interpolate, --until or --previews'
+      '--to-prompt samples from noise; give it no --edit, --inpaint, --invert, --interpolate, --until or --previews'
     )
   if args.num % 2:
-    raise ValueError(f'--to-prompt draws pairs, and --num is {args.num}; it must be even')
+    raise ValueError(f'--to-prompt makes pairs, and --num is {args.num}; it must be even')
   return [words[0], args.to_prompt]
 
 

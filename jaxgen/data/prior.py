@@ -20,7 +20,7 @@ def with_prior(subject: Described, prior: Described, *, weight: float = 1.0) -> 
 
   Args:
     subject: few pictures, and what describes them.
-    prior: pictures of the class, such as the base drew, and what describes them.
+    prior: pictures of the class, such as samples of the base, and what describes them.
     weight: w.
 
   Raises:

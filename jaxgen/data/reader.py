@@ -58,7 +58,7 @@ class Reader:
     raise AssertionError('unreachable: the limit on bad records is below the number of records')
 
   def together(self, indices: Sequence[int]) -> Mapping[int, Any]:
-    """Raw records by number, for the next two; {} where they are to read them one by one."""
+    """Raw records by number, for `read_or_other` and `read_or_blank`; {} where these read them one by one."""
     return {} if self._caches else read_raw(self._dataset, indices)
 
   def read_or_other(self, index: int, rng: np.random.Generator, raw: Any = None) -> Record:

@@ -37,8 +37,7 @@ class Recipe(NamedTuple):
     image_shape: h w c.
     examples: original files (None: in the package) to the examples of each split, {'image': uint8 h w c,
       'label': int, 'caption': str, ...}, or to what makes them by number, with encoded images, of all
-      splits. It looks for the files
-      when called, not when the first example is asked for.
+      splits. It looks for the files when called, not when the first example is asked for.
     class_names: the labels' names in order; empty for a dataset without labels.
     texts: names of the fields that are text.
     origin: changes with the original files and the options that the records depend on; empty where they cannot change.

@@ -6,9 +6,9 @@ places
   (1)  [s n / S, (s + 1) n / S)   with S = ceil(n / originals a shard)
 
 of a fixed permutation of all, or of the blocks that can only be read whole, so that a slice of a split is a fair sample
-of it. Process i of k makes the shards i,
-i + k, ... Each is a file that is whole or not there, with a note beside it of what it holds. So a killed writer resumes
-where it was, and the files depend neither on kills nor on the number of processes.
+of it. Process i of k makes the shards i, i + k, ... Each is a file that is whole or absent, with a note beside it of
+what it holds. So a killed writer resumes where it was, and the files depend neither on kills nor on the number of
+processes.
 
 The shards of a dataset in DATA_DIR/NAME/VERSION are collected in DATA_DIR/NAME.partial, which is renamed when all are
 there. In a bucket, where nothing can be renamed, they are collected in their place: a dataset is whole when its

@@ -18,7 +18,7 @@ from jaxgen.typing import Array, Float, UInt8
 
 @runtime_checkable
 class Generate(Protocol):
-  """Makes images in batches, from image `first` on: yields `(images, count)`, of which the first `count` are meant."""
+  """Makes images in batches, from image `first` on: yields `(images, count)`, of which the first `count` are valid."""
 
   def __call__(
     self, params: Any, frozen: Any, cond: Mapping[str, np.ndarray], *, seed: int, num: int, first: int = 0
@@ -53,7 +53,7 @@ def make_generate(sample: GenerationFn, *, mesh: jax.sharding.Mesh, batch_size: 
 
   `generate` takes `cond`, and `inputs` for a sample that wants more (an image to edit), as host arrays of `num` rows
   each, on every process, and yields `(images, count)`: float images of the full batch, sharded over the mesh, of which
-  the first `count` are meant (the last batch is padded). Images before `first` are left out; with `only`, these images
+  the first `count` are valid (the last batch is padded). Images before `first` are left out; with `only`, these images
   of the `num` are made, in this order.
   """
   sharding.check_batch_size(batch_size, mesh)

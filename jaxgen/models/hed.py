@@ -31,8 +31,8 @@ def edges(params: Params, images: Float[Array, 'b h w 3']) -> Float[Array, 'b h 
 
   Args:
     params: the weights as a tree.
-    images: images of 16 pixels or more a side; edges are those of pictures as large as HED learned from, some hundred
-      pixels, so that small pictures are better enlarged first.
+    images: images of 16 pixels or more a side; HED was
+      trained on pictures of some hundred pixels a side: enlarge smaller ones first.
   """
   b, height, width, _ = images.shape
   x = (images[..., ::-1].astype(jnp.float32) + 1) * 127.5 - _MEAN.reshape(1, 1, 1, 3)  # Eq. 1

@@ -132,8 +132,7 @@ class Conditioner(NamedTuple):
     return cond, everything
 
   def nulls(self, params: dict[str, Any], frozen: Any, names: Sequence[str]) -> Cond:
-    """The entries of `cond` for the nulls of the named fields, of one image's shape or with a batch axis
-    of 1."""
+    """The entries of `cond` for the nulls of these fields, of one image's shape or with a batch axis of 1."""
     always = sorted(set(names) - set(self.nullable))
     if always:
       raise ValueError(f'{always[0]!r} has no null, so it cannot be left out; the fields with one are {self.nullable}')

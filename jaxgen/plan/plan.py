@@ -75,7 +75,7 @@ def plan(stage: Experiment, machine: Topology) -> dict[str, Any]:
 
 
 def plan_sample(stage: Experiment, machine: Topology, *, batch_size: int) -> dict[str, Any]:
-  """The same for drawing `batch_size` images from the averaged parameters."""
+  """The same for sampling `batch_size` images from the averaged parameters."""
   sharding.check_batch_size(batch_size, stage.mesh)
   abstract, frozen = stage_setup.abstract_state(stage), abstract_frozen(stage)
   place = sharding.batch_sharding(stage.mesh)
@@ -199,7 +199,7 @@ def attention_of(machine: Topology) -> contextlib.AbstractContextManager[None]:
 
 
 def timed(compile_: Callable[[], Any], machine: Topology) -> tuple[Any, dict[str, float]]:
-  """What it makes, and the seconds that this took: by the clock, and of all processors together."""
+  """The compiled program and the seconds that compiling took, by the clock and of all processors."""
   clock, processors = time.perf_counter(), time.process_time()
   try:
     with attention_of(machine):
@@ -275,13 +275,13 @@ def text(found: Mapping[str, Any]) -> str:
     f'chip-hours, at least ({found["peaks"]["source"]})',
   ]
   if 'sample' in found:
-    drawn = found['sample']
+    sampled = found['sample']
     lines += [
       '',
-      f'drawing {drawn["batch_size"]} images: peak {drawn["memory"]["peak"] / GIB:.3f} GiB, compiled in '
-      f'{drawn["compile_seconds"]:.0f} s',
-      _roofline(drawn['roofline']),
-      f'images a second    {drawn["images_per_second"]:,.1f} at most',
+      f'sampling {sampled["batch_size"]} images: peak {sampled["memory"]["peak"] / GIB:.3f} GiB, compiled in '
+      f'{sampled["compile_seconds"]:.0f} s',
+      _roofline(sampled['roofline']),
+      f'images a second    {sampled["images_per_second"]:,.1f} at most',
     ]
   return '\n'.join(lines)
 

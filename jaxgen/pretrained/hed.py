@@ -20,7 +20,7 @@ from jaxgen.pretrained import safetensors_file
 from jaxgen.pretrained.state_dict import check
 
 _CONVS = (2, 2, 3, 3, 3)  # convolutions of each stage of VGG16
-_SIDE = 256  # images are drawn as large as this, at least, before edges are looked for
+_SIDE = 256  # smaller images are enlarged to this side before edges are detected
 
 
 def default_path() -> Path:

@@ -28,7 +28,7 @@ class Model(NamedTuple):
     megabytes: size of what is fetched, about.
     files: patterns of the files that jaxgen reads.
     config: the config that trains or samples such a network; '' for none.
-    draws: whether `jaxgen sample --weights` draws with it.
+    draws: whether `jaxgen sample --weights` samples with it.
   """
 
   repository: str

@@ -129,7 +129,7 @@ def _scheduler(index: Mapping[str, Any]) -> str:
 
 def _needed(path: epath.Path) -> epath.Path:
   if not path.exists():
-    raise FileNotFoundError(f'{path} does not exist, and {path.parent}/{INDEX} or its kind asks for it')
+    raise FileNotFoundError(f'{path} does not exist, and {path.parent}/{INDEX} or its class asks for it')
   return path
 
 

@@ -6,7 +6,7 @@
   SD3                text: the same two, padded with zeros, and behind them T5's tokens; pooled: both projections
   Flux               text: T5's tokens; pooled: CLIP L's, not projected; guidance: the scale
   PixArt             text: T5's tokens, whose padding is masked
-  Z-Image            text: Qwen3's tokens of a chat that says the prompt, before the last block; padding is masked
+  Z-Image            text: Qwen3's tokens of a chat that holds the prompt, before the last block; padding is masked
   DeepFloyd IF       text: T5's tokens, which were made without the padding's and have its rows
   DALL-E 2           text: the last tokens of CLIP, normed, whose padding is masked; pooled: the projection
 

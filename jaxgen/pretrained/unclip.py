@@ -5,7 +5,7 @@
   upsampler  small image, enlarged -> image; its last step is another network's, and it reads no text                (3)
 
 generation/cascade.py puts them in a row. Without the prior an image's own embedding is given: variations, which the
-decoder draws with no words. Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents".
+decoder makes with no words. Ramesh et al. 2022, "Hierarchical Text-Conditional Image Generation with CLIP Latents".
 """
 
 from typing import Any, NamedTuple

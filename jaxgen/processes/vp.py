@@ -16,9 +16,9 @@ Discrete, with T steps t_k = (k + 1)/T, k = 0 ... T-1; the network sees k:
   (8)  zero terminal SNR, of any: alpha_k' = alpha_1 (alpha_k - alpha_T) / (alpha_1 - alpha_T), so that the last beta is
        1 and nothing of the data is left (Lin et al. 2023); a network then predicts v or x0
 
-Between grid points L is linear in t, which is a constant rate of noise; where the last beta is 1, alpha is, in the last
-step. Eqs. 1 (expm1) and 3 (the product of sines
-instead of 1 - alpha^2) keep their relative precision where sigma is small.
+Between grid points L is linear in t, which is a constant rate of noise; where the last beta is 1, alpha is linear in
+the last step instead. Eqs. 1 (expm1) and 3 (the product of sines instead of 1 - alpha^2) keep their relative precision
+where sigma is small.
 
 Differs from DDPM and IDDPM: there k counts from 0 and k = 0 is already noisy; here t = 0 is clean, t_0 = 1/T.
 """

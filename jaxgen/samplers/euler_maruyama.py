@@ -13,8 +13,8 @@ coefficient (Ma et al. 2024), for which the paper proposes
 
 The last step, to t = 0, adds no noise. Order 1 in distribution.
 
-Differs from Euler-Maruyama in t: Eq. 3 is g^2 dt to first order, and never larger than
-sigma_t^2. Where |log(alpha/sigma)| is above exponential.LIMIT, g^2 grows without bound and Eq. 3's v is 0.
+Differs from Euler-Maruyama in t: Eq. 3 is g^2 dt to first order, and never larger than sigma_t^2. Where
+|log(alpha/sigma)| is above exponential.LIMIT, g^2 grows without bound and Eq. 3's v is 0.
 """
 
 from collections.abc import Callable

@@ -18,8 +18,8 @@ corrector). One node has cheaper weights of the same order, which DPM-Solver and
 
   (7)  w = B(h)/(2 r):   bh1  B = h,   bh2  B = m_0
 
-l is infinite at sigma = 0 and at alpha = 0, and float32 is imprecise close to them. A step that touches
-|l| > LIMIT is DDIM's, which needs no l.
+l is infinite at sigma = 0 and at alpha = 0, and float32 is imprecise close to them. A step that touches |l| >
+LIMIT is DDIM's, which needs no l.
 """
 
 import math

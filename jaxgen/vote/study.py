@@ -124,11 +124,11 @@ def create(
     kind: 'pairs', 'rating' or 'hype'.
     questions: short name to text; by default those of the kind that the images allow.
     reference: folder of real images, which `hype` needs.
-    num: prompts, or images of each contender, drawn at random; all by default.
+    num: number of prompts, or of images of each contender, chosen at random; all by default.
     per_rater: items that one rater judges; all by default.
     checks: share of attention checks among the trials of a question.
     exposure: milliseconds for which images are shown; until the vote by default.
-    seed: seed of what is drawn and of every rater's order.
+    seed: seed of all choices and of every rater's order.
 
   Raises:
     ValueError: the study cannot be made of these.

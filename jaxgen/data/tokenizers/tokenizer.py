@@ -38,7 +38,7 @@ class Tokenizer(NamedTuple):
     fingerprint: changes with the vocabulary; a run is not resumed with another one.
     unknown: words of a text that the vocabulary lacks.
     vocabulary: the words of a tokenizer that was made from captions; empty for a published one.
-    before, after: ids of a chat that a text is said in, around the pieces.
+    before, after: ids of the chat around the pieces.
   """
 
   name: str
