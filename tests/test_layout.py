@@ -195,6 +195,15 @@ def test_there_is_no_drawer_for_everything_and_files_have_the_names_of_the_field
   assert not names & {'average_velocity', 'continuous_consistency', 'learned_schedule', 'variational', 'bottleneck'}
 
 
+def test_the_design_page_names_every_module():
+  page = (ROOT / 'docs' / 'design.md').read_text()
+  found = {path.name for path in (ROOT / 'jaxgen').glob('[a-z]*.py')}
+  assert {name for name in found if not re.search(rf'\b{re.escape(name)}', page)} == set()
+  folders = [path.parent for path in (ROOT / 'jaxgen').glob('*/__init__.py')]
+  folders += [path.parent for path in (ROOT / 'jaxgen' / 'objectives').glob('*/__init__.py')]
+  assert {path.name for path in folders if f'{path.name}/' not in page} == set()
+
+
 RIDDLES = {'told', 'asked', 'said', 'tells', 'says', 'speaks', 'went', 'goes', 'going', 'knows', 'foretell'}
 LINES, LINES_OF_FUNCTION, LINES_OF_TRAIN = 520, 95, 320
 
