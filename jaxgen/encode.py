@@ -26,9 +26,8 @@ from jaxgen.data.reader import Reader
 from jaxgen.models.latents import Autoencoder, normal, posterior, scaled
 from jaxgen.models.layers.convolution import compiler_options
 from jaxgen.pretrained.text_encoder import TextEncoder
-from jaxgen.typing import Array, Float, Key
+from jaxgen.typing import Array, Float, Key, Report
 
-Report = Callable[[str], None]
 Latent = Float[Array, 'b h w z']
 Form = Callable[[Latent, Latent, Key[Array, ' b']], tuple[Latent, ...]]  # (mean, std, keys) -> the stored arrays
 Encode = Callable[[Any, dict[str, Array], dict[str, Array], Array], dict[str, Array]]  # (frozen, images, ids, index)

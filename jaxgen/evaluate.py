@@ -5,7 +5,7 @@ import json
 import os
 import pathlib
 import sys
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -29,6 +29,7 @@ from jaxgen.metrics.memorisation import memorisation
 from jaxgen.metrics.shards import Shards
 from jaxgen.models import inception
 from jaxgen.sample import Trained
+from jaxgen.typing import Report
 
 _DATASET = 'dataset:'  # begins a reference that is a dataset, as `--config.dataset` names it
 
@@ -80,7 +81,7 @@ def compare(
   folders: Mapping[str, os.PathLike] = {},
   in_dialects: bool = False,
   against: pathlib.Path | Images | None = None,
-  report: Callable[[str], None] = lambda message: None,
+  report: Report = lambda message: None,
 ) -> dict[str, Any]:
   """Any metrics of images against others, and their `protocol`; see `metrics.evaluate.evaluate`.
 
@@ -198,7 +199,7 @@ def measure(
   reference: pathlib.Path | None = None,
   folders: Mapping[str, os.PathLike] = {},
   in_dialects: bool = False,
-  report: Callable[[str], None] = lambda message: None,
+  report: Report = lambda message: None,
 ) -> Result | None:
   """Any metrics of a run, from one set of samples. A killed call continues from the files in `folder`.
 
@@ -255,7 +256,7 @@ def _features(
   generate: GenerateFrom,
   networks: quality.Networks,
   about: Mapping[str, Any],
-  report: Callable[[str], None],
+  report: Report,
   metrics: Sequence[str],
   in_dialects: bool,
 ) -> suite.Features:
@@ -327,7 +328,7 @@ def _reference(
   networks: quality.Networks,
   batch_size: int,
   path: pathlib.Path | None,
-  report: Callable[[str], None],
+  report: Report,
   in_dialects: bool,
 ) -> tuple[suite.Reference, dict[str, Any], Any]:
   """The reference, its name for the protocol, and the dataset where it is the run's own."""

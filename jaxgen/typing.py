@@ -19,6 +19,7 @@ Cond = dict[str, Array]  # conditioning: {'label': int32 b, 'text': float b k d,
 Batch = dict[str, Array]  # {'image': float b h w c in [-1, 1], 'label': ...}
 Params = dict[str, Any]  # one network's Flax parameters
 Metrics = dict[str, Array]  # scalars by name
+Report = Callable[[str], None]  # takes a line about the progress
 MakeModule = Callable[..., nn.Module]  # a module's class, some of its fields bound by `functools.partial`
 
 __all__ = [
@@ -33,5 +34,6 @@ __all__ = [
   'Metrics',
   'Params',
   'PyTree',
+  'Report',
   'UInt8',
 ]

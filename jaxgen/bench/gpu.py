@@ -25,6 +25,7 @@ from jaxgen.experiment import Experiment
 from jaxgen.models.dit import DiT, dit
 from jaxgen.models.layers import remat
 from jaxgen.models.unet import UNet, stable_diffusion
+from jaxgen.typing import Report
 
 
 class Sizes(NamedTuple):
@@ -59,7 +60,7 @@ def bench_gpu(
   seconds: float = 450.0,
   fid: Callable[[int], dict[str, Any]] | None = None,
   out: pathlib.Path | None = None,
-  report: Callable[[str], None] = print,
+  report: Report = print,
 ) -> dict[str, Any]:
   """Runs all parts that there is time for.
 

@@ -32,6 +32,7 @@ from jaxgen.data.dataset import INFO, Record
 from jaxgen.data.job import ALONE, Encoded, Job, Numbered
 from jaxgen.files import remove_left_over, replacing, write_whole
 from jaxgen.home import remote
+from jaxgen.typing import Report
 
 _NOTES = '.notes'
 _IDENTITY = 'identity.json'
@@ -45,7 +46,7 @@ def write(
   *,
   identity: str,
   job: Job = ALONE,
-  report: Callable[[str], None] = lambda message: None,
+  report: Report = lambda message: None,
 ) -> None:
   """Writes the dataset in `path`, DATA_DIR/NAME/VERSION; every process of the job calls it.
 

@@ -52,7 +52,7 @@ class Networks(NamedTuple):
   """
 
   extract: NamedExtract
-  logits: Callable[[np.ndarray], np.ndarray] | None
+  logits: suite.Logits | None
   protocol: dict[str, Any]
   texts: encoders.Texts | None = None
 

@@ -9,7 +9,7 @@ Programs that save 8 bits themselves decide about the first column; for files of
 Differs from ADM's program: it measures precision and recall by distances of half precision, here they are exact.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -55,7 +55,7 @@ def measure(
   samples: suite.Features,
   reference: suite.Features,
   *,
-  logits: Callable[[np.ndarray], np.ndarray] | None,
+  logits: suite.Logits | None,
 ) -> dict[str, dict[str, float]]:
   """The numbers of each dialect that has any of `metrics`.
 

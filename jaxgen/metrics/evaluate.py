@@ -11,6 +11,7 @@ from jaxgen.metrics import reference as statistics_files
 from jaxgen.metrics import suite
 from jaxgen.metrics.folder import Images, captions_of, numbered_batches, open_images
 from jaxgen.metrics.suite import NamedExtract
+from jaxgen.typing import Report
 
 
 class Evaluation(NamedTuple):
@@ -35,9 +36,9 @@ def evaluate(
   metrics: Sequence[str],
   extract: NamedExtract,
   batch_size: int,
-  logits: Callable[[np.ndarray], np.ndarray] | None = None,
+  logits: suite.Logits | None = None,
   texts: Callable[[Sequence[str]], np.ndarray] | None = None,
-  report: Callable[[str], None] = lambda message: None,
+  report: Report = lambda message: None,
 ) -> Evaluation:
   """The metrics of images against a reference.
 
@@ -80,7 +81,7 @@ def read_reference(
   metrics: Sequence[str],
   extract: NamedExtract,
   batch_size: int,
-  report: Callable[[str], None] = lambda message: None,
+  report: Report = lambda message: None,
 ) -> tuple[suite.Reference, int | None]:
   """The reference, and its number of images; None where a file of statistics does not say.
 
@@ -107,7 +108,7 @@ def read_reference(
 
 
 def _reference_of(
-  images: Images, moments: dict[str, Any], extract: NamedExtract, batch_size: int, report: Callable[[str], None]
+  images: Images, moments: dict[str, Any], extract: NamedExtract, batch_size: int, report: Report
 ) -> tuple[suite.Reference, int]:
   """The features of images, with what moments are known of them."""
   features = features_of(images, extract, batch_size, report=report)
@@ -116,7 +117,7 @@ def _reference_of(
 
 
 def features_of(
-  images: Images, extract: NamedExtract, batch_size: int, *, report: Callable[[str], None] = lambda message: None
+  images: Images, extract: NamedExtract, batch_size: int, *, report: Report = lambda message: None
 ) -> dict[str, np.ndarray]:
   """Features by name of every image, in the order of the images' names."""
   parts: list[dict[str, np.ndarray]] = []

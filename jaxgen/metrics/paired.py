@@ -11,7 +11,7 @@ those of a block's number, so that their difference is not that of the whole set
 adjusted by Holm.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -46,7 +46,7 @@ def compare(
   second: suite.Features,
   reference: suite.Reference,
   *,
-  logits: Callable[[np.ndarray], np.ndarray] | None = None,
+  logits: suite.Logits | None = None,
   blocks: int = BLOCKS,
   seed: int = 2020,
 ) -> dict[str, Difference]:

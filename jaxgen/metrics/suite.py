@@ -37,6 +37,7 @@ FRECHET = ('pool', 'spatial', 'dinov2')  # features whose mean and covariance ar
 
 Features = Mapping[str, np.ndarray]
 NamedExtract = Callable[[Any], dict[str, np.ndarray]]  # a batch of images -> features by name
+Logits = Callable[[np.ndarray], np.ndarray]  # Inception's features -> its logits, for the Inception Score
 
 
 class Reference(NamedTuple):
@@ -78,7 +79,7 @@ class Metric(NamedTuple):
     named_by_number: the numbers' names say how many samples they are of, since their value depends on it.
   """
 
-  measure: Callable[[Features, Reference, Callable[[np.ndarray], np.ndarray] | None], Measured]
+  measure: Callable[[Features, Reference, Logits | None], Measured]
   features: tuple[str, ...] = ('pool',)
   of_reference: str = 'features'
   named_by_number: bool = False
@@ -233,7 +234,7 @@ def measure(
   samples: Features,
   reference: Reference,
   *,
-  logits: Callable[[np.ndarray], np.ndarray] | None = None,
+  logits: Logits | None = None,
 ) -> tuple[dict[str, float], dict[str, Any]]:
   """The numbers of all metrics, and their protocol.
 

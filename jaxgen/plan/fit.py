@@ -22,6 +22,7 @@ from jaxgen import flops, sharding, stage_setup
 from jaxgen.experiment import Experiment
 from jaxgen.plan.chips import GIB, Topology
 from jaxgen.plan.plan import DoesNotFit, abstract_frozen, attention_of, bare, fsdp_theory, plan, state_bytes
+from jaxgen.typing import Report
 
 Changes = dict[str, Any]
 Build = Callable[[Changes], Experiment]
@@ -44,7 +45,7 @@ def search(
   fields: Mapping[str, Any],
   machine: Topology,
   *,
-  say: Callable[[str], None],
+  say: Report,
   wanted: int = 1,
   margin: float = 0.0,
 ) -> Iterator[tuple[Changes, dict[str, Any]]]:
@@ -81,7 +82,7 @@ def search(
 
 
 def best(
-  build: Build, fields: Mapping[str, Any], machine: Topology, *, say: Callable[[str], None]
+  build: Build, fields: Mapping[str, Any], machine: Topology, *, say: Report
 ) -> list[tuple[Changes, dict[str, Any]]]:
   """What fits, one candidate of each rematerialisation policy, the smallest roofline first.
 

@@ -23,8 +23,8 @@ import numpy as np
 from jaxgen.home import fetched, home, kept
 from jaxgen.models.bert import minilm
 from jaxgen.pretrained import bert, hed, inception, lpips, raw_file, safetensors_file
+from jaxgen.typing import Report
 
-Report = Callable[[str], None]
 _TIMEOUT_SECONDS = 20
 
 

@@ -15,7 +15,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -24,6 +24,7 @@ from jaxgen.data.dataset import Dataset, Record, default_data_dir
 from jaxgen.data.job import ALONE, Job, Numbered
 from jaxgen.data.recipe import opened
 from jaxgen.home import mirror
+from jaxgen.typing import Report
 
 VERSION = '2.0.0'
 _NULLS = 'nulls.npz'  # features of the empty text
@@ -149,7 +150,7 @@ def write(
   class_names: tuple[str, ...] = (),
   nulls: Mapping[str, np.ndarray] = {},
   job: Job = ALONE,
-  report: Callable[[str], None] = lambda message: None,
+  report: Report = lambda message: None,
 ) -> None:
   """Writes a dataset of latents.
 
