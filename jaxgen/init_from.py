@@ -20,7 +20,6 @@ from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -96,7 +95,7 @@ def _of_file(source: InitFrom, params: Mapping[str, Any], networks: Mapping[str,
 
 
 def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average: str | None = None) -> dict[str, Any]:
-  """Trees of host arrays by the names of `state.params`.
+  """Trees of host arrays by the names of `state.params`; those of published networks are read when they are used.
 
   Args:
     path: the folder of a run, of a model (model_folder.py), or of a published network, or its file.
@@ -121,7 +120,7 @@ def read(path: str | os.PathLike, *, trained: Sequence[str] = NETWORKS, average:
     raise ValueError(f'a published network goes to one of {", ".join(NETWORKS)}; this run trains {", ".join(trained)}')
   from jaxgen.pretrained import published  # every network that is published, which most runs do without
 
-  it = published.load(at)
+  it = published.lazily(at)
   return {names[0]: it.denoiser.params if isinstance(it, published.Pipeline) else it.params}
 
 
@@ -259,4 +258,4 @@ def _is_shorter(ours: Any, theirs: Any) -> bool:
 
 
 def _shape(leaf: Any) -> str:
-  return 'none' if leaf is None else 'x'.join(map(str, jnp.shape(leaf))) or 'a number'
+  return 'none' if leaf is None else 'x'.join(map(str, np.shape(leaf))) or 'a number'

@@ -18,6 +18,7 @@ from jaxgen.init_from import InitFrom, merged
 from jaxgen.models.dit import DiT
 from jaxgen.pretrained import original, published
 from jaxgen.pretrained.layout import Meta, Pretrained
+from jaxgen.pretrained.state_dict import Unread
 from jaxgen.run import check_identity, identity
 from jaxgen.stage_setup import abstract_state, first_state
 from jaxgen.train import train
@@ -111,6 +112,11 @@ def test_published_weights_are_read_from_their_folder(tmp_path):
   got = init_from.read(tmp_path / 'dit', trained=['net'])
   jax.tree.map(np.testing.assert_array_equal, got['net'], params)
   lazy = init_from.from_source(tmp_path / 'dit', dtype=jnp.bfloat16)
+  assert {type(leaf) for leaf in jax.tree.leaves(lazy.load())} == {Unread}
+  with pytest.raises(
+    ValueError, match=r'does not fit this run in \d+ arrays: net/blocks/attention/out/bias a number, there 1x32'
+  ):
+    merged({'net': {'blocks': {'attention': {'out': {'bias': jnp.ones(())}}}}}, got, InitFrom('there'))
   placed = _place({'teacher': lazy})['teacher']
   assert {leaf.dtype for leaf in jax.tree.leaves(placed)} == {jnp.dtype(jnp.bfloat16)}
   with pytest.raises(ValueError, match='goes to one of net, autoencoder, generator; this run trains judge'):

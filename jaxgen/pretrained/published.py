@@ -36,6 +36,14 @@ def load(path: str | os.PathLike, *, put: Put | None = None, dtype: Any = jnp.fl
   return networks.load(path, put=put, dtype=dtype)
 
 
+def lazily(path: str | os.PathLike, *, dtype: Any = jnp.float32) -> Pretrained | Pipeline:
+  """As `load`, but the parameters of a single network, too, are read when they are used; there is no hash then."""
+  path = hub.resolved(path)
+  if (epath.Path(path) / pipeline.INDEX).exists() or single_file.is_checkpoint(path):
+    return load(path, dtype=dtype)
+  return networks.lazily(path, dtype=dtype)
+
+
 def save(it: Pretrained | Pipeline, path: str | os.PathLike) -> None:
   """Writes a folder that `load`, and the library that the layout is of, read.
 
