@@ -17,6 +17,7 @@ from PIL import Image
 from jaxgen import data
 from jaxgen.cli.config import load_config
 from jaxgen.data import sources
+from jaxgen.data.arrays import npz_dataset
 from jaxgen.data.dataset import NoSuchSplit, check_record
 from jaxgen.data.datasets import webdataset
 from jaxgen.data.datasets.parquet import prepare_parquet
@@ -125,6 +126,15 @@ def test_every_kind_has_images_labels_and_captions(tmp_path, kind, monkeypatch, 
   assert 'unconditionally' not in capsys.readouterr().err
   batch = data.Loader(opened[0], batch_size=8, seed=0).rows(0, range(8))
   assert batch['image'].shape == (8, 16, 16, 3) and set(batch) == {'image', 'label'}
+
+
+def test_folders_of_files_follow_links_and_take_capitals(tmp_path):
+  (tmp_path / 'elsewhere').mkdir()
+  (tmp_path / 'shards').mkdir()
+  shard(tmp_path / 'elsewhere' / 'A.TAR')
+  shard(tmp_path / 'shards' / '.hidden.tar')
+  (tmp_path / 'shards' / 'linked').symlink_to('../elsewhere')
+  assert files(str(tmp_path / 'shards'), ending='.tar') == [tmp_path / 'shards' / 'linked' / 'A.TAR']
 
 
 @pytest.mark.parametrize('kind', ['folder', 'parquet', 'npz', 'webdataset'])
@@ -260,13 +270,59 @@ def link(name: str, target: str, kind=tarfile.SYMTYPE) -> tarfile.TarInfo:
     ([('/etc/a.png', b'x')], 'points out of the shard'),
     ([('a.txt', b'no image')], 'holds no images'),
     ([('a.png', png(COLOURS[0])), ('a.cls', b'0'), ('b.png', png(COLOURS[0]))], '1 samples without a label'),
-    ([('a.png', png(COLOURS[0])), ('a.cls', b'99999999999')], 'labels from 99999999999'),
+    ([('a.png', png(COLOURS[0])), ('a.cls', b'99999999999')], 'labels go from 99999999999'),
   ],
 )
 def test_a_hostile_shard_is_refused(tmp_path, members, message):
   tar(tmp_path / 'a.tar', members)
   with pytest.raises(ValueError, match=message):
     webdataset.webdataset(str(tmp_path / 'a.tar'), size=8, data_dir=tmp_path)
+
+
+@pytest.mark.parametrize('kind', ['webdataset', 'parquet'])
+def test_captions_and_labels_are_read_alike(tmp_path, kind):
+  texts = [['one', 'two'], float('nan'), None, 'drei']
+  if kind == 'parquet':
+    texts[3] = ['drei']
+    texts[1] = []
+    path = parquet_file(tmp_path / 'a.parquet', Text=texts, Label=[0.0, 1.0, 0.0, 2.0], label=None, text=None)
+  else:
+    members = [('__MACOSX/._9.png', b''), ('.ipynb_checkpoints/8.png', png(COLOURS[0]))]
+    for i, text in enumerate(texts):
+      text = json.dumps({'caption': text, 'label': LABELS[i]}).encode('utf-16' if i == 3 else 'utf-8')
+      members += [(f'{i}.png', png(COLOURS[i])), (f'{i}.json', text)]
+    path = tar(tmp_path / 'a.tar', members)
+  dataset = data.source(f'{kind}:{path}', resolution=8, data_dir=str(tmp_path / 'data'))
+  records = [dataset.read(i) for i in range(dataset.num_examples)]
+  assert sorted(record['caption'] for record in records) == ['', '', 'drei', 'one\ntwo']
+  assert sorted(int(record['label']) for record in records) == sorted(LABELS) and dataset.class_names == ('0', '1', '2')
+
+
+@pytest.mark.parametrize('labels', [[0, 1, 2, 10**12], [0, 1, 2, -1], [[0], [1], [1], [0]], ['', 'a', 'b', 'c']])
+def test_labels_of_parquet_that_are_none_are_refused(tmp_path, labels):
+  path = parquet_file(tmp_path / 'a.parquet', label=labels)
+  with pytest.raises(ValueError, match=r'a\.parquet.*(labels go from|a label is an integer|has no label)'):
+    prepare_parquet(str(path), size=8, data_dir=tmp_path / 'data')
+
+
+@pytest.mark.parametrize('metadata', ['{bad', '{"info": null}', '[]', '{"info": {"features": {"label": 3}}}'])
+def test_metadata_of_parquet_that_say_no_names_are_passed_over(tmp_path, metadata):
+  from pyarrow import parquet
+
+  table = parquet.read_table(parquet_file(tmp_path / 'a.parquet'))
+  parquet.write_table(table.replace_schema_metadata({'huggingface': metadata}), tmp_path / 'a.parquet')
+  path = prepare_parquet(str(tmp_path / 'a.parquet'), size=8, data_dir=tmp_path / 'data')
+  assert load(path, 'train').class_names == ('0', '1', '2')
+
+
+@pytest.mark.parametrize('last', [-1, 10**12])
+def test_labels_of_an_npz_that_are_none_are_refused_and_a_column_of_them_is_taken(tmp_path, last):
+  pixels = np.zeros((3, 8, 8, 3), np.uint8)
+  np.savez(tmp_path / 'a.npz', pixels, np.array([[0], [2], [1]]))
+  assert npz_dataset(tmp_path / 'a.npz').read(1)['label'] == 2
+  np.savez(tmp_path / 'a.npz', pixels, np.array([0, 1, last]))
+  with pytest.raises(ValueError, match=r'a\.npz: labels go from'):
+    npz_dataset(tmp_path / 'a.npz')
 
 
 def test_a_damaged_shard_is_one_line(tmp_path):
@@ -386,6 +442,8 @@ UNIFORM = np.random.default_rng(0).uniform(-1, 1, (6, 8, 8, 3)).astype(np.float3
     ((UNIFORM, [0.0] * 6), 'wanted integers'),
     ((UNIFORM, [0, 1, 2, -1, 0, 0]), 'labels go from -1'),
     ((UNIFORM, None, ['a']), 'wanted 6 captions'),
+    ((UNIFORM, None, 'abcdef'), 'got one str'),
+    ((UNIFORM, [0, 1, 2, 10**12, 0, 0]), 'at most 1,000,000 classes'),
   ],
 )
 def test_wrong_arrays_are_refused(arguments, message):

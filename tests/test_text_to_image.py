@@ -115,6 +115,11 @@ def test_prompts_come_from_the_command_line_and_from_a_file(tmp_path):
   file = tmp_path / 'prompts.txt'
   file.write_bytes(b'\xef\xbb\xbfa red circle\r\n\r\n  a square \r\n')
   assert prompts.read(_arguments('--prompt', 'one', '--prompts', str(file))) == ['one', 'a red circle', 'a square']
+  file.write_text('ein Häuschen\r\n', encoding='utf-16')
+  assert prompts.lines_of(file) == ['ein Häuschen']
+  file.write_bytes('ein Häuschen'.encode('latin-1'))
+  with pytest.raises(ValueError, match=r'prompts\.txt: it is not UTF-8 text'):
+    prompts.lines_of(file)
   assert prompts.overrides(_arguments('--guidance', '2.5')) == ['--config.sampling.scale=2.5']
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from jaxgen.cli.config import add_trust_options, load_run
 from jaxgen.cli.config import step as step_of
+from jaxgen.cli.prompts import lines_of
 
 # Of metrics/suite.py, written out so that --help needs no JAX; a test compares them.
 _NAMES: tuple[str, ...] = (
@@ -225,7 +226,7 @@ def _measured(
     return _own_point(trained, at, options.only, setting)
   num = 50_000 if options.num is None else options.num
   batch_size = sample.batch_for(num, trained.stage.mesh) if options.batch_size is None else options.batch_size
-  texts = _lines(options.prompts)
+  texts = [] if options.prompts is None else lines_of(options.prompts)
   about: dict[str, Any] = {
     'run': str(Path(run).resolve()),
     'step': trained.step,
@@ -251,15 +252,6 @@ def _measured(
     protocol |= {'prompts': str(options.prompts)} if texts else {}
     protocol['sampling'] = about['config'].get('sampling')
   return result
-
-
-def _lines(path: Path | None) -> list[str]:
-  if path is None:
-    return []
-  found = [line.strip() for line in path.expanduser().read_text(encoding='utf-8-sig').splitlines() if line.strip()]
-  if not found:
-    raise ValueError(f'{path} holds no prompt; write one a line')
-  return found
 
 
 def _folders(options: argparse.Namespace) -> dict[str, Path]:

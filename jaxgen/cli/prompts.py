@@ -56,16 +56,30 @@ def read(args: argparse.Namespace) -> list[str]:
     raise ValueError('--image-guidance is for --instruction: how much of the picture of --edit is kept')
   prompts = list(args.prompt or args.instruction or ())
   if args.prompts is not None:
-    text = args.prompts.expanduser().read_text(encoding='utf-8-sig')
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    if not lines:
-      raise ValueError(f'{args.prompts} holds no prompt; write one a line')
-    prompts += lines
+    prompts += lines_of(args.prompts)
   kind = '--instruction' if args.instruction else '--prompt'
   for name, text in [(kind, prompt) for prompt in prompts] + [('--negative', args.negative)]:
     if text is not None and not text.strip():
       raise ValueError(f'{name} is empty; say what it should be')
   return prompts
+
+
+def lines_of(path: pathlib.Path) -> list[str]:
+  """The prompts of a file, one a line.
+
+  Raises:
+    ValueError: it has none, or is no text.
+  """
+  from jaxgen.data.fields import decode_text
+
+  try:
+    text = decode_text(path.expanduser().read_bytes())
+  except ValueError as error:
+    raise ValueError(f'{path}: {error}') from error
+  lines = [line.strip() for line in text.splitlines() if line.strip()]
+  if not lines:
+    raise ValueError(f'{path} holds no prompt; write one a line')
+  return lines
 
 
 def negated(args: argparse.Namespace, stage: Any, config: Any) -> Any:

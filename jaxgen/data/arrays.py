@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from jaxgen.data.dataset import Dataset, NoSuchSplit, Record, at_resolution, check_record
+from jaxgen.data.fields import classes_of
 from jaxgen.data.image import to_float
 from jaxgen.data.npz import read_npz
 
@@ -39,7 +40,7 @@ def from_arrays(
     labels = np.asarray(labels)
     if labels.dtype.kind not in 'iu' or labels.shape != images.shape[:1]:
       raise ValueError(f'{name}: labels are {labels.dtype} {list(labels.shape)}; wanted integers [{len(images)}]')
-    class_names = tuple(class_names) or tuple(map(str, range(int(labels.max()) + 1)))
+    class_names = tuple(class_names) or _classes(labels, name)
     if labels.min() < 0 or labels.max() >= len(class_names):
       raise ValueError(
         f'{name}: labels go from {labels.min()} to {labels.max()}; with {len(class_names)} classes they go from 0 to '
@@ -49,8 +50,10 @@ def from_arrays(
   elif class_names:
     raise ValueError(f'{name}: there are {len(class_names)} class names and no labels')
   if captions is not None:
-    if len(captions) != len(images) or not all(isinstance(caption, str) for caption in captions):
-      raise ValueError(f'{name}: wanted {len(images)} captions, each a str; got {len(captions)}')
+    wrong = [caption for caption in captions if not isinstance(caption, str)]
+    if isinstance(captions, str) or len(captions) != len(images) or wrong:
+      got = f'{wrong[0]!r} among them' if wrong else f'{len(captions)}' if not isinstance(captions, str) else 'one str'
+      raise ValueError(f'{name}: wanted {len(images)} captions, each a str; got {got}')
     fields['caption'] = np.asarray(captions, object)
   digest = hashlib.sha256(repr((images.shape, class_names)).encode())
   for field, values in fields.items():
@@ -63,6 +66,13 @@ def from_arrays(
     return record | ({'caption': str(fields['caption'][i])} if 'caption' in fields else {})
 
   return Dataset(name, 'train', range(len(images)), decode, digest.hexdigest(), tuple(class_names))
+
+
+def _classes(labels: np.ndarray, name: str) -> tuple[str, ...]:
+  try:
+    return classes_of(np.unique(labels).tolist())
+  except ValueError as error:
+    raise ValueError(f'{name}: {error}') from error
 
 
 def _check_images(images: np.ndarray, name: str) -> None:
@@ -92,7 +102,7 @@ def npz_dataset(path: pathlib.Path, split: str = 'train', *, size: int | None = 
     raise NoSuchSplit(f'{path} has no split {split!r}; it has train')
   arrays = read_npz(path)
   labels, captions = arrays.labels, arrays.captions
-  names = () if labels is None else tuple(map(str, range(int(labels.max()) + 1)))
+  names = () if labels is None else _classes(labels, str(path))
 
   def decode(i: int) -> Record:
     record: Record = {'image': to_float(np.asarray(arrays.images[i]))}

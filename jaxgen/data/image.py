@@ -255,7 +255,7 @@ def _eight_bits(image: Image.Image) -> Image.Image:
     gray = np.round(np.arange(65536) / 257).astype(np.uint8)[values]
   else:
     first, last = (0.0, tops[0]) if tops else (low, high)
-    scaled = (values.astype(np.float32) - np.float32(first)) * np.float32(255 / (last - first))
+    scaled = (values.astype(np.float32) - np.float32(first)) * np.float32(255 / ((last - first) or 1))
     gray = np.clip(np.round(scaled), 0, 255).astype(np.uint8)
   if hidden is not None:
     gray[hidden] = 255

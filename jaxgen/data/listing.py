@@ -9,7 +9,6 @@ the like, they are splits, and classes are below them. Captions are as Hugging F
 file beside the image, or a metadata.jsonl or metadata.csv in any folder, with `file_name` and `text` or `caption`.
 """
 
-import codecs
 import collections
 import csv
 import functools
@@ -20,6 +19,7 @@ import os
 import pathlib
 import posixpath
 import stat
+import unicodedata
 import zipfile
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -28,6 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import UInt8
 
+from jaxgen.data.fields import CAPTIONS, caption_of, decode_text
 from jaxgen.data.image import MAX_BYTES, decode_image, image_endings, is_readable
 
 LEFT_BEHIND = {'__MACOSX', '@eaDir', '#recycle', '$RECYCLE.BIN'}  # by macOS, Synology and Windows
@@ -37,7 +38,6 @@ SPLITS = {
   'test': ('test', 'testing'),
 }
 METADATA = ('metadata.jsonl', 'metadata.csv')
-CAPTIONS = ('text', 'caption')
 
 
 class File(NamedTuple):
@@ -357,17 +357,19 @@ def _metadata(tree: Tree, name: str, names: set[str]) -> dict[str, str | None]:
     ValueError: it names a file that is not there, or a line cannot be read.
   """
   folder, found = posixpath.dirname(name), {}
+  composed = {unicodedata.normalize('NFC', file): file for file in names}  # macOS writes accents as letters apart
   for number, entry in _entries(tree, name):
-    file, caption = entry.get('file_name'), next((entry[key] for key in CAPTIONS if entry.get(key) is not None), None)
-    if isinstance(caption, float) and caption != caption:  # NaN, as pandas writes what is missing
-      caption = None
-    if isinstance(caption, int | float):
-      caption = str(caption)
-    if not isinstance(file, str) or not isinstance(caption, str | None):
+    file = entry.get('file_name')
+    if not isinstance(file, str):
       raise _bad_line(tree, name, number, str(entry))
     if os.sep != '\\' and '\\' in file and posixpath.join(folder, file) not in names:
       file = file.replace('\\', '/')
-    found[posixpath.normpath(posixpath.join(folder, file))] = caption
+    path = posixpath.normpath(posixpath.join(folder, file))
+    path = path if path in names else composed.get(unicodedata.normalize('NFC', path), path)
+    try:
+      found[path] = next(filter(None, map(caption_of, map(entry.get, CAPTIONS))), None)
+    except ValueError as error:
+      raise ValueError(f'{tree.where / name}, line {number}: {error}') from error
   missing = [file for file in found if file not in names]
   if missing:
     raise ValueError(f'{tree.where / name} names {len(missing)} files that do not exist, such as {missing[0]!r}')
@@ -403,10 +405,7 @@ def _bad_line(tree: Tree, name: str, number: int, line: str) -> ValueError:
 
 
 def _text(tree: Tree, name: str) -> str:
-  """A text file, in UTF-8 with or without byte order mark, or UTF-16 with one, as Windows writes it."""
-  data = tree.read(name)
-  encoding = 'utf-16' if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else 'utf-8-sig'
   try:
-    return data.decode(encoding).replace('\r\n', '\n')
-  except UnicodeDecodeError as error:
-    raise ValueError(f'{tree.where / name} is not UTF-8 text ({error}); write it again as UTF-8') from error
+    return decode_text(tree.read(name))
+  except ValueError as error:
+    raise ValueError(f'{tree.where / name}: {error}') from error

@@ -59,11 +59,13 @@ def read_npz(path: pathlib.Path) -> Arrays:
     raise ValueError(
       f'{path}: the images are {images.dtype} {list(images.shape)}; wanted uint8 [n, height, width, 3 or 1]'
     )
-  for name, values, kinds in (('labels', labels, 'iu'), ('captions', captions, 'U')):
+  if labels is not None and labels.shape == (len(images), 1):  # as CIFAR-10 comes from Keras
+    labels = labels[:, 0]
+  for name, values, kinds, wanted in (('labels', labels, 'iu', 'integers'), ('captions', captions, 'U', 'text, <U')):
     if values is not None and (values.shape != images.shape[:1] or values.dtype.kind not in kinds):
-      raise ValueError(f'{path}: the {name} are {values.dtype} {list(values.shape)} for {len(images)} images')
-  if labels is not None and labels.min() < 0:
-    raise ValueError(f'{path}: labels go from {labels.min()}; wanted 0 and above')
+      raise ValueError(
+        f'{path}: the {name} are {values.dtype} {list(values.shape)}; wanted {wanted} [{len(images)}], one an image'
+      )
   return Arrays(images, labels, captions, checksum)
 
 

@@ -5,7 +5,7 @@ import pathlib
 import re
 from collections.abc import Iterator, Sequence
 
-from jaxgen.data.listing import SPLITS, is_hidden
+from jaxgen.data.listing import SPLITS, open_tree
 
 _BRACES = re.compile(r'\{([^{}]*)\}')
 _RANGE = re.compile(r'(\d+)\.\.(\d+)')
@@ -24,8 +24,7 @@ def files(pattern: str, *, ending: str) -> list[pathlib.Path]:
   for name in _expanded(pattern):
     path = pathlib.Path(name).expanduser()
     if path.is_dir():
-      inside = sorted(path.rglob(f'*{ending}'))
-      found += [file for file in inside if not any(map(is_hidden, file.relative_to(path).parts))]
+      found += [path / file.name for file in open_tree(path).files if file.name.lower().endswith(ending)]
     elif glob.has_magic(name) and not path.exists():
       found += sorted(pathlib.Path(file) for file in glob.glob(str(path), recursive=True))
     elif path.is_file():

@@ -20,6 +20,7 @@ from tensorflow_datasets.core import writer as tfds_writer
 from tensorflow_datasets.proto import tf_example_pb2
 
 from jaxgen.data.dataset import NoSuchSplit, Record
+from jaxgen.data.fields import in_lines
 from jaxgen.data.image import encode_png
 from jaxgen.data.parallel import parallel_map
 from jaxgen.data.shards import Part, Shards
@@ -118,7 +119,7 @@ def layout(recipe: 'Recipe') -> Layout:
   features: dict[str, tfds.features.FeatureConnector] = {}
   features['image'] = tfds.features.Image(shape=recipe.image_shape, encoding_format='png')
   if recipe.class_names:
-    features['label'] = tfds.features.ClassLabel(names=recipe.class_names)
+    features['label'] = tfds.features.ClassLabel(names=in_lines(recipe.class_names))
   features |= {text: tfds.features.Text() for text in recipe.texts}
   features |= {name: tfds.features.Tensor(shape=shape, dtype=np.int32) for name, shape in recipe.integers.items()}
   metadata = ({ORIGIN: recipe.origin} if recipe.origin else {}) | dict(recipe.notes())
@@ -172,7 +173,7 @@ def arrays(like: Record, class_names: Sequence[str] = ()) -> tfds.features.Featu
     if isinstance(value, str):
       return tfds.features.Text()
     if name == 'label' and class_names:
-      return tfds.features.ClassLabel(names=list(class_names))
+      return tfds.features.ClassLabel(names=in_lines(class_names))
     array = np.asarray(value)
     return tfds.features.Tensor(shape=array.shape, dtype=array.dtype, encoding='bytes' if array.ndim else 'none')
 

@@ -11,20 +11,19 @@ import json
 import pathlib
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from jaxgen.data.dataset import Record
+from jaxgen.data.fields import CAPTIONS, LABELS, Label, caption_of, classes_of, label_of
 from jaxgen.data.job import ALONE, Job, Numbered
 from jaxgen.data.patterns import by_split, files
 from jaxgen.data.pictures import Picture, numbered
 from jaxgen.data.recipe import Recipe, folder, opened, prepare, read_origin
 
 VERSION = '2.0.0'
-_LABELS = ('label', 'labels', 'class', 'cls')
-_CAPTIONS = ('text', 'caption', 'captions', 'prompt')
 
 
 class _Columns(NamedTuple):
@@ -113,26 +112,49 @@ def _columns(path: pathlib.Path) -> _Columns:
   ]
   if not images:
     raise ValueError(f'{path} has no column of image bytes; it has {", ".join(schema.names)}')
-  image = 'image' if 'image' in images else images[0]
-  label = next((name for name in _LABELS if name in schema.names), None)
-  caption = next((name for name in _CAPTIONS if name in schema.names), None)
-  about = json.loads((schema.metadata or {}).get(b'huggingface', b'{}'))
-  names = about.get('info', {}).get('features', {}).get(label, {}).get('names') if label else None
-  return _Columns(image, label, caption, tuple(map(str, names or ())))
+  columns = {name.lower(): name for name in reversed(schema.names)}
+  image = next((name for name in images if name.lower() == 'image'), images[0])
+  label = next((columns[name] for name in LABELS if name in columns), None)
+  caption = next((columns[name] for name in CAPTIONS if name in columns), None)
+  return _Columns(image, label, caption, _said_names(schema.metadata or {}, label))
+
+
+def _said_names(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[str, ...]:
+  """Names of the labels as Hugging Face's metadata have them; none where they do not."""
+  try:
+    names = json.loads(metadata[b'huggingface'])['info']['features'][label]['names']
+  except (KeyError, TypeError, ValueError, RecursionError):
+    return ()
+  return tuple(map(str, names)) if isinstance(names, list) else ()
 
 
 def _label_names(paths: list[pathlib.Path], columns: _Columns) -> tuple[str, ...]:
   """Names of the labels from the values of all rows."""
   if columns.label is None:
     return ()
-  values: set[Any] = set()
-  for path in paths:
-    for batch in _open(path).iter_batches(columns=[columns.label]):
-      values |= set(batch.column(0).unique().to_pylist())
-  values.discard(None)
-  if all(isinstance(value, int) and not isinstance(value, bool) and value >= 0 for value in values):
-    return tuple(map(str, range(max(values, default=-1) + 1)))
-  return tuple(sorted(map(str, values)))
+  known: set[Label | None] = set()
+  try:
+    for path in paths:
+      for batch in _batches(path, columns=[columns.label]):
+        known |= set(map(label_of, batch.column(0).to_pylist()))
+    return classes_of(label for label in known if label is not None)
+  except ValueError as error:
+    raise ValueError(f'{path}, column {columns.label!r}: {error}') from error
+
+
+def _batches(path: pathlib.Path, **options: Any) -> Iterator[Any]:
+  """The rows of a file, some at a time.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  file = _open(path)
+  import pyarrow
+
+  try:
+    yield from file.iter_batches(**options)
+  except (pyarrow.ArrowException, OSError) as error:
+    raise ValueError(f'{path} is damaged: {error}') from error
 
 
 class _Block(NamedTuple):
@@ -175,26 +197,28 @@ def _blocks(path: pathlib.Path) -> Iterator[_Block]:
 
 def _pictures(block: _Block, columns: _Columns, names: tuple[str, ...]) -> Iterator[Picture]:
   wanted = [name for name in columns[:3] if name is not None]
-  batches = _open(block.path).iter_batches(batch_size=64, row_groups=[block.group], columns=wanted)
+  batches = _batches(block.path, batch_size=64, row_groups=[block.group], columns=wanted)
   rows = (row for batch in batches for row in batch.to_pylist())
   for number, row in enumerate(rows, block.first):
     fields: Record = {}
-    label, where = row.get(columns.label), f'{block.path} row {number}'
-    if names:
-      if label is None:
-        raise ValueError(f'{where} has no {columns.label}, and others have')
-      fields['label'] = label if isinstance(label, int) and not isinstance(label, bool) else names.index(str(label))
-      if not 0 <= fields['label'] < len(names):
-        raise ValueError(f'{where}: the label is {label}, and there are {len(names)} classes')
-    if columns.caption:
-      fields['caption'] = _text(row[columns.caption])
+    where = f'{block.path} row {number}'
+    try:
+      if columns.label and names:
+        fields['label'] = _number(label_of(row[columns.label]), names)
+      if columns.caption:
+        fields['caption'] = caption_of(row[columns.caption]) or ''
+    except ValueError as error:
+      raise ValueError(f'{where}: {error}') from error
     yield Picture(where, lambda image=row[columns.image]: _bytes(image), fields)
 
 
-def _text(value: Any) -> str:
-  """A caption; the first of a list of them; nothing for null."""
-  value = (value[0] if value else '') if isinstance(value, list) else value
-  return '' if value is None else str(value)
+def _number(label: Label | None, names: tuple[str, ...]) -> int:
+  if label is None:
+    raise ValueError('it has no label, and others have')
+  number = label if isinstance(label, int) else names.index(label) if label in names else -1
+  if not 0 <= number < len(names):
+    raise ValueError(f'the label is {label!r}, which is none of the {len(names)} classes')
+  return number
 
 
 def _bytes(image: Any) -> bytes:

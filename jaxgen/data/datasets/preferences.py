@@ -13,6 +13,7 @@ import pathlib
 from typing import Any
 
 from jaxgen.data.dataset import Dataset, Record
+from jaxgen.data.fields import decode_text
 from jaxgen.data.image import decode_image, to_float
 
 _SIDES = {'chosen': 'image', 'rejected': 'rejected'}
@@ -32,7 +33,7 @@ def preferences(path: str | os.PathLike, *, size: int, question: str = '') -> Da
   """
   path = pathlib.Path(path).expanduser()
   pairs, digest = [], hashlib.sha256(f'{size} {question}'.encode())
-  for number, line in enumerate(path.read_text(encoding='utf-8').splitlines(), 1):
+  for number, line in enumerate(decode_text(path.read_bytes()).rstrip('\n').split('\n'), 1):
     pair = _pair(line, f'{path}:{number}')
     if question and pair.get('question') != question:
       continue

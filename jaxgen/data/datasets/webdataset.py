@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 import sys
 import tarfile
 from collections.abc import Iterator, Sequence
@@ -17,16 +18,17 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from jaxgen.data.dataset import Dataset, NoSuchSplit, Record, default_data_dir
+from jaxgen.data.fields import CAPTIONS, Label, caption_of, classes_of, decode_text, label_of
 from jaxgen.data.image import MAX_BYTES, decode_image, image_endings, to_float
+from jaxgen.data.listing import is_hidden
 from jaxgen.data.patterns import by_split, files
 from jaxgen.files import replacing, write_whole
 from jaxgen.home import mirror
 
 VERSION = 1
+_COMPRESSED = {b'\x1f\x8b': 'gunzip', b'BZh': 'bunzip2', b'\xfd7zXZ': 'unxz', b'\x28\xb5\x2f\xfd': 'unzstd'}
 _PLACE = [('offset', '<i8'), ('size', '<i4')]
 _ROW = np.dtype([('shard', '<i4'), ('label', '<i4'), ('image', _PLACE), ('text', _PLACE), ('is_json', '?')])
-_CAPTIONS = ('caption', 'text')
-_MOST_CLASSES = 10**6
 
 
 def webdataset(
@@ -94,7 +96,7 @@ class _Sample(NamedTuple):
   image: tuple[int, int]
   text: tuple[int, int]
   is_json: bool
-  label: int | str | None
+  label: Label | None
 
 
 def _about(path: pathlib.Path) -> tuple[str, int, int]:
@@ -105,7 +107,7 @@ def _about(path: pathlib.Path) -> tuple[str, int, int]:
 def _write(place: pathlib.Path, paths: Sequence[pathlib.Path]) -> None:
   """Indexes all shards; both files are complete or absent."""
   rows: list[tuple] = []
-  labels: list[int | str | None] = []
+  labels: list[Label | None] = []
   content = hashlib.sha256()
   for shard, path in enumerate(paths):
     if sys.stderr.isatty():
@@ -128,21 +130,19 @@ def _write(place: pathlib.Path, paths: Sequence[pathlib.Path]) -> None:
     np.save(file, index)
 
 
-def _numbered(labels: Sequence[int | str | None], where: pathlib.Path) -> tuple[list[str], np.ndarray]:
+def _numbered(labels: Sequence[Label | None], where: pathlib.Path) -> tuple[list[str], np.ndarray]:
   """Names of the classes, and the number of each label; no names where no sample has one."""
   known = {label for label in labels if label is not None}
   if not known:
     return [], np.full(len(labels), -1)
   if None in labels:
     raise ValueError(f'{where} and the other shards have {labels.count(None)} samples without a label beside others')
-  numbers = [label for label in known if isinstance(label, int)]
-  if len(numbers) == len(known):
-    if min(numbers) < 0 or max(numbers) >= _MOST_CLASSES:
-      raise ValueError(f'{where} and the other shards have labels from {min(numbers)} to {max(numbers)}; wanted 0 on')
-    return [str(number) for number in range(max(numbers) + 1)], np.array(labels)
-  names = sorted(map(str, known))
+  try:
+    names = classes_of(known)
+  except ValueError as error:
+    raise ValueError(f'{where} and the other shards: {error}') from error
   number_of = {name: number for number, name in enumerate(names)}
-  return names, np.array([number_of[str(label)] for label in labels])
+  return list(names), np.array([number_of[str(label)] for label in labels])
 
 
 def _samples(path: pathlib.Path) -> Iterator[_Sample]:
@@ -157,7 +157,7 @@ def _samples(path: pathlib.Path) -> Iterator[_Sample]:
     with path.open('rb') as file, tarfile.open(fileobj=file, mode='r:') as tar:
       for member in tar:
         _check(path, member, size)
-        if not member.isreg() or pathlib.PurePosixPath(member.name).name.startswith('.'):
+        if not member.isreg() or any(map(is_hidden, pathlib.PurePosixPath(member.name).parts)):
           continue
         folder, _, name = member.name.rpartition('/')
         key, _, suffix = name.partition('.')
@@ -174,8 +174,10 @@ def _samples(path: pathlib.Path) -> Iterator[_Sample]:
       if os.pread(file.fileno(), tarfile.BLOCKSIZE, tar.offset) != tarfile.NUL * tarfile.BLOCKSIZE:
         raise tarfile.ReadError('it has no end')  # cut off between two members, which tarfile lets pass
   except tarfile.ReadError as error:
-    head = path.open('rb').read(2)
-    why = 'it is compressed; unpack it with gunzip' if head == b'\x1f\x8b' else f'{error}; fetch it again'
+    with path.open('rb') as file:
+      head = file.read(6)
+    program = next((program for magic, program in _COMPRESSED.items() if head.startswith(magic)), None)
+    why = f'it is compressed; unpack it with {program}' if program else f'{error}; fetch it again'
     raise ValueError(f'{path} is no whole .tar file: {why}') from error
   for sample in found.values():
     if 'image' in sample:
@@ -199,27 +201,30 @@ def _read(file: BinaryIO, member: tarfile.TarInfo) -> bytes:
   return os.pread(file.fileno(), member.size, member.offset_data)
 
 
-def _label(data: bytes, suffix: str) -> int | str | None:
+def _label(data: bytes, suffix: str) -> Label | None:
   """A label from a .cls, or from `label` or `cls` of a .json; None for none."""
-  text = data.decode('utf-8-sig', 'replace').strip()
   if suffix == '.json':
-    entry = _json(text)
+    entry = _json(data)
     value = entry.get('label', entry.get('cls'))
-    return value if isinstance(value, int | str) and not isinstance(value, bool) else None
-  return int(text) if text.isdecimal() else text or None
+    return None if isinstance(value, list | dict | bool) else label_of(value)
+  text = decode_text(data, 'replace').strip()
+  return int(text) if re.fullmatch('-?[0-9]+', text) else text or None
 
 
 def _caption(data: bytes, is_json: bool) -> str:
-  text = data.decode('utf-8-sig', 'replace')
+  """A caption from a .txt, or from a field of a .json.
+
+  Raises:
+    ValueError: it is no text.
+  """
   if not is_json:
-    return text.strip()
-  entry = _json(text)
-  return next((str(entry[key]) for key in _CAPTIONS if entry.get(key) is not None), '')
+    return decode_text(data, 'replace').strip()
+  return next(filter(None, map(caption_of, map(_json(data).get, CAPTIONS))), '')
 
 
-def _json(text: str) -> dict[str, Any]:
+def _json(data: bytes) -> dict[str, Any]:
   try:
-    entry = json.loads(text)
+    entry = json.loads(decode_text(data, 'replace'))
   except (ValueError, RecursionError):
     return {}
   return entry if isinstance(entry, dict) else {}
