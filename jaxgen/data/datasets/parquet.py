@@ -116,10 +116,10 @@ def _columns(path: pathlib.Path) -> _Columns:
   image = next((name for name in images if name.lower() == 'image'), images[0])
   label = next((columns[name] for name in LABELS if name in columns), None)
   caption = next((columns[name] for name in CAPTIONS if name in columns), None)
-  return _Columns(image, label, caption, _said_names(schema.metadata or {}, label))
+  return _Columns(image, label, caption, _hugging_face_names(schema.metadata or {}, label))
 
 
-def _said_names(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[str, ...]:
+def _hugging_face_names(metadata: Mapping[bytes, bytes], label: str | None) -> tuple[str, ...]:
   """Names of the labels as Hugging Face's metadata have them; none where they do not."""
   try:
     names = json.loads(metadata[b'huggingface'])['info']['features'][label]['names']
@@ -139,7 +139,7 @@ def _label_names(paths: list[pathlib.Path], columns: _Columns) -> tuple[str, ...
         known |= set(map(label_of, batch.column(0).to_pylist()))
     return classes_of(label for label in known if label is not None)
   except ValueError as error:
-    raise ValueError(f'{path}, column {columns.label!r}: {error}') from error
+    raise ValueError(f'{paths[0]}, column {columns.label!r}: {error}') from error
 
 
 def _batches(path: pathlib.Path, **options: Any) -> Iterator[Any]:
