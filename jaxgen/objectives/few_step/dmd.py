@@ -82,7 +82,7 @@ def dmd(
       params[HEAD] = {'kernel': jnp.zeros((width, 1)), 'bias': jnp.zeros(1)}
     return {'params': params}
 
-  def drawn(params: Any, frozen: Any, cond: Cond, key: Key[Array, ''], size: int) -> Array:
+  def samples(params: Any, frozen: Any, cond: Cond, key: Key[Array, ''], size: int) -> Array:
     return generated(d.denoiser({NET: weights(params)}, frozen), d.process({}), cond, key, (size, *d.shape), times)
 
   def judge(params: Any, frozen: Any, x_u: Array, u: Array, cond: Cond) -> Float[Array, ' b']:
@@ -93,7 +93,7 @@ def dmd(
   def generator_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     draw_key, time_key, noise_key, encode_key = jax.random.split(key, 4)
     cond, without = condition_of(d, frozen, batch, encode_key)
-    x = drawn(params, frozen, cond, draw_key, len(batch['image']))
+    x = samples(params, frozen, cond, draw_key, len(batch['image']))
     u = noise_times(time_key, len(x))
     x_u = corrupt(d.process({}), x, noise_like(x, noise_key), u)
     real = teacher_of(d, frozen, without, guide_teacher)(x_u, u, cond).x0
@@ -108,7 +108,7 @@ def dmd(
   def fake_loss(params, state, frozen, batch: Batch, key: Key[Array, '']) -> tuple[Float[Array, ''], Aux]:
     draw_key, time_key, noise_key, encode_key = jax.random.split(key, 4)
     cond, _ = condition_of(d, frozen, batch, encode_key)
-    x = jax.lax.stop_gradient(drawn(params, frozen, cond, draw_key, len(batch['image'])))
+    x = jax.lax.stop_gradient(samples(params, frozen, cond, draw_key, len(batch['image'])))
     u, noise, judged = noise_times(time_key, len(x)), noise_like(x, noise_key), space(d.process({}))
     x_u = corrupt(d.process({}), x, noise, u)
     prediction = d.denoiser({NET: fake_of(params, frozen)}, frozen)(x_u, u, cond)
@@ -119,7 +119,7 @@ def dmd(
     draw_key, time_key, noise_key, encode_key = jax.random.split(key, 4)
     cond, _ = condition_of(d, frozen, batch, encode_key)
     real = d.encode(frozen, batch['image'].astype(jnp.float32))
-    fake = jax.lax.stop_gradient(drawn(params, frozen, cond, draw_key, len(real)))
+    fake = jax.lax.stop_gradient(samples(params, frozen, cond, draw_key, len(real)))
     u = noise_times(time_key, len(real))
     noise = noise_like(real, noise_key)
     of_fake, of_real = (judge(params, frozen, corrupt(d.process({}), x, noise, u), u, cond) for x in (fake, real))
