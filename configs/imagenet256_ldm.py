@@ -58,7 +58,7 @@ def get_config() -> ConfigDict:
       'sampling': {'name': 'DDIM', 'steps': 250, 'scale': 1.5, 'batch_size': 128},
       'samples': {'every': 5000},
       'fid': {'every': 50_000, 'num_samples': 50_000, 'batch_size': 256},  # num_samples=0 for none
-      'held_out': {'every': 50_000, 'num': 1024, 'batch_size': 64},  # the loss on the validation split
+      'held_out': {'every': 50_000, 'num': 1024, 'batch_size': 256},  # the loss on the validation split
       'log_every': 100,
       'checkpoint': {'every': 5000, 'keep': 2, 'keep_every': 50_000},
     }

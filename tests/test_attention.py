@@ -10,7 +10,7 @@ import pytest
 from jax.sharding import AbstractDevice, AbstractMesh, AxisType
 
 from jaxgen import flops, sharding
-from jaxgen.models.layers import splash
+from jaxgen.models.layers import remat, splash
 from jaxgen.models.layers.attention import (
   Attention,
   Choice,
@@ -293,3 +293,15 @@ def test_heads_may_be_of_another_size_than_the_width(cross):
   params = jax.eval_shape(layer.init, jax.random.key(0), _x)['params']
   shapes = jax.tree.map(lambda leaf: leaf.shape, params)
   assert shapes == {'qkv': {'kernel': (8, 3, 3, 4), 'bias': (3, 3, 4)}, 'out': {'kernel': (3, 4, 7)}}
+
+
+def test_dots_keeps_what_the_backward_pass_of_splash_attention_needs():
+  q, k, v = (jnp.ones((1, 128, 2, 72), jnp.bfloat16) for _ in range(3))
+
+  def attend(q):
+    return splash.splash_attention(q, k, v, interpret=True).astype(jnp.float32).sum()
+
+  def operations(name):
+    return flops.count(jax.value_and_grad(jax.checkpoint(attend, policy=remat.policy(name))), q)
+
+  assert operations('full') - operations('dots') == flops.count(attend, q)  # the forward pass is not done again

@@ -350,6 +350,9 @@ def test_dit_on_two_slices_and_its_sampler():
   gradients = found['parameters']['net'] / 16
   assert 2 * gradients < between < 6 * gradients  # summed over two slices, in two or four bytes, and little else
   assert found['sample']['memory']['peak'] < found['memory']['limit']
+  gathers = found['collectives']['all-gather']
+  gathered = gathers['bytes_within_slice'] + gathers['bytes_between_slices']
+  assert gathers['bytes_asynchronous'] > 0.9 * gathered  # parameters come while the block before is computed
 
 
 @needs_libtpu

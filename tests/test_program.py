@@ -102,6 +102,16 @@ def test_a_collective_that_runs_beside_other_work_counts_once(tpu):
   gather, permute = sorted(programs.collectives(tpu, 16), key=lambda c: c.kind)
   assert (gather.kind, gather.times, gather.size, gather.groups.shape) == ('all-gather', 12, 128 * 16 * 2, (1, 16))
   assert (permute.kind, permute.times, permute.size) == ('collective-permute', 48, 8 * 16 * 2)
+  assert gather.asynchronous  # it goes on in the loop
+  assert not permute.asynchronous  # it is waited for where it is sent
+
+
+def test_a_collective_with_work_before_its_end_is_asynchronous():
+  waits = '  %got = bf16[8,16]{1,0:S(1)} collective-permute-done(%sent)\n'
+  work = '  %i1 = u32[]{:T(128)S(6)} add(%i, %one)\n'
+  assert waits + work in TPU
+  program = programs.parse(TPU.replace(waits + work, work + waits))
+  assert all(collective.asynchronous for collective in programs.collectives(program, 16))
 
 
 def test_traffic_is_of_arrays_that_are_not_on_the_chip_and_of_slices(tpu):

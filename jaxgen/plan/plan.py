@@ -31,6 +31,8 @@ from jaxgen.plan import program as programs
 from jaxgen.plan.chips import GIB, Topology
 from jaxgen.train_state import TrainState, sampling_params
 
+_SENT = ('bytes_within_slice', 'bytes_between_slices', 'bytes_asynchronous')
+
 
 class DoesNotFit(ValueError):
   """A program needs more memory than a device has; `needed` bytes, where the compiler says how many."""
@@ -123,8 +125,9 @@ def analysis(compiled: Any, stage: Experiment, machine: Topology, executed: int)
   kinds: dict[str, dict[str, float]] = {}
   for collective in programs.collectives(program, stage.mesh.size, machine.slices):
     within, between = programs.sent(collective, slices)
-    total = kinds.setdefault(collective.kind, {'count': 0, 'bytes_within_slice': 0.0, 'bytes_between_slices': 0.0})
+    total = kinds.setdefault(collective.kind, dict.fromkeys(_SENT, 0.0) | {'count': 0})
     total['count'] += collective.times
+    total['bytes_asynchronous'] += collective.asynchronous * (within + between)
     total['bytes_within_slice'] += within
     total['bytes_between_slices'] += between
   traffic = programs.memory_traffic(program)
@@ -258,10 +261,10 @@ def text(found: Mapping[str, Any]) -> str:
     'memory of a device, GiB',
     *(f'  {name:<18}{memory[name] / GIB:9.3f}' for name in memory if memory[name] or name == 'peak'),
     '',
-    'collectives of a step, MB sent by a device: within a slice, between slices',
+    'collectives of a step, MB sent by a device: within a slice, between slices; share that runs beside other work',
     *(
       f'  {kind:<18}{total["count"]:>6} times{total["bytes_within_slice"] / 1e6:12.1f}'
-      f'{total["bytes_between_slices"] / 1e6:12.1f}'
+      f'{total["bytes_between_slices"] / 1e6:12.1f}{_share(total):8.0%}'
       for kind, total in found['collectives'].items()
     ),
     f'  fully sharded data parallelism asks for {found["fsdp_theory"] / 1e6:.1f}',
@@ -284,6 +287,12 @@ def text(found: Mapping[str, Any]) -> str:
       f'images a second    {sampled["images_per_second"]:,.1f} at most',
     ]
   return '\n'.join(lines)
+
+
+def _share(total: Mapping[str, float]) -> float:
+  """Share of a kind of collective's bytes that are sent while the device does something else."""
+  sent = total['bytes_within_slice'] + total['bytes_between_slices']
+  return total['bytes_asynchronous'] / sent if sent else 0.0
 
 
 def cost(found: Mapping[str, Any], *, images: float | None = None, price: float | None = None) -> str:

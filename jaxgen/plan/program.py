@@ -70,12 +70,14 @@ class Collective(NamedTuple):
     times: number of times a step runs it.
     size: bytes of the array, S of Eqs. 1 to 3.
     groups: groups of devices by their place in the mesh, one a row.
+    asynchronous: whether it is started at one place of the program and waited for at another, with work between.
   """
 
   kind: str
   times: int
   size: int
   groups: np.ndarray
+  asynchronous: bool = False
 
 
 def parse(text: str) -> Program:
@@ -210,7 +212,7 @@ def collectives(program: Program, devices: int, slices: int = 1) -> list[Collect
   for instruction, computation, times, fused in walk(program):
     through_host = re.search(r'_xla_host_transfer_rendezvous="([a-z\-]+)', instruction.attributes)
     if instruction.opcode == 'send' and through_host and through_host.group(1) in COLLECTIVES:
-      found.append(Collective(through_host.group(1), times, arrays(instruction.shape)[0], across))
+      found.append(Collective(through_host.group(1), times, arrays(instruction.shape)[0], across, True))
     kind = instruction.kind
     if kind is None or (fused and not _starts_here(computation)):
       continue
@@ -224,8 +226,20 @@ def collectives(program: Program, devices: int, slices: int = 1) -> list[Collect
       sizes = [size * groups.shape[1] for size in sizes]
     if kind == 'all-reduce' and _is_scatter(computation):
       kind = 'reduce-scatter'
-    found.append(Collective(kind, times, sum(sizes), groups))
+    starts = instruction.opcode.endswith('-start') and _has_work(computation, instruction)
+    found.append(Collective(kind, times, sum(sizes), groups, starts or (fused and not _is_scatter(computation))))
   return found
+
+
+def _has_work(computation: Computation, start: Instruction) -> bool:
+  """Whether anything that reads or writes memory stands between a collective's start and its end."""
+  order = list(computation.instructions.values())
+  for instruction in order[order.index(start) + 1 :]:
+    if start.name in instruction.operands:  # its end
+      return False
+    if instruction.opcode not in _FREE and not instruction.opcode.endswith(('-start', '-done')):
+      return True
+  return False
 
 
 def _starts_here(fusion: Computation) -> bool:
@@ -275,7 +289,7 @@ def _groups_of_axes(mesh: str, along: str) -> np.ndarray:
 def sent(collective: Collective, slice_of: Sequence[int]) -> tuple[float, float]:
   """Bytes that a device sends in a step: within its slice, and over the network (Eqs. 1 to 4)."""
   within = between = 0.0
-  kind, times, size, groups = collective
+  kind, times, size, groups, _ = collective
   where = np.asarray(slice_of)[groups]
   if kind == 'collective-permute':
     crosses = np.mean(where[:, 0] != where[:, 1])

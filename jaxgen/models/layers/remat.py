@@ -1,7 +1,8 @@
 """Rematerialisation policies by name: which results of the forward pass a block keeps for its backward pass.
 
-From the fastest to the smallest: none keeps everything; dots keeps the products with weights, and computes again what
-is cheap, biases and attention; offload keeps the same in the memory of the host; full keeps the block's input.
+From the fastest to the smallest: none keeps everything; dots keeps the products with weights and what a fused attention
+names (its result), and computes again what is cheap; offload keeps the products in the memory of the host; full keeps
+the block's input.
 """
 
 import contextlib
@@ -16,6 +17,9 @@ from jax.ad_checkpoint import checkpoint_policies
 # The policy of `jax.checkpoint`: (primitive, *arrays, **parameters) -> whether to keep the result
 Saveable = Callable[..., Any]
 Policy = Saveable | None  # None keeps every activation
+
+
+ATTENTION = 'attention'  # name of what a fused attention's backward pass needs: its result and log-sums
 
 
 def _of_products(policy: Saveable) -> Policy:
@@ -33,7 +37,10 @@ def _of_products(policy: Saveable) -> Policy:
 
 POLICIES: dict[str, Policy] = {
   'none': None,
-  'dots': _of_products(checkpoint_policies.dots_with_no_batch_dims_saveable),
+  'dots': checkpoint_policies.save_from_both_policies(
+    _of_products(checkpoint_policies.dots_with_no_batch_dims_saveable),
+    checkpoint_policies.save_only_these_names(ATTENTION),
+  ),
   'offload': _of_products(checkpoint_policies.offload_dot_with_no_batch_dims('device', 'pinned_host')),
   'full': checkpoint_policies.nothing_saveable,
 }

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as splash
 from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
+from jaxgen.models.layers import remat
 from jaxgen.typing import Array
 
 LANES = 128  # width of a TPU's vector registers: heads are padded to a multiple, tokens must be one
@@ -51,9 +52,9 @@ def _kernel(heads: int, queries: int, keys: int, interpret: bool):
       block_kv=block_kv,
       block_q_dkv=block_q,
       block_kv_dkv=block_kv,
-      block_q_dq=block_q,
-      block_kv_dq=block_kv,
+      use_fused_bwd_kernel=True,  # the weights are computed again once, not for dq and for dk, dv apart
     ),
+    residual_checkpoint_name=remat.ATTENTION,
     interpret=interpret,
   )
 
