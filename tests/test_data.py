@@ -332,7 +332,7 @@ def test_image_folder_s_errors_name_the_file(tmp_path):
     listing.list_images(pictures)
   (pictures / 'metadata.jsonl').unlink()
   (pictures / 'cats' / 'a.txt').write_bytes('un été'.encode('latin-1'))
-  with pytest.raises(ValueError, match=r'a\.txt is not UTF-8 text'):
+  with pytest.raises(ValueError, match=r'a\.txt: it is not UTF-8 text'):
     listing.list_images(pictures)
 
 
