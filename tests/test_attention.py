@@ -50,17 +50,22 @@ def _kernels(mesh, *arrays, function=attention):
     return str(jax.make_jaxpr(function)(*arrays)).count('pallas_call')
 
 
-def test_splash_and_its_gradient_are_attention():
-  q, k, v = _arrays(queries=128, keys=128, batch=1, heads=1)
+@pytest.mark.parametrize(('keys', 'products'), [(128, 5), (1024, 5), (640, 7)])  # 1 and 2 blocks of keys; 5
+def test_splash_and_its_gradient_are_attention(keys, products):
+  q, k, v = _arrays(queries=128, keys=keys, batch=1, heads=1)
   weights = jnp.cos(jnp.arange(q.size)).reshape(q.shape)
 
   def both(attend):
     return jax.jit(jax.value_and_grad(lambda q, k, v: jnp.sum(weights * attend(q, k, v)), (0, 1, 2)))(q, k, v)
 
-  for mask in (None, jnp.arange(128)[None] < 77):
+  for mask in (None, jnp.arange(keys)[None] < 77):
     ours = both(functools.partial(splash.splash_attention, mask=mask, scale=0.2, interpret=True))
     wanted = both(functools.partial(xla_attention, mask=mask, scale=0.2))
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), ours, wanted)
+  attend = functools.partial(splash.splash_attention, interpret=True)
+  counted = flops.count(lambda *arrays: jax.vjp(attend, *arrays)[1](q), q, k, v)
+  # The forward pass has two products, the backward one five in one kernel and seven in two; the rest is small.
+  assert round(counted / (2 * 128 * keys * splash.LANES)) == 2 + products
 
 
 @pytest.mark.parametrize(('tokens', 'block'), [(128, 128), (256, 256), (384, 384), (640, 128), (4096, 512)])

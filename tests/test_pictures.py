@@ -408,6 +408,14 @@ def test_names_of_classes_stay_as_many_as_there_are(tmp_path):
   assert sorted(int(dataset.read(i)['label']) for i in range(5)) == [0, 1, 2, 3, 4]
 
 
+def test_a_caption_of_lists_in_lists_is_refused(tmp_path):
+  write(tmp_path / 'a.png')
+  deep = '[' * 900 + ']' * 900
+  (tmp_path / 'metadata.jsonl').write_text(f'{{"file_name": "a.png", "text": {deep}}}')
+  with pytest.raises(ValueError, match=r'metadata\.jsonl, line 1: a caption is text or a list of texts, and not \[\['):
+    listing.list_images(tmp_path)
+
+
 def test_names_of_captions_may_be_in_capitals(tmp_path):
   for name in ('A.JPG', 'B.JPG'):
     write(tmp_path / name, form='JPEG')

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 import tarfile
 import xml.etree.ElementTree
 
@@ -304,6 +305,24 @@ def test_shards_go_on_and_never_mix(tmp_path):
   assert len(Shards(tmp_path, about={'step': 1})) == 4
   assert len(Shards(tmp_path, about={'step': 2})) == 0
   assert not list(tmp_path.glob('shard_*'))
+  (tmp_path / 'about.json').write_text('{"step"')  # damaged
+  assert len(Shards(tmp_path, about={'step': 2})) == 0
+
+
+def test_shards_that_cannot_be_written_stay_in_memory_where_they_only_help(tmp_path):
+  taken = tmp_path / 'taken'
+  taken.write_text('a file')
+  with pytest.raises(OSError):
+    Shards(taken / 'features', about={})
+  kept = Shards(tmp_path / 'features', about={}, required=False)
+  for shards in (kept, Shards(taken / 'features', about={}, required=False)):
+    shards.add({'pool': np.arange(4.0)})
+    shards.flush()
+    if shards is kept:
+      shutil.rmtree(tmp_path / 'features')  # the disk goes away
+    shards.add({'pool': np.arange(4.0, 6.0)})
+    np.testing.assert_array_equal(shards.arrays()['pool'], np.arange(6.0))
+    shards.remove()
 
 
 def test_the_spatial_features_are_a_slice_of_the_sixth_block(monkeypatch):

@@ -1,6 +1,7 @@
 """Labels and captions, from the values that files hold to those of a record: one reading for every kind of source."""
 
 import codecs
+import reprlib
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -36,13 +37,13 @@ def caption_of(value: Any) -> str | None:
   """
   if value is None or value != value:
     return None
-  if isinstance(value, list):
+  if isinstance(value, list) and not any(isinstance(each, list) for each in value):
     several = [text for text in map(caption_of, value) if text]
     return '\n'.join(several) or None
   if isinstance(value, bytes):
     return decode_text(value).strip()
   if not isinstance(value, str | int | float):
-    raise ValueError(f'a caption is text or a list of texts, and not {value!r:.80}')
+    raise ValueError(f'a caption is text or a list of texts, and not {reprlib.repr(value)}')
   return str(value).encode('utf-8', 'replace').decode()  # JSON can hold halves of characters, which no file can
 
 
@@ -57,7 +58,7 @@ def label_of(value: Any) -> Label | None:
   if isinstance(value, bool):
     return str(value)
   if isinstance(value, list | dict | bytes):
-    raise ValueError(f'a label is an integer or a name, and not {value!r:.80}')
+    raise ValueError(f'a label is an integer or a name, and not {reprlib.repr(value)}')
   if isinstance(value, int) or (isinstance(value, float) and value.is_integer()):  # pandas makes floats where some miss
     return int(value)
   text = str(value).strip()

@@ -72,7 +72,7 @@ def fid(
     raise ValueError(f'FID of {num_samples} samples is not defined; set fid.num_samples to 50000, or to at least 2')
   sharding.check_batch_size(batch_size, mesh)
   load = functools.cache(inception.load)
-  name, given = prefix + fid_name(num_samples), digest_of(cond)
+  name, given = prefix + fid_name(num_samples), functools.cache(lambda: digest_of(cond))
   kept: list[Moments | None] = []
   extractors: list[Extract] = []
 
@@ -102,7 +102,7 @@ def fid(
     if not kept:
       prepare(context)
     extract, params = _rgb(extractors[0]), sampling_params(context.state)
-    about = {'step': context.step, 'params': identity(params), 'seed': seed, 'num': num_samples, 'cond': given}
+    about = {'step': context.step, 'params': identity(params), 'seed': seed, 'num': num_samples, 'cond': given()}
     path = context.workdir / 'evaluation' / f'{name}.partial.npz' if distributed.is_first() else None
     made = KeptStatistics(path, about=about | {'network': load().hash})
     first = distributed.agree(made.done)

@@ -4,6 +4,7 @@ The file is an .npz in the run's folder or in ~/.cache/jaxgen (JAXGEN_HOME), gon
 numbers to the last bit, so that the result is that of an evaluation which was never killed.
 """
 
+import contextlib
 import hashlib
 import json
 import os
@@ -65,7 +66,8 @@ class KeptStatistics:
   def remove(self) -> None:
     """Deletes the file; call it when the result is on record."""
     if self._path is not None:
-      self._path.unlink(missing_ok=True)
+      with contextlib.suppress(OSError):  # then it is left, and never taken for another's
+        self._path.unlink(missing_ok=True)
 
   def _read(self, path: pathlib.Path) -> None:
     try:

@@ -250,7 +250,7 @@ def quality(
   sharding.check_batch_size(batch_size, mesh)
   networks = functools.cache(lambda: load_networks(metrics, batch_size=batch_size, mesh=mesh))
   references: list[suite.Reference] = []
-  given = digest_of(cond)
+  given = functools.cache(lambda: digest_of(cond))
 
   def run(context: Context) -> dict[str, float]:
     made = networks()
@@ -266,9 +266,9 @@ def quality(
         )
       )
     params = sampling_params(context.state)
-    about = {'step': context.step, 'params': identity(params), 'seed': seed, 'cond': given, **made.protocol}
+    about = {'step': context.step, 'params': identity(params), 'seed': seed, 'cond': given(), **made.protocol}
     folder = mirror(context.workdir) / 'evaluation' / name if distributed.is_first() else None
-    shards = Shards(folder, about=about | {'needs': sorted(suite.needs(metrics))})
+    shards = Shards(folder, required=False, about=about | {'needs': sorted(suite.needs(metrics))})
     samples = collect(
       generate,
       params,

@@ -4,16 +4,17 @@ A folder holds shard_000000.npz, shard_000001.npz, ..., each with the same array
 which says what they depend on: features of another model, seed or network are never taken for these.
 """
 
+import contextlib
 import json
 import shutil
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from jaxgen.files import replacing, write_whole
+from jaxgen.files import read_json_object, replacing, write_whole
 
 _COUNTS = 'counts.json'
 
@@ -24,23 +25,35 @@ class Shards:
   Args:
     folder: folder of the shards; None keeps them in memory only.
     about: all that the features depend on, as JSON.
+    required: whether a folder that cannot be written, on a full disk for instance, is an error; else the features are
+      kept in memory only from then on.
   """
 
-  def __init__(self, folder: Path | None, *, about: Mapping[str, Any]):
-    self._folder = folder
+  def __init__(self, folder: Path | None, *, about: Mapping[str, Any], required: bool = True):
+    self._folder, self._required = folder, required
     self._parts: list[dict[str, Any]] = []
     self._pending: list[dict[str, Any]] = []
-    if folder is None:
-      return
     about = json.loads(json.dumps(dict(about), sort_keys=True, default=str))
-    kept = folder / 'about.json'
-    known = json.loads(kept.read_text(encoding='utf-8')) if kept.is_file() else None
-    if known == about:
-      self._parts = _read(folder)
-    else:
-      folder.mkdir(parents=True, exist_ok=True)
-      self.clear()
-      write_whole(kept, json.dumps(about, indent=2))
+    with self._writing() as place:
+      if place is None:
+        return
+      known = read_json_object(place / 'about.json')  # {} where there is none
+      if known and known == about:
+        self._parts = _read(place)
+      else:
+        place.mkdir(parents=True, exist_ok=True)
+        self.clear()
+        write_whole(place / 'about.json', json.dumps(about, indent=2))
+
+  @contextlib.contextmanager
+  def _writing(self) -> Iterator[Path | None]:
+    """The folder, which is given up where it cannot be written and is not required."""
+    try:
+      yield self._folder
+    except OSError:
+      if self._required:
+        raise
+      self._folder = None
 
   def __len__(self) -> int:
     """Images whose features are there."""
@@ -56,9 +69,10 @@ class Shards:
       return
     part: dict[str, Any] = {name: np.concatenate([each[name] for each in self._pending]) for name in self._pending[0]}
     self._pending = []
-    if self._folder is not None:
-      with replacing(self._folder / f'shard_{len(self._parts):06d}.npz') as file:
-        np.savez(file, **part)
+    with self._writing() as place:
+      if place is not None:
+        with replacing(place / f'shard_{len(self._parts):06d}.npz') as file:
+          np.savez(file, **part)
     self._parts.append(part)
 
   def arrays(self) -> dict[str, np.ndarray]:

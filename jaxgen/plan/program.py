@@ -212,7 +212,8 @@ def collectives(program: Program, devices: int, slices: int = 1) -> list[Collect
   for instruction, computation, times, fused in walk(program):
     through_host = re.search(r'_xla_host_transfer_rendezvous="([a-z\-]+)', instruction.attributes)
     if instruction.opcode == 'send' and through_host and through_host.group(1) in COLLECTIVES:
-      found.append(Collective(through_host.group(1), times, arrays(instruction.shape)[0], across, True))
+      size, beside = arrays(instruction.shape)[0], _has_work(computation, instruction)
+      found.append(Collective(through_host.group(1), times, size, across, beside))
     kind = instruction.kind
     if kind is None or (fused and not _starts_here(computation)):
       continue

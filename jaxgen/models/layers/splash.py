@@ -16,6 +16,9 @@ from jaxgen.typing import Array
 
 LANES = 128  # width of a TPU's vector registers: heads are padded to a multiple, tokens must be one
 _LARGEST_BLOCK = 512
+# Up to so many blocks of keys dq, dk and dv come from one kernel, which computes the weights again once and not twice;
+# it writes a dq for each block, in the dtype of q, and adds them up: of many blocks that is much memory, and inexact.
+_FUSED_BLOCKS = 2
 
 
 def splash_attention(
@@ -45,6 +48,7 @@ def splash_attention(
 
 def _kernel(heads: int, queries: int, keys: int, interpret: bool):
   block_q, block_kv = block(queries), block(keys)
+  fused = keys <= _FUSED_BLOCKS * block_kv
   return splash.make_splash_mha_single_device(
     masks.MultiHeadMask([masks.FullMask((queries, keys))] * heads),
     block_sizes=splash.BlockSizes(
@@ -52,7 +56,9 @@ def _kernel(heads: int, queries: int, keys: int, interpret: bool):
       block_kv=block_kv,
       block_q_dkv=block_q,
       block_kv_dkv=block_kv,
-      use_fused_bwd_kernel=True,  # the weights are computed again once, not for dq and for dk, dv apart
+      block_q_dq=None if fused else block_q,
+      block_kv_dq=None if fused else block_kv,
+      use_fused_bwd_kernel=fused,
     ),
     residual_checkpoint_name=remat.ATTENTION,
     interpret=interpret,
