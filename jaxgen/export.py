@@ -24,6 +24,7 @@ import numpy as np
 from etils import epath
 
 from jaxgen import model_folder, sharding
+from jaxgen.data import described
 from jaxgen.evaluators.generate import to_uint8
 from jaxgen.files import write_whole
 from jaxgen.models.autoencoder import AutoencoderKL
@@ -78,17 +79,24 @@ def networks(trained: Trained, out: epath.Path) -> Exported:
   return Exported(made)
 
 
-def model(trained: Trained, out: epath.Path, record: Mapping[str, Any]) -> Exported:
+def model(
+  trained: Trained, out: epath.Path, record: Mapping[str, Any], notes: Mapping[str, Any] | None = None
+) -> Exported:
   """Writes a folder that opens as the run does (model_folder.py).
 
   Args:
     trained: from `sample.restore`.
     out: the folder.
     record: config.json of the run.
+    notes: what its config read of the data (data/described.py), which are kept where no condition is a picture; None
+      for a folder that opens where the data are.
   """
   transform = model_folder.transform_of(trained.stage.data.identity)
   model_folder.write(out, trained.params, step=trained.step, transform=transform)
   write_whole(out / 'config.json', json.dumps(dict(record), indent=2, default=repr) + '\n')
+  spec = trained.stage.data.spec
+  if notes and all(len(spec[name].shape) <= 2 for name in trained.stage.objective.conditioner.fields if name in spec):
+    described.write(out, notes)
   return Exported({}, model=True)
 
 

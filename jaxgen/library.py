@@ -198,7 +198,7 @@ class LoadedRun:
       raise ValueError(f'{self.folder} was not made from a config; build its Experiment anew and give it to load_run')
     config = copy.deepcopy(self.config)
     configs.change(config, fields, name=self._module.__name__.rpartition('.')[2])
-    stages = as_stages(self._module.build(config))
+    stages = as_stages(model_folder.built(self._module.build, config, self.folder))
     stage = stages[stage_of(stages, self.step)]
     shapes = [
       jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), params)
@@ -293,7 +293,7 @@ def load_run(
     experiment = kept_experiment.load(folder)
   elif experiment is None:
     made, module = configs.load_run(folder, fields, config=config, trust_code=trust_code)
-    experiment = module.build(made)
+    experiment = model_folder.built(module.build, made, folder)
   elif fields:
     raise ValueError('fields are those of a config; change the experiment itself')
   trained = sample.restore(experiment, folder, step=step, average=average)

@@ -3,26 +3,30 @@
   config.json          the config that made the run
   model.safetensors    what it is sampled with, by path (`net/blocks/...`), in half precision; state of the objective,
                        such as running statistics, is under `extra/`
+  data.json            notes of the data that the config reads when it is built, without pictures (data/described.py)
 
 `jaxgen export RUN --out FOLDER --format jaxgen` writes one. `jaxgen sample --weights FOLDER`, `jaxgen.load_run` and
 `--init-from` read it. Those that come with jaxgen are called jaxgen/NAME.
 """
 
+import contextlib
 import os
 import pathlib
 import re
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
 from etils import epath
 from flax import traverse_util
 
+from jaxgen.data import described
 from jaxgen.pretrained import hub, safetensors_file
 from jaxgen.sharding import path_name
 from jaxgen.train_state import TrainState
 
+T = TypeVar('T')
 FILE = 'model.safetensors'
 SHIPPED = pathlib.Path(__file__).parent / 'pretrained' / 'shipped'
 _NAME = re.compile(r'jaxgen/([\w.-]+)')
@@ -57,6 +61,18 @@ def is_model(folder: str | os.PathLike) -> bool:
   """Whether a folder is one of these."""
   file = epath.Path(folder) / FILE
   return file.exists() and safetensors_file.metadata(file).get('format') == _FORMAT
+
+
+def built(build: Callable[[Any], T], config: Any, folder: str | os.PathLike) -> T:
+  """What a config builds, to sample a run or a model; where a model's data are not here, from its notes of them.
+
+  Args:
+    build: the config module's.
+    config: the config.
+    folder: the folder of the run or of the model.
+  """
+  with described.replayed(folder) if is_model(folder) else contextlib.nullcontext():
+    return build(config)
 
 
 def step(folder: str | os.PathLike) -> int:

@@ -6,7 +6,7 @@ other batches, gives the same ones.
 
 import functools
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import jax
@@ -127,6 +127,18 @@ def _reconstructed(stage: Experiment, checkpoints: Checkpoints, abstract, step: 
       'no average of this run is of the power family; add ema.Average(of, ema.power(0.05)) to its config'
     )
   return {of: ema.reconstruct(kept, step, ema.exponent_of(width)) for of, kept in snapshots.items()}
+
+
+def of_config(build: Callable[[Any], Any], config: Any, workdir: str | os.PathLike, **how: Any) -> Trained:
+  """`restore` with what a config builds; a model opens where its data are not, too.
+
+  Args:
+    build: the config module's.
+    config: the config.
+    workdir: the folder of the run or of the model.
+    how: `step` and `average` of `restore`.
+  """
+  return restore(model_folder.built(build, config, workdir), workdir, **how)
 
 
 def conditioning(stage: Experiment, num: int, *, given: Mapping[str, Any] | None = None) -> Cond:

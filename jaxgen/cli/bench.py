@@ -130,7 +130,7 @@ def _fid(num: int):
 
   path = model_folder.resolved('jaxgen/avatars')
   config, module = load_run(path)
-  trained = sample.restore(module.build(config), path)
+  trained = sample.of_config(module.build, config, path)
   samples = Samples(num, 0, 256, sample.conditioning(trained.stage, num))
   with tempfile.TemporaryDirectory() as folder:
     found = measure(trained, pathlib.Path(folder), samples, metrics=['fid'], about={'run': 'jaxgen/avatars'})

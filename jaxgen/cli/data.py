@@ -250,7 +250,7 @@ def _generated(args: argparse.Namespace, **options: Any) -> Any:
     run = model_folder.resolved(args.run)
     config, module = load_run(run)
     settings = {'sampling': config.to_dict().get('sampling')}
-    trained = sample.restore(module.build(config), run)
+    trained = sample.of_config(module.build, config, run)
   return prepare_generated(
     trained,
     args.prompt,

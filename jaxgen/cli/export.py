@@ -7,6 +7,8 @@ from typing import Any
 from jaxgen.cli import output
 from jaxgen.cli.config import add_trust_options, load_run, step
 
+_NOTED = 256  # conditions of training data that a model keeps, at least
+
 
 def main(argv: list[str]) -> int:
   args, overrides = _parser().parse_known_args(argv)
@@ -18,14 +20,17 @@ def main(argv: list[str]) -> int:
   from etils import epath
 
   from jaxgen import distributed, export, model_folder, sample
+  from jaxgen.data import described
 
   distributed.start()
-  trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
+  with described.recorded() as notes:
+    trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
+    cond = sample.conditioning(trained.stage, max(args.num, _NOTED))
   out, record = epath.Path(args.out), _record(epath.Path(args.run))
   output.clear_export(args.out)
   opens = record | {'config': config.to_dict()}  # with what the command line changes: the folder opens with it
-  made = export.model(trained, out, opens) if args.format == 'jaxgen' else export.networks(trained, out)
-  cond = sample.conditioning(trained.stage, args.num)
+  made = export.model(trained, out, opens, notes) if args.format == 'jaxgen' else export.networks(trained, out)
+  cond = {name: rows[: args.num] for name, rows in cond.items()}
   if args.stablehlo:
     export.program(trained, out, cond, num=args.num, platforms=args.platforms.split(','))
     made = made._replace(program=True)

@@ -11,6 +11,7 @@ _EXPORTED = (
   'README.md',
   'samples.png',
   'config.json',
+  'data.json',
   'model_index.json',
   'scheduler_config.json',
   'sampler.stablehlo',

@@ -84,7 +84,7 @@ def _opened(args: argparse.Namespace, overrides: Sequence[str], words: Sequence[
   from jaxgen import distributed, sample
 
   distributed.start()
-  return sample.restore(module.build(config), args.run, step=args.step, average=args.ema), config, False, {}
+  return sample.of_config(module.build, config, args.run, step=args.step, average=args.ema), config, False, {}
 
 
 def _parser() -> argparse.ArgumentParser:

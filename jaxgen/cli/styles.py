@@ -107,7 +107,7 @@ def load(args: argparse.Namespace, overrides: Sequence[str]) -> Styled:
   from jaxgen import sample
   from jaxgen.models.layers.styles import StyleGenerator
 
-  trained = sample.restore(module.build(config), args.run, step=args.step, average=args.ema)
+  trained = sample.of_config(module.build, config, args.run, step=args.step, average=args.ema)
   net = trained.stage.objective.networks.get('generator')
   if not isinstance(net, StyleGenerator):
     kind = 'no generator' if net is None else f'a {type(net).__name__}, which has no styles'

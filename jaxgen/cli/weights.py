@@ -132,7 +132,7 @@ def _lora(options: argparse.Namespace) -> None:
   if options.file.suffix != '.safetensors':
     raise ValueError(f'{options.file} is not .safetensors, which a LoRA is written as')
   config, module = load_run(options.run, config=options.config, trust_code=options.trust)
-  trained = sample.restore(module.build(config), options.run, average=options.ema)
+  trained = sample.of_config(module.build, config, options.run, average=options.ema)
   count = lora.export(trained, config, options.file, kohya=options.kohya)
   print(f'{count} modules of step {trained.step:,} in {options.file}')
 

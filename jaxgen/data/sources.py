@@ -21,6 +21,7 @@ from typing import Protocol, runtime_checkable
 
 import jax
 
+from jaxgen.data import described
 from jaxgen.data.arrays import npz_dataset
 from jaxgen.data.dataset import Dataset, NoSuchSplit, at_resolution, part
 from jaxgen.data.datasets import image_folder, parquet
@@ -84,6 +85,12 @@ def source(spec: str, split: str = 'train', *, resolution: int = 0, data_dir: st
     FileNotFoundError: it is not there, or not prepared.
     ValueError: it cannot be read, or needs a resolution.
   """
+  dataset = described.opened((spec, split, resolution), lambda: _source(spec, split, resolution, data_dir))
+  assert dataset is not None
+  return dataset
+
+
+def _source(spec: str, split: str, resolution: int, data_dir: str | None) -> Dataset:
   kind, _, place = spec.partition(':')
   if kind not in KINDS or not place:
     return _named(spec, split, resolution, data_dir or None)
@@ -98,10 +105,22 @@ def source(spec: str, split: str = 'train', *, resolution: int = 0, data_dir: st
 
 def train_and_test(spec: str, *, resolution: int = 0, data_dir: str | None = None) -> tuple[Dataset, Dataset]:
   """The train and test splits; where there is no test split, one record in ten is held out for it."""
+
+  @functools.cache
+  def both() -> tuple[Dataset, Dataset]:
+    return _train_and_test(spec, resolution, data_dir)
+
+  train = described.opened((spec, 'train of two', resolution), lambda: both()[0])
+  test = described.opened((spec, 'test of two', resolution), lambda: both()[1])
+  assert train is not None and test is not None
+  return train, test
+
+
+def _train_and_test(spec: str, resolution: int, data_dir: str | None) -> tuple[Dataset, Dataset]:
   kind, _, place = spec.partition(':')
-  train = source(spec, resolution=resolution, data_dir=data_dir)
+  train = _source(spec, 'train', resolution, data_dir)
   if kind not in KINDS or not place:
-    return train, source(spec, 'test', resolution=resolution, data_dir=data_dir)
+    return train, _source(spec, 'test', resolution, data_dir)
   try:
     return train, _own(kind, place, 'test', resolution, data_dir or None)
   except NoSuchSplit:
@@ -115,6 +134,10 @@ def train_and_test(spec: str, *, resolution: int = 0, data_dir: str | None = Non
 
 def held_out_split(spec: str, *, resolution: int = 0, data_dir: str | None = None) -> Dataset | None:
   """The validation split, else the test split, which the run does not train on; None where there is neither."""
+  return described.opened((spec, 'held out', resolution), lambda: _held_out(spec, resolution, data_dir))
+
+
+def _held_out(spec: str, resolution: int, data_dir: str | None) -> Dataset | None:
   kind, _, place = spec.partition(':')
   for split in ('validation', 'test'):
     with contextlib.suppress(NoSuchSplit):
